@@ -1,0 +1,1 @@
+"""Reinforcement learning of vision-language agents on Agent Lightning, verl and vLLM."""

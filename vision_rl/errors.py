@@ -1,0 +1,21 @@
+"""Errors that a user can mend: one sentence that names the file, row or setting, and the cure."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class UserError(Exception):
+    """Bad input or a bad environment; the message is one clear sentence with the cure, and is all that the user sees."""
+
+
+@contextlib.contextmanager
+def cli_errors() -> Iterator[None]:
+    """Turn a `UserError` into one line on stderr and exit code 2; other exceptions are defects and keep their traceback."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
