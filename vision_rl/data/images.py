@@ -1,0 +1,132 @@
+"""One way to open an image, for verification, agents and training alike.
+
+Rules: the EXIF orientation is applied (boxes and sizes are those of the picture as people see it); of an animation or a
+multi-page file the first frame counts; transparency is laid over white (as vLLM does); 16-bit and float grey images are
+stretched from their own darkest to their brightest value; everything ends as 8-bit RGB. A file that is missing, empty,
+truncated, of an unknown format or larger than a limit in pixels is refused with a `UserError` that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from vision_rl.errors import UserError
+
+# Pillow warns at this size and refuses at twice the size; a picture of 89 megapixels takes 270 MB as RGB.
+LIMIT_PIXELS = 89_478_485
+# No EPS (runs Ghostscript), no PDF, no formats that a model's own loader could not open.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+# What Pillow's decoders raise on damaged data: tests cut and corrupt a file of every format.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error)
+_STRETCHED_MODES = ("I", "F")
+_ROTATED_BY_90 = (5, 6, 7, 8)
+
+
+def open_image(path: str | Path | io.BytesIO, *, limit_pixels: int = LIMIT_PIXELS) -> Image.Image:
+    """The picture as 8-bit RGB with its pixels loaded; raises `UserError` naming the file if it cannot be had whole."""
+    with _opened(path, limit_pixels) as image:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def image_size(path: str | Path | io.BytesIO, *, limit_pixels: int = LIMIT_PIXELS) -> tuple[int, int]:
+    """(width, height) in pixels of what `open_image` would return, from the file's header alone."""
+    with _opened(path, limit_pixels) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) in _ROTATED_BY_90 else (width, height)
+
+
+def served_unchanged(path: str | Path) -> bool:
+    """Whether a server that opens the file itself (vLLM with a `file://` address) sees the same pixels as `open_image`.
+
+    False for a picture with an EXIF rotation, more than 8 bits or palette/grey transparency: vLLM 0.11
+    (`vllm/multimodal/image.py`, `ImageMediaIO`) ignores those. Such a picture must be sent as `data:` instead.
+    """
+    with _opened(path, LIMIT_PIXELS) as image:
+        return _orientation(image) == 1 and (image.mode == "RGBA" or not (_is_deep(image) or _has_transparency(image)))
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """Hash of an RGB picture's size and pixels: equal for the same picture under another name or lossless format."""
+    digest = hashlib.blake2b(struct.pack("<II", *image.size), digest_size=16)
+    digest.update(np.asarray(image).data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _opened(path: str | Path | io.BytesIO, limit_pixels: int) -> Iterator[Image.Image]:
+    name = "embedded image" if isinstance(path, io.BytesIO) else str(path)
+    if not isinstance(path, io.BytesIO):
+        _check_file(Path(path))
+    try:
+        with warnings.catch_warnings():
+            # Its size is checked below, against our own limit.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=FORMATS)
+        with image:
+            if image.width * image.height > limit_pixels:
+                raise _too_large(name, f"{image.width} x {image.height}", limit_pixels)
+            yield image
+    except Image.UnidentifiedImageError as error:
+        raise UserError(
+            f"{name} is not a picture in a known format ({', '.join(FORMATS)}); convert it to PNG"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, "its header", limit_pixels) from error
+    except (*_DAMAGE, zlib.error) as error:
+        raise UserError(f"{name} is damaged or incomplete ({error}); fetch or export it again") from error
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"{path} does not exist; check the image directory")
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; name an image file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes); fetch it again")
+
+
+def _too_large(name: str, size: str, limit_pixels: int) -> UserError:
+    return UserError(f"{name} has too many pixels ({size}, limit {limit_pixels}); scale it down or remove the row")
+
+
+def _orientation(image: Image.Image) -> int:
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode in _STRETCHED_MODES or image.mode.startswith("I;")
+
+
+def _has_transparency(image: Image.Image) -> bool:
+    return image.has_transparency_data
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if _is_deep(image):
+        return _stretched(image)
+    if _has_transparency(image):
+        with_alpha = image.convert("RGBA")
+        flat = Image.new("RGB", image.size, (255, 255, 255))
+        flat.paste(with_alpha, mask=with_alpha.getchannel("A"))
+        return flat
+    return image.convert("RGB")
+
+
+def _stretched(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    scaled = (values - low) / (high - low) * 255 if high > low else np.zeros_like(values)
+    return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")

@@ -1,0 +1,277 @@
+"""The one row schema of all tasks, and how rows are read and written.
+
+A data set is a parquet file next to its images. Its columns are those of `SCHEMA`; `docs/data.md` describes them.
+Reading also takes the shorter files that people write by hand with pandas (`id, image_path, question, answer`), through
+`ALIASES`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vision_rl.data.files import replacing
+from vision_rl.errors import UserError
+
+TASKS = ("vqa", "grounding")
+MEDIA = ("images", "video")
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("image_paths", pa.list_(pa.string()), nullable=False),
+        pa.field("media", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("answers", pa.list_(pa.string()), nullable=False),
+        pa.field("boxes", pa.list_(pa.list_(pa.float64())), nullable=False),
+        pa.field("labels", pa.list_(pa.string()), nullable=False),
+        pa.field("image_sizes", pa.list_(pa.list_(pa.int64())), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("meta", pa.string(), nullable=False),
+    ]
+)
+
+ALIASES = {
+    "image_path": "image_paths",
+    "answer": "answers",
+    "instruction": "question",
+    "bbox": "boxes",
+    "ground_truth": "boxes",
+}
+
+# Coordinates are divided by the image size in float64: a box at the border may end a rounding error outside 0..1.
+UNIT_TOLERANCE = 1e-6
+_BATCH_ROWS = 2000
+
+
+def read_rows(
+    path: str | Path, *, task: str | None = None, image_base_dir: str | Path | None = None, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Read and validate rows as plain dicts with absolute image paths and `meta` as a dict.
+
+    `task` keeps only the rows of that task; `limit` stops after that many. Relative image paths are taken from
+    `image_base_dir`, by default the parquet file's directory. Image files are not opened here (`data_utils.py verify`
+    does that). Raises `UserError` with the file and the row number (from 0, as `DataFrame.iloc`) of the first bad row.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, raw in iter_raw_rows(path):
+        if limit is not None and len(rows) >= limit:
+            break
+        try:
+            row = normalise_row(raw, number=number)
+        except ValueError as error:
+            raise UserError(f"{path}, row {number}: {error} (`data_utils.py verify` lists every bad row)") from error
+        if task is not None and row["task"] != task:
+            continue
+        rows.append(with_absolute_paths(row, image_base_dir or Path(path).parent))
+    if not rows and limit != 0:
+        wanted = f" of task {task!r}" if task else ""
+        raise UserError(f"{path} holds no rows{wanted}; convert a data set into it with data_utils.py")
+    return rows
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write rows atomically (the target appears complete or not at all) and return how many there were.
+
+    Absolute image paths are stored relative to the parquet file's directory; relative ones are taken to be so already.
+    `meta` may be a dict or a JSON string. Raises `UserError` for a row that does not fit the schema.
+    """
+    path = Path(path)
+    count = 0
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        batch: list[dict[str, Any]] = []
+        for number, raw in enumerate(rows):
+            try:
+                row = normalise_row(raw, number=number)
+            except ValueError as error:
+                raise UserError(f"cannot write row {number} to {path}: {error}") from error
+            row["image_paths"] = [stored_path(image, path.parent) for image in row["image_paths"]]
+            row["meta"] = json.dumps(row["meta"], ensure_ascii=False)
+            batch.append(row)
+            count += 1
+            if len(batch) == _BATCH_ROWS:
+                writer.write_table(pa.Table.from_pylist(batch, schema=SCHEMA))
+                batch = []
+        writer.write_table(pa.Table.from_pylist(batch, schema=SCHEMA))
+    return count
+
+
+def open_parquet(path: str | Path) -> pq.ParquetFile:
+    """Open a parquet file, or raise `UserError` that says why not."""
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist; create it with data_utils.py convert")
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is not a readable parquet file ({error}); convert it again") from error
+
+
+def iter_raw_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (row number from 0, columns as plain Python values) in bounded memory; nothing is validated.
+
+    Columns with embedded files (bytes) are left out: only the converters read those.
+    """
+    with open_parquet(path) as file:
+        columns = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
+        number = 0
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            for row in batch.to_pylist():
+                yield number, row
+                number += 1
+
+
+def with_absolute_paths(row: dict[str, Any], base_dir: str | Path) -> dict[str, Any]:
+    """The same row with `image_paths` made absolute from `base_dir`."""
+    base = os.path.abspath(base_dir)
+    return {**row, "image_paths": [os.path.normpath(os.path.join(base, image)) for image in row["image_paths"]]}
+
+
+def stored_path(image: str, directory: str | Path) -> str:
+    """How an image path is written into a parquet file of `directory`: relative, so that the folder can be moved.
+
+    A file that shares nothing but the root with the directory keeps its absolute path.
+    """
+    if not os.path.isabs(image):
+        return Path(image).as_posix()
+    directory = os.path.abspath(directory)
+    if os.path.commonpath([directory, image]) == os.path.sep:
+        return image
+    return Path(os.path.relpath(image, directory)).as_posix()
+
+
+def normalise_row(raw: Mapping[str, Any], *, number: int = 0) -> dict[str, Any]:
+    """A raw row with aliases resolved, defaults filled in and every field checked; raises `ValueError` with the reason.
+
+    Fields that the schema does not know are kept in `meta`, where they can serve as breakdown or filter.
+    """
+    fields, meta = _resolve_aliases(raw)
+    boxes = _boxes(fields.get("boxes"))
+    row: dict[str, Any] = {
+        "id": str(_given(fields.get("id"), number)),
+        "task": _given(fields.get("task"), "grounding" if boxes is not None else "vqa"),
+        "image_paths": _strings(fields.get("image_paths"), "image_paths"),
+        "media": _given(fields.get("media"), "images"),
+        "question": fields.get("question"),
+        "answers": _strings(fields.get("answers"), "answers"),
+        "boxes": boxes or [],
+        "labels": _strings(fields.get("labels"), "labels") or [""] * len(boxes or []),
+        "image_sizes": [_size(size) for size in _given(fields.get("image_sizes"), [])],
+        "source": str(_given(fields.get("source"), "custom")),
+        "meta": {**meta, **_meta(fields.get("meta"))},
+    }
+    _check(row)
+    return row
+
+
+def _check(row: dict[str, Any]) -> None:
+    if row["task"] not in TASKS:
+        raise ValueError(f"task is {row['task']!r}, expected one of {', '.join(TASKS)}")
+    if row["media"] not in MEDIA:
+        raise ValueError(f"media is {row['media']!r}, expected one of {', '.join(MEDIA)}")
+    if not row["image_paths"] or not all(row["image_paths"]):
+        raise ValueError("it names no image; fill in image_paths (or image_path)")
+    if not isinstance(row["question"], str) or not row["question"].strip():
+        raise ValueError("its question (or instruction) is empty")
+    if row["task"] == "vqa" and row["boxes"]:
+        raise ValueError("a vqa row has boxes; set its task to 'grounding' or remove them")
+    if row["task"] == "grounding" and row["answers"]:
+        raise ValueError("a grounding row has answers; set its task to 'vqa' or remove them")
+    if len(row["labels"]) != len(row["boxes"]):
+        raise ValueError(f"{len(row['labels'])} labels for {len(row['boxes'])} boxes, expected one label per box")
+    if row["image_sizes"] and len(row["image_sizes"]) != len(row["image_paths"]):
+        raise ValueError(f"{len(row['image_sizes'])} image_sizes for {len(row['image_paths'])} images")
+
+
+def _resolve_aliases(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    fields: dict[str, Any] = {}
+    meta: dict[str, Any] = {}
+    for name, value in raw.items():
+        target = ALIASES.get(name, name)
+        if target not in SCHEMA.names:
+            if value is None or isinstance(value, (str, int, float, bool)):
+                meta[name] = value
+        elif target != name and raw.get(target) is not None:
+            meta[name] = value  # both spellings are filled in: the schema's own counts
+        else:
+            fields[target] = value
+    return fields, meta
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _strings(value: Any, name: str) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, (list, tuple)):
+        if isinstance(value, (bool, int, float)) and name == "answers":
+            return [str(value)]
+        raise ValueError(f"{name} is {value!r}, expected a list of strings")
+    if not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{name} is {list(value)!r}, expected only strings")
+    return list(value)
+
+
+def _boxes(value: Any) -> list[list[float]] | None:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"boxes is {value!r}, expected a list of [x1, y1, x2, y2]")
+    if value and all(isinstance(number, (int, float)) for number in value):
+        value = [value]
+    return [_box(box) for box in value]
+
+
+def _box(value: Any) -> list[float]:
+    if isinstance(value, Mapping) and {"x", "y", "width", "height"} <= value.keys():
+        x, y, width, height = (value[key] for key in ("x", "y", "width", "height"))
+        value = [x, y, x + width, y + height]
+    if not isinstance(value, (list, tuple)) or len(value) != 4 or not all(isinstance(n, (int, float)) for n in value):
+        raise ValueError(f"box {value!r} is not four numbers x1, y1, x2, y2")
+    box = [float(number) for number in value]
+    if not all(math.isfinite(number) for number in box):
+        raise ValueError(f"box {box} is not finite")
+    if not all(-UNIT_TOLERANCE <= number <= 1 + UNIT_TOLERANCE for number in box):
+        raise ValueError(f"box {box} is outside 0..1; pixel boxes need data_utils.py convert-boxes --space pixels")
+    x1, y1, x2, y2 = (min(max(number, 0.0), 1.0) for number in box)
+    if x1 > x2 or y1 > y2:
+        raise ValueError(f"box {box} has its corners swapped, expected x1 <= x2 and y1 <= y2")
+    return [x1, y1, x2, y2]
+
+
+def _size(value: Any) -> list[int]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(isinstance(n, int) and n > 0 for n in value):
+        raise ValueError(f"image size {value!r} is not [width, height] in pixels")
+    return list(value)
+
+
+def _meta(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value else {}
+        except json.JSONDecodeError as error:
+            raise ValueError(f"meta is not JSON ({error})") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(f"meta is {value!r}, expected a JSON object")
+    return value
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(_holds_bytes(kind.field(index).type) for index in range(kind.num_fields))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _holds_bytes(kind.value_type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
