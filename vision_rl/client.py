@@ -1,0 +1,65 @@
+"""The OpenAI client of agents, evaluation and baselines: one per event loop, for as long as the loop lives.
+
+A client per rollout that is never closed stalls requests: the garbage collector closes its socket, the next connection
+gets the same file descriptor, and the old client's late `aclose()` removes the new connection's writer from the event
+loop. One shared client has no such race and saves the TLS context that each new one builds (20 ms against 80 ms of CPU).
+`tests/test_client.py` shows the stall and its absence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+import openai
+from openai.types.chat import ChatCompletion
+
+# Uvicorn closes an idle connection after 5 s; leaving the pool earlier means never writing into a closing socket.
+IDLE_SECONDS = 3.0
+MAX_RETRIES = 2
+
+_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = weakref.WeakKeyDictionary()
+
+
+def shared_client() -> openai.AsyncOpenAI:
+    """The running event loop's client; give it an address with `.with_options(base_url=...)`, which shares its pool."""
+    loop = asyncio.get_running_loop()
+    if loop not in _clients:
+        limits = httpx.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=IDLE_SECONDS)
+        # trust_env=False: a proxy variable of the environment must not catch requests to the trainer's own machine.
+        http_client = httpx.AsyncClient(limits=limits, trust_env=False, follow_redirects=True)
+        key = os.environ.get("OPENAI_API_KEY", "none")
+        _clients[loop] = openai.AsyncOpenAI(
+            api_key=key, base_url="http://unset.invalid", max_retries=MAX_RETRIES, http_client=http_client
+        )
+    return _clients[loop]
+
+
+def openai_base_url(endpoint: str) -> str:
+    """Agent Lightning's endpoints come with and without `/v1`; the client wants it."""
+    endpoint = endpoint.rstrip("/")
+    return endpoint if endpoint.endswith("/v1") else endpoint + "/v1"
+
+
+async def chat(
+    endpoint: str,
+    model: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    timeout_seconds: float,
+    **parameters: Any,
+) -> ChatCompletion:
+    """One chat completion; `parameters` are sampling parameters and tools.
+
+    Raises `openai.OpenAIError` once its retries are spent, and `ValueError` for a reply without choices, which some
+    servers send with status 200.
+    """
+    client = shared_client().with_options(base_url=openai_base_url(endpoint), timeout=timeout_seconds)
+    completion = await client.chat.completions.create(model=model, messages=messages, **parameters)  # type: ignore[call-overload]
+    if not completion.choices:
+        raise ValueError(f"{endpoint} answered without choices")
+    return completion

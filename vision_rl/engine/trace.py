@@ -1,0 +1,87 @@
+"""What a rollout leaves in the store: one span per model call, small, exact, and free of pictures.
+
+A span keeps token ids and log-probabilities packed (a 1-megapixel image is 1,300 equal ids: a few bytes after zlib) and, in
+place of each picture, its address: a `file://` path, or `sha256:<hex>` of a picture that was sent as a `data:` URI and is
+kept once in the run's picture folder. So the trainer rebuilds exactly what the server saw, in order, for every turn.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+SPAN_NAME = "vision_rl.llm_call"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One model call: ids as the server tokenised and sampled them, one log-probability per response token."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    logprobs: list[float]
+    image_refs: list[str]
+    text: str
+    finish_reason: str
+
+
+def pack(values: Sequence[int] | Sequence[float], dtype: str) -> str:
+    """Numbers as base64 of zlib of their bytes; `dtype` is a little-endian numpy type such as "<i4" or "<f4"."""
+    return base64.b64encode(zlib.compress(np.asarray(values, dtype=dtype).tobytes(), 1)).decode()
+
+
+def unpack(text: str, dtype: str) -> list[Any]:
+    """The inverse of `pack`."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=dtype).tolist()
+
+
+def turn_attributes(turn: Turn) -> dict[str, str]:
+    """The span attributes of a turn. Log-probabilities are float32 in vLLM, so float32 loses nothing."""
+    return {
+        "prompt_ids": pack(turn.prompt_ids, "<i4"),
+        "response_ids": pack(turn.response_ids, "<i4"),
+        "logprobs": pack(turn.logprobs, "<f4"),
+        "image_refs": json.dumps(turn.image_refs),
+        "text": turn.text,
+        "finish_reason": turn.finish_reason,
+    }
+
+
+def turns_from_spans(spans: Sequence[Any]) -> list[Turn]:
+    """The turns of one attempt in the order in which its model calls were made."""
+    calls = sorted((span for span in spans if span.name == SPAN_NAME), key=lambda span: span.sequence_id)
+    return [_turn(span.attributes) for span in calls]
+
+
+def _turn(attributes: Mapping[str, Any]) -> Turn:
+    return Turn(
+        prompt_ids=unpack(attributes["prompt_ids"], "<i4"),
+        response_ids=unpack(attributes["response_ids"], "<i4"),
+        logprobs=unpack(attributes["logprobs"], "<f4"),
+        image_refs=json.loads(attributes["image_refs"]),
+        text=attributes["text"],
+        finish_reason=attributes["finish_reason"],
+    )
+
+
+def reward_from_spans(spans: Sequence[Any]) -> dict[str, float] | None:
+    """The components of the last reward that the attempt emitted, the primary one under "reward".
+
+    None if there is no reward, or if a component is not finite: such a rollout must not reach the batch.
+    """
+    from agentlightning import get_rewards_from_span
+
+    for span in sorted(spans, key=lambda span: span.sequence_id, reverse=True):
+        dimensions = get_rewards_from_span(span)
+        if dimensions:
+            components = {dimension.name: float(dimension.value) for dimension in dimensions}
+            components.setdefault("reward", dimensions[0].value)
+            return components if all(math.isfinite(value) for value in components.values()) else None
+    return None

@@ -1,0 +1,47 @@
+"""OpenAI-style messages with images: by `file://` address where the server shares the disk, else as `data:` URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import mimetypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from vision_rl.data.images import open_image, served_unchanged
+
+Transport = Literal["file", "data"]
+# Formats that vLLM and hosted APIs decode to the same pixels as `open_image`; anything else is sent as PNG.
+_PASS_THROUGH = {"image/png", "image/jpeg"}
+
+
+def image_url(path: str, transport: Transport) -> str:
+    """The address of the picture at `path` for an `image_url` part.
+
+    A picture that a server would not decode to the same pixels as `open_image` (EXIF rotation, 16 bits, transparency)
+    is always sent as a `data:` URI of its RGB pixels. Raises `UserError` naming a file that cannot be opened.
+    """
+    if not served_unchanged(path):
+        return picture_url(open_image(path))
+    if transport == "file":
+        return Path(path).absolute().as_uri()
+    mime = mimetypes.guess_type(path)[0]
+    if mime not in _PASS_THROUGH:
+        return picture_url(open_image(path))
+    return f"data:{mime};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+
+
+def picture_url(picture: Image.Image) -> str:
+    """A picture in memory (a zoomed view, say) as a lossless `data:` URI."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def user_message(text: str, image_urls: Sequence[str] = ()) -> dict[str, Any]:
+    """A user message: the images first, then the text, as Qwen-VL models were trained."""
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in image_urls]
+    return {"role": "user", "content": [*images, {"type": "text", "text": text}]}

@@ -1,0 +1,44 @@
+"""Visual question answering: one image (or several), one question, one short answer.
+
+`python vqa_agent.py` answers one task and prints question, answer and reward: the debug mode.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import agentlightning as agl
+
+from vision_rl.client import chat
+from vision_rl.messages import image_url, user_message
+from vision_rl.prompts import VQA_PROMPT
+from vision_rl.rewards import Reward
+from vision_rl.rewards.vqa import vqa_reward
+
+
+async def answer(task: dict[str, Any], llm: agl.LLM) -> tuple[str, Reward]:
+    """Ask the model and score its reply: (reply, reward). Evaluation and baselines call this too."""
+    settings = task["settings"]
+    images = [image_url(path, settings["image_transport"]) for path in task["image_paths"]]
+    completion = await chat(
+        llm.endpoint,
+        llm.model,
+        [user_message(VQA_PROMPT.format(question=task["question"]), images)],
+        timeout_seconds=settings["timeout_seconds"],
+        **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
+    )
+    reply = completion.choices[0].message.content or ""
+    return reply, vqa_reward(reply, task["answers"], kind=settings["reward"])
+
+
+@agl.rollout
+async def vqa_agent(task: dict[str, Any], llm: agl.LLM) -> None:
+    """One rollout; the one reward that it emits is the number that evaluation prints."""
+    _, reward = await answer(task, llm)
+    agl.emit_reward({"reward": reward.value, **reward.components}, primary_key="reward")
+
+
+if __name__ == "__main__":
+    from vision_rl.debug import main
+
+    main(answer, task="vqa")
