@@ -1,0 +1,113 @@
+"""What verl, Agent Lightning or Ray would assert minutes later, checked at once and said in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vision_rl.errors import UserError
+from vision_rl.settings import AgentSettings, AppSettings
+
+_GROUPED = (
+    "grpo",
+    "grpo_passk",
+    "grpo_vectorized",
+    "rloo",
+    "rloo_vectorized",
+    "opo",
+    "gpg",
+    "reinforce_plus_plus_baseline",
+)
+
+
+def check(verl: Mapping[str, Any], agent: AgentSettings, app: AppSettings, task: str) -> None:
+    """Raise `UserError` for settings that contradict each other."""
+    actor_rollout = verl["actor_rollout_ref"]
+    _groups(verl)
+    _batches(verl)
+    _stale_embeddings(actor_rollout)
+    _ours(agent, app)
+
+
+def _groups(verl: Mapping[str, Any]) -> None:
+    n = verl["actor_rollout_ref"]["rollout"]["n"]
+    estimator = verl["algorithm"]["adv_estimator"]
+    if estimator in _GROUPED and n < 2:
+        raise UserError(
+            f"actor_rollout_ref.rollout.n={n} leaves {estimator} without a group to compare with, so nothing is learnt: use 4 to 8, and for memory "
+            "lower app.n_runners, actor_rollout_ref.rollout.gpu_memory_utilization or agent.max_pixels, or use LoRA"
+        )
+
+
+def _batches(verl: Mapping[str, Any]) -> None:
+    actor_rollout, trainer = verl["actor_rollout_ref"], verl["trainer"]
+    actor, rollout = actor_rollout["actor"], actor_rollout["rollout"]
+    gpus = trainer["n_gpus_per_node"] * trainer["nnodes"]
+    train, mini, micro = (
+        verl["data"]["train_batch_size"],
+        actor["ppo_mini_batch_size"],
+        actor["ppo_micro_batch_size_per_gpu"],
+    )
+    if mini > train:
+        raise UserError(
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={mini} is larger than data.train_batch_size={train}; set it to at most that"
+        )
+    tensor_parallel = rollout["tensor_model_parallel_size"]
+    if gpus % tensor_parallel:
+        raise UserError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={tensor_parallel} does not divide the {gpus} GPUs of "
+            "trainer.n_gpus_per_node x trainer.nnodes"
+        )
+    data_parallel = gpus // _model_parallel(actor)
+    if data_parallel < 1 or gpus % _model_parallel(actor):
+        raise UserError(
+            f"the {gpus} GPUs cannot be split into model-parallel groups of {_model_parallel(actor)}; change one of the two"
+        )
+    per_gpu = mini * rollout["n"] // data_parallel
+    if not actor["use_dynamic_bsz"] and micro and (per_gpu < micro or per_gpu % micro):
+        raise UserError(
+            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro} must divide ppo_mini_batch_size x rollout.n / data-parallel GPUs = "
+            f"{mini} x {rollout['n']} / {data_parallel} = {per_gpu}"
+        )
+
+
+def _model_parallel(actor: Mapping[str, Any]) -> int:
+    if actor["strategy"] != "megatron":
+        return int(actor["ulysses_sequence_parallel_size"])
+    megatron = actor["megatron"]
+    return int(
+        megatron["tensor_model_parallel_size"]
+        * megatron["pipeline_model_parallel_size"]
+        * megatron["context_parallel_size"]
+    )
+
+
+def _stale_embeddings(actor_rollout: Mapping[str, Any]) -> None:
+    rollout = actor_rollout["rollout"]
+    if rollout["name"] != "vllm" or actor_rollout["actor"]["freeze_vision_tower"]:
+        return
+    arguments = rollout["engine_kwargs"]["vllm"]
+    cached = arguments.get("mm_processor_cache_gb", 4) != 0
+    if cached or rollout["enable_prefix_caching"]:
+        key = "engine_kwargs.vllm.mm_processor_cache_gb" if cached else "enable_prefix_caching"
+        value = "0" if cached else "false"
+        raise UserError(
+            f"actor_rollout_ref.rollout.{key} must be {value} while the vision tower is trained: vLLM would answer images it has seen from "
+            "embeddings of the old weights; or freeze the tower (--variant freeze_vision)"
+        )
+
+
+def _ours(agent: AgentSettings, app: AppSettings) -> None:
+    if app.rollouts.unresponsive_seconds < agent.timeout_seconds:
+        raise UserError(
+            f"app.rollouts.unresponsive_seconds={app.rollouts.unresponsive_seconds} must be at least agent.timeout_seconds={agent.timeout_seconds}, "
+            "or a slow answer is taken for a dead runner"
+        )
+    for name, value in (
+        ("app.n_runners", app.n_runners),
+        ("app.images_per_prompt", app.images_per_prompt),
+        ("agent.max_turns", agent.max_turns),
+        ("app.rollouts.max_attempts", app.rollouts.max_attempts),
+    ):
+        if value < 1:
+            raise UserError(f"{name}={value} must be at least 1")

@@ -1,0 +1,79 @@
+"""Settings that follow from others: set only where nobody chose them, each with the reason as its origin."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vision_rl.engine.schema import VLLM_KWARGS
+
+# Layers that state a default; anything later is somebody's choice and is left alone.
+_WEAK = ("verl", "agentlightning", "vision_rl", "base", "strategy", "task")
+_MODEL = "actor_rollout_ref.model"
+_ROLLOUT = "actor_rollout_ref.rollout"
+
+
+class Derivation:
+    """Completes a merged tree in place; `notes` says what was decided without being asked."""
+
+    def __init__(self, tree: DictConfig, origin: dict[str, str], media_root: str | Path | None) -> None:
+        self.tree = tree
+        self.origin = origin
+        self.media_root = media_root
+        self.notes: list[str] = []
+
+    def run(self) -> None:
+        """Apply every rule, in an order in which later rules may read what earlier ones set."""
+        self._attention()
+        self._engine_flags()
+        self._agent()
+
+    def get(self, key: str) -> Any:
+        """The value of a dotted key, interpolations resolved; None where it is absent."""
+        return OmegaConf.select(self.tree, key)
+
+    def is_weak(self, key: str) -> bool:
+        """Whether nobody chose `key` in a preset, variant, flag or override."""
+        return self.origin.get(key, "verl").split(" ", 1)[0] in _WEAK
+
+    def put(self, key: str, value: Any, reason: str) -> None:
+        """Set `key` where it is weak and differs."""
+        if self.is_weak(key) and self.get(key) != value:
+            OmegaConf.update(self.tree, key, value, merge=False, force_add=True)
+            self.origin[key] = f"derived: {reason}"
+
+    def _attention(self) -> None:
+        if (
+            importlib.util.find_spec("flash_attn") is not None
+            or self.get("actor_rollout_ref.actor.strategy") == "megatron"
+        ):
+            return
+        before = self.get(f"{_MODEL}.use_remove_padding")
+        self.put(f"{_MODEL}.override_config.attn_implementation", "sdpa", "flash-attn is not installed")
+        self.put(
+            f"{_MODEL}.use_remove_padding", False, "verl's padding removal calls flash_attn.bert_padding, not installed"
+        )
+        if before and not self.get(f"{_MODEL}.use_remove_padding"):
+            self.notes.append(
+                "flash-attn is not installed: attention is PyTorch's SDPA and padding is kept, which costs time in proportion to the padding"
+            )
+
+    def _engine_flags(self) -> None:
+        if self.get(f"{_ROLLOUT}.name") != "vllm":
+            return
+        # verl drops false flags on the way to vLLM, and vLLM's default is true: say it as vLLM's own negative flag.
+        off = not self.get(f"{_ROLLOUT}.enable_prefix_caching")
+        self.put(f"{VLLM_KWARGS}.no_enable_prefix_caching", off or None, "rollout.enable_prefix_caching")
+        images = self.get("app.images_per_prompt")
+        self.put(
+            f"{VLLM_KWARGS}.limit_mm_per_prompt", json.dumps({"image": images, "video": 0}), "app.images_per_prompt"
+        )
+        if self.get("agent.image_transport") == "file" and self.media_root is not None:
+            self.put(f"{VLLM_KWARGS}.allowed_local_media_path", str(self.media_root), "the folder of the data's images")
+
+    def _agent(self) -> None:
+        self.put("agent.max_tokens", self.get("data.max_response_length"), "data.max_response_length")

@@ -1,0 +1,240 @@
+"""Strict keys: every `key: value` is checked against what verl, Agent Lightning, vLLM and this project really read.
+
+Agent Lightning 0.3.0 merges a user's dictionary with struct mode off (`agentlightning/algorithm/verl/interface.py`), so there a misspelt
+key is silently ignored. Here it is a `UserError` that names the nearest key; keys of the well-known guides that verl 0.6.1 never
+had, or that nothing reads under Agent Lightning, are known by name and answered with the true one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vision_rl.engine.schema import FREE_FORM, VLLM_KWARGS, Key, vllm_arguments
+from vision_rl.errors import UserError
+
+_NO_REWARD_MODEL = "nothing reads it here: the agent computes and emits the reward (see vision_rl/rewards)"
+_LORA = "actor_rollout_ref.model.lora_rank"
+# prefix or key -> (the true key, why); from the guides that circulate for these tasks.
+OBSOLETE: dict[str, tuple[str, str]] = {
+    "actor_rollout_ref.model.peft.lora_alpha": ("actor_rollout_ref.model.lora_alpha", "verl 0.6.1 has no peft section"),
+    "actor_rollout_ref.model.peft.lora_r": (_LORA, "verl 0.6.1 has no peft section"),
+    "actor_rollout_ref.model.peft": (_LORA, "verl 0.6.1 has no peft section; a rank above 0 switches LoRA on"),
+    "actor_rollout_ref.model.backend": (
+        "actor_rollout_ref.actor.strategy",
+        "use strategy=megatron, or --preset megatron",
+    ),
+    "actor_rollout_ref.model.megatron": (
+        "actor_rollout_ref.actor.megatron",
+        "with actor_rollout_ref.actor.strategy=megatron",
+    ),
+    "data.enable_sequence_balance": (
+        "trainer.balance_batch",
+        "see also actor_rollout_ref.actor.use_dynamic_bsz and actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
+    ),
+    "data.sequence_balance": (
+        "trainer.balance_batch",
+        "see also actor_rollout_ref.actor.use_dynamic_bsz and actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
+    ),
+    "reward_model.path": ("agent.reward", _NO_REWARD_MODEL),
+    "custom_reward_function": ("agent.reward", _NO_REWARD_MODEL),
+    "data.max_val_samples": ("app.validation.samples", "verl never had it"),
+    "data.val_max_samples": ("app.validation.samples", "verl reads it only for its own parquet data sets"),
+    "data.max_train_samples": ("app.max_train_samples", "verl never had it"),
+    "data.train_max_samples": ("app.max_train_samples", "verl reads it only for its own parquet data sets"),
+    "data.train_files": ("--data-path", "the application reads the file and hands the rows over"),
+    "data.val_files": ("--val-data-path", "the application reads the file and hands the rows over"),
+    "actor_rollout_ref.actor.gradient_clip_norm": ("actor_rollout_ref.actor.grad_clip", "verl clips at 1.0 by default"),
+    "trainer.early_stopping_patience": ("app.validation.patience", "verl has no early stopping; this application has"),
+    "trainer.enable_wandb": ("trainer.logger", "for example trainer.logger=[console,wandb]"),
+    "trainer.log_every_n_steps": ("trainer.logger", "every step is logged"),
+    "trainer.profile_steps": ("global_profiler.steps", "with global_profiler.tool"),
+    "algorithm.filter_groups": ("app.filter_groups.enable", "verl's trainer under Agent Lightning does not read it"),
+    f"{VLLM_KWARGS}.disable_mm_preprocessor_cache": (
+        f"{VLLM_KWARGS}.mm_processor_cache_gb",
+        "vLLM below 0.10 only; set 0",
+    ),
+}
+# Keys that exist, with the only values that make sense under Agent Lightning.
+FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "data.val_batch_size": (
+        (None,),
+        "Agent Lightning asserts a single validation batch; use app.validation.samples for a smaller one",
+    ),
+    "reward_model.enable": ((False,), f"no reward model runs here, {_NO_REWARD_MODEL}"),
+    "actor_rollout_ref.rollout.mode": (("async",), "Agent Lightning's trainer asserts it"),
+    "actor_rollout_ref.hybrid_engine": ((True,), "verl 0.6.1 supports nothing else"),
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "actor_rollout_ref.actor.strategy": ("fsdp", "fsdp2", "megatron"),
+    "actor_rollout_ref.rollout.name": ("vllm", "sglang"),
+    "actor_rollout_ref.rollout.load_format": (
+        "dummy",
+        "auto",
+        "safetensors",
+        "hf",
+        "dummy_dtensor",
+        "dummy_megatron",
+        "dummy_hf",
+    ),
+    "actor_rollout_ref.actor.kl_loss_type": (
+        "kl",
+        "k1",
+        "abs",
+        "mse",
+        "k2",
+        "low_var_kl",
+        "k3",
+        "k1+",
+        "k2+",
+        "k3+",
+        "full",
+    ),
+    "actor_rollout_ref.actor.loss_agg_mode": (
+        "token-mean",
+        "seq-mean-token-sum",
+        "seq-mean-token-mean",
+        "seq-mean-token-sum-norm",
+    ),
+    "actor_rollout_ref.actor.policy_loss.loss_mode": (
+        "vanilla",
+        "gspo",
+        "gpg",
+        "clip_cov",
+        "kl_cov",
+        "geo_mean",
+        "rollout_correction",
+    ),
+    "algorithm.adv_estimator": (
+        "gae",
+        "grpo",
+        "grpo_passk",
+        "grpo_vectorized",
+        "gpg",
+        "opo",
+        "reinforce_plus_plus",
+        "reinforce_plus_plus_baseline",
+        "remax",
+        "rloo",
+        "rloo_vectorized",
+    ),
+    "trainer.resume_mode": ("auto", "disable", "resume_path"),
+    "agent.answer_format": ("bbox", "click", "native"),
+    "agent.image_transport": ("file", "data"),
+    "app.collapse.action": ("warn", "stop", "restore_best"),
+}
+
+
+def check(key: str, value: Any, keys: Mapping[str, Key], source: str) -> None:
+    """Raise `UserError` unless `key` exists in `keys` and `value` fits it; `source` opens the message (file or override)."""
+    for prefix, (truth, why) in OBSOLETE.items():
+        if key == prefix or key.startswith(prefix + "."):
+            raise UserError(f"{source}: {key} is not used, the true setting is {truth} ({why})")
+    if key in FIXED and value not in FIXED[key][0]:
+        allowed = " or ".join(_show(v) for v in FIXED[key][0])
+        raise UserError(f"{source}: {key} must be {allowed}, not {_show(value)}: {FIXED[key][1]}")
+    if key.startswith(VLLM_KWARGS + "."):
+        _check_vllm(key, source)
+        return
+    if any(key == free or key.startswith(free + ".") for free in FREE_FORM):
+        return
+    if key not in keys:
+        raise UserError(f"{source}: unknown setting {key}{suggestion(key, keys)}")
+    known = keys[key]
+    if isinstance(known.default, dict) and not known.annotation:
+        raise UserError(
+            f"{source}: {key} is a section, not a value; set one of its keys, such as {_example(key, keys)}"
+        )
+    expected = mismatch(value, known)
+    if expected:
+        raise UserError(f"{source}: {key} must be {expected}, not {_show(value)}")
+    if key in CHOICES and value not in CHOICES[key] and not _is_interpolation(value):
+        near = difflib.get_close_matches(str(value), CHOICES[key], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{source}: {key} must be one of {', '.join(CHOICES[key])}, not {_show(value)}{hint}")
+
+
+def _check_vllm(key: str, source: str) -> None:
+    arguments = vllm_arguments()
+    name = key[len(VLLM_KWARGS) + 1 :].split(".", 1)[0]
+    if arguments and name not in arguments:
+        near = difflib.get_close_matches(name, arguments, n=1)
+        hint = f"; did you mean {VLLM_KWARGS}.{near[0]}?" if near else ""
+        raise UserError(
+            f"{source}: unknown setting {key}: the installed vLLM has no argument --{name.replace('_', '-')}{hint}"
+        )
+
+
+def suggestion(key: str, keys: Mapping[str, Any]) -> str:
+    """ "; did you mean X?" for the nearest known key: the same path left incomplete, the same parent, or the closest spelling."""
+    whole = [known for known in keys if known.endswith("." + key)]
+    if whole:
+        return f"; did you mean {min(whole, key=len)}?"
+    near = difflib.get_close_matches(key, list(keys), n=1, cutoff=0.75)
+    if near:
+        return f"; did you mean {near[0]}?"
+    leaves: dict[str, str] = {}
+    for known in keys:
+        leaf = known.rsplit(".", 1)[-1]
+        leaves[leaf] = min(known, leaves.get(leaf, known), key=len)
+    near = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(leaves), n=1, cutoff=0.75)
+    return f"; did you mean {leaves[near[0]]}?" if near else "; --dry-run lists every setting"
+
+
+def mismatch(value: Any, known: Key) -> str:
+    """What `value` should have been, in words, or "" where it fits the annotation (or, without one, the type of the default)."""
+    if _is_interpolation(value):
+        return ""
+    annotation = known.annotation or _annotation_of(known.default)
+    optional = "Optional" in annotation or "None" in annotation
+    if value is None:
+        return "" if optional or annotation in ("", "Any") else f"{_words(annotation)}, it cannot be null"
+    base = re.sub(r"Optional\[(.*)\]", r"\1", annotation).replace("| None", "").strip()
+    return "" if _fits(value, base) else _words(base) + (" or null" if optional else "")
+
+
+def _fits(value: Any, base: str) -> bool:
+    if base == "bool":
+        return isinstance(value, bool)
+    if base == "int":
+        return isinstance(value, int) and not isinstance(value, bool)
+    if base == "float":
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if base == "str":
+        return isinstance(value, str)
+    if base.startswith(("list", "tuple", "List", "Tuple")):
+        return isinstance(value, (list, tuple))
+    if base.startswith(("dict", "Dict")):
+        return isinstance(value, dict)
+    return True
+
+
+def _annotation_of(default: Any) -> str:
+    if default is None or default == "???":
+        return ""
+    return {bool: "bool", int: "int", float: "float", str: "str", list: "list"}.get(type(default), "")
+
+
+def _words(annotation: str) -> str:
+    words = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+    if annotation in words:
+        return words[annotation]
+    return "a list" if annotation.startswith(("list", "tuple", "List", "Tuple")) else "a section of keys"
+
+
+def _is_interpolation(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
+def _show(value: Any) -> str:
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, repr(value))
+        if not isinstance(value, (list, dict))
+        else repr(value)
+    )
+
+
+def _example(key: str, keys: Mapping[str, Any]) -> str:
+    return next((known for known in keys if known.startswith(key + ".")), key + ".<name>")

@@ -1,0 +1,116 @@
+"""The application's own settings: everything that is ours and not verl's, as frozen dataclasses.
+
+verl's settings stay verl's (see `vision_rl.engine.config`). In YAML and in `key=value` overrides ours live under two roots
+that verl does not use: `agent.*` (what a rollout needs; travels with every task) and `app.*` (what the trainer needs).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """What an agent must know to run one rollout; `asdict()` of it is the `settings` entry of every task.
+
+    min_pixels and max_pixels are areas in pixels, after which the model's processor resizes; None leaves the processor's own.
+    """
+
+    answer_format: str = "bbox"  # grounding only: "bbox" | "click" (both unit space) | "native" (the family's own)
+    family: str = "unit"  # a row of vision_rl.coordinates.FAMILIES, filled in from the model
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    reward: str = (
+        "official"  # vqa: official | similarity | judge; grounding: iou giou diou ciou point gaussian arc max_iou
+    )
+    image_transport: str = "file"  # "file": file:// paths, one machine or a shared disk; "data": data: URIs
+    max_tokens: int = 512
+    timeout_seconds: float = 120.0
+    max_turns: int = 1
+    max_tool_calls: int = 0
+
+
+@dataclass(frozen=True)
+class RolloutPolicy:
+    """How long a rollout may take and how often it is tried; a rollout that fails for good is dropped and counted."""
+
+    timeout_seconds: float = 600.0
+    unresponsive_seconds: float = (
+        300.0  # must exceed agent.timeout_seconds, or a slow answer is taken for a dead runner
+    )
+    max_attempts: int = 2
+    span_deadline_seconds: float = 10.0  # how long to wait for late spans of a finished rollout
+    poll_seconds: float = 0.1
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The fixed validation sample, the metric that names the best checkpoint, and early stopping (0 patience: never)."""
+
+    samples: int = 60  # 0: all of them
+    seed: int = 0
+    metric: str = "val/reward"
+    maximize: bool = True
+    patience: int = 0  # validations without improvement
+    min_delta: float = 0.0
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Which checkpoints stay on disk."""
+
+    keep_last: int = 2
+    keep_best: bool = True
+
+
+@dataclass(frozen=True)
+class Integrity:
+    """Limits at which a run stops instead of training on wrong data.
+
+    The two log-probability limits are on |actor - rollout| per response token, in nats; None switches that limit off.
+    """
+
+    logprob_mismatch_max: float | None = None
+    logprob_mismatch_mean: float | None = 0.1
+    drop_rate: float = 0.25  # share of a step's samples that may be dropped (failed, cut image, inconsistent)
+
+
+@dataclass(frozen=True)
+class FilterGroups:
+    """Dynamic sampling: groups whose rewards are all equal carry no gradient and are drawn anew, at most max_rounds times."""
+
+    enable: bool = False
+    max_rounds: int = 4
+
+
+@dataclass(frozen=True)
+class CollapseWatch:
+    """Thresholds of the collapse watch; each alarm is a comparison against the run's own early steps or peak."""
+
+    action: str = "warn"  # "warn" | "stop" | "restore_best"
+    persist_steps: int = 3  # steps that an alarm must last before `action` is taken
+    window: int = 5  # steps of the moving average
+    reward_drop: float = 0.5  # share of the peak reward that is lost
+    length_growth: float = 0.15  # relative to the first window
+    entropy_drop: float = 0.8  # share of the first window's entropy that is gone
+    kl: float = 1.0  # nats per token against the reference
+    equal_groups: float = 0.8  # share of groups without spread
+    format_failures: float = 0.5  # share of answers that do not parse
+    wrong_space: float = 0.2  # share of boxes in another coordinate space
+    overconfidence: float = 0.4  # mean stated confidence minus mean reward
+
+
+@dataclass(frozen=True)
+class AppSettings:
+    """Everything else that the trainer reads and verl does not know."""
+
+    n_runners: int = 4
+    max_train_samples: int = 0  # 0: all rows
+    images_per_prompt: int = 4  # upper limit for vLLM; images that tools return count too
+    blank_pixels: bool = False  # control experiment: the actor is shown black images
+    rollouts: RolloutPolicy = field(default_factory=RolloutPolicy)
+    validation: Validation = field(default_factory=Validation)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    integrity: Integrity = field(default_factory=Integrity)
+    filter_groups: FilterGroups = field(default_factory=FilterGroups)
+    collapse: CollapseWatch = field(default_factory=CollapseWatch)
