@@ -170,6 +170,7 @@ def build_model(tokenizer: Qwen2TokenizerFast, seed: int) -> Qwen2_5_VLForCondit
         eos_token_id=ids[END],
         pad_token_id=ids[PAD],
         tie_word_embeddings=False,
+        architectures=["Qwen2_5_VLForConditionalGeneration"],
     )
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(config).float()
