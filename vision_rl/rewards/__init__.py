@@ -1,0 +1,23 @@
+"""Rewards: pure functions from a model's text and the truth to a `Reward`; any text in, finite numbers out.
+
+vqa.py and grounding.py score answers, tools.py the use of tools, calibration.py stated confidences; judge.py asks a
+model and is the only one that talks to a server. attacks.py tries to game them all.
+"""
+
+from __future__ import annotations
+
+from vision_rl.rewards.grounding import gold_reply, grounding_reward
+from vision_rl.rewards.terms import Reward, Terms
+from vision_rl.rewards.tools import ArcWeights, arc_reward
+from vision_rl.rewards.vqa import vqa_accuracy, vqa_reward
+
+__all__ = [
+    "ArcWeights",
+    "Reward",
+    "Terms",
+    "arc_reward",
+    "gold_reply",
+    "grounding_reward",
+    "vqa_accuracy",
+    "vqa_reward",
+]
