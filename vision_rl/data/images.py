@@ -24,6 +24,8 @@ from vision_rl.errors import UserError
 
 # Pillow warns at this size and refuses at twice the size; a picture of 89 megapixels takes 270 MB as RGB.
 LIMIT_PIXELS = 89_478_485
+# Every size is checked against that limit; set once, because the warnings module cannot be changed for one thread only.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # No EPS (runs Ghostscript), no PDF, no formats that a model's own loader could not open.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
@@ -70,11 +72,7 @@ def _opened(path: str | Path | io.BytesIO, limit_pixels: int) -> Iterator[Image.
     if not isinstance(path, io.BytesIO):
         _check_file(Path(path))
     try:
-        with warnings.catch_warnings():
-            # Its size is checked below, against our own limit.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=FORMATS)
-        with image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > limit_pixels:
                 raise _too_large(name, f"{image.width} x {image.height}", limit_pixels)
             yield image

@@ -1,0 +1,44 @@
+"""Boxes as the data sets write them -> unit xyxy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from vision_rl.errors import UserError
+
+BOX_FORMATS = ("xyxy", "xywh")
+SPACES = ("pixels", "unit")
+
+
+def to_unit_xyxy(
+    box: Sequence[float], size: tuple[int, int], *, box_format: str, space: str, where: str
+) -> list[float]:
+    """A box of a data set (xyxy or xywh; pixels of an image of `size` (width, height), or 0..1) as unit xyxy.
+
+    It is clipped to the image; see `pixel_box_to_unit` for what is refused.
+    """
+    x1, y1, c, d = box
+    xyxy = [x1, y1, c, d] if box_format == "xyxy" else [x1, y1, x1 + c, y1 + d]
+    return pixel_box_to_unit(xyxy, size if space == "pixels" else (1, 1), where)
+
+
+def pixel_box_to_unit(xyxy: Sequence[float], size: tuple[int, int], where: str) -> list[float]:
+    """xyxy in a space of `size` as unit xyxy, clipped to the image.
+
+    Annotators cross the border by a few pixels; a box of which less than half remains is another image's or in another
+    space. Raises `UserError` starting with `where` for that, for swapped corners, an empty box and numbers not finite.
+    """
+    width, height = size
+    x1, y1, x2, y2 = xyxy
+    if not all(math.isfinite(number) for number in xyxy):
+        raise UserError(f"{where}: box {list(xyxy)} is not finite; correct or remove it")
+    if x2 <= x1 or y2 <= y1:
+        raise UserError(f"{where}: box {list(xyxy)} (as xyxy) is empty or has swapped corners; check xyxy against xywh")
+    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+    if max(right - left, 0) * max(bottom - top, 0) < 0.5 * (x2 - x1) * (y2 - y1):
+        raise UserError(
+            f"{where}: box {list(xyxy)} (as xyxy) lies mostly outside of its {width} x {height} image; "
+            "check its space, xyxy against xywh, and the image"
+        )
+    return [left / width, top / height, right / width, bottom / height]

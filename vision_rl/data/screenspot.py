@@ -1,0 +1,174 @@
+"""ScreenSpot in its three published forms.
+
+| form | files | box |
+| hf | parquet of `rootsautomation/ScreenSpot` with embedded images | xyxy, 0..1 |
+| v2 | JSON lists of the original ScreenSpot (SeeClick) and of ScreenSpot-v2, images beside them | xywh, pixels |
+| pro | JSON lists of ScreenSpot-Pro, images beside them | xyxy, pixels |
+
+The form is told by the fields that each one has, never by the size of the numbers. There is no published train split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from vision_rl.data.files import write_bytes
+from vision_rl.data.geometry import pixel_box_to_unit
+from vision_rl.data.images import image_size
+from vision_rl.data.schema import open_parquet
+from vision_rl.errors import UserError
+
+FORMS = ("auto", "hf", "v2", "pro")
+_MOBILE = {"ios", "android"}
+_DESKTOP = {"macos", "windows"}
+_SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp"}
+
+
+def platform_of(data_source: str) -> str:
+    """The group of the official tables: ios and android are mobile, macos and windows desktop, all others web."""
+    source = data_source.lower()
+    return "mobile" if source in _MOBILE else "desktop" if source in _DESKTOP else "web"
+
+
+def iter_rows(
+    source: str | Path, *, image_dir: str | Path | None, extract_dir: str | Path, form: str = "auto"
+) -> Iterator[dict[str, Any]]:
+    """Yield schema rows with absolute image paths from a parquet or JSON file, or from a directory of them.
+
+    `image_dir` (default: `images`, `screenspotv2_image` or nothing, beside the JSON files) holds the pictures of the
+    JSON forms; those embedded in a parquet file are written into `extract_dir`. Boxes are clipped to the image. Raises
+    `UserError` for a missing picture, a box outside of its image or a file in none of the forms.
+    """
+    files = _source_files(Path(source))
+    for file in files:
+        if file.suffix == ".parquet":
+            _require(form in ("auto", "hf"), f"{file} is a parquet file, but --form {form} asks for JSON")
+            yield from _parquet_rows(file, Path(extract_dir))
+        else:
+            yield from _json_rows(file, _image_dir(file, image_dir), form)
+
+
+def _source_files(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    for pattern in ("*.parquet", "data/*.parquet", "*.json", "annotations/*.json", "metadata/*.json"):
+        if files := sorted(source.glob(pattern)):
+            return files
+    raise UserError(f"{source} holds no parquet or JSON file of ScreenSpot; run `download_data.sh screenspot` first")
+
+
+def _image_dir(file: Path, image_dir: str | Path | None) -> Path:
+    if image_dir is not None:
+        return Path(image_dir)
+    for base in (file.parent, file.parent.parent):
+        for name in ("images", "screenspotv2_image", "screenspot_imgs"):
+            if (base / name).is_dir():
+                return base / name
+    return file.parent
+
+
+def _parquet_rows(file: Path, extract_dir: Path) -> Iterator[dict[str, Any]]:
+    with open_parquet(file) as parquet:
+        _check_columns(file, parquet)
+        number = 0
+        for batch in parquet.iter_batches(batch_size=32):
+            for item in batch.to_pylist():
+                where = f"{file}, row {number}"
+                image = _extract(item, extract_dir, where)
+                box = _numbers(item["bbox"], where)
+                inside = all(-0.01 <= value <= 1.01 for value in box)
+                _require(inside, f"{where}: bbox {box} is not in 0..1; take the file from rootsautomation/ScreenSpot")
+                size = image_size(image)
+                box = pixel_box_to_unit(box, (1, 1), where)
+                yield _row(item, f"{file.stem}-{number}", image, size, box, "screenspot")
+                number += 1
+
+
+def _check_columns(file: Path, parquet: pq.ParquetFile) -> None:
+    missing = {"bbox", "instruction", "image"} - set(parquet.schema_arrow.names)
+    _require(not missing, f"{file} has no column {', '.join(sorted(missing))}; it is not ScreenSpot's parquet form")
+
+
+def _extract(item: dict[str, Any], extract_dir: Path, where: str) -> Path:
+    """Write the embedded picture once; its name comes from its bytes, so rows of one screenshot share one file."""
+    data = item["image"].get("bytes") if isinstance(item["image"], dict) else item["image"]
+    _require(isinstance(data, bytes) and bool(data), f"{where} has no embedded image; download the file again")
+    suffix = next((suffix for magic, suffix in _SUFFIXES.items() if data.startswith(magic)), ".png")
+    path = (extract_dir / f"{hashlib.sha256(data).hexdigest()[:20]}{suffix}").absolute()
+    if not path.exists():
+        image_size(io.BytesIO(data))
+        write_bytes(path, data)
+    return path
+
+
+def _json_rows(file: Path, image_dir: Path, form: str) -> Iterator[dict[str, Any]]:
+    for number, item in enumerate(_load_list(file)):
+        where = f"{file}, item {number}"
+        _require(isinstance(item, dict), f"{where} is not an object; it is not ScreenSpot's JSON form")
+        missing = {"img_filename", "bbox", "instruction"} - item.keys()
+        _require(not missing, f"{where} has no {', '.join(sorted(missing))}; it is not ScreenSpot's JSON form")
+        is_pro = "ui_type" in item or "img_size" in item if form == "auto" else form == "pro"
+        image = (image_dir / item["img_filename"]).absolute()
+        size = image_size(image)
+        if is_pro and item.get("img_size"):
+            said = tuple(item["img_size"])
+            _require(said == size, f"{where}: img_size {said} but {image} is {size}; download the image again")
+        box = _numbers(item["bbox"], where)
+        if not is_pro:
+            box = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+        identity = str(item.get("id", f"{file.stem}-{number}"))
+        yield _row(item, identity, image, size, pixel_box_to_unit(box, size, where), _source_name(file, is_pro))
+
+
+def _source_name(file: Path, is_pro: bool) -> str:
+    return "screenspot-pro" if is_pro else "screenspot-v2" if "v2" in file.stem else "screenspot"
+
+
+def _load_list(file: Path) -> list[Any]:
+    try:
+        items = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is not readable JSON ({error}); download it again") from error
+    _require(isinstance(items, list) and bool(items), f"{file} is not a JSON list of annotations")
+    return list(items)
+
+
+def _row(
+    item: dict[str, Any], identity: str, image: Path, size: tuple[int, int], box: list[float], source: str
+) -> dict[str, Any]:
+    known = ("image", "bbox", "instruction", "instruction_cn", "id")
+    meta = {key: value for key, value in item.items() if key not in known}
+    # Pro calls the element's kind ui_type and its system platform: the official breakdown's names are added to them.
+    meta.setdefault("data_type", item.get("ui_type", ""))
+    meta.setdefault("data_source", item.get("platform", ""))
+    if source != "screenspot-pro":
+        meta["platform"] = platform_of(str(meta["data_source"]))
+    return {
+        "id": identity,
+        "task": "grounding",
+        "image_paths": [str(image)],
+        "question": item["instruction"],
+        "boxes": [box],
+        "labels": [str(meta["data_type"])],
+        "image_sizes": [list(size)],
+        "source": source,
+        "meta": meta,
+    }
+
+
+def _numbers(value: Any, where: str) -> list[float]:
+    good = isinstance(value, (list, tuple)) and len(value) == 4 and all(isinstance(n, (int, float)) for n in value)
+    _require(good, f"{where}: bbox {value!r} is not four numbers")
+    return [float(number) for number in value]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)

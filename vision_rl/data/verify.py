@@ -1,0 +1,284 @@
+"""Whether a data set can be trained on: every row checked, every picture opened, every gold answer scored.
+
+A row is bad if it does not fit the schema; if a picture cannot be opened, is too large, too small or too narrow, or is
+not of the stated size; if a box is empty; if it repeats another row or its id; if a picture of it also occurs in another
+split (found by content, not by name); or if its own gold answer, written in the model family's format, does not parse
+and score 1.0 with the reward that trains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vision_rl.coordinates import get_family, smart_resize
+from vision_rl.data.check_images import ImageCheck, check_images
+from vision_rl.data.images import LIMIT_PIXELS
+from vision_rl.data.schema import iter_raw_rows, normalise_row, with_absolute_paths, write_rows
+from vision_rl.errors import UserError
+from vision_rl.rewards import gold_reply, grounding_reward, vqa_reward
+from vision_rl.rewards.vqa import best_answer
+
+# Six decimals of a 0..1 box lose this much IoU on the smallest boxes that are found in practice.
+GOLD_TOLERANCE = 1e-3
+_GOLD_DECIMALS = 6
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What to verify against. min_pixels and max_pixels are the areas that the model's processor resizes to."""
+
+    family: str = "unit"
+    answer_format: str = "bbox"
+    min_pixels: int = 56 * 56
+    max_pixels: int = 14 * 14 * 4 * 16384
+    limit_pixels: int = LIMIT_PIXELS
+    min_side: int = 4
+    max_aspect: float = 200.0
+    open_images: bool = True
+    workers: int | None = None
+    strict: bool = False
+    allow_unanswered: bool = False
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One bad row: its number from 0 (as `DataFrame.iloc`), its id and the reason."""
+
+    row: int
+    id: str
+    reason: str
+
+
+@dataclass
+class Report:
+    """The result of `verify`. `notes` say what is worth knowing and makes no row bad."""
+
+    rows: int = 0
+    images: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def bad_rows(self) -> set[int]:
+        return {problem.row for problem in self.problems}
+
+
+def verify(
+    path: str | Path,
+    *,
+    checks: Checks | None = None,
+    image_base_dir: str | Path | None = None,
+    against: Sequence[str | Path] = (),
+    progress: Progress = lambda items, label, total: items,
+) -> Report:
+    """Check every row of a parquet file; `against` are the other splits, which must share no picture with it.
+
+    `progress(items, label, total)` may wrap the loops. Raises `UserError` for a file that cannot be read at all.
+    """
+    checks = checks or Checks()
+    get_family(checks.family)
+    _require_rows(path)
+    pictures = _open_all([path, *against], image_base_dir, checks, progress)
+    elsewhere = _contents_elsewhere(against, image_base_dir, pictures)
+    report = Report(images=len(_paths_of(path, image_base_dir)))
+    seen = _Seen()
+    gold = _GoldScores(checks)
+    for number, raw in progress(iter_raw_rows(path), "rows", 0):
+        report.rows += 1
+        try:
+            row = with_absolute_paths(normalise_row(raw, number=number), image_base_dir or Path(path).parent)
+        except ValueError as error:
+            report.problems.append(Problem(number, str(raw.get("id", "")), str(error)))
+            continue
+        reasons = _image_reasons(row, pictures, checks)
+        if not reasons:
+            contents = [pictures[image].content for image in row["image_paths"] if image in pictures]
+            reasons += [f"its picture is also in {elsewhere[c]}" for c in dict.fromkeys(contents) if c in elsewhere]
+            reasons += seen.reasons(number, row, contents)
+            sizes = [pictures[image].size for image in row["image_paths"] if image in pictures] or row["image_sizes"]
+            reasons += gold.reasons(row, sizes)
+        report.problems += [Problem(number, row["id"], reason) for reason in reasons]
+    report.notes += gold.notes()
+    return report
+
+
+def write_good_rows(
+    path: str | Path, output: str | Path, bad_rows: set[int], image_base_dir: str | Path | None = None
+) -> int:
+    """Write the rows of `path` that are not bad to `output` (atomically; may be the same file) and return their number."""
+    base = image_base_dir or Path(path).parent
+    return write_rows(
+        output,
+        (
+            with_absolute_paths(normalise_row(raw, number=number), base)
+            for number, raw in iter_raw_rows(path)
+            if number not in bad_rows
+        ),
+    )
+
+
+def _require_rows(path: str | Path) -> None:
+    if next(iter_raw_rows(path), None) is None:
+        raise UserError(f"{path} holds no rows; convert a data set into it with data_utils.py")
+
+
+def _paths_of(path: str | Path, image_base_dir: str | Path | None) -> dict[str, None]:
+    """The picture paths of all rows that fit the schema, each once, in order."""
+    paths: dict[str, None] = {}
+    for number, raw in iter_raw_rows(path):
+        try:
+            row = with_absolute_paths(normalise_row(raw, number=number), image_base_dir or Path(path).parent)
+        except ValueError:
+            continue
+        paths.update(dict.fromkeys(row["image_paths"]))
+    return paths
+
+
+def _open_all(
+    files: Sequence[str | Path], image_base_dir: str | Path | None, checks: Checks, progress: Progress
+) -> dict[str, ImageCheck]:
+    if not checks.open_images:
+        return {}
+    paths: dict[str, None] = {}
+    for file in files:
+        paths.update(_paths_of(file, image_base_dir))
+    results = check_images(paths, workers=checks.workers, limit_pixels=checks.limit_pixels)
+    return {result.path: result for result in progress(results, "images", len(paths))}
+
+
+def _contents_elsewhere(
+    against: Sequence[str | Path], image_base_dir: str | Path | None, pictures: dict[str, ImageCheck]
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for file in against:
+        for image in _paths_of(file, image_base_dir):
+            if image in pictures and pictures[image].content:
+                found.setdefault(pictures[image].content, f"{file} ({Path(image).name})")
+    return found
+
+
+def _image_reasons(row: dict[str, Any], pictures: dict[str, ImageCheck], checks: Checks) -> list[str]:
+    reasons = []
+    for index, image in enumerate(row["image_paths"]):
+        stated = tuple(row["image_sizes"][index]) if row["image_sizes"] else None
+        picture = pictures.get(image)
+        if picture is not None and picture.error:
+            reasons.append(picture.error)
+            continue
+        size = picture.size if picture else stated
+        if size is None:
+            continue
+        if stated is not None and size != stated:
+            reasons.append(f"image_sizes says {stated[0]} x {stated[1]}, but {image} is {size[0]} x {size[1]}")
+        if min(size) < checks.min_side:
+            reasons.append(f"{image} is {size[0]} x {size[1]}, a side is below {checks.min_side} pixels")
+        elif max(size) / min(size) > checks.max_aspect:
+            reasons.append(f"{image} is {size[0]} x {size[1]}, its aspect ratio is above {checks.max_aspect:g}")
+    return reasons
+
+
+class _Seen:
+    """Ids and rows that came before."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {}
+        self._rows: dict[bytes, int] = {}
+
+    def reasons(self, number: int, row: dict[str, Any], contents: list[str]) -> list[str]:
+        reasons = []
+        first = self._ids.setdefault(row["id"], number)
+        if first != number:
+            reasons.append(f"its id occurs already in row {first}")
+        identity = [contents or row["image_paths"], row["question"], row["answers"], row["boxes"], row["labels"]]
+        first = self._rows.setdefault(hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).digest(), number)
+        if first != number:
+            reasons.append(f"it repeats row {first} (same picture, question and answer)")
+        return reasons
+
+
+class _GoldScores:
+    """Scores the gold answer of each row, and remembers what no model of the family could reach."""
+
+    def __init__(self, checks: Checks) -> None:
+        self._checks = checks
+        self._disputed = 0
+        self._ceilings: list[float] = []
+        self._rounded: list[float] = []
+
+    def reasons(self, row: dict[str, Any], sizes: Sequence[Sequence[int]]) -> list[str]:
+        if row["task"] == "vqa":
+            return self._vqa(row["answers"])
+        if any(x1 == x2 or y1 == y2 for x1, y1, x2, y2 in row["boxes"]):
+            return ["a box is empty (no width or no height)"]
+        if not sizes:
+            return ["the size of its picture is unknown: fill in image_sizes or let verify open the pictures"]
+        return self._grounding(row["boxes"], (sizes[0][0], sizes[0][1]))
+
+    def _vqa(self, answers: list[str]) -> list[str]:
+        if not answers:
+            return [] if self._checks.allow_unanswered else ["it has no answer"]
+        gold, best = best_answer(answers)
+        value = vqa_reward(gold, answers).value
+        self._ceilings.append(best)
+        if value < best:
+            return [
+                f"its gold answer {gold!r} scores {value:.3g} instead of {best:.3g}: it does not parse as an answer"
+            ]
+        if best < 1:
+            self._disputed += 1
+            if self._checks.strict:
+                return [f"its annotators disagree: no answer scores above {best:.3g}"]
+        return []
+
+    def _grounding(self, boxes: list[list[float]], size: tuple[int, int]) -> list[str]:
+        try:
+            value = self._score(boxes, size, _GOLD_DECIMALS)
+            rounded = self._score(boxes, size, None)
+        except UserError as error:
+            return [str(error)]
+        self._rounded.append(rounded)
+        if value < 1 - GOLD_TOLERANCE:
+            return [f"its gold answer scores {value:.4f} instead of 1.0 as {self._checks.family}"]
+        return []
+
+    def _score(self, boxes: list[list[float]], size: tuple[int, int], decimals: int | None) -> float:
+        checks = self._checks
+        form: dict[str, Any] = {
+            "answer_format": checks.answer_format,
+            "family": checks.family,
+            "original_size": size,
+            "processed_size": _processed_size(size, checks),
+        }
+        return grounding_reward(gold_reply(boxes, decimals=decimals, **form), boxes, kind="iou", **form).value
+
+    def notes(self) -> list[str]:
+        notes = []
+        if self._disputed:
+            ceiling = sum(self._ceilings) / len(self._ceilings)
+            notes.append(
+                f"{self._disputed} questions are disputed: their annotators agree too little for any answer to score "
+                f"1.0; the best possible mean accuracy is {ceiling:.4f} (--strict counts them as bad)"
+            )
+        if self._rounded and min(self._rounded) < 1 - GOLD_TOLERANCE:
+            mean, low = sum(self._rounded) / len(self._rounded), min(self._rounded)
+            hard = sum(score < 0.5 for score in self._rounded)
+            notes.append(
+                f"numbers rounded as {self._checks.family} writes them cap the mean IoU at {mean:.4f} "
+                f"(lowest {low:.4f}; {hard} rows cannot reach 0.5)"
+            )
+        return notes
+
+
+def _processed_size(size: tuple[int, int], checks: Checks) -> tuple[int, int]:
+    """(width, height) that the family's processor resizes to; the size itself where that is not known."""
+    factor = get_family(checks.family).factor
+    if factor is None:
+        return size
+    height, width = smart_resize(size[1], size[0], factor, checks.min_pixels, checks.max_pixels)
+    return width, height
