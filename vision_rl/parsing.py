@@ -4,8 +4,7 @@ The rules that every parser here keeps:
 - Total and linear: any string gives a result, in time proportional to its length.
 - The final answer counts: what stands inside <think> or <reasoning>, or inside a tool call, is not an answer.
 - Nothing is guessed or evaluated: numbers are plain decimals in ASCII digits; what does not fit the format is counted
-as
-  malformed and left out. "1e309", "nan" and numbers of more than 32 characters are malformed.
+  as malformed and left out. "1e309", "nan" and numbers of more than 32 characters are malformed.
 
 Formats of boxes (`fmt`): "bbox" `<bbox>[x1, y1, x2, y2]</bbox>`; "click" `<click>x, y, width, height</click>`;
 "bbox_2d" JSON `[{"bbox_2d": [x1, y1, x2, y2]}]` (also "point_2d"); "box_tokens"

@@ -93,7 +93,8 @@ def resolve(
     ]
     by_flag = dict(flags or {})
     if model is not None:
-        by_flag["actor_rollout_ref.model.path"] = str(model)
+        folder = Path(model).expanduser()  # absolute: Ray's workers have working directories of their own
+        by_flag["actor_rollout_ref.model.path"] = str(folder.resolve()) if folder.is_dir() else str(model)
     if n_runners is not None:
         by_flag["app.n_runners"] = n_runners
     top = [("flag", by_flag), *(_override_layer(text) for text in overrides)]
@@ -113,7 +114,9 @@ def resolve(
             origin[key] = label
     derived = derive.Derivation(tree, origin, media_root)
     derived.run()
-    return _finish(preset, task, tuple(variants), tree, origin, tuple(derived.notes))
+    resolved = _finish(preset, task, tuple(variants), tree, origin, tuple(derived.notes))
+    consistency.check(resolved.verl, resolved.agent, resolved.app, derived.model)
+    return resolved
 
 
 def _defaults(megatron: bool) -> tuple[DictConfig, dict[str, str]]:
@@ -220,9 +223,7 @@ def _finish(
     assert isinstance(plain, dict)
     agent = AgentSettings(**plain.pop("agent"))
     app = _build(AppSettings, plain.pop("app"))
-    resolved = Resolved(preset, task, chosen, plain, app, agent, origin, notes)
-    consistency.check(resolved.verl, agent, app, task)
-    return resolved
+    return Resolved(preset, task, chosen, plain, app, agent, origin, notes)
 
 
 def _build(cls: Any, values: Mapping[str, Any]) -> Any:
@@ -233,6 +234,31 @@ def _build(cls: Any, values: Mapping[str, Any]) -> Any:
         if dataclasses.is_dataclass(item.default_factory)
     }
     return cls(**{name: _build(nested[name], value) if name in nested else value for name, value in values.items()})
+
+
+def validate_with_verl(resolved: Resolved) -> None:
+    """Run verl's own checks: `validate_config`, and every dataclass that its workers build from this tree.
+
+    Imports verl (ten seconds) and reads the model's config and tokenizer, so for tests and --doctor. Raises `UserError`.
+    """
+    from hydra.errors import InstantiationException
+    from verl.trainer.ppo.utils import need_critic
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
+    from verl.workers.config import HFModelConfig
+
+    config = OmegaConf.create(resolved.verl)
+    worker = config.actor_rollout_ref
+    reference = config.algorithm.use_kl_in_reward or worker.actor.use_kl_loss
+    try:
+        validate_config(config, use_reference_policy=reference, use_critic=need_critic(config))
+        omega_conf_to_dataclass(worker.rollout)
+        omega_conf_to_dataclass(worker.model, dataclass_type=HFModelConfig)
+        omega_conf_to_dataclass(config.algorithm)
+        omega_conf_to_dataclass(config.critic.optim)
+        if resolved.strategy != "megatron":  # verl 0.6.1's Megatron YAML names a class for it that does not exist
+            omega_conf_to_dataclass(worker.ref.fsdp_config)
+    except (AssertionError, ValueError, TypeError, NotImplementedError, InstantiationException) as error:
+        raise UserError(f"verl refuses this configuration: {error}") from error
 
 
 def render_resolved(resolved: Resolved, *, changed_only: bool = False) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vision_rl.errors import UserError
+from vision_rl.models import ModelInfo, check_pairing
 from vision_rl.settings import AgentSettings, AppSettings
 
 _GROUPED = (
@@ -20,13 +21,27 @@ _GROUPED = (
 )
 
 
-def check(verl: Mapping[str, Any], agent: AgentSettings, app: AppSettings, task: str) -> None:
+def check(verl: Mapping[str, Any], agent: AgentSettings, app: AppSettings, model: ModelInfo | None) -> None:
     """Raise `UserError` for settings that contradict each other."""
     actor_rollout = verl["actor_rollout_ref"]
     _groups(verl)
     _batches(verl)
+    if model is not None:
+        _model(actor_rollout, model)
     _stale_embeddings(actor_rollout)
     _ours(agent, app)
+
+
+def _model(actor_rollout: Mapping[str, Any], model: ModelInfo) -> None:
+    actor, rollout = actor_rollout["actor"], actor_rollout["rollout"]
+    sizes = (actor["ppo_micro_batch_size_per_gpu"], rollout["log_prob_micro_batch_size_per_gpu"])
+    check_pairing(
+        model,
+        rollout["name"],
+        micro_batch=max(size or 1 for size in sizes),
+        freeze_vision=actor["freeze_vision_tower"],
+        strategy=actor["strategy"],
+    )
 
 
 def _groups(verl: Mapping[str, Any]) -> None:

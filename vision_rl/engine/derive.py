@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vision_rl.engine.schema import VLLM_KWARGS
+from vision_rl.models import ModelInfo, model_info
 
 # Layers that state a default; anything later is somebody's choice and is left alone.
 _WEAK = ("verl", "agentlightning", "vision_rl", "base", "strategy", "task")
@@ -25,12 +26,15 @@ class Derivation:
         self.origin = origin
         self.media_root = media_root
         self.notes: list[str] = []
+        self.model: ModelInfo | None = None
 
     def run(self) -> None:
         """Apply every rule, in an order in which later rules may read what earlier ones set."""
+        self._model()
         self._attention()
+        self._caches()
         self._engine_flags()
-        self._agent()
+        self.put("agent.max_tokens", self.get("data.max_response_length"), "data.max_response_length")
 
     def get(self, key: str) -> Any:
         """The value of a dotted key, interpolations resolved; None where it is absent."""
@@ -45,6 +49,21 @@ class Derivation:
         if self.is_weak(key) and self.get(key) != value:
             OmegaConf.update(self.tree, key, value, merge=False, force_add=True)
             self.origin[key] = f"derived: {reason}"
+
+    def _model(self) -> None:
+        path = self.get(f"{_MODEL}.path")
+        if self.origin.get(f"{_MODEL}.path") == "verl":
+            return  # verl's own default is a text model of its documentation; the caller has not named one yet
+        self.model = model_info(path)
+        self.put("agent.family", self.model.family.coordinates, f"the model is a {self.model.family.name}")
+        limits = {name: value for name in ("min_pixels", "max_pixels") if (value := self.get(f"agent.{name}"))}
+        for name, value in (("min_pixels", self.model.min_pixels), ("max_pixels", self.model.max_pixels)):
+            if name not in limits and value is not None:
+                OmegaConf.update(self.tree, f"agent.{name}", value)
+                self.origin[f"agent.{name}"] = "derived: the model's processor"
+        if limits and self.model.family.resizes and self.get(f"{_ROLLOUT}.name") == "vllm":
+            # verl hands engine arguments over as command-line text, hence JSON
+            self.put(f"{VLLM_KWARGS}.mm_processor_kwargs", json.dumps(limits), "agent.min_pixels, agent.max_pixels")
 
     def _attention(self) -> None:
         if (
@@ -62,6 +81,14 @@ class Derivation:
                 "flash-attn is not installed: attention is PyTorch's SDPA and padding is kept, which costs time in proportion to the padding"
             )
 
+    def _caches(self) -> None:
+        """Prefix caching and vLLM's multimodal cache come back where the vision tower is frozen, projector included."""
+        frozen = self.get("actor_rollout_ref.actor.freeze_vision_tower")
+        if frozen and self.model is not None and self.model.family.visual and self.get(f"{_ROLLOUT}.name") == "vllm":
+            reason = "the vision tower is frozen, so cached embeddings stay true; verl resets the prefix cache at each update"
+            self.put(f"{_ROLLOUT}.enable_prefix_caching", True, reason)
+            self.put(f"{VLLM_KWARGS}.mm_processor_cache_gb", None, reason)
+
     def _engine_flags(self) -> None:
         if self.get(f"{_ROLLOUT}.name") != "vllm":
             return
@@ -74,6 +101,3 @@ class Derivation:
         )
         if self.get("agent.image_transport") == "file" and self.media_root is not None:
             self.put(f"{VLLM_KWARGS}.allowed_local_media_path", str(self.media_root), "the folder of the data's images")
-
-    def _agent(self) -> None:
-        self.put("agent.max_tokens", self.get("data.max_response_length"), "data.max_response_length")

@@ -1,0 +1,77 @@
+"""The algorithm that Agent Lightning's trainer runs in the main process: starts Ray and the task runner, then watches.
+
+`agl.VERL` does the same (agentlightning/algorithm/verl/interface.py:148), but imports verl in the main process first (11 s)
+and starts Ray only then. Here the configuration is already composed (`config.resolve`), so the main process never needs verl,
+and Ray, verl's imports and the runners' start overlap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import agentlightning as agl
+
+from vision_rl.engine.config import Resolved
+from vision_rl.errors import UserError
+
+WATCH_SECONDS = 0.1
+STOP_GRACE_SECONDS = 300.0
+
+
+@dataclass
+class Launch:
+    """Everything that the task runner needs, known before the runners are forked."""
+
+    resolved: Resolved
+    context: Any
+    environment: dict[str, str]
+    cpu: bool
+    watch: Callable[[], None]
+
+
+class VisionVERL(agl.Algorithm):
+    """verl's GRPO with the vision batch, driven over Agent Lightning's store."""
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__()
+        self.launch = launch
+
+    def run(self, train_dataset: Any = None, val_dataset: Any = None) -> None:
+        """Train; `watch` is called every tenth of a second meanwhile. Raises `UserError` for what the user can mend."""
+        import ray
+
+        self._start_ray()
+        try:
+            from vision_rl.engine.task_runner import VisionTaskRunner
+
+            runner = VisionTaskRunner.remote()
+            training = runner.run.remote(
+                self.launch.resolved.verl, list(train_dataset), list(val_dataset), self.get_store(), self.launch.context
+            )
+            while not ray.wait([training], timeout=WATCH_SECONDS)[0]:
+                self.launch.watch()
+            try:
+                ray.get(training)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise error.cause from None
+                raise
+            finally:
+                self.launch.watch()
+        finally:
+            ray.shutdown()
+
+    def _start_ray(self) -> None:
+        """On one machine a fresh local cluster; on several, the one whose address the preset or RAY_ADDRESS names."""
+        import ray
+
+        environment: dict[str, Any] = {"env_vars": self.launch.environment}
+        if self.launch.cpu:
+            environment["worker_process_setup_hook"] = "vision_rl.engine.verl_cpu.apply"
+        options = dict(self.launch.resolved.verl["ray_kwargs"]["ray_init"])
+        started = time.monotonic()
+        ray.init(**options, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+        self.start_seconds = time.monotonic() - started

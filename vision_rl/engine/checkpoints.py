@@ -1,0 +1,69 @@
+"""Checkpoints that are whole or absent: written beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vision_rl.errors import UserError
+from vision_rl.settings import Checkpoints as CheckpointSettings
+
+_STEP = re.compile(r"global_step_(\d+)")
+
+
+class Checkpoints:
+    """The `global_step_N` folders of a run, as verl names them."""
+
+    def __init__(self, folder: Path, settings: CheckpointSettings) -> None:
+        self.folder = folder
+        self.settings = settings
+
+    @contextmanager
+    def writing(self, step: int) -> Iterator[Path]:
+        """A folder to write into, which becomes `global_step_{step}` when the block ends without an exception.
+
+        A full disk ends in a `UserError`; the checkpoints before it stay as they are.
+        """
+        partial = self.folder / f".partial_{step}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+        except Exception as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if "No space left on device" in str(error):
+                raise UserError(
+                    f"the disk of {self.folder} is full: checkpoint {step} was not written, "
+                    f"the last whole one is {self.latest()}; free space and go on with --resume"
+                ) from error
+            raise
+        target = self.folder / f"global_step_{step}"
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(partial, target)
+        self._prune()
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint, or None."""
+        whole = self._all()
+        return whole[-1] if whole else None
+
+    @staticmethod
+    def step_of(folder: Path) -> int:
+        """The step in a checkpoint folder's name."""
+        match = _STEP.fullmatch(folder.name)
+        if match is None:
+            raise UserError(f"{folder} is not a checkpoint folder (global_step_N)")
+        return int(match.group(1))
+
+    def _all(self) -> list[Path]:
+        return sorted(
+            (path for path in self.folder.glob("global_step_*") if _STEP.fullmatch(path.name)), key=self.step_of
+        )
+
+    def _prune(self) -> None:
+        for old in self._all()[: -self.settings.keep_last]:
+            shutil.rmtree(old)

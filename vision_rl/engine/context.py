@@ -1,0 +1,19 @@
+"""What travels from the command line to the trainer beside verl's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vision_rl.settings import AppSettings
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Small enough to be pickled to Ray. `daemon` names the daemon's class; the control experiments in tests pass another."""
+
+    run_dir: Path
+    app: AppSettings
+    proxy_host: str = "127.0.0.1"
+    proxy_port: int | None = None
+    daemon: str = "vision_rl.engine.daemon.VisionDaemon"

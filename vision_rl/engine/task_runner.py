@@ -1,0 +1,55 @@
+"""The Ray actor in which the trainer lives: verl's own task runner, with our trainer and in-memory data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+
+@ray.remote(num_cpus=1)
+class VisionTaskRunner:
+    """Does what `agentlightning.verl.entrypoint.TaskRunner` does, with verl's own choice of workers.
+
+    Agent Lightning 0.3.0's runner imports a Megatron module that verl 0.6.1 no longer has (entrypoint.py:120), always
+    brings a critic, and prints the whole configuration; verl's `TaskRunner` knows its workers better.
+    """
+
+    def preload(self) -> None:
+        """Import what `run` needs, so that this overlaps with the driver's own start."""
+        import vision_rl.engine.trainer  # noqa: F401
+
+    def run(
+        self, config: dict[str, Any], train: list[dict[str, str]], val: list[dict[str, str]], store: Any, context: Any
+    ) -> None:
+        """Build workers and trainer from a complete verl configuration, and train."""
+        from agentlightning.verl.dataset import LoadedDataset
+        from omegaconf import OmegaConf
+        from verl.trainer.main_ppo import TaskRunner, create_rl_sampler
+        from verl.utils import hf_processor, hf_tokenizer
+        from verl.utils.dataset.rl_dataset import collate_fn
+
+        from vision_rl.engine.trainer import VisionTrainer
+
+        tree = OmegaConf.create(config)
+        model = tree.actor_rollout_ref.model.path
+        upstream = TaskRunner()
+        worker_cls, group_cls = upstream.add_actor_rollout_worker(tree)
+        upstream.add_ref_policy_worker(tree, worker_cls)
+        train_dataset = LoadedDataset(train)
+        trainer = VisionTrainer(
+            run=context,
+            config=tree,
+            tokenizer=hf_tokenizer(model, trust_remote_code=tree.data.trust_remote_code),
+            processor=hf_processor(model, trust_remote_code=tree.data.trust_remote_code, use_fast=True),
+            role_worker_mapping=upstream.role_worker_mapping,
+            resource_pool_manager=upstream.init_resource_pool_mgr(tree),
+            ray_worker_group_cls=group_cls,
+            train_dataset=train_dataset,
+            val_dataset=LoadedDataset(val),
+            collate_fn=collate_fn,
+            train_sampler=create_rl_sampler(tree.data, train_dataset),
+            store=store,
+        )
+        trainer.init_workers()
+        trainer.fit()

@@ -1,0 +1,298 @@
+"""The training loop: rollouts, log-probabilities, GRPO advantages, update; validation and checkpoints between the steps.
+
+Subclasses Agent Lightning 0.3.0's `AgentLightningTrainer` (itself verl's `RayPPOTrainer`) and keeps its workers and its
+rollout manager. `fit` and `_train_step` are rewritten because upstream's (agentlightning/verl/trainer.py:226-549) offer no
+place to compare log-probabilities, to count a rollout of several turns once in its group, to stop, or to write files.
+Left out, because no preset uses them: critics, reward models, ReMax baselines.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pydoc import locate
+from typing import Any
+
+import numpy as np
+import torch
+from agentlightning.verl.trainer import AgentLightningTrainer
+from omegaconf import OmegaConf
+from verl import DataProto
+from verl.protocol import pad_dataproto_to_divisor, unpad_dataproto
+from verl.trainer.ppo.core_algos import agg_loss, get_adv_estimator_fn
+from verl.trainer.ppo.metric_utils import compute_data_metrics, compute_throughout_metrics, compute_timing_metrics
+from verl.utils.metric import reduce_metrics
+from verl.utils.tracking import Tracking
+
+from vision_rl.engine.checkpoints import Checkpoints
+from vision_rl.engine.context import RunContext
+from vision_rl.engine.daemon import VisionDaemon
+from vision_rl.errors import UserError
+from vision_rl.run_dir import STOP_FILE
+from vision_rl.settings import Integrity
+from vision_rl.telemetry import RunLog
+
+
+class VisionTrainer(AgentLightningTrainer):
+    """GRPO over parallel runners with an actor that sees."""
+
+    def __init__(self, *, run: RunContext, **kwargs: Any) -> None:
+        super().__init__(daemon_cls=locate(run.daemon), llm_proxy=None, adapter=None, **kwargs)
+        self.run = run
+        self.log = RunLog(run.run_dir)
+        self.checkpoints = Checkpoints(run.run_dir / "checkpoints", run.app.checkpoints)
+        self.timing: dict[str, float] = {}
+
+    def init_workers(self) -> None:
+        self.log.event("phase", text="starting the model's workers and the vLLM server")
+        super().init_workers()
+
+    def fit(self) -> None:
+        """Train until `trainer.total_training_steps`, or until the run is asked to stop."""
+        trainer = self.config.trainer
+        self.tracking = Tracking(
+            project_name=trainer.project_name,
+            experiment_name=trainer.experiment_name,
+            default_backend=trainer.logger,
+            config=OmegaConf.to_container(self.config, resolve=True),
+        )
+        self.global_steps = self._resume() if trainer.resume_mode == "auto" else 0
+        if self.global_steps == 0:
+            self.actor_rollout_wg.load_checkpoint(None)  # verl offloads model and optimizer here
+        self.agent_mode_daemon = self._start_daemon()
+        self.log.event("phase", text="first rollouts")
+        if trainer.val_before_train and self.global_steps == 0:
+            self._record(self._validate())
+        batches = self._batches()
+        while self.global_steps < self.total_training_steps and not self._asked_to_stop():
+            self.global_steps += 1
+            metrics = self._train_step(next(batches))
+            last = self.global_steps >= self.total_training_steps or self._asked_to_stop()
+            if trainer.test_freq > 0 and (last or self.global_steps % trainer.test_freq == 0):
+                metrics.update(self._validate())
+            self._record(metrics)
+            if trainer.save_freq > 0 and (last or self.global_steps % trainer.save_freq == 0):
+                self._save()
+        self.log.event("finished", step=self.global_steps, stopped=self._asked_to_stop())
+
+    def _train_step(self, batch_dict: dict[str, Any]) -> dict[str, float]:
+        self.timing = {}
+        with self._timed("step"):
+            batch, metrics = self._rollouts(batch_dict)
+            batch, measured = self._log_probs(batch)
+            metrics.update(measured)
+            check_mismatch(metrics, self.run.app.integrity, self.global_steps)
+            metrics.update(self._advantages(batch))
+            metrics.update(self._update(batch))
+        metrics.update(compute_data_metrics(batch=batch, use_critic=False))
+        metrics.update(compute_timing_metrics(batch=batch, timing_raw=self.timing))
+        n_gpus = self.resource_pool_manager.get_n_gpus()
+        metrics.update(compute_throughout_metrics(batch=batch, timing_raw=self.timing, n_gpus=n_gpus))
+        return metrics
+
+    def _rollouts(self, batch_dict: dict[str, Any]) -> tuple[DataProto, dict[str, float]]:
+        """New weights to vLLM, then `rollout.n` rollouts of every task, then the batch."""
+        with self._timed("gen"):
+            with self._timed("weight_sync"):
+                self.async_rollout_manager.wake_up()
+            with self._timed("generate"):
+                self._run_tasks(batch_dict, is_train=True)
+            with self._timed("batch"):
+                batch, metrics = self.agent_mode_daemon.get_train_data_batch(
+                    max_prompt_length=self.config.data.max_prompt_length,
+                    max_response_length=self.config.data.max_response_length,
+                    device=torch.device("cpu"),
+                    global_steps=self.global_steps,
+                )
+            self.agent_mode_daemon.clear_data_and_server()
+            with self._timed("sleep"):
+                self.async_rollout_manager.sleep()
+        batch.meta_info["global_token_num"] = batch.batch["attention_mask"].sum(dim=-1).tolist()
+        batch.meta_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
+        batch.meta_info["multi_turn"] = False
+        return batch, metrics
+
+    def _run_tasks(self, batch_dict: dict[str, Any], *, is_train: bool) -> None:
+        addresses = self.async_rollout_manager.server_addresses
+        self.agent_mode_daemon.set_up_data_and_server(batch_dict, addresses, is_train=is_train)
+        self.agent_mode_daemon.run_until_all_finished(verbose=False)
+
+    def _log_probs(self, batch: DataProto) -> tuple[DataProto, dict[str, float]]:
+        """The actor's (and the reference's) log-probabilities, and how far the actor's are from the rollout's."""
+        padded, pad_size = pad_dataproto_to_divisor(batch, self.actor_rollout_wg.world_size)
+        with self._timed("old_log_prob"):
+            computed = self.actor_rollout_wg.compute_log_prob(padded)
+        entropy = (
+            unpad_dataproto(computed, pad_size).batch.pop("entropys") if pad_size else computed.batch.pop("entropys")
+        )
+        padded = padded.union(computed)
+        if self.use_reference_policy:
+            with self._timed("ref"):
+                padded = padded.union(self._compute_reference_log_prob(padded))
+        batch = unpad_dataproto(padded, pad_size)
+        mask = batch.batch["response_mask"]
+        mode = self.config.actor_rollout_ref.actor.loss_agg_mode
+        metrics = {
+            **mismatch_metrics(batch),
+            "actor/entropy": agg_loss(loss_mat=entropy[: len(batch)], loss_mask=mask, loss_agg_mode=mode).item(),
+        }
+        return batch, metrics
+
+    def _advantages(self, batch: DataProto) -> dict[str, float]:
+        with self._timed("adv"):
+            batch.batch["token_level_rewards"] = batch.batch["token_level_scores"]
+            advantages = rollout_advantages(batch, self.config.algorithm)
+            batch.batch["advantages"] = batch.batch["returns"] = advantages
+        return group_metrics(batch)
+
+    def _update(self, batch: DataProto) -> dict[str, float]:
+        """One pass of policy updates. A partial last mini-batch is trained on, not dropped as upstream does."""
+        order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(self.global_steps))
+        batch.reorder(order)
+        padded = pad_masked(batch, self.actor_rollout_wg.world_size)
+        with self._timed("update_actor"):
+            output = self.actor_rollout_wg.update_actor(padded)
+        return dict(reduce_metrics(output.meta_info["metrics"]))
+
+    def _validate(self) -> dict[str, float]:
+        """Greedy rollouts of the fixed validation rows."""
+        started = time.monotonic()
+        batch_dict = next(iter(self.val_dataloader))
+        self.async_rollout_manager.wake_up()
+        self._run_tasks(batch_dict, is_train=False)
+        metrics: dict[str, float] = self.agent_mode_daemon.get_test_metrics()
+        self.log.rollouts(r.record(self.global_steps, "val") for r in self.agent_mode_daemon.finished.values())
+        self.agent_mode_daemon.clear_data_and_server()
+        self.async_rollout_manager.sleep()
+        return {**metrics, "timing_s/validate": time.monotonic() - started}
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        self.log.metrics(self.global_steps, metrics)
+        self.tracking.log(data=metrics, step=self.global_steps)
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """Training batches without end; the loader's state, kept in checkpoints, continues in the middle of an epoch."""
+        while True:
+            yield from self.train_dataloader
+
+    def _asked_to_stop(self) -> bool:
+        return (self.run.run_dir / STOP_FILE).exists()
+
+    def _start_daemon(self) -> VisionDaemon:
+        rollout = self.config.actor_rollout_ref.rollout
+        daemon: VisionDaemon = self.daemon_cls(
+            None,
+            rollout.n,
+            train_information={"model": self.config.actor_rollout_ref.model.path},
+            tokenizer=self.tokenizer,
+            mini_batch_size=self.config.actor_rollout_ref.actor.ppo_mini_batch_size,
+            pad_token_id=self.tokenizer.pad_token_id,
+            store=self.store,
+            processor=self.processor,
+            app=self.run.app,
+            run_dir=self.run.run_dir,
+            sampling={"temperature": rollout.temperature, "top_p": rollout.top_p},
+            proxy_host=self.run.proxy_host,
+            proxy_port=self.run.proxy_port,
+        )
+        daemon.start()
+        return daemon
+
+    def _save(self) -> None:
+        started = time.monotonic()
+        with self.checkpoints.writing(self.global_steps) as folder:
+            self.actor_rollout_wg.save_checkpoint(str(folder / "actor"), None, self.global_steps)
+            torch.save(self.train_dataloader.state_dict(), folder / "data.pt")
+            torch.save(
+                {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()},
+                folder / "rng.pt",
+            )
+        self.log.event("checkpoint", step=self.global_steps, seconds=time.monotonic() - started)
+
+    def _resume(self) -> int:
+        """Load the newest whole checkpoint; returns its step, 0 if there is none."""
+        folder = self.checkpoints.latest()
+        if folder is None:
+            return 0
+        self.actor_rollout_wg.load_checkpoint(str(folder / "actor"))
+        self.train_dataloader.load_state_dict(torch.load(folder / "data.pt", weights_only=False))
+        states = torch.load(folder / "rng.pt", weights_only=False)
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["torch"])
+        step = self.checkpoints.step_of(folder)
+        self.log.event("resumed", step=step)
+        return step
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.timing[name] = self.timing.get(name, 0.0) + time.monotonic() - started
+
+
+def mismatch_metrics(batch: DataProto) -> dict[str, float]:
+    """|actor - rollout| log-probability over the model's own tokens: the largest and the mean, in nats.
+
+    Zero up to rounding when both see the same pixels at the same positions with the same weights; about 0.5 on average
+    for an actor without pixels, whose training otherwise looks normal.
+    """
+    mask = batch.batch["response_mask"].bool()
+    difference = (batch.batch["old_log_probs"] - batch.batch["rollout_log_probs"]).abs()[mask]
+    return {"mismatch/logprob_max": difference.max().item(), "mismatch/logprob_mean": difference.mean().item()}
+
+
+def check_mismatch(metrics: dict[str, float], limits: Integrity, step: int) -> None:
+    """Raise `UserError` when actor and rollout disagree by more than the run allows."""
+    for name, limit in (("max", limits.logprob_mismatch_max), ("mean", limits.logprob_mismatch_mean)):
+        value = metrics[f"mismatch/logprob_{name}"]
+        if limit is not None and not value <= limit:
+            raise UserError(
+                f"step {step}: the actor's log-probabilities are off from the rollout's by {value:.3g} ({name}), more than "
+                f"app.integrity.logprob_mismatch_{name}={limit:g}: it does not see what vLLM saw (pixels, positions or "
+                "weights differ); see docs/troubleshooting.md, or raise the limit if the precision is to blame"
+            )
+
+
+def rollout_advantages(batch: DataProto, algorithm: Any) -> torch.Tensor:
+    """(samples, response length) advantages by verl's estimator, with every rollout counted once in its group.
+
+    A rollout of several turns gives several samples with one reward; were each counted, long rollouts would weigh more in
+    the group's mean and spread. Source of the estimators: verl.trainer.ppo.core_algos.
+    """
+    _, first, of_sample = np.unique(
+        batch.non_tensor_batch["rollout_id"].astype(str), return_index=True, return_inverse=True
+    )
+    rewards = batch.batch["token_level_rewards"].sum(dim=-1)[torch.from_numpy(first)].unsqueeze(-1)
+    kwargs: dict[str, Any] = {"config": algorithm}
+    if algorithm.adv_estimator == "grpo":
+        kwargs["norm_adv_by_std_in_grpo"] = algorithm.norm_adv_by_std_in_grpo
+    advantages, _ = get_adv_estimator_fn(algorithm.adv_estimator)(
+        token_level_rewards=rewards,
+        response_mask=torch.ones_like(rewards),
+        index=batch.non_tensor_batch["uid"][first],
+        **kwargs,
+    )
+    return advantages[torch.from_numpy(of_sample)] * batch.batch["response_mask"]
+
+
+def group_metrics(batch: DataProto) -> dict[str, float]:
+    """The share of groups whose rewards are all equal: they carry no gradient."""
+    groups: dict[str, set[float]] = {}
+    for uid, reward in zip(
+        batch.non_tensor_batch["uid"], batch.batch["token_level_rewards"].sum(dim=-1).tolist(), strict=True
+    ):
+        groups.setdefault(uid, set()).add(round(reward, 6))
+    return {"train/groups_equal": sum(len(rewards) == 1 for rewards in groups.values()) / len(groups)}
+
+
+def pad_masked(batch: DataProto, divisor: int) -> DataProto:
+    """The batch padded to a multiple of `divisor` with copies that carry no loss (their response mask is zero)."""
+    padded, pad_size = pad_dataproto_to_divisor(batch, divisor)
+    if pad_size:
+        padded.batch["response_mask"][-pad_size:] = 0
+        padded.batch["advantages"][-pad_size:] = 0
+        padded.meta_info["global_token_num"] = padded.batch["attention_mask"].sum(dim=-1).tolist()
+    return padded

@@ -1,0 +1,61 @@
+"""What a run leaves behind, as JSON lines that survive a crash: metrics, rollouts and events in the run directory."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+ROLLOUTS = "rollouts.jsonl"
+EVENTS = "events.jsonl"
+
+
+class RunLog:
+    """Appends to the three files of a run directory; each line is written whole and flushed."""
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.run_dir = Path(run_dir)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line per training step or validation: numbers only."""
+        self._append(
+            METRICS, [{"step": step, "time": time.time(), **{key: _number(value) for key, value in values.items()}}]
+        )
+
+    def rollouts(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """One line per rollout: what was asked, answered and rewarded, or why it failed."""
+        self._append(ROLLOUTS, records)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Something that the operator should see: a phase of the start, a warning, the end."""
+        self._append(EVENTS, [{"time": time.time(), "kind": kind, **fields}])
+
+    def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        with open(self.run_dir / name, "a", encoding="utf-8") as file:
+            file.write(lines)
+
+
+def read_jsonl(path: str | Path, *, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The complete lines of a file from byte `offset` on, and the offset after them; a missing file has none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            content = file.read()
+    except FileNotFoundError:
+        return [], offset
+    whole = content[: content.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines() if line.strip()], offset + len(whole)
+
+
+def _number(value: Any) -> float | int | None:
+    """A JSON number; None for what JSON cannot say (NaN and infinities)."""
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return float(number)
+    return number if math.isfinite(number) else None
