@@ -7,10 +7,12 @@ Reading also takes the shorter files that people write by hand with pandas (`id,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +61,27 @@ def read_rows(
 
     `task` keeps only the rows of that task; `limit` stops after that many. Relative image paths are taken from
     `image_base_dir`, by default the parquet file's directory. Image files are not opened here (`data_utils.py verify`
-    does that). Raises `UserError` with the file and the row number (from 0, as `DataFrame.iloc`) of the first bad row.
+    does that). Raises `UserError` with the file and the row number (from 0, as `DataFrame.iloc`) of the first bad row,
+    and for a file without such rows.
     """
-    rows: list[dict[str, Any]] = []
-    for number, raw in iter_raw_rows(path):
-        if limit is not None and len(rows) >= limit:
-            break
-        try:
-            row = normalise_row(raw, number=number)
-        except ValueError as error:
-            raise UserError(f"{path}, row {number}: {error} (`data_utils.py verify` lists every bad row)") from error
-        if task is not None and row["task"] != task:
-            continue
-        rows.append(with_absolute_paths(row, image_base_dir or Path(path).parent))
+    rows = list(islice(iter_rows(path, task=task, image_base_dir=image_base_dir), limit))
     if not rows and limit != 0:
         wanted = f" of task {task!r}" if task else ""
         raise UserError(f"{path} holds no rows{wanted}; convert a data set into it with data_utils.py")
     return rows
+
+
+def iter_rows(
+    path: str | Path, *, task: str | None = None, image_base_dir: str | Path | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of `read_rows` one at a time, in bounded memory."""
+    for number, raw in iter_raw_rows(path):
+        try:
+            row = normalise_row(raw, number=number)
+        except ValueError as error:
+            raise UserError(f"{path}, row {number}: {error} (`data_utils.py verify` lists every bad row)") from error
+        if task is None or row["task"] == task:
+            yield with_absolute_paths(row, image_base_dir or Path(path).parent)
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -84,9 +90,18 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     Absolute image paths are stored relative to the parquet file's directory; relative ones are taken to be so already.
     `meta` may be a dict or a JSON string. Raises `UserError` for a row that does not fit the schema.
     """
-    path = Path(path)
+    return write_row_sets({Path(path): rows})[Path(path)]
+
+
+def write_row_sets(sets: Mapping[Path, Iterable[Mapping[str, Any]]]) -> dict[Path, int]:
+    """`write_rows` for several files that belong together: none of them is replaced before all are complete."""
+    with contextlib.ExitStack() as stack:
+        return {path: _write(stack.enter_context(replacing(path)), path, rows) for path, rows in sets.items()}
+
+
+def _write(temporary: Path, path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     count = 0
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         batch: list[dict[str, Any]] = []
         for number, raw in enumerate(rows):
             try:

@@ -10,25 +10,19 @@ The form is told by the fields that each one has, never by the size of the numbe
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from vision_rl.data.files import write_bytes
 from vision_rl.data.geometry import pixel_box_to_unit
 from vision_rl.data.images import image_size
-from vision_rl.data.schema import open_parquet
+from vision_rl.data.records import OnBad, converted, extract_image, numbered_parquet_rows, read_json
 from vision_rl.errors import UserError
 
 FORMS = ("auto", "hf", "v2", "pro")
 _MOBILE = {"ios", "android"}
 _DESKTOP = {"macos", "windows"}
-_SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp"}
 
 
 def platform_of(data_source: str) -> str:
@@ -38,21 +32,29 @@ def platform_of(data_source: str) -> str:
 
 
 def iter_rows(
-    source: str | Path, *, image_dir: str | Path | None, extract_dir: str | Path, form: str = "auto"
+    source: str | Path,
+    *,
+    image_dir: str | Path | None,
+    extract_dir: str | Path,
+    form: str = "auto",
+    on_bad: OnBad | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield schema rows with absolute image paths from a parquet or JSON file, or from a directory of them.
 
-    `image_dir` (default: `images`, `screenspotv2_image` or nothing, beside the JSON files) holds the pictures of the
-    JSON forms; those embedded in a parquet file are written into `extract_dir`. Boxes are clipped to the image. Raises
-    `UserError` for a missing picture, a box outside of its image or a file in none of the forms.
+    `image_dir` (default: `images` or `screenspotv2_image` beside the JSON files, or their own directory) holds the
+    pictures of the JSON forms; those embedded in a parquet file are written into `extract_dir`. Boxes are clipped to
+    the image. A missing picture, a box outside of its image or an item that is in none of the forms goes to `on_bad`,
+    or raises `UserError` without one.
     """
-    files = _source_files(Path(source))
-    for file in files:
+    for file in _source_files(Path(source)):
         if file.suffix == ".parquet":
             _require(form in ("auto", "hf"), f"{file} is a parquet file, but --form {form} asks for JSON")
-            yield from _parquet_rows(file, Path(extract_dir))
+            convert = partial(_parquet_row, file, Path(extract_dir))
+            yield from converted(numbered_parquet_rows(file), convert, on_bad)
         else:
-            yield from _json_rows(file, _image_dir(file, image_dir), form)
+            items = read_json(file)
+            _require(isinstance(items, list) and bool(items), f"{file} is not a JSON list of annotations")
+            yield from converted(enumerate(items), partial(_json_row, file, _image_dir(file, image_dir), form), on_bad)
 
 
 def _source_files(source: Path) -> list[Path]:
@@ -74,70 +76,41 @@ def _image_dir(file: Path, image_dir: str | Path | None) -> Path:
     return file.parent
 
 
-def _parquet_rows(file: Path, extract_dir: Path) -> Iterator[dict[str, Any]]:
-    with open_parquet(file) as parquet:
-        _check_columns(file, parquet)
-        number = 0
-        for batch in parquet.iter_batches(batch_size=32):
-            for item in batch.to_pylist():
-                where = f"{file}, row {number}"
-                image = _extract(item, extract_dir, where)
-                box = _numbers(item["bbox"], where)
-                inside = all(-0.01 <= value <= 1.01 for value in box)
-                _require(inside, f"{where}: bbox {box} is not in 0..1; take the file from rootsautomation/ScreenSpot")
-                size = image_size(image)
-                box = pixel_box_to_unit(box, (1, 1), where)
-                yield _row(item, f"{file.stem}-{number}", image, size, box, "screenspot")
-                number += 1
+def _parquet_row(file: Path, extract_dir: Path, numbered: tuple[int, dict[str, Any]]) -> dict[str, Any]:
+    number, item = numbered
+    where = f"{file}, row {number}"
+    missing = {"bbox", "instruction", "image"} - item.keys()
+    _require(not missing, f"{where} has no {', '.join(sorted(missing))}; it is not ScreenSpot's parquet form")
+    box = _numbers(item["bbox"], where)
+    inside = all(-0.01 <= value <= 1.01 for value in box)
+    _require(inside, f"{where}: bbox {box} is not in 0..1; take the file from rootsautomation/ScreenSpot")
+    image = extract_image(item["image"], extract_dir, where)
+    return _row(
+        item, f"{file.stem}-{number}", image, image_size(image), pixel_box_to_unit(box, (1, 1), where), "screenspot"
+    )
 
 
-def _check_columns(file: Path, parquet: pq.ParquetFile) -> None:
-    missing = {"bbox", "instruction", "image"} - set(parquet.schema_arrow.names)
-    _require(not missing, f"{file} has no column {', '.join(sorted(missing))}; it is not ScreenSpot's parquet form")
-
-
-def _extract(item: dict[str, Any], extract_dir: Path, where: str) -> Path:
-    """Write the embedded picture once; its name comes from its bytes, so rows of one screenshot share one file."""
-    data = item["image"].get("bytes") if isinstance(item["image"], dict) else item["image"]
-    _require(isinstance(data, bytes) and bool(data), f"{where} has no embedded image; download the file again")
-    suffix = next((suffix for magic, suffix in _SUFFIXES.items() if data.startswith(magic)), ".png")
-    path = (extract_dir / f"{hashlib.sha256(data).hexdigest()[:20]}{suffix}").absolute()
-    if not path.exists():
-        image_size(io.BytesIO(data))
-        write_bytes(path, data)
-    return path
-
-
-def _json_rows(file: Path, image_dir: Path, form: str) -> Iterator[dict[str, Any]]:
-    for number, item in enumerate(_load_list(file)):
-        where = f"{file}, item {number}"
-        _require(isinstance(item, dict), f"{where} is not an object; it is not ScreenSpot's JSON form")
-        missing = {"img_filename", "bbox", "instruction"} - item.keys()
-        _require(not missing, f"{where} has no {', '.join(sorted(missing))}; it is not ScreenSpot's JSON form")
-        is_pro = "ui_type" in item or "img_size" in item if form == "auto" else form == "pro"
-        image = (image_dir / item["img_filename"]).absolute()
-        size = image_size(image)
-        if is_pro and item.get("img_size"):
-            said = tuple(item["img_size"])
-            _require(said == size, f"{where}: img_size {said} but {image} is {size}; download the image again")
-        box = _numbers(item["bbox"], where)
-        if not is_pro:
-            box = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
-        identity = str(item.get("id", f"{file.stem}-{number}"))
-        yield _row(item, identity, image, size, pixel_box_to_unit(box, size, where), _source_name(file, is_pro))
+def _json_row(file: Path, image_dir: Path, form: str, numbered: tuple[int, Any]) -> dict[str, Any]:
+    number, item = numbered
+    where = f"{file}, item {number}"
+    _require(isinstance(item, dict), f"{where} is not an object; it is not ScreenSpot's JSON form")
+    missing = {"img_filename", "bbox", "instruction"} - item.keys()
+    _require(not missing, f"{where} has no {', '.join(sorted(missing))}; it is not ScreenSpot's JSON form")
+    is_pro = ("ui_type" in item or "img_size" in item) if form == "auto" else form == "pro"
+    image = (image_dir / item["img_filename"]).absolute()
+    size = image_size(image)
+    if is_pro and item.get("img_size"):
+        said = tuple(item["img_size"])
+        _require(said == size, f"{where}: img_size {said} but {image} is {size}; download the image again")
+    box = _numbers(item["bbox"], where)
+    if not is_pro:
+        box = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+    identity = str(item.get("id", f"{file.stem}-{number}"))
+    return _row(item, identity, image, size, pixel_box_to_unit(box, size, where), _source_name(file, is_pro))
 
 
 def _source_name(file: Path, is_pro: bool) -> str:
     return "screenspot-pro" if is_pro else "screenspot-v2" if "v2" in file.stem else "screenspot"
-
-
-def _load_list(file: Path) -> list[Any]:
-    try:
-        items = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not readable JSON ({error}); download it again") from error
-    _require(isinstance(items, list) and bool(items), f"{file} is not a JSON list of annotations")
-    return list(items)
 
 
 def _row(

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import compress
+from pathlib import Path
+from typing import Any
 
+from vision_rl.data.check_images import check_images
+from vision_rl.data.schema import write_row_sets
 from vision_rl.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -36,14 +41,50 @@ def assign_splits(
     chosen: dict[int, str] = {}
     for group in order:
         name = min(target, key=lambda split: filled[split] / target[split])
-        if name == "validation" and max_validation is not None and "train" in target:
-            if filled[name] + sizes[group] > max_validation:
-                # Full: it takes no further part, and what it would have had goes to training.
-                target["train"] += target.pop(name) - filled[name]
-                name = "train"
+        full = max_validation is not None and filled[name] + sizes[group] > max_validation
+        if name == "validation" and full and "train" in target:
+            # It takes no further part, and what it would have had goes to training.
+            target["train"] += target.pop(name) - filled[name]
+            name = "train"
         filled[name] += sizes[group]
         chosen[group] = name
     return [chosen[group] for group in groups]
+
+
+def write_splits(
+    rows: Callable[[], Iterable[dict[str, Any]]],
+    output_dir: Path,
+    shares: Mapping[str, float],
+    *,
+    seed: int = 0,
+    max_validation: int | None = None,
+    by_content: bool = True,
+    progress: Callable[[Iterable[Any], str, int], Iterable[Any]] = lambda items, label, total: items,
+) -> dict[Path, int]:
+    """Write `train.parquet`, `validation.parquet` and `test.parquet` together; returns the number of rows of each.
+
+    `rows` gives the rows (absolute image paths) afresh on each call. `by_content` opens every picture, so that copies
+    under two names stay together; without it the path decides. Raises `UserError` for a picture that cannot be opened,
+    and where a file of an earlier split would be left over.
+    """
+    targets = {name: output_dir / f"{name}.parquet" for name in SPLITS}
+    for name, path in targets.items():
+        if not shares.get(name) and path.exists():
+            raise UserError(f"{path} is left from an earlier split; remove it or choose another --output-dir")
+    keys = [row["image_paths"] for row in rows()]
+    if not keys:
+        raise UserError("there are no rows to split; convert a data set first")
+    if by_content:
+        unique = dict.fromkeys(path for paths in keys for path in paths)
+        contents = {}
+        for check in progress(check_images(unique), "images", len(unique)):
+            if check.error:
+                raise UserError(f"{check.error} (verify --drop-bad leaves such rows out)")
+            contents[check.path] = check.content
+        keys = [[contents[path] for path in paths] for paths in keys]
+    chosen = assign_splits(keys, shares, seed=seed, max_validation=max_validation)
+    present = [name for name in SPLITS if shares.get(name)]
+    return write_row_sets({targets[name]: compress(rows(), map(name.__eq__, chosen)) for name in present})
 
 
 def connected_groups(image_keys: Sequence[Sequence[str]]) -> list[int]:

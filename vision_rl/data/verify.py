@@ -1,9 +1,9 @@
 """Whether a data set can be trained on: every row checked, every picture opened, every gold answer scored.
 
 A row is bad if it does not fit the schema; if a picture cannot be opened, is too large, too small or too narrow, or is
-not of the stated size; if a box is empty; if it repeats another row or its id; if a picture of it also occurs in another
-split (found by content, not by name); or if its own gold answer, written in the model family's format, does not parse
-and score 1.0 with the reward that trains.
+not of the stated size; if a box is empty; if it repeats another row or its id; if a picture of it also occurs in
+another split (found by content, not by name); or if its own gold answer, written in the model family's format, does not
+parse and score 1.0 with the reward that trains.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def verify(
 def write_good_rows(
     path: str | Path, output: str | Path, bad_rows: set[int], image_base_dir: str | Path | None = None
 ) -> int:
-    """Write the rows of `path` that are not bad to `output` (atomically; may be the same file) and return their number."""
+    """Write the rows of `path` that are not bad to `output` (may be the same file) and return their number."""
     base = image_base_dir or Path(path).parent
     return write_rows(
         output,

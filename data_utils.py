@@ -1,0 +1,393 @@
+"""Data sets as parquet files: convert, split, sample, look at and verify them. `docs/data.md` shows every command.
+
+Exit codes: 0 done (verify: no bad row), 1 verify found bad rows, 2 bad input or usage, 130 or 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vision_rl.coordinates import FAMILIES, family_for
+from vision_rl.data import box_sets, custom, screenspot, vqav2
+from vision_rl.data.files import replacing
+from vision_rl.data.geometry import BOX_FORMATS, SPACES
+from vision_rl.data.images import LIMIT_PIXELS
+from vision_rl.data.schema import iter_rows, write_rows
+from vision_rl.data.show import contact_sheet, save_sheet
+from vision_rl.data.split import parse_shares, write_splits
+from vision_rl.data.stats import as_text, summarise
+from vision_rl.data.verify import Checks, Report, verify, write_good_rows
+from vision_rl.errors import UserError, cli_errors
+
+_NOT_COMPARABLE = (
+    "note: ScreenSpot is a test set. A score on a part of it, or of a model trained on another part, "
+    "is not comparable with published ScreenSpot numbers."
+)
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    args = _parser().parse_args()
+    with cli_errors():
+        try:
+            sys.exit(args.command(args))
+        except KeyboardInterrupt:
+            print("interrupted; nothing was written", file=sys.stderr)
+            sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_convert(commands)
+    _add_convert_screenspot(commands)
+    _add_convert_boxes(commands)
+    _add_convert_custom(commands)
+    _add_split(commands)
+    _add_readers(commands)
+    _add_verify(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(commands, "convert", convert_vqav2, "VQAv2's question and annotation files -> parquet")
+    parser.add_argument("--questions", type=Path, required=True, help="v2_OpenEnded_mscoco_*_questions.json")
+    parser.add_argument("--annotations", type=Path, help="v2_mscoco_*_annotations.json; none for the test splits")
+    parser.add_argument("--image-dir", type=Path, required=True, help="directory of COCO pictures")
+    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
+    parser.add_argument("--max-samples", type=int, help="stop after this many questions")
+    parser.add_argument(
+        "--missing-images", choices=vqav2.MISSING_IMAGES, default="error", help="what to do with their questions"
+    )
+    parser.add_argument("--no-image-sizes", action="store_true", help="do not read the pictures' headers")
+
+
+def convert_vqav2(args: argparse.Namespace) -> int:
+    with _bar() as bar:
+        task = bar.add_task("questions", total=args.max_samples)
+        result = vqav2.convert(
+            args.questions,
+            args.annotations,
+            args.image_dir,
+            args.output,
+            missing_images=args.missing_images,
+            image_sizes=not args.no_image_sizes,
+            max_samples=args.max_samples,
+            progress=lambda rows: bar.update(task, completed=rows),
+        )
+    print(
+        f"{args.output}: {result.rows} rows" + (f", {result.skipped} without picture left out" * bool(result.skipped))
+    )
+    return 0
+
+
+def _add_convert_screenspot(commands: Any) -> None:
+    text = "ScreenSpot (Hugging Face parquet, original/v2 JSON, Pro JSON) -> parquet splits by image, or one file"
+    parser = _command(commands, "convert-screenspot", convert_screenspot, text)
+    parser.add_argument("--input", type=Path, default=Path("data/screenspot"), help="file or directory (%(default)s)")
+    parser.add_argument("--image-dir", type=Path, help="pictures of the JSON forms (default: images beside the JSON)")
+    parser.add_argument("--form", choices=screenspot.FORMS, default="auto", help="default: told by the fields")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--output", type=Path, help="one parquet file with everything, for evaluation")
+    where.add_argument("--output-dir", "--local_dir", type=Path, help="train, validation and test.parquet go here")
+    parser.add_argument("--max-samples", "--max_samples", type=int, help="a random sample (by --seed) of this size")
+    _add_split_options(parser, max_validation=240)
+    _add_bad_option(parser)
+
+
+def convert_screenspot(args: argparse.Namespace) -> int:
+    target: Path = args.output.parent if args.output else args.output_dir
+    bad = _BadRows(args.skip_bad)
+    rows_found = screenspot.iter_rows(
+        args.input, image_dir=args.image_dir, extract_dir=target / "images", form=args.form, on_bad=bad.handler
+    )
+    rows = list(_shown(rows_found, "rows"))
+    if args.max_samples is not None and args.max_samples < len(rows):
+        keep = sorted(random.Random(args.seed).sample(range(len(rows)), args.max_samples))
+        rows = [rows[index] for index in keep]
+    bad.report()
+    if args.output:
+        print(f"{args.output}: {write_rows(args.output, rows)} rows")
+    else:
+        _write_and_print_splits(args, lambda: iter(rows))
+        print(_NOT_COMPARABLE)
+    return 0
+
+
+def _add_convert_boxes(commands: Any) -> None:
+    text = "boxes of your own (COCO, CSV, JSON, JSONL, parquet; radiology or any grounding set) -> parquet"
+    parser = _command(commands, "convert-boxes", convert_boxes, text)
+    parser.add_argument("--input", type=Path, required=True, help="annotation file")
+    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
+    parser.add_argument("--image-dir", type=Path, help="where the named pictures are (default: beside --input)")
+    parser.add_argument("--space", choices=SPACES, help="of the boxes' numbers; COCO is pixels; never guessed")
+    parser.add_argument("--box-format", choices=BOX_FORMATS, help="of lists of four numbers; COCO is xywh")
+    parser.add_argument(
+        "--question",
+        default=box_sets.DEFAULT_QUESTION,
+        help='instruction where the data has none; with {label} one row per label (default: "%(default)s")',
+    )
+    parser.add_argument("--image-field", help="column of the picture, if it has an unusual name")
+    parser.add_argument("--label-field", help="column of the label, likewise")
+    parser.add_argument("--question-field", help="column of the instruction, likewise")
+    parser.add_argument("--source", default="boxes", help="name of the set, kept in every row (default: %(default)s)")
+    _add_bad_option(parser)
+
+
+def convert_boxes(args: argparse.Namespace) -> int:
+    options = box_sets.BoxOptions(
+        image_dir=args.image_dir or args.input.parent,
+        extract_dir=args.output.parent / "images",
+        space=args.space,
+        box_format=args.box_format,
+        question=args.question,
+        image_field=args.image_field,
+        label_field=args.label_field,
+        question_field=args.question_field,
+        source=args.source,
+    )
+    bad = _BadRows(args.skip_bad)
+    return _write_converted(args.output, box_sets.iter_rows(args.input, options, on_bad=bad.handler), bad)
+
+
+def _add_convert_custom(commands: Any) -> None:
+    text = "questions and answers of your own (CSV, TSV, JSON, JSONL, parquet; images or videos) -> parquet"
+    parser = _command(commands, "convert-custom", convert_custom, text)
+    parser.add_argument("--input", type=Path, required=True, help="file with question, answer(s) and image(s) or video")
+    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
+    parser.add_argument("--image-dir", type=Path, help="where the named files are (default: beside --input)")
+    parser.add_argument("--frames", type=int, default=8, help="pictures to take of a video (default: %(default)s)")
+    parser.add_argument("--source", default="custom", help="name of the set, kept in every row (default: %(default)s)")
+    _add_bad_option(parser)
+
+
+def convert_custom(args: argparse.Namespace) -> int:
+    options = custom.CustomOptions(
+        image_dir=args.image_dir or args.input.parent,
+        extract_dir=args.output.parent / "images",
+        frames=args.frames,
+        source=args.source,
+    )
+    bad = _BadRows(args.skip_bad)
+    return _write_converted(args.output, custom.iter_rows(args.input, options, on_bad=bad.handler), bad)
+
+
+def _add_split(commands: Any) -> None:
+    parser = _command(commands, "split", split, "one parquet file -> train, validation and test, by image")
+    parser.add_argument("--file", type=Path, required=True, help="parquet file to split")
+    parser.add_argument("--output-dir", type=Path, required=True, help="where the split files go")
+    _add_split_options(parser, max_validation=None)
+
+
+def split(args: argparse.Namespace) -> int:
+    _write_and_print_splits(args, lambda: iter_rows(args.file))
+    return 0
+
+
+def _add_split_options(parser: argparse.ArgumentParser, *, max_validation: int | None) -> None:
+    parser.add_argument("--shares", default="60/20/20", help="train/validation/test (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default: %(default)s)")
+    parser.add_argument(
+        "--max-validation",
+        type=int,
+        default=max_validation,
+        help="cap of the validation rows, what is over goes to training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--group-by",
+        choices=("content", "path"),
+        default="content",
+        help="what makes two images one: their pixels (opens every file) or their path (default: %(default)s)",
+    )
+
+
+def _write_and_print_splits(args: argparse.Namespace, rows: Any) -> None:
+    written = write_splits(
+        rows,
+        args.output_dir,
+        parse_shares(args.shares),
+        seed=args.seed,
+        max_validation=args.max_validation,
+        by_content=args.group_by == "content",
+        progress=_shown,
+    )
+    for path, count in written.items():
+        print(f"{path}: {count} rows")
+
+
+def _add_readers(commands: Any) -> None:
+    parser = _command(commands, "sample", sample, "a random sample of rows -> parquet")
+    parser.add_argument("--file", type=Path, required=True, help="parquet file")
+    parser.add_argument("--count", type=int, required=True, help="number of rows")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
+    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
+
+    parser = _command(commands, "stats", stats, "what a parquet file holds, in numbers")
+    parser.add_argument("--file", type=Path, required=True, help="parquet file")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+    parser = _command(commands, "show", show, "a contact sheet (PNG) of pictures with boxes, questions and answers")
+    parser.add_argument("--file", type=Path, required=True, help="parquet file")
+    parser.add_argument("--output", type=Path, default=Path("contact_sheet.png"), help="PNG to write (%(default)s)")
+    parser.add_argument("--count", type=int, default=16, help="number of rows, chosen at random (default: %(default)s)")
+    parser.add_argument("--rows", help="these row numbers instead, separated by commas")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
+    parser.add_argument("--columns", type=int, default=4, help="pictures in a line (default: %(default)s)")
+
+
+def sample(args: argparse.Namespace) -> int:
+    keep = _chosen(args.file, args.count, args.seed)
+    rows = (row for number, row in enumerate(iter_rows(args.file)) if number in keep)
+    print(f"{args.output}: {write_rows(args.output, rows)} rows")
+    return 0
+
+
+def stats(args: argparse.Namespace) -> int:
+    summary = summarise(iter_rows(args.file))
+    print(json.dumps(summary, ensure_ascii=False, indent=2) if args.json else as_text(summary))
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    try:
+        keep = set(map(int, args.rows.split(","))) if args.rows else _chosen(args.file, args.count, args.seed)
+    except ValueError as error:
+        raise UserError(f"--rows {args.rows} is not a list of row numbers like 3,17") from error
+    rows = [row for number, row in enumerate(islice(iter_rows(args.file), max(keep, default=-1) + 1)) if number in keep]
+    save_sheet(contact_sheet(rows, columns=args.columns), args.output)
+    print(f"{args.output}: {len(rows)} rows")
+    return 0
+
+
+def _chosen(file: Path, count: int, seed: int) -> set[int]:
+    total = sum(1 for _ in iter_rows(file))
+    if count < 1 or not total:
+        raise UserError(f"cannot choose {count} of the {total} rows of {file}; --count must be at least 1")
+    return set(random.Random(seed).sample(range(total), min(count, total)))
+
+
+def _add_verify(commands: Any) -> None:
+    parser = _command(commands, "verify", verify_file, "check every row, picture and gold answer of a parquet file")
+    parser.add_argument("--file", type=Path, required=True, help="parquet file")
+    parser.add_argument("--against", type=Path, nargs="+", default=[], help="other splits: no picture may be in both")
+    parser.add_argument(
+        "--image-base-dir", type=Path, help="where relative paths start (default: the file's directory)"
+    )
+    parser.add_argument("--family", default="unit", help=f"model family or model_type: {', '.join(FAMILIES)}")
+    parser.add_argument(
+        "--answer-format", choices=("bbox", "click", "native"), help="default: bbox for unit, else the family's native"
+    )
+    parser.add_argument("--min-pixels", type=int, default=Checks.min_pixels, help="of the processor (%(default)s)")
+    parser.add_argument("--max-pixels", type=int, default=Checks.max_pixels, help="of the processor (%(default)s)")
+    parser.add_argument("--limit-pixels", type=int, default=LIMIT_PIXELS, help="refuse larger pictures (%(default)s)")
+    parser.add_argument("--min-side", type=int, default=Checks.min_side, help="refuse smaller ones (%(default)s)")
+    parser.add_argument("--no-images", action="store_true", help="do not open the pictures (finds no leaks by content)")
+    parser.add_argument("--workers", type=int, help="threads that open pictures (default: one per core)")
+    parser.add_argument("--strict", action="store_true", help="a question whose annotators disagree is bad too")
+    parser.add_argument("--allow-unanswered", action="store_true", help="rows without answers (a test split) are fine")
+    parser.add_argument("--list", type=int, default=100, help="print at most this many problems (default: %(default)s)")
+    parser.add_argument("--report", type=Path, help="write every problem as JSONL: row, id, reason")
+    parser.add_argument("--drop-bad", type=Path, metavar="OUT", help="write the good rows to this parquet file")
+
+
+def verify_file(args: argparse.Namespace) -> int:
+    family = args.family if args.family in FAMILIES else family_for(args.family).name
+    checks = Checks(
+        family=family,
+        answer_format=args.answer_format or ("bbox" if family == "unit" else "native"),
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+        limit_pixels=args.limit_pixels,
+        min_side=args.min_side,
+        open_images=not args.no_images,
+        workers=args.workers,
+        strict=args.strict,
+        allow_unanswered=args.allow_unanswered,
+    )
+    report = verify(args.file, checks=checks, image_base_dir=args.image_base_dir, against=args.against, progress=_shown)
+    _print_report(args, report)
+    if args.drop_bad:
+        if len(report.bad_rows) == report.rows:
+            raise UserError(f"every row of {args.file} is bad; {args.drop_bad} was not written")
+        count = write_good_rows(args.file, args.drop_bad, report.bad_rows, args.image_base_dir)
+        print(f"{args.drop_bad}: {count} rows")
+    return 1 if report.problems else 0
+
+
+def _print_report(args: argparse.Namespace, report: Report) -> None:
+    for problem in report.problems[: args.list]:
+        print(f"row {problem.row} (id {problem.id}): {problem.reason}")
+    if len(report.problems) > args.list:
+        print(f"... {len(report.problems) - args.list} more (--report FILE writes all)")
+    for note in report.notes:
+        print(f"note: {note}")
+    print(f"{args.file}: {report.rows} rows, {report.images} images, {len(report.bad_rows)} bad rows")
+    if args.report:
+        with replacing(args.report) as temporary:
+            temporary.write_text("".join(json.dumps(vars(problem)) + "\n" for problem in report.problems))
+
+
+def _add_bad_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave bad records out and list them, instead of stopping"
+    )
+
+
+class _BadRows:
+    """Collects the reasons of records that were left out; without --skip-bad the first one stops the conversion."""
+
+    def __init__(self, skip: bool) -> None:
+        self.reasons: list[str] = []
+        self.handler = self.reasons.append if skip else None
+
+    def report(self) -> None:
+        for reason in self.reasons:
+            print(f"left out: {reason}", file=sys.stderr)
+
+
+def _write_converted(output: Path, rows: Iterator[dict[str, Any]], bad: _BadRows) -> int:
+    count = write_rows(output, _not_empty(_shown(rows, "rows"), output))
+    bad.report()
+    print(f"{output}: {count} rows" + f", {len(bad.reasons)} left out" * bool(bad.reasons))
+    return 0
+
+
+def _not_empty(rows: Iterable[dict[str, Any]], output: Path) -> Iterator[dict[str, Any]]:
+    count = 0
+    for row in rows:
+        count += 1
+        yield row
+    if not count:
+        raise UserError(f"no record could be converted; {output} was not written")
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _shown(items: Iterable[Any], label: str, total: int = 0) -> Iterator[Any]:
+    """The items, with a progress bar on stderr where that is a terminal."""
+    with _bar() as bar:
+        yield from bar.track(items, total=total or None, description=label)
+
+
+if __name__ == "__main__":
+    main()

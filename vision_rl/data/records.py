@@ -1,0 +1,148 @@
+"""Tables that people have (CSV, JSON, JSONL, parquet) as plain records, and the pictures that some of them embed."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from vision_rl.data.files import write_bytes
+from vision_rl.data.images import FORMATS, image_size
+from vision_rl.data.schema import open_parquet
+from vision_rl.errors import UserError
+
+Record = dict[str, Any]
+OnBad = Callable[[str], None]
+Item = TypeVar("Item")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_PARQUET_BATCH = 32
+
+
+def converted(
+    items: Iterable[Item], convert: Callable[[Item], Record], on_bad: OnBad | None = None
+) -> Iterator[Record]:
+    """Yield `convert(item)`; the message of a `UserError` goes to `on_bad`, and is raised where there is none."""
+    for item in items:
+        try:
+            row = convert(item)
+        except UserError as error:
+            if on_bad is None:
+                raise UserError(f"{error} (--skip-bad leaves such rows out and lists them)") from error
+            on_bad(str(error))
+        else:
+            yield row
+
+
+def iter_records(path: str | Path) -> Iterator[tuple[int, Record]]:
+    """Yield (number from 0, record) of a CSV, TSV, JSON (list of objects), JSONL or parquet file, by its suffix.
+
+    Empty CSV cells and NaN are left out of a record. Raises `UserError` for a file that is not of that kind.
+    """
+    path = Path(path)
+    readers = {
+        ".csv": _csv,
+        ".tsv": _csv,
+        ".json": _json,
+        ".jsonl": _json_lines,
+        ".ndjson": _json_lines,
+        ".parquet": lambda file: (record for _, record in numbered_parquet_rows(file)),
+    }
+    if path.suffix.lower() not in readers:
+        raise UserError(f"{path} has none of the known suffixes {', '.join(readers)}; export it as one of them")
+    for number, record in enumerate(readers[path.suffix.lower()](path)):
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, record {number} is not an object with named fields")
+        yield number, {key: value for key, value in record.items() if not _is_empty(value)}
+
+
+def numbered_parquet_rows(path: Path) -> Iterator[tuple[int, Record]]:
+    """Yield (number from 0, row) with embedded bytes, a few rows in memory at a time."""
+    with open_parquet(path) as file:
+        number = 0
+        for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
+            for row in batch.to_pylist():
+                yield number, row
+                number += 1
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; `UserError` when it is not one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}); check or download it again") from error
+
+
+def extract_image(value: Any, directory: Path, where: str) -> Path:
+    """Write an embedded picture (bytes, or a struct with `bytes`) into `directory` once; returns its absolute path.
+
+    Its name comes from its bytes, so that rows of one picture share one file and a repeated conversion writes nothing.
+    """
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes) or not data:
+        raise UserError(f"{where} has no embedded image; download the file again")
+    stem = hashlib.sha256(data).hexdigest()[:20]
+    for suffix in IMAGE_SUFFIXES:
+        if (directory / f"{stem}{suffix}").exists():
+            return (directory / f"{stem}{suffix}").absolute()
+    path = (directory / f"{stem}{_suffix(data, where)}").absolute()
+    write_bytes(path, data)
+    return path
+
+
+def find_image(name: str, image_dir: Path, where: str) -> Path:
+    """The absolute path of a picture named by a record: as it stands in `image_dir`, or with a known suffix added."""
+    path = image_dir / name
+    candidates = [path, *(path.with_name(path.name + suffix) for suffix in IMAGE_SUFFIXES)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.absolute()
+    raise UserError(f"{where}: {path} does not exist; check --image-dir (DICOM must be exported to PNG first)")
+
+
+def _suffix(data: bytes, where: str) -> str:
+    try:
+        image_size(io.BytesIO(data))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(str(image.format), f".{image.format}".lower())
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _csv(path: Path) -> Iterator[Record]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            yield from csv.DictReader(file, dialect="excel-tab" if path.suffix.lower() == ".tsv" else "excel")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a readable CSV file ({error}); save it as UTF-8") from error
+
+
+def _json(path: Path) -> Iterator[Any]:
+    value = read_json(path)
+    if not isinstance(value, list):
+        raise UserError(f"{path} is not a JSON list of objects")
+    yield from value
+
+
+def _json_lines(path: Path) -> Iterator[Any]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file):
+                if line.strip():
+                    try:
+                        yield json.loads(line)
+                    except ValueError as error:
+                        raise UserError(f"{path}, line {number + 1} is not JSON ({error})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a readable JSONL file ({error})") from error

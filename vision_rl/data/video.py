@@ -1,0 +1,52 @@
+"""Frames of a video as picture files, because every engine here takes pictures and not every one takes videos."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+
+from vision_rl.data.files import write_bytes
+from vision_rl.errors import UserError
+
+
+def sample_frames(video: Path, directory: Path, count: int) -> list[Path]:
+    """`count` frames spread evenly over the video (all of them if it has fewer) as PNG files, absolute, in order.
+
+    They lie in a folder of `directory` named by the video's path, size and time, so a repeated conversion decodes
+    nothing. Raises `UserError` naming a video that is missing or cannot be decoded.
+    """
+    if count < 1:
+        raise UserError(f"--frames is {count}, take at least 1")
+    if not video.is_file():
+        raise UserError(f"{video} does not exist; check --image-dir")
+    stamp = video.stat()
+    identity = f"{video.absolute()} {stamp.st_size} {stamp.st_mtime_ns} {count}"
+    folder = directory.absolute() / f"{video.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    try:
+        total = sum(1 for _ in _decode(video))
+        wanted = (
+            [round((index + 0.5) * total / count - 0.5) for index in range(count)] if total > count else range(total)
+        )
+        paths = {number: folder / f"{position:03d}.png" for position, number in enumerate(wanted)}
+        if not all(path.exists() for path in paths.values()):
+            for number, frame in enumerate(_decode(video)):
+                if number in paths:
+                    buffer = io.BytesIO()
+                    frame.to_image().save(buffer, format="PNG")
+                    write_bytes(paths[number], buffer.getvalue())
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise UserError(f"{video} cannot be decoded as a video ({error}); convert it to mp4") from error
+    if not paths:
+        raise UserError(f"{video} holds no frames; remove the record")
+    return list(paths.values())
+
+
+def _decode(video: Path) -> Iterator[av.VideoFrame]:
+    with av.open(str(video)) as container:
+        if not container.streams.video:
+            raise ValueError("it has no video stream")
+        yield from container.decode(video=0)
