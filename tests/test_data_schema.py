@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vision_rl.data.schema import SCHEMA, normalise_row, read_rows, stored_path, write_row_sets, write_rows
+from vision_rl.errors import UserError
+
+VQA = {"id": "1", "image_paths": ["a.png"], "question": "what?", "answers": ["cat"]}
+GROUNDING = {"id": "2", "image_paths": ["a.png"], "question": "the button", "boxes": [[0.1, 0.2, 0.3, 0.4]]}
+
+
+def test_rows_come_back_as_written(tmp_path: Path) -> None:
+    rows = [
+        {**VQA, "meta": {"question_id": 7, "text": "ü"}, "image_sizes": [[10, 20]]},
+        {**GROUNDING, "labels": ["x"], "source": "screenspot"},
+        {"id": "3", "task": "grounding", "image_paths": ["b.png"], "question": "nothing", "boxes": []},
+    ]
+    assert write_rows(tmp_path / "x.parquet", rows) == 3
+    back = read_rows(tmp_path / "x.parquet")
+    assert [row["task"] for row in back] == ["vqa", "grounding", "grounding"]
+    assert back[0]["meta"] == {"question_id": 7, "text": "ü"}
+    assert back[0]["image_sizes"] == [[10, 20]]
+    assert back[0]["image_paths"] == [str(tmp_path / "a.png")]
+    assert back[1]["boxes"] == [[0.1, 0.2, 0.3, 0.4]]
+    assert back[1]["labels"] == ["x"]
+    assert back[2]["boxes"] == []
+
+
+def test_the_guides_custom_file_is_read(tmp_path: Path) -> None:
+    record = {"id": "custom_001", "image_path": "/pictures/1.jpg", "question": "What is this?", "answer": "a cat"}
+    pd.DataFrame([record]).to_parquet(tmp_path / "custom.parquet")
+    (row,) = read_rows(tmp_path / "custom.parquet")
+    assert (row["task"], row["image_paths"], row["answers"]) == ("vqa", ["/pictures/1.jpg"], ["a cat"])
+    assert set(row) == set(SCHEMA.names)
+
+
+def test_pandas_and_datasets_read_the_file(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    write_rows(tmp_path / "x.parquet", [VQA, GROUNDING])
+    assert list(pd.read_parquet(tmp_path / "x.parquet").columns) == SCHEMA.names
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "x.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded[1]["boxes"] == [[0.1, 0.2, 0.3, 0.4]]
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "value"),
+    [
+        ({"image_path": "a", "question": "q", "answer": "x"}, "answers", ["x"]),
+        ({"image_path": "a", "question": "q", "answer": 3}, "answers", ["3"]),
+        ({"image_path": "a", "instruction": "q", "bbox": [0, 0, 1, 1]}, "boxes", [[0.0, 0.0, 1.0, 1.0]]),
+        ({"image_path": "a", "instruction": "q", "bbox": [0, 0, 1, 1]}, "question", "q"),
+        (
+            {"image_path": "a", "question": "q", "ground_truth": [{"x": 0.1, "y": 0.2, "width": 0.5, "height": 0.5}]},
+            "boxes",
+            [[0.1, 0.2, 0.6, 0.7]],
+        ),
+        ({"image_path": "a", "question": "q", "boxes": [[0, 0, 1 + 1e-9, 1]]}, "boxes", [[0.0, 0.0, 1.0, 1.0]]),
+        ({"image_path": "a", "question": "q", "boxes": [[0, 0, 1, 1]]}, "labels", [""]),
+        ({"image_path": "a", "question": "q", "answer": "x", "ward": "B"}, "meta", {"ward": "B"}),
+        ({"image_path": "a", "question": "q", "answer": "x", "meta": '{"k": 1}'}, "meta", {"k": 1}),
+        ({"image_paths": ["a", "b"], "question": "q", "answer": "x", "media": "video"}, "media", "video"),
+    ],
+)
+def test_accepted(record: dict[str, Any], field: str, value: Any) -> None:
+    assert normalise_row(record)[field] == value
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"image_paths": []}, "names no image"),
+        ({"image_paths": [""]}, "names no image"),
+        ({"question": "  "}, "question"),
+        ({"question": None}, "question"),
+        ({"task": "ocr"}, "task is 'ocr'"),
+        ({"media": "audio"}, "media is 'audio'"),
+        ({"boxes": [[0, 0, 5, 5]]}, "outside 0..1"),
+        ({"boxes": [[0.5, 0.5, 0.1, 0.9]]}, "corners swapped"),
+        ({"boxes": [[0, 0, float("nan"), 1]]}, "not finite"),
+        ({"boxes": [[0, 0, 1]]}, "four numbers"),
+        ({"boxes": "all"}, "expected a list"),
+        ({"labels": ["a", "b"]}, "labels for"),
+        ({"answers": ["x"]}, "grounding row has answers"),
+        ({"task": "vqa"}, "vqa row has boxes"),
+        ({"image_sizes": [[10, 10], [10, 10]]}, "image_sizes for"),
+        ({"image_sizes": [[0, 10]]}, "width, height"),
+        ({"meta": "{"}, "meta is not JSON"),
+        ({"meta": "[1]"}, "JSON object"),
+    ],
+)
+def test_rejected_with_the_reason(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=reason):
+        normalise_row({**GROUNDING, **change})
+    with pytest.raises(UserError, match="row 1"):
+        write_rows(tmp_path / "x.parquet", [GROUNDING, {**GROUNDING, **change}])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_row_is_named_when_read(tmp_path: Path) -> None:
+    pd.DataFrame([VQA, {**VQA, "question": ""}]).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x\.parquet, row 1: its question"):
+        read_rows(tmp_path / "x.parquet")
+    assert len(read_rows(tmp_path / "x.parquet", limit=1)) == 1
+
+
+def test_task_limit_and_base_dir(tmp_path: Path) -> None:
+    write_rows(tmp_path / "x.parquet", [VQA, GROUNDING, {**VQA, "id": "3"}])
+    assert [row["id"] for row in read_rows(tmp_path / "x.parquet", task="vqa")] == ["1", "3"]
+    assert [row["id"] for row in read_rows(tmp_path / "x.parquet", task="vqa", limit=1)] == ["1"]
+    assert read_rows(tmp_path / "x.parquet", image_base_dir="/pictures")[0]["image_paths"] == ["/pictures/a.png"]
+    write_rows(tmp_path / "y.parquet", [VQA])
+    with pytest.raises(UserError, match="no rows of task 'grounding'"):
+        read_rows(tmp_path / "y.parquet", task="grounding")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 not really", b'{"id": 1}'])
+def test_unreadable_files_are_user_errors(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.parquet"):
+        read_rows(path)
+
+
+def test_a_folder_can_be_moved(tmp_path: Path) -> None:
+    (tmp_path / "one" / "splits").mkdir(parents=True)
+    image = str(tmp_path / "one" / "images" / "a.png")
+    write_rows(tmp_path / "one" / "splits" / "x.parquet", [{**VQA, "image_paths": [image]}])
+    os.rename(tmp_path / "one", tmp_path / "two")
+    (row,) = read_rows(tmp_path / "two" / "splits" / "x.parquet")
+    assert row["image_paths"] == [str(tmp_path / "two" / "images" / "a.png")]
+
+
+def test_stored_path() -> None:
+    assert stored_path("/d/images/a.png", "/d") == "images/a.png"
+    assert stored_path("/d/images/a.png", "/d/splits") == "../images/a.png"
+    assert stored_path("/other/a.png", "/d") == "/other/a.png"
+    assert stored_path("rel/a.png", "/d") == "rel/a.png"
+
+
+def test_a_failing_set_replaces_no_file(tmp_path: Path) -> None:
+    paths = [tmp_path / "train.parquet", tmp_path / "test.parquet"]
+    write_row_sets({path: [VQA] for path in paths})
+    before = [path.read_bytes() for path in paths]
+    with pytest.raises(UserError):
+        write_row_sets({paths[0]: [GROUNDING], paths[1]: [{**VQA, "question": ""}]})
+    assert [path.read_bytes() for path in paths] == before
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+WRITER = """
+import sys, time
+from vision_rl.data.schema import write_rows
+def rows():
+    for number in range(10**9):
+        if number == 5000:
+            print("half", flush=True)
+            time.sleep(60)
+        yield {"id": str(number), "image_paths": ["a.png"], "question": "q", "answers": ["x"]}
+write_rows(sys.argv[1], rows())
+"""
+
+
+def test_a_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
+    target = tmp_path / "x.parquet"
+    write_rows(target, [VQA])
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "half\n"
+    assert len(list(tmp_path.glob(".x.parquet.*.tmp"))) == 1
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert [row["id"] for row in read_rows(target)] == ["1"]
+    write_rows(target, [GROUNDING])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.parquet"]
+
+
+def test_a_living_writer_keeps_its_file(tmp_path: Path) -> None:
+    target = tmp_path / "x.parquet"
+
+    def rows() -> Any:
+        yield VQA
+        write_rows(target, [GROUNDING])
+        yield {**VQA, "id": "9"}
+
+    write_rows(target, rows())
+    assert [row["id"] for row in read_rows(target)] == ["1", "9"]
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+unit_boxes = st.tuples(*[st.floats(0, 1)] * 4).map(
+    lambda n: [min(n[0], n[2]), min(n[1], n[3]), max(n[0], n[2]), max(n[1], n[3])]
+)
+
+
+@given(text, st.lists(text, max_size=10), st.lists(unit_boxes, max_size=4), st.booleans())
+def test_round_trip(question: str, answers: list[str], boxes: list[list[float]], grounding: bool) -> None:
+    record: dict[str, Any] = {"id": "1", "image_paths": ["a.png"], "question": question}
+    record |= {"boxes": boxes} if grounding else {"answers": answers}
+    row = normalise_row(record)
+    assert normalise_row({**row, "meta": json.dumps(row["meta"])}) == row
+    assert row["boxes"] == (boxes if grounding else [])
