@@ -1,0 +1,76 @@
+"""A checkpoint folder behind an OpenAI-compatible address, for as long as a block runs: vLLM, on a GPU or on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from vision_rl.engine.environment import run_environment
+from vision_rl.errors import UserError
+
+START_SECONDS = 600.0
+MODEL_NAME = "model"
+"""The name under which the checkpoint is served."""
+
+
+@contextmanager
+def serve(
+    model: str | Path, *, cpu: bool, max_model_len: int = 4096, images_per_prompt: int = 4, media_root: str = "/"
+) -> Iterator[str]:
+    """Yield the base URL (ending in /v1) of a vLLM server for `model`; it is stopped at the end of the block.
+
+    Raises `UserError` with the last lines of vLLM's log if the server does not come up.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
+        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL_NAME),
+        *("--max-model-len", str(max_model_len), "--allowed-local-media-path", media_root),
+        *("--limit-mm-per-prompt", json.dumps({"image": images_per_prompt, "video": 0})),
+        *(("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32") if cpu else ()),
+    ]
+    with tempfile.NamedTemporaryFile("w+", prefix="vllm-", suffix=".log") as log:
+        server = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **run_environment(cpu)},
+            start_new_session=True,
+        )
+        try:
+            _wait(server, f"http://127.0.0.1:{port}/health", Path(log.name))
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            try:
+                server.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+def _wait(server: subprocess.Popen[bytes], health: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            raise UserError(f"vLLM ended with exit code {server.returncode} before it served the model; its last lines:\n{tail}")
+        try:
+            if httpx.get(health, timeout=2, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise UserError(f"vLLM did not serve the model within {START_SECONDS:.0f} s; see its log {log}")
