@@ -113,7 +113,7 @@ def _measure(contender: Callable[[Path], None], folder: Path, queue: Any) -> Non
 
 
 def _peak_memory() -> int:
-    """Largest resident size in bytes; `getrusage` would also count the parent's size before this process was started."""
+    """Largest resident size in bytes; `getrusage` would count the parent's size too."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 

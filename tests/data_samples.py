@@ -30,7 +30,7 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def write_vqav2(folder: Path, *, images: int = 4, per_image: int = 3, shuffle: bool = True) -> dict[str, Path]:
+def write_vqav2(folder: Path, *, images: int = 4, per_image: int = 3, shuffle: bool = True) -> dict[str, Any]:
     """Question and annotation files of a train split, and its COCO pictures."""
     image_dir = folder / "train2014"
     image_dir.mkdir(parents=True)

@@ -16,8 +16,13 @@ from hypothesis import strategies as st
 from vision_rl.data.schema import SCHEMA, normalise_row, read_rows, stored_path, write_row_sets, write_rows
 from vision_rl.errors import UserError
 
-VQA = {"id": "1", "image_paths": ["a.png"], "question": "what?", "answers": ["cat"]}
-GROUNDING = {"id": "2", "image_paths": ["a.png"], "question": "the button", "boxes": [[0.1, 0.2, 0.3, 0.4]]}
+VQA: dict[str, Any] = {"id": "1", "image_paths": ["a.png"], "question": "what?", "answers": ["cat"]}
+GROUNDING: dict[str, Any] = {
+    "id": "2",
+    "image_paths": ["a.png"],
+    "question": "the button",
+    "boxes": [[0.1, 0.2, 0.3, 0.4]],
+}
 
 
 def test_rows_come_back_as_written(tmp_path: Path) -> None:

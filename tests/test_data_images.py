@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_samples import picture
+from PIL import ExifTags, Image
+
+from vision_rl.data.images import image_size, open_image, pixel_hash, served_unchanged
+from vision_rl.errors import UserError
+
+
+def save(image: Image.Image, path: Path, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20), "blue")
+    image.paste("red", (0, 0, 10, 20))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # stored lying, to be turned by 90 degrees clockwise
+    path = save(image, tmp_path / "a.png", exif=exif)
+    opened = open_image(path)
+    assert opened.size == image_size(path) == (20, 40)
+    assert opened.getpixel((10, 2)) == (255, 0, 0)
+    assert opened.getpixel((10, 38)) == (0, 0, 255)
+    assert not served_unchanged(path)
+
+
+def test_sixteen_bit_grey_is_stretched(tmp_path: Path) -> None:
+    values = np.array([[0, 1024], [2048, 4095]], dtype=np.uint16)  # a 12-bit radiograph
+    path = save(Image.fromarray(values), tmp_path / "a.png")
+    assert np.asarray(open_image(path))[..., 0].tolist() == [[0, 64], [128, 255]]
+    assert not served_unchanged(path)
+    flat = save(Image.fromarray(np.full((3, 3), 700, dtype=np.uint16)), tmp_path / "b.png")
+    assert np.asarray(open_image(flat)).max() == 0
+    floats = save(Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)), tmp_path / "c.tif")
+    assert np.asarray(open_image(floats))[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_white(mode: str, tmp_path: Path) -> None:
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    image.putpixel((0, 0), (0, 0, 0, 255))
+    image = image.convert(mode)
+    path = save(image, tmp_path / "a.png")
+    opened = open_image(path)
+    assert opened.mode == "RGB"
+    assert opened.getpixel((0, 0)) == (0, 0, 0)
+    assert opened.getpixel((3, 3)) == (255, 255, 255)
+    assert served_unchanged(path) == (mode == "RGBA")
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    path = save(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert open_image(path).getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "CMYK"])
+def test_other_modes_become_rgb(mode: str, tmp_path: Path) -> None:
+    path = save(Image.new("RGB", (16, 16), "white").convert(mode), tmp_path / "a.tif")
+    opened = open_image(path)
+    assert opened.mode == "RGB"
+    assert min(opened.getpixel((8, 8))) >= 254  # type: ignore[arg-type, type-var]
+    assert served_unchanged(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK"])
+def test_what_is_served_unchanged_is_what_a_plain_loader_sees(mode: str, tmp_path: Path) -> None:
+    """The plain loader is that of vLLM's ImageMediaIO: white below RGBA, `convert("RGB")` for all else."""
+    image = picture((32, 24), 1).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    path = save(image, tmp_path / "a.tif")
+    assert served_unchanged(path)
+    with Image.open(path) as plain:
+        if plain.mode == "RGBA":
+            expected = Image.new("RGB", plain.size, (255, 255, 255))
+            expected.paste(plain, mask=plain.split()[3])
+        else:
+            expected = plain.convert("RGB")
+    assert open_image(path).tobytes() == expected.tobytes()
+
+
+def test_sixteen_bit_would_not_be_served_unchanged(tmp_path: Path) -> None:
+    path = save(Image.fromarray(np.array([[0, 2000, 4000]], dtype=np.uint16)), tmp_path / "a.png")
+    with Image.open(path) as plain:
+        assert plain.convert("RGB").tobytes() != open_image(path).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("missing.png", None, "does not exist"),
+        ("empty.png", b"", "0 bytes"),
+        ("text.png", b"hello", "known format"),
+        ("page.html", b"<html>404</html>", "known format"),
+        ("eps.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "known format"),
+        ("dicom.dcm", b"\0" * 128 + b"DICM", "known format"),
+    ],
+)
+def test_refused_with_the_file_name(name: str, content: bytes | None, reason: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=reason) as caught:
+        open_image(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_a_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a file"):
+        open_image(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_truncated_and_corrupt_files_are_user_errors(form: str, tmp_path: Path) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    noise.save(buffer, format=form)
+    whole = buffer.getvalue()
+    path = tmp_path / "cut.img"
+    refused = 0
+    for cut in [*range(1, 60), *range(60, len(whole) - 8, max(1, len(whole) // 60))]:
+        path.write_bytes(whole[:cut])
+        try:
+            open_image(path)
+        except UserError as error:
+            assert "cut.img" in str(error)
+            refused += 1
+    assert refused >= (40 if form == "GIF" else 100)
+    rng = np.random.default_rng(1)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, min(len(whole), 200), 3):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            open_image(path, limit_pixels=10_000_000)
+        except UserError as error:
+            assert "cut.img" in str(error)
+
+
+def test_a_large_part_of_a_picture_must_not_be_missing(tmp_path: Path) -> None:
+    path = save(picture((200, 200), 3), tmp_path / "a.jpg")
+    path.write_bytes(path.read_bytes()[:-600])
+    with pytest.raises(UserError, match=r"a\.jpg is damaged or incomplete"):
+        open_image(path)
+
+
+def test_pixel_limit(tmp_path: Path) -> None:
+    path = save(Image.new("1", (2000, 1000)), tmp_path / "a.png")
+    assert open_image(path, limit_pixels=2_000_000).size == (2000, 1000)
+    for function in (open_image, image_size):
+        with pytest.raises(UserError, match=r"a\.png has too many pixels"):
+            function(path, limit_pixels=1_999_999)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = save(Image.new("1", (14_000, 14_000)), tmp_path / "bomb.png")
+    with pytest.raises(UserError, match=r"bomb\.png has too many pixels"):
+        open_image(path)
+
+
+def test_pixel_hash_is_of_content_not_of_the_file(tmp_path: Path) -> None:
+    image = picture((30, 20), 5)
+    one = save(image, tmp_path / "a.png")
+    two = save(image, tmp_path / "b.bmp")
+    assert pixel_hash(open_image(one)) == pixel_hash(open_image(two))
+    assert pixel_hash(open_image(one)) != pixel_hash(picture((30, 20), 6))
+    assert pixel_hash(Image.new("RGB", (2, 8))) != pixel_hash(Image.new("RGB", (4, 4)))
