@@ -1,0 +1,103 @@
+"""Position ids of every M-RoPE family against transformers' own `get_rope_index`, padded and with several images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoProcessor,
+    Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+from vision_rl.engine.positions import expected_image_tokens, position_ids, rope_index_of
+from vision_rl.tiny import checkpoint_dir
+
+TEXT = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+GRIDS = torch.tensor([[1, 4, 6], [1, 8, 4]])
+
+
+def tokenizer() -> Any:
+    return AutoProcessor.from_pretrained(checkpoint_dir()).tokenizer
+
+
+def special_ids(tok: Any) -> dict[str, int]:
+    names = {"image_token_id": "image_pad", "video_token_id": "video_pad", "vision_start_token_id": "vision_start"}
+    return {key: tok.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
+
+
+def qwen2(tok: Any) -> tuple[Any, Any]:
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2}
+    text = {**TEXT, "vocab_size": len(tok), "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, **special_ids(tok))
+    processor = AutoProcessor.from_pretrained(checkpoint_dir())
+    return Qwen2VLProcessor(
+        Qwen2VLImageProcessor(), tok, video_processor=processor.video_processor, chat_template=processor.chat_template
+    ), Qwen2VLForConditionalGeneration(config)
+
+
+def qwen2_5(tok: Any) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText
+
+    processor = AutoProcessor.from_pretrained(checkpoint_dir())
+    assert isinstance(processor, Qwen2_5_VLProcessor)
+    return processor, AutoModelForImageTextToText.from_pretrained(checkpoint_dir())
+
+
+def qwen3(tok: Any) -> tuple[Any, Any]:
+    vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32}
+    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 64}
+    text = {**TEXT, "head_dim": 16, "vocab_size": len(tok)}
+    text["rope_scaling"] = {"rope_type": "default", "mrope_section": [2, 3, 3], "mrope_interleaved": True}
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **special_ids(tok))
+    images = Qwen2VLImageProcessor(patch_size=16)
+    return Qwen3VLProcessor(images, tok, video_processor=Qwen3VLVideoProcessor()), Qwen3VLForConditionalGeneration(config)
+
+
+def padded_conversation(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left padding, text, image, text, image, text, right padding."""
+    tok = processor.tokenizer
+    start, pad, end = (tok.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "image_pad", "vision_end"))
+    merge = processor.image_processor.merge_size**2
+    ids: list[int] = tok("What color is the").input_ids
+    for grid in GRIDS:
+        ids += [start] + [pad] * (int(grid.prod()) // merge) + [end] + tok("square?").input_ids
+    input_ids = torch.tensor([tok.pad_token_id] * 5 + ids + [tok.pad_token_id] * 3)
+    mask = torch.tensor([0] * 5 + [1] * len(ids) + [0] * 3)
+    return input_ids, mask
+
+
+@pytest.mark.parametrize("family", [qwen2, qwen2_5, qwen3])
+def test_positions_equal_transformers(family: Any) -> None:
+    processor, model = family(tokenizer())
+    input_ids, mask = padded_conversation(processor)
+    ours = position_ids(processor, input_ids, mask, GRIDS)
+    theirs, _ = model.model.get_rope_index(input_ids[None], image_grid_thw=GRIDS, attention_mask=mask[None])
+    valid = mask.bool()
+    assert torch.equal(ours[1:, valid], theirs[:, 0, valid])
+    assert ours[0, valid].tolist() == list(range(int(valid.sum())))
+
+
+@pytest.mark.parametrize("family", [qwen2, qwen2_5, qwen3])
+def test_expected_image_tokens_is_what_the_sequence_holds(family: Any) -> None:
+    processor, _ = family(tokenizer())
+    input_ids, _ = padded_conversation(processor)
+    assert expected_image_tokens(processor, GRIDS) == int((input_ids == processor.image_token_id).sum())
+
+
+def test_other_families_count() -> None:
+    class LlavaProcessor:
+        pass
+
+    assert rope_index_of(LlavaProcessor()) is None
+    mask = torch.tensor([0, 0, 1, 1, 1, 0])
+    assert position_ids(LlavaProcessor(), torch.zeros(6), mask, None).tolist() == [0, 0, 0, 1, 2, 2]
