@@ -177,6 +177,10 @@ SIMILARITIES: dict[str, Callable[[Box, Box], float]] = {
 _PAIRWISE: dict[str, Callable[[ArrayLike, ArrayLike], Array]] = {"iou": iou, "giou": giou, "diou": diou, "ciou": ciou}
 
 
+_PLAIN_PAIRS = 100
+"""Up to this many pairs plain arithmetic is faster than numpy's broadcasting."""
+
+
 def match(predicted: Sequence[Box], true: Sequence[Box], metric: str = "iou") -> list[tuple[int, int, float]]:
     """Pair predicted with true boxes one to one so that the sum of the similarities is largest (Hungarian algorithm).
 
@@ -197,7 +201,7 @@ def match(predicted: Sequence[Box], true: Sequence[Box], metric: str = "iou") ->
     # Imported here: scipy.optimize takes a third of a second to load, and most answers hold one box.
     from scipy.optimize import linear_sum_assignment
 
-    if metric in _PAIRWISE:
+    if metric in _PAIRWISE and len(predicted) * len(true) > _PLAIN_PAIRS:
         table = _PAIRWISE[metric](np.asarray(predicted)[:, None], np.asarray(true)[None])
     else:
         table = np.array([[similarity(p, t) for t in true] for p in predicted])

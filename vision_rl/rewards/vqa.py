@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from vision_rl.errors import UserError
-from vision_rl.parsing import count_answers, parse_answer, reasoning_is_closed
+from vision_rl.parsing import count_answers, parse_answer, parse_confidence, reasoning_is_closed
 from vision_rl.rewards.contractions import CONTRACTIONS
 from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms
 
@@ -173,4 +173,7 @@ def with_terms(score: float, components: dict[str, float], reply: str, format_ok
     components["format/term"] = format_term
     components["length"] = float(len(reply))
     components["length/term"] = length_term
+    confidence = parse_confidence(reply)
+    if confidence is not None:
+        components["confidence"] = confidence
     return Reward(score + format_term + length_term, components)
