@@ -18,11 +18,11 @@ from vision_rl.errors import UserError
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """One family. coordinates: a row of vision_rl.coordinates.FAMILIES. positions: "mrope" (3-D, built here) or "plain".
+    """One family. coordinates: a row of vision_rl.coordinates.FAMILIES. positions: "mrope" (3-D) or "plain".
 
     single_batch: its images have different tensor shapes, so verl cannot concatenate two samples: micro-batches of one.
-    visual: its vision part is `model.visual`, projector included, the only place where verl can freeze it. refused: why it
-    cannot be trained here, whatever the engine ("" where it can).
+    visual: its vision part is `model.visual`, projector included, the only place where verl can freeze it. refused: why
+    it cannot be trained here, whatever the engine ("" where it can).
     """
 
     name: str
@@ -109,12 +109,12 @@ TABLE: tuple[ModelFamily, ...] = (
     ModelFamily(
         "Gemma 3", ("google/gemma-3-4b-it",), ("gemma3",), ("Gemma3ForConditionalGeneration",), True, True, "unit",
         "plain", "256", "40 GB: 4B", r"gemma-3",
-        refused="its image tokens see each other both ways only where token_type_ids are passed, which verl's actor omits",
+        refused="its image tokens see each other only where token_type_ids are passed, which verl's actor omits",
         notes="the guide's 'SGLang only' is outdated",
     ),
     ModelFamily(
         "Llama 3.2 Vision", ("meta-llama/Llama-3.2-11B-Vision-Instruct",), ("mllama",),
-        ("MllamaForConditionalGeneration",), False, True, "unit", "cross-attention", "1 (1601 per tile, attended across)",
+        ("MllamaForConditionalGeneration",), False, True, "unit", "cross-attention", "1 (and 1601 per tile across)",
         "8x80 GB: 11B full", r"Llama-3\.2-.*Vision",
         refused="images enter by cross-attention, whose masks the training batch does not carry, and vLLM dropped it "
         "after 0.10.2",
@@ -148,7 +148,7 @@ TABLE: tuple[ModelFamily, ...] = (
         "Phi-4 multimodal", ("microsoft/Phi-4-multimodal-instruct",), ("phi4mm", "phi4_multimodal"),
         ("Phi4MMForCausalLM", "Phi4MultimodalForCausalLM"), True, True, "unit", "plain", "256 and more per crop",
         "40 GB: 5.6B by LoRA", r"Phi-4-multimodal",
-        refused="its images switch on a LoRA adapter inside the language model, which verl's weight sync does not carry",
+        refused="its images switch on a LoRA adapter in the language model, which verl's weight sync does not carry",
     ),
     ModelFamily(
         "Molmo", ("allenai/Molmo-7B-D-0924",), ("molmo",), ("MolmoForCausalLM",), True, False, "unit", "plain",
@@ -165,8 +165,9 @@ TABLE: tuple[ModelFamily, ...] = (
         refused="SGLang loads its original format and transformers another, so weights cannot be synced",
     ),
     ModelFamily(
-        "NVILA", ("Efficient-Large-Model/NVILA-8B",), ("nvila", "vila", "llava_llama"), ("VILAForConditionalGeneration",),
-        False, True, "unit", "plain", "256 per tile", "8x80 GB: 8B full", r"NVILA", refused=_REMOTE,
+        "NVILA", ("Efficient-Large-Model/NVILA-8B",), ("nvila", "vila", "llava_llama"),
+        ("VILAForConditionalGeneration",), False, True, "unit", "plain",
+        "256 per tile", "8x80 GB: 8B full", r"NVILA", refused=_REMOTE,
     ),
     ModelFamily(
         "DotsVLM", ("rednote-hilab/dots.vlm1.inst",), ("dots_vlm",), ("DotsVLMForCausalLM",), False, True, "unit",
@@ -220,9 +221,14 @@ def model_info(path: str | Path) -> ModelInfo:
 
 
 def check_pairing(
-    info: ModelInfo, engine: str = "vllm", *, micro_batch: int = 1, freeze_vision: bool = False, strategy: str = "fsdp2"
+    info: ModelInfo,
+    engine: str = "vllm",
+    *,
+    micro_batch: int = 1,
+    freeze_vision: bool = False,
+    strategy: str = "fsdp2",
 ) -> None:
-    """Raise `UserError`, with the reason, for a model that this rollout engine or this training setting cannot handle."""
+    """Raise `UserError`, with the reason, for a model that this engine or these training settings cannot handle."""
     row = info.family
     if row.refused:
         raise UserError(f"{row.name} ({info.path}) cannot be trained here: {row.refused}; --list-models shows what can")
@@ -236,12 +242,17 @@ def check_pairing(
     if row.single_batch and micro_batch > 1:
         raise UserError(
             f"{row.name} needs actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1 and the two "
-            "log_prob_micro_batch_size_per_gpu=1: its images differ in shape, and verl concatenates those of a micro-batch"
+            "log_prob_micro_batch_size_per_gpu=1: its images differ in shape, and verl joins those of a micro-batch"
         )
     if freeze_vision and not row.visual:
         raise UserError(
-            f"actor_rollout_ref.actor.freeze_vision_tower does nothing for {row.name}: verl 0.6.1 looks for `model.visual` only; "
-            "leave the variant out"
+            f"actor_rollout_ref.actor.freeze_vision_tower does nothing for {row.name}: verl 0.6.1 looks for "
+            "`model.visual` only; leave the variant out"
+        )
+    if freeze_vision and strategy == "megatron":
+        raise UserError(
+            "actor_rollout_ref.actor.freeze_vision_tower does nothing under Megatron, only FSDP workers read it; "
+            "leave the variant out or use an FSDP preset"
         )
     if strategy == "megatron" and row.name not in MEGATRON:
         raise UserError(
@@ -304,9 +315,10 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _pixel_limits(folder: Path) -> tuple[int | None, int | None]:
-    """(min, max) area in pixels from preprocessor_config.json, in either of the two spellings of the Qwen processors."""
+    """(min, max) area in pixels from preprocessor_config.json, in either spelling of the Qwen processors."""
     config = _read_json(folder / "preprocessor_config.json") or {}
-    size = config.get("size") if isinstance(config.get("size"), dict) else {}
+    stated = config.get("size")
+    size: dict[str, Any] = stated if isinstance(stated, dict) else {}
     if "Qwen" not in str(config.get("image_processor_type", "Qwen")):
         return None, None
     low = config.get("min_pixels") or size.get("shortest_edge")

@@ -1,7 +1,8 @@
 """The application's own settings: everything that is ours and not verl's, as frozen dataclasses.
 
-verl's settings stay verl's (see `vision_rl.engine.config`). In YAML and in `key=value` overrides ours live under two roots
-that verl does not use: `agent.*` (what a rollout needs; travels with every task) and `app.*` (what the trainer needs).
+verl's settings stay verl's (see `vision_rl.engine.config`). In YAML and in `key=value` overrides ours live under two
+roots that verl does not use: `agent.*` (what a rollout needs; it travels with every task) and `app.*` (what the trainer
+needs).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 class AgentSettings:
     """What an agent must know to run one rollout; `asdict()` of it is the `settings` entry of every task.
 
-    min_pixels and max_pixels are areas in pixels, after which the model's processor resizes; None leaves the processor's own.
+    min_pixels and max_pixels limit the area of an image in pixels; None leaves the limits of the model's own processor.
     """
 
     answer_format: str = "bbox"  # grounding only: "bbox" | "click" (both unit space) | "native" (the family's own)
@@ -45,13 +46,13 @@ class RolloutPolicy:
 
 @dataclass(frozen=True)
 class Validation:
-    """The fixed validation sample, the metric that names the best checkpoint, and early stopping (0 patience: never)."""
+    """The fixed validation sample, the metric that names the best checkpoint, and early stopping."""
 
     samples: int = 60  # 0: all of them
     seed: int = 0
     metric: str = "val/reward"
     maximize: bool = True
-    patience: int = 0  # validations without improvement
+    patience: int = 0  # validations without improvement before the run stops; 0: never
     min_delta: float = 0.0
 
 
@@ -77,7 +78,7 @@ class Integrity:
 
 @dataclass(frozen=True)
 class FilterGroups:
-    """Dynamic sampling: groups whose rewards are all equal carry no gradient and are drawn anew, at most max_rounds times."""
+    """Dynamic sampling: groups whose rewards are all equal carry no gradient; they are drawn anew max_rounds times."""
 
     enable: bool = False
     max_rounds: int = 4
@@ -107,6 +108,7 @@ class AppSettings:
     n_runners: int = 4
     max_train_samples: int = 0  # 0: all rows
     images_per_prompt: int = 4  # upper limit for vLLM; images that tools return count too
+    gpu_memory_gb: float = 80.0  # of one GPU that the preset is meant for: what --plan compares with
     blank_pixels: bool = False  # control experiment: the actor is shown black images
     rollouts: RolloutPolicy = field(default_factory=RolloutPolicy)
     validation: Validation = field(default_factory=Validation)

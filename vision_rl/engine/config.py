@@ -1,8 +1,9 @@
-"""One configuration: verl's own defaults, then small layers, each checked key by key, each remembered as the origin of what it set.
+"""One configuration: verl's own defaults, then small layers, checked key by key, each the origin of what it set.
 
-Layers, later ones win: verl 0.6.1 (hydra-composed) < agentlightning < configs/base < configs/strategies/<strategy> < configs/tasks/<task> <
-configs/<preset> < configs/variants/<variant>... < flags < overrides. What nobody set by choice is then derived (attention kernel, pixel
-limits, vLLM's flags). Nothing here imports torch, verl or vLLM: `--dry-run` answers at once.
+Layers, later ones win: verl 0.6.1 (hydra-composed) < agentlightning < configs/base < configs/strategies/<strategy> <
+configs/tasks/<task> < configs/<preset> < configs/variants/<variant>... < flags < overrides. What nobody set by choice
+is then derived (attention kernel, pixel limits, vLLM's flags). Nothing here imports torch, verl or vLLM at module
+level: `--dry-run` answers at once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vision_rl.engine import consistency, derive, keys, schema
-from vision_rl.engine.schema import FREE_FORM, VLLM_KWARGS, Key
+from vision_rl.engine.schema import VLLM_KWARGS, Key
 from vision_rl.errors import UserError
 from vision_rl.settings import AgentSettings, AppSettings
 
@@ -34,8 +35,9 @@ TASKS = ("vqa", "grounding")
 class Resolved:
     """The whole configuration, interpolations resolved.
 
-    verl is the complete tree for `agl.VERL` (hand it to its `config` attribute: a Megatron tree must not be merged over FSDP defaults again);
-    origin maps every dotted key to the layer that set it; notes say what was chosen automatically and why.
+    verl is the complete tree for `agl.VERL`; set it as its `config` attribute, since the constructor would merge a
+    Megatron tree over FSDP defaults. origin maps every dotted key to the layer that set it; notes say what was chosen
+    automatically and why.
     """
 
     preset: str
@@ -80,9 +82,10 @@ def resolve(
 ) -> Resolved:
     """Compose, check and complete the configuration.
 
-    preset and variants name files in configs/; overrides are `key=value` in hydra's grammar (`+key=value` accepted, equally checked).
-    flags are dotted keys set by command-line flags, e.g. {"trainer.total_training_steps": 3}. model is a folder or a hub name (None: the preset's
-    own). media_root is the folder under which vLLM may read images by file://. Raises UserError for anything unknown, mistyped or inconsistent.
+    preset and variants name files in configs/; overrides are `key=value` in hydra's grammar (`+key=value` accepted,
+    equally checked). flags are dotted keys set by command-line flags, e.g. {"trainer.total_training_steps": 3}. model
+    is a folder or a hub name (None: the preset's own). media_root is the folder under which vLLM may read images by
+    file://. Raises `UserError` for anything unknown, mistyped or inconsistent.
     """
     if task not in TASKS:
         raise UserError(f"--task {task} is unknown; choose one of {', '.join(TASKS)}")
@@ -107,9 +110,10 @@ def resolve(
 
     tree, origin = _defaults(strategy == "megatron")
     known = schema.known_keys(tree) | _our_keys()
+    under = " (under Megatron; FSDP's settings do not exist there)" if strategy == "megatron" else ""
     for label, values in [*named, *chosen, *top]:
         for key, value in values.items():
-            keys.check(key, value, known, label)
+            keys.check(key, value, known, label + under)
             _set(tree, key, value)
             origin[key] = label
     derived = derive.Derivation(tree, origin, media_root)
@@ -197,7 +201,7 @@ def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{label}: a comma outside brackets means several runs; write a list as [a,b]")
     value: Any = parsed.value()
     key = parsed.key_or_group
-    expand = isinstance(value, dict) and value and key not in FREE_FORM and not key.startswith(VLLM_KWARGS + ".")
+    expand = isinstance(value, dict) and value and not key.startswith(VLLM_KWARGS + ".")
     return "override", dict(_leaves(value, f"{key}.")) if expand else {key: value}
 
 
@@ -239,7 +243,7 @@ def _build(cls: Any, values: Mapping[str, Any]) -> Any:
 def validate_with_verl(resolved: Resolved) -> None:
     """Run verl's own checks: `validate_config`, and every dataclass that its workers build from this tree.
 
-    Imports verl (ten seconds) and reads the model's config and tokenizer, so for tests and --doctor. Raises `UserError`.
+    Imports verl (ten seconds) and reads the model's config and tokenizer: for tests and --doctor. Raises `UserError`.
     """
     from hydra.errors import InstantiationException
     from verl.trainer.ppo.utils import need_critic
@@ -258,11 +262,11 @@ def validate_with_verl(resolved: Resolved) -> None:
         if resolved.strategy != "megatron":  # verl 0.6.1's Megatron YAML names a class for it that does not exist
             omega_conf_to_dataclass(worker.ref.fsdp_config)
     except (AssertionError, ValueError, TypeError, NotImplementedError, InstantiationException) as error:
-        raise UserError(f"verl refuses this configuration: {error}") from error
+        raise UserError(f"verl refuses this configuration: {' '.join(str(error).split())}") from error
 
 
 def render_resolved(resolved: Resolved, *, changed_only: bool = False) -> str:
-    """The resolved tree as text, one `key: value  # origin` a line; with changed_only only what differs from the packages' defaults."""
+    """The tree as text, one `key: value  # origin` a line; with changed_only without what is left at its default."""
     rows = []
     for key, value in _leaves(resolved.tree()):
         source = _origin_of(key, resolved.origin)

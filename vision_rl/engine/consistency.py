@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ def check(verl: Mapping[str, Any], agent: AgentSettings, app: AppSettings, model
     _batches(verl)
     if model is not None:
         _model(actor_rollout, model)
-    _stale_embeddings(actor_rollout)
+    _engine(actor_rollout)
     _ours(agent, app)
 
 
@@ -49,8 +50,9 @@ def _groups(verl: Mapping[str, Any]) -> None:
     estimator = verl["algorithm"]["adv_estimator"]
     if estimator in _GROUPED and n < 2:
         raise UserError(
-            f"actor_rollout_ref.rollout.n={n} leaves {estimator} without a group to compare with, so nothing is learnt: use 4 to 8, and for memory "
-            "lower app.n_runners, actor_rollout_ref.rollout.gpu_memory_utilization or agent.max_pixels, or use LoRA"
+            f"actor_rollout_ref.rollout.n={n} leaves {estimator} without a group to compare with, so nothing "
+            "is learnt: use 4 to 8, and for memory lower data.train_batch_size, agent.max_pixels or "
+            "actor_rollout_ref.rollout.gpu_memory_utilization, or use LoRA"
         )
 
 
@@ -65,24 +67,26 @@ def _batches(verl: Mapping[str, Any]) -> None:
     )
     if mini > train:
         raise UserError(
-            f"actor_rollout_ref.actor.ppo_mini_batch_size={mini} is larger than data.train_batch_size={train}; set it to at most that"
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={mini} is larger than data.train_batch_size={train}; "
+            "set it to at most that"
         )
     tensor_parallel = rollout["tensor_model_parallel_size"]
     if gpus % tensor_parallel:
         raise UserError(
-            f"actor_rollout_ref.rollout.tensor_model_parallel_size={tensor_parallel} does not divide the {gpus} GPUs of "
-            "trainer.n_gpus_per_node x trainer.nnodes"
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={tensor_parallel} does not divide the {gpus} GPUs "
+            "of trainer.n_gpus_per_node x trainer.nnodes"
         )
     data_parallel = gpus // _model_parallel(actor)
     if data_parallel < 1 or gpus % _model_parallel(actor):
         raise UserError(
-            f"the {gpus} GPUs cannot be split into model-parallel groups of {_model_parallel(actor)}; change one of the two"
+            f"the {gpus} GPUs cannot be split into model-parallel groups of {_model_parallel(actor)}; "
+            "change one of the two"
         )
     per_gpu = mini * rollout["n"] // data_parallel
     if not actor["use_dynamic_bsz"] and micro and (per_gpu < micro or per_gpu % micro):
         raise UserError(
-            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro} must divide ppo_mini_batch_size x rollout.n / data-parallel GPUs = "
-            f"{mini} x {rollout['n']} / {data_parallel} = {per_gpu}"
+            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro} must divide ppo_mini_batch_size x "
+            f"rollout.n / data-parallel GPUs = {mini} x {rollout['n']} / {data_parallel} = {per_gpu}"
         )
 
 
@@ -97,9 +101,16 @@ def _model_parallel(actor: Mapping[str, Any]) -> int:
     )
 
 
-def _stale_embeddings(actor_rollout: Mapping[str, Any]) -> None:
+def _engine(actor_rollout: Mapping[str, Any]) -> None:
     rollout = actor_rollout["rollout"]
-    if rollout["name"] != "vllm" or actor_rollout["actor"]["freeze_vision_tower"]:
+    if rollout["name"] == "sglang":
+        if importlib.util.find_spec("sglang") is None:
+            raise UserError(
+                "the rollout engine sglang is not installed: pip install 'sglang[srt,openai]==0.5.5' (the release that "
+                "verl 0.6.1 allows), or leave --rollout-engine out to use vLLM"
+            )
+        return
+    if actor_rollout["actor"]["freeze_vision_tower"]:
         return
     arguments = rollout["engine_kwargs"]["vllm"]
     cached = arguments.get("mm_processor_cache_gb", 4) != 0
@@ -107,16 +118,16 @@ def _stale_embeddings(actor_rollout: Mapping[str, Any]) -> None:
         key = "engine_kwargs.vllm.mm_processor_cache_gb" if cached else "enable_prefix_caching"
         value = "0" if cached else "false"
         raise UserError(
-            f"actor_rollout_ref.rollout.{key} must be {value} while the vision tower is trained: vLLM would answer images it has seen from "
-            "embeddings of the old weights; or freeze the tower (--variant freeze_vision)"
+            f"actor_rollout_ref.rollout.{key} must be {value} while the vision tower is trained: vLLM would answer "
+            "images it has seen from embeddings of the old weights; or freeze the tower (--variant freeze_vision)"
         )
 
 
 def _ours(agent: AgentSettings, app: AppSettings) -> None:
     if app.rollouts.unresponsive_seconds < agent.timeout_seconds:
         raise UserError(
-            f"app.rollouts.unresponsive_seconds={app.rollouts.unresponsive_seconds} must be at least agent.timeout_seconds={agent.timeout_seconds}, "
-            "or a slow answer is taken for a dead runner"
+            f"app.rollouts.unresponsive_seconds={app.rollouts.unresponsive_seconds} must be at least "
+            f"agent.timeout_seconds={agent.timeout_seconds}, or a slow answer is taken for a dead runner"
         )
     for name, value in (
         ("app.n_runners", app.n_runners),

@@ -78,14 +78,15 @@ class Derivation:
         )
         if before and not self.get(f"{_MODEL}.use_remove_padding"):
             self.notes.append(
-                "flash-attn is not installed: attention is PyTorch's SDPA and padding is kept, which costs time in proportion to the padding"
+                "flash-attn is not installed: attention is PyTorch's SDPA and padding is kept, which costs time in "
+                "proportion to the padding"
             )
 
     def _caches(self) -> None:
         """Prefix caching and vLLM's multimodal cache come back where the vision tower is frozen, projector included."""
         frozen = self.get("actor_rollout_ref.actor.freeze_vision_tower")
         if frozen and self.model is not None and self.model.family.visual and self.get(f"{_ROLLOUT}.name") == "vllm":
-            reason = "the vision tower is frozen, so cached embeddings stay true; verl resets the prefix cache at each update"
+            reason = "the vision tower is frozen: its embeddings stay true, and verl resets the prefix cache"
             self.put(f"{_ROLLOUT}.enable_prefix_caching", True, reason)
             self.put(f"{VLLM_KWARGS}.mm_processor_cache_gb", None, reason)
 

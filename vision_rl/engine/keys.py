@@ -1,8 +1,9 @@
 """Strict keys: every `key: value` is checked against what verl, Agent Lightning, vLLM and this project really read.
 
-Agent Lightning 0.3.0 merges a user's dictionary with struct mode off (`agentlightning/algorithm/verl/interface.py`), so there a misspelt
-key is silently ignored. Here it is a `UserError` that names the nearest key; keys of the well-known guides that verl 0.6.1 never
-had, or that nothing reads under Agent Lightning, are known by name and answered with the true one.
+Agent Lightning 0.3.0 merges a user's dictionary with struct mode off (`agentlightning/algorithm/verl/interface.py`), so
+there a misspelt key is silently ignored. Here it is a `UserError` that names the nearest key; keys of the well-known
+guides that verl 0.6.1 never had, or that nothing reads under Agent Lightning, are known by name and answered with the
+true one.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def check(key: str, value: Any, keys: Mapping[str, Key], source: str) -> None:
-    """Raise `UserError` unless `key` exists in `keys` and `value` fits it; `source` opens the message (file or override)."""
+    """Raise `UserError` unless `key` exists in `keys` and `value` fits; `source` (file, override) opens the message."""
     for prefix, (truth, why) in OBSOLETE.items():
         if key == prefix or key.startswith(prefix + "."):
             raise UserError(f"{source}: {key} is not used, the true setting is {truth} ({why})")
@@ -168,10 +169,15 @@ def _check_vllm(key: str, source: str) -> None:
 
 
 def suggestion(key: str, keys: Mapping[str, Any]) -> str:
-    """ "; did you mean X?" for the nearest known key: the same path left incomplete, the same parent, or the closest spelling."""
+    """The end of a message, "; did you mean X?", for the nearest known key.
+
+    First a key that ends in what was written (its beginning was left out), then the closest spelling of the whole, then
+    the closest spelling of its last part.
+    """
     whole = [known for known in keys if known.endswith("." + key)]
     if whole:
-        return f"; did you mean {min(whole, key=len)}?"
+        trained = [known for known in whole if known.startswith("actor_rollout_ref.")]  # rather than an unused critic
+        return f"; did you mean {min(trained or whole, key=len)}?"
     near = difflib.get_close_matches(key, list(keys), n=1, cutoff=0.75)
     if near:
         return f"; did you mean {near[0]}?"
@@ -184,7 +190,7 @@ def suggestion(key: str, keys: Mapping[str, Any]) -> str:
 
 
 def mismatch(value: Any, known: Key) -> str:
-    """What `value` should have been, in words, or "" where it fits the annotation (or, without one, the type of the default)."""
+    """What `value` should have been, in words; "" where it fits the annotation or, without one, the default's type."""
     if _is_interpolation(value):
         return ""
     annotation = known.annotation or _annotation_of(known.default)

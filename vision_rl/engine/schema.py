@@ -1,8 +1,8 @@
-"""Which configuration keys exist, and what may stand behind them, found out from the installed packages without importing them.
+"""Which configuration keys exist and what may stand behind them, read from the installed packages, never imported.
 
-verl's YAML files give keys and defaults (composed with hydra, as verl does), its dataclasses give further fields and types, and
-vLLM's argument classes give the keys of `engine_kwargs.vllm`. The Python files are parsed, never executed: importing verl, vLLM or
-Agent Lightning costs ten seconds each, composing costs a third of one.
+verl's YAML files give keys and defaults (composed with hydra, as verl does), its dataclasses give further fields and
+types, and vLLM's argument classes give the keys of `engine_kwargs.vllm`. The Python files are parsed, never executed:
+importing verl, vLLM or Agent Lightning costs ten seconds each, composing costs a third of one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ RUNTIME_FIELDS = {
 
 
 def package_dir(name: str) -> Path:
-    """Directory of an installed top-level package, found without importing it; `UserError` where it is not installed."""
+    """Directory of an installed top-level package, found without importing it; `UserError` where it is missing."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
@@ -150,7 +150,7 @@ def vllm_arguments() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Key:
-    """What is known of one key: the default, and the type as verl's annotation text ("" where only the default tells)."""
+    """What is known of one key: the default, and the type as annotation text ("" where only the default tells)."""
 
     default: Any
     annotation: str = ""
