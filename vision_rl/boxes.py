@@ -202,8 +202,8 @@ def match(predicted: Sequence[Box], true: Sequence[Box], metric: str = "iou") ->
     from scipy.optimize import linear_sum_assignment
 
     if metric in _PAIRWISE and len(predicted) * len(true) > _PLAIN_PAIRS:
-        table = _PAIRWISE[metric](np.asarray(predicted)[:, None], np.asarray(true)[None])
+        table = _PAIRWISE[metric](np.asarray(predicted)[:, None], np.asarray(true)[None]).tolist()
     else:
-        table = np.array([[similarity(p, t) for t in true] for p in predicted])
-    rows, columns = linear_sum_assignment(table, maximize=True)
-    return [(int(i), int(j), float(table[i, j])) for i, j in zip(rows, columns, strict=True)]
+        table = [[similarity(p, t) for t in true] for p in predicted]
+    rows, columns = linear_sum_assignment(np.array(table), maximize=True)
+    return [(i, j, table[i][j]) for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]

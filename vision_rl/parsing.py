@@ -31,6 +31,8 @@ BOX_FORMATS = ("bbox", "click", "bbox_2d", "box_tokens", "box_tag")
 MAX_CALL_CHARS = 10_000
 """A tool call with a longer body is an error: no tool takes that much, and JSON of that size costs time."""
 
+_MAX_NUMBER_CHARS = 32
+
 _REASONING_TAG = re.compile(r"<(/?)(think|thinking|reasoning)>", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _CALL_TAG = re.compile(r"<(/?)(tool_call|use_tool)>", re.IGNORECASE)
@@ -38,7 +40,10 @@ _CONFIDENCE_ELEMENT = re.compile(r"<confidence>([^<]*)</confidence>", re.IGNOREC
 _CONFIDENCE_PHRASE = re.compile(
     r"\bconfidence\b[ \t]{0,4}[:=]?[ \t]{0,4}([0-9][0-9.]{0,31}[ \t]{0,4}%?)", re.IGNORECASE
 )
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
+_NUMBER_PATTERN = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+_NUMBER = re.compile(_NUMBER_PATTERN)
+_BETWEEN = rf"\s*,\s*({_NUMBER_PATTERN})"
+_NUMBERS = re.compile(rf"\s*({_NUMBER_PATTERN}){_BETWEEN}(?:{_BETWEEN}{_BETWEEN})?\s*")
 _NAMED_CALL = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\s*(?::\s*)?(\{.*\})?", re.DOTALL)
 _NO_FINDING = re.compile(r"\bno\s{1,4}findings?\b", re.IGNORECASE)
 
@@ -176,7 +181,7 @@ def parse_answer(text: str) -> str:
 def parse_number(text: str) -> float | None:
     """A plain decimal number in ASCII digits, at most 32 characters, else None: no exponent, nan, inf, "_"."""
     text = text.strip()
-    return float(text) if len(text) <= 32 and _NUMBER.fullmatch(text) else None
+    return float(text) if len(text) <= _MAX_NUMBER_CHARS and _NUMBER.fullmatch(text) else None
 
 
 def _box(content: str, fmt: str) -> Box | None:
@@ -184,17 +189,13 @@ def _box(content: str, fmt: str) -> Box | None:
     content = content.strip()
     if fmt == "bbox" and content.startswith("[") and content.endswith("]"):
         content = content[1:-1]
-    if len(content) > 256:
+    found = _NUMBERS.fullmatch(content) if len(content) <= 256 else None
+    if found is None or max(len(number or "") for number in found.groups()) > _MAX_NUMBER_CHARS:
         return None
-    numbers = [parse_number(part) for part in content.split(",")]
-    values = [number for number in numbers if number is not None]
-    if len(values) != len(numbers):
-        return None
-    if len(values) == 2:
-        return values[0], values[1], values[0], values[1]
-    if len(values) != 4:
-        return None
-    x, y, c, d = values
+    x, y = float(found[1]), float(found[2])
+    if found[3] is None:
+        return x, y, x, y
+    c, d = float(found[3]), float(found[4])
     return (x, y, x + c, y + d) if fmt == "click" else (x, y, c, d)
 
 
