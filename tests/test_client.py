@@ -1,0 +1,77 @@
+"""The shared client: requests that stall for want of it, and that do not with it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import fake_backend
+from vision_rl.client import chat, openai_base_url, shared_client
+from vision_rl.engine.launch import free_port
+from vision_rl.messages import user_message
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[str]:
+    with fake_backend.running(free_port()) as address:
+        yield address
+
+
+def race(mode: str, address: str, requests: int) -> tuple[int, int]:
+    """(requests made, requests stalled); the race runs in a process of its own and ends at the first stall."""
+    command = [sys.executable, "-m", "tests.client_race", mode, address, str(requests)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    asked, stalled = done.stdout.split()
+    return int(asked), int(stalled)
+
+
+def test_a_client_per_rollout_stalls_requests(backend: str) -> None:
+    """If this fails, openai or Python cured the cause and `vision_rl.client` may be simplified."""
+    asked, stalled = race("leak", backend, 400)
+    assert stalled, f"{asked} requests with a client each, none stalled"
+
+
+def test_the_shared_client_stalls_none(backend: str) -> None:
+    assert race("shared", backend, 500) == (500, 0)
+
+
+def test_one_client_per_event_loop() -> None:
+    async def two() -> bool:
+        return shared_client() is shared_client()
+
+    async def one() -> object:
+        return shared_client()
+
+    assert asyncio.run(two())
+    first, second = asyncio.run(one()), asyncio.run(one())
+    assert first is not second, "a closed loop's client must not be used by the next loop"
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://host:1/rollout/r/attempt/a", "http://host:1/rollout/r/attempt/a/", "http://host:1/rollout/r/attempt/a/v1"],
+)
+def test_endpoints_with_and_without_v1(endpoint: str) -> None:
+    assert openai_base_url(endpoint) == "http://host:1/rollout/r/attempt/a/v1"
+
+
+def test_a_reply_without_choices_is_an_error(backend: str) -> None:
+    """OpenAI's client accepts it: status 200 and an empty list."""
+    with pytest.raises(ValueError, match="without choices"):
+        asyncio.run(chat(backend, fake_backend.MODEL, [user_message("NOCHOICES")], timeout_seconds=5))
+
+
+def test_a_web_proxy_of_the_environment_is_not_used(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    completion = asyncio.run(chat(backend, fake_backend.MODEL, [user_message("hello")], timeout_seconds=5))
+    assert completion.choices[0].message.content == fake_backend.REPLY
