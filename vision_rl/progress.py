@@ -67,6 +67,8 @@ class RunProgress:
         elif kind == "resumed":
             self._bar.console.print(f"[dim]{seconds:6.1f} s  resumed after step {event['step']}[/dim]")
             self._bar.update(self._task, completed=event["step"])
+        elif kind == "finished" and event["reason"] != "all steps done":
+            self._bar.console.print(f"ended after step {event['step']}: {event['reason']}")
         elif kind == "queued" and event["mode"] == "val":
             self._bar.update(self._task, status=f"validating on {event['total']} rows {self._validation}")
 

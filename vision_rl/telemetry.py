@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vision_rl.data.files import replacing
+
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts.jsonl"
 EVENTS = "events.jsonl"
@@ -34,6 +36,13 @@ class RunLog:
     def event(self, kind: str, **fields: Any) -> None:
         """Something that the operator should see: a phase of the start, a warning, the end."""
         self._append(EVENTS, [{"time": time.time(), "kind": kind, **fields}])
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics and rollouts of later steps: a resumed run does them again, and no line may stand twice."""
+        for name in (METRICS, ROLLOUTS):
+            kept = [line for line in read_jsonl(self.run_dir / name)[0] if line["step"] <= step]
+            with replacing(self.run_dir / name) as temporary, open(temporary, "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
 
     def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -7,7 +7,6 @@ and Ray, verl's imports and the runners' start overlap.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,9 @@ import agentlightning as agl
 
 from vision_rl.engine.config import Resolved
 from vision_rl.errors import UserError
+from vision_rl.telemetry import RunLog
 
 WATCH_SECONDS = 0.1
-STOP_GRACE_SECONDS = 300.0
 
 
 @dataclass
@@ -43,7 +42,9 @@ class VisionVERL(agl.Algorithm):
         """Train; `watch` is called every tenth of a second meanwhile. Raises `UserError` for what the user can mend."""
         import ray
 
+        log = RunLog(self.launch.context.run_dir)
         self._start_ray()
+        log.event("phase", text="Ray is up; importing verl")
         try:
             from vision_rl.engine.task_runner import VisionTaskRunner
 
@@ -72,6 +73,4 @@ class VisionVERL(agl.Algorithm):
         if self.launch.cpu:
             environment["worker_process_setup_hook"] = "vision_rl.engine.verl_cpu.apply"
         options = dict(self.launch.resolved.verl["ray_kwargs"]["ray_init"])
-        started = time.monotonic()
         ray.init(**options, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
-        self.start_seconds = time.monotonic() - started

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from vision_rl.data.files import replacing
 from vision_rl.errors import UserError
 from vision_rl.settings import Checkpoints as CheckpointSettings
 
+BEST = "best.json"
 _STEP = re.compile(r"global_step_(\d+)")
 
 
@@ -65,5 +69,22 @@ class Checkpoints:
         )
 
     def _prune(self) -> None:
+        best = self.best()
         for old in self._all()[: -self.settings.keep_last]:
-            shutil.rmtree(old)
+            if best is None or self.step_of(old) != best["step"]:
+                shutil.rmtree(old)
+
+    def best(self) -> dict[str, Any] | None:
+        """What `set_best` kept: step, metric and value of the best validation, and validations since."""
+        path = self.folder / BEST
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def set_best(self, record: dict[str, Any]) -> None:
+        """Remember the best validation; its checkpoint is spared by pruning."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.folder / BEST) as temporary:
+            temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+    def has(self, step: int) -> bool:
+        """Whether a whole checkpoint of this step exists."""
+        return (self.folder / f"global_step_{step}").is_dir()

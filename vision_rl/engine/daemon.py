@@ -30,6 +30,7 @@ from vision_rl.settings import AppSettings
 from vision_rl.telemetry import RunLog
 
 SET_UP_SECONDS = 300.0
+PROGRESS_SECONDS = 1.0
 STALL_SECONDS = 5.0
 """A rollout slower than this is counted as stalled by single-turn runs on the tiny model (see the summary)."""
 
@@ -56,10 +57,13 @@ class VisionDaemon(AgentModeDaemon):
         self.pixels = Pixels(self.processor, picture_dir, blank=app.blank_pixels)
         self.tasks: dict[str, tuple[str, dict[str, Any]]] = {}  # rollout id -> (data id, task)
         self.finished: dict[str, FinishedRollout] = {}
+        self.last_progress = 0.0
 
     async def _async_set_up(self, data: dict[str, Any], server_addresses: list[str], is_train: bool = True) -> None:
-        """Start the proxy once, publish the model's address, and queue every task (`rollout.n` times for training)."""
-        self.clear_data_and_server()
+        """Start the proxy once, publish the model's address, and queue every task (`rollout.n` times for training).
+
+        Adds to what is already there: dynamic group filtering queues more tasks within a step.
+        """
         self.backend_llm_server_addresses = server_addresses
         if not self.llm_proxy.is_running():
             await self._update_proxy_server_v1()
@@ -76,6 +80,7 @@ class VisionDaemon(AgentModeDaemon):
                 requests.append(self._request(task, data_id, resources.resources_id, is_train))
         for rollout in await self.store.enqueue_many_rollouts(requests):
             self.tasks[rollout.rollout_id] = (rollout.metadata["data_id"], rollout.input)
+        self.last_progress = time.monotonic()
         self._total_tasks_queued = len(self.tasks)
         self.log.event("queued", total=len(self.tasks), mode="train" if is_train else "val")
 
@@ -105,7 +110,9 @@ class VisionDaemon(AgentModeDaemon):
                 return
             for rollout in await self.store.wait_for_rollouts(rollout_ids=pending, timeout=0):
                 self.finished[rollout.rollout_id] = await self._collect(rollout)
-            self.log.event("collected", done=len(self.finished), total=len(self.tasks))
+            if time.monotonic() - self.last_progress > PROGRESS_SECONDS:
+                self.last_progress = time.monotonic()
+                self.log.event("collected", done=len(self.finished), total=len(self.tasks))
             await asyncio.sleep(policy.poll_seconds)
 
     async def _collect(self, rollout: Rollout) -> FinishedRollout:
@@ -165,6 +172,18 @@ class VisionDaemon(AgentModeDaemon):
         metrics["train/rollouts_stalled"] = sum(rollout.seconds > STALL_SECONDS for rollout in rollouts)
         metrics.update({f"train/dropped/{reason}": count for reason, count in built.dropped.items()})
         return built.batch, metrics
+
+    def drop_equal_groups(self) -> int:
+        """Forget the groups in which every usable rollout earned the same: they carry no gradient. Returns how many."""
+        rewards: dict[str, set[float]] = {}
+        for rollout in self.finished.values():
+            seen = rewards.setdefault(rollout.data_id, set())
+            if not rollout.failure:
+                seen.add(round(rollout.reward["reward"], 6))
+        equal = {data_id for data_id, values in rewards.items() if len(values) <= 1}
+        for rollout_id in [name for name, rollout in self.finished.items() if rollout.data_id in equal]:
+            del self.finished[rollout_id], self.tasks[rollout_id]
+        return len(equal)
 
     def get_test_metrics(self) -> dict[str, float]:
         """The validation metrics of the rollouts just finished."""

@@ -44,10 +44,12 @@ class VisionTrainer(AgentLightningTrainer):
         self.log = RunLog(run.run_dir)
         self.checkpoints = Checkpoints(run.run_dir / "checkpoints", run.app.checkpoints)
         self.timing: dict[str, float] = {}
+        self.early_stop = ""
 
     def init_workers(self) -> None:
         self.log.event("phase", text="starting the model's workers and the vLLM server")
         super().init_workers()
+        self.log.event("phase", text="vLLM is up; starting the LLM proxy")
 
     def fit(self) -> None:
         """Train until `trainer.total_training_steps`, or until the run is asked to stop."""
@@ -62,20 +64,19 @@ class VisionTrainer(AgentLightningTrainer):
         if self.global_steps == 0:
             self.actor_rollout_wg.load_checkpoint(None)  # verl offloads model and optimizer here
         self.agent_mode_daemon = self._start_daemon()
-        self.log.event("phase", text="first rollouts")
         if trainer.val_before_train and self.global_steps == 0:
             self._record(self._validate())
-        batches = self._batches()
-        while self.global_steps < self.total_training_steps and not self._asked_to_stop():
+        self.batches = self._batches()
+        while self.global_steps < self.total_training_steps and not self.stop_reason():
             self.global_steps += 1
-            metrics = self._train_step(next(batches))
-            last = self.global_steps >= self.total_training_steps or self._asked_to_stop()
+            metrics = self._train_step(next(self.batches))
+            last = self.global_steps >= self.total_training_steps or bool(self.stop_reason())
             if trainer.test_freq > 0 and (last or self.global_steps % trainer.test_freq == 0):
                 metrics.update(self._validate())
             self._record(metrics)
             if trainer.save_freq > 0 and (last or self.global_steps % trainer.save_freq == 0):
                 self._save()
-        self.log.event("finished", step=self.global_steps, stopped=self._asked_to_stop())
+        self.log.event("finished", step=self.global_steps, reason=self.stop_reason() or "all steps done")
 
     def _train_step(self, batch_dict: dict[str, Any]) -> dict[str, float]:
         self.timing = {}
@@ -99,6 +100,7 @@ class VisionTrainer(AgentLightningTrainer):
                 self.async_rollout_manager.wake_up()
             with self._timed("generate"):
                 self._run_tasks(batch_dict, is_train=True)
+                filtered = self._replace_equal_groups()
             with self._timed("batch"):
                 batch, metrics = self.agent_mode_daemon.get_train_data_batch(
                     max_prompt_length=self.config.data.max_prompt_length,
@@ -106,6 +108,7 @@ class VisionTrainer(AgentLightningTrainer):
                     device=torch.device("cpu"),
                     global_steps=self.global_steps,
                 )
+            metrics["train/groups_filtered"] = filtered
             self.agent_mode_daemon.clear_data_and_server()
             with self._timed("sleep"):
                 self.async_rollout_manager.sleep()
@@ -118,6 +121,20 @@ class VisionTrainer(AgentLightningTrainer):
         addresses = self.async_rollout_manager.server_addresses
         self.agent_mode_daemon.set_up_data_and_server(batch_dict, addresses, is_train=is_train)
         self.agent_mode_daemon.run_until_all_finished(verbose=False)
+
+    def _replace_equal_groups(self) -> int:
+        """Dynamic sampling (DAPO): draw other tasks for groups without spread, a limited number of times.
+
+        verl has this in its DAPO recipe only. The last round's groups are kept as they are, so that there is a batch.
+        """
+        rule, filtered = self.run.app.filter_groups, 0
+        for _ in range(rule.max_rounds - 1 if rule.enable else 0):
+            missing = self.agent_mode_daemon.drop_equal_groups()
+            if not missing:
+                break
+            filtered += missing
+            self._run_tasks({"task": next(self.batches)["task"][:missing]}, is_train=True)
+        return filtered
 
     def _log_probs(self, batch: DataProto) -> tuple[DataProto, dict[str, float]]:
         """The actor's (and the reference's) log-probabilities, and how far the actor's are from the rollout's."""
@@ -168,8 +185,31 @@ class VisionTrainer(AgentLightningTrainer):
         self.async_rollout_manager.sleep()
         return {**metrics, "timing_s/validate": time.monotonic() - started}
 
+    def _judge(self, metrics: dict[str, float]) -> None:
+        """Keep the best validation and its checkpoint; stop after `patience` validations without improvement."""
+        rule, best = self.run.app.validation, self.checkpoints.best()
+        if rule.metric not in metrics:
+            names = ", ".join(sorted(name for name in metrics if name.startswith("val/")))
+            raise UserError(f"app.validation.metric={rule.metric} is not measured; choose one of {names}")
+        value = metrics[rule.metric]
+        gain = float("inf") if best is None else (value - best["value"]) * (1 if rule.maximize else -1)
+        if gain > rule.min_delta:
+            self.checkpoints.set_best({"step": self.global_steps, "metric": rule.metric, "value": value, "since": 0})
+            if self.run.app.checkpoints.keep_best and self.global_steps > 0 and self.config.trainer.save_freq > 0:
+                self._save()
+            return
+        assert best is not None
+        best["since"] += 1
+        self.checkpoints.set_best(best)
+        if rule.patience and best["since"] >= rule.patience:
+            self.early_stop = (
+                f"{rule.metric} has not improved for {rule.patience} validations (best at step {best['step']})"
+            )
+
     def _record(self, metrics: dict[str, float]) -> None:
         self.log.metrics(self.global_steps, metrics)
+        if "val/reward" in metrics:
+            self._judge(metrics)
         self.tracking.log(data=metrics, step=self.global_steps)
 
     def _batches(self) -> Iterator[dict[str, Any]]:
@@ -177,8 +217,9 @@ class VisionTrainer(AgentLightningTrainer):
         while True:
             yield from self.train_dataloader
 
-    def _asked_to_stop(self) -> bool:
-        return (self.run.run_dir / STOP_FILE).exists()
+    def stop_reason(self) -> str:
+        """Why the run should end before its last step, or ""."""
+        return "stopped by the user" if (self.run.run_dir / STOP_FILE).exists() else self.early_stop
 
     def _start_daemon(self) -> VisionDaemon:
         rollout = self.config.actor_rollout_ref.rollout
@@ -201,6 +242,8 @@ class VisionTrainer(AgentLightningTrainer):
         return daemon
 
     def _save(self) -> None:
+        if self.checkpoints.has(self.global_steps):
+            return
         started = time.monotonic()
         with self.checkpoints.writing(self.global_steps) as folder:
             self.actor_rollout_wg.save_checkpoint(str(folder / "actor"), None, self.global_steps)
@@ -223,6 +266,7 @@ class VisionTrainer(AgentLightningTrainer):
         np.random.set_state(states["numpy"])
         torch.set_rng_state(states["torch"])
         step = self.checkpoints.step_of(folder)
+        self.log.forget_after(step)
         self.log.event("resumed", step=step)
         return step
 

@@ -1,0 +1,142 @@
+"""Bad input ends in one sentence that names the file, row or setting and the cure, before Ray or vLLM start."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+from PIL import Image
+
+import train_agent
+
+GOOD_ROW = {"id": "1", "image_path": "a.png", "question": "What is it?", "answer": "a cat"}
+
+
+@pytest.fixture()
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with one good picture; the environment is put back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_agent, "run_environment", lambda cpu: {})
+    Image.new("RGB", (84, 84), "red").save(tmp_path / "a.png")
+    return tmp_path
+
+
+def parquet(folder: Path, rows: list[dict[str, Any]], name: str = "rows.parquet") -> str:
+    pd.DataFrame(rows).to_parquet(folder / name)
+    return str(folder / name)
+
+
+def data_flags(path: str) -> list[str]:
+    return ["--data-path", path, "--val-data-path", path]
+
+
+def missing_model(folder: Path) -> list[str]:
+    return ["--model", str(folder / "no-such-model")]
+
+
+def text_model(folder: Path) -> list[str]:
+    (folder / "text").mkdir()
+    (folder / "text" / "config.json").write_text(json.dumps({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}))
+    return ["--model", str(folder / "text")]
+
+
+def without_columns(folder: Path) -> list[str]:
+    return data_flags(parquet(folder, [{"id": "1", "text": "x"}]))
+
+
+def missing_image(folder: Path) -> list[str]:
+    return data_flags(parquet(folder, [GOOD_ROW, {**GOOD_ROW, "id": "2", "image_path": "gone.png"}]))
+
+
+def corrupt_image(folder: Path) -> list[str]:
+    (folder / "b.png").write_bytes(b"\x89PNG but not really")
+    return data_flags(parquet(folder, [{**GOOD_ROW, "image_path": "b.png"}]))
+
+
+def zero_rows(folder: Path) -> list[str]:
+    pd.DataFrame([GOOD_ROW]).iloc[:0].to_parquet(folder / "empty.parquet")
+    return data_flags(str(folder / "empty.parquet"))
+
+
+def no_parquet(folder: Path) -> list[str]:
+    (folder / "rows.parquet").write_text("not parquet")
+    return data_flags(str(folder / "rows.parquet"))
+
+
+def half_a_pair(folder: Path) -> list[str]:
+    return ["--data-path", parquet(folder, [GOOD_ROW])]
+
+
+def run_is_there(folder: Path) -> list[str]:
+    (folder / "run").mkdir()
+    (folder / "run" / "metrics.jsonl").write_text("{}\n")
+    return [*data_flags(parquet(folder, [GOOD_ROW])), "--run-dir", "run"]
+
+
+CASES: list[tuple[Callable[[Path], list[str]], list[str]]] = [
+    (missing_model, ["no-such-model"]),
+    (text_model, ["text", "vision"]),
+    (without_columns, ["rows.parquet", "image_path"]),
+    (missing_image, ["row 1", "gone.png", "verify"]),
+    (corrupt_image, ["row 0", "b.png"]),
+    (zero_rows, ["empty.parquet", "no rows"]),
+    (no_parquet, ["rows.parquet"]),
+    (half_a_pair, ["--val-data-path"]),
+    (run_is_there, ["--resume", "--overwrite"]),
+    (lambda _: ["--resume", "--run-dir", "nothing"], ["nothing", "--resume"]),
+    (lambda _: ["actor_rollout_ref.rollout.temprature=1"], ["temprature", "actor_rollout_ref.rollout.temperature"]),
+    (lambda _: ["app.blank_pixel=true"], ["app.blank_pixel", "app.blank_pixels"]),
+    (lambda _: ["+trainer.early_stopping_patience=5"], ["app.validation.patience"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), CASES)
+def test_one_sentence_and_exit_2(
+    arguments: Callable[[Path], list[str]], words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        train_agent.main(arguments(folder))
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert error.startswith("error: ")
+    assert error.strip().count("\n") == 0, error
+    for word in words:
+        assert word in error
+    assert "ray" not in sys.modules
+
+
+def test_port_in_use(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit):
+            train_agent.main([*data_flags(parquet(folder, [GOOD_ROW])), "--llm-proxy", "--proxy-port", port])
+    error = capsys.readouterr().err
+    assert port in error
+    assert "--proxy-port" in error
+
+
+def test_too_few_cores_and_too_little_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = data_flags(parquet(folder, [GOOD_ROW]))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    with pytest.raises(SystemExit):
+        train_agent.main(arguments)
+    assert "cores" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    memory = psutil.virtual_memory()._replace(available=2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    with pytest.raises(SystemExit):
+        train_agent.main(arguments)
+    assert "memory" in capsys.readouterr().err
