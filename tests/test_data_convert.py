@@ -10,7 +10,10 @@ import av
 import numpy as np
 import pandas as pd
 import pytest
-from data_samples import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.data_samples import (
     picture,
     png_bytes,
     write_coco,
@@ -20,9 +23,6 @@ from data_samples import (
     write_vindr,
     write_vqav2,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
 from vision_rl.data import box_sets, custom, screenspot, vqav2
 from vision_rl.data.box_sets import BoxOptions
 from vision_rl.data.custom import CustomOptions

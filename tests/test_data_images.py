@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_samples import picture
 from PIL import ExifTags, Image
 
+from tests.data_samples import picture
 from vision_rl.data.images import image_size, open_image, pixel_hash, served_unchanged
 from vision_rl.errors import UserError
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from data_samples import picture, write_screenspot_hf, write_vqav2
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 import data_utils
+from tests.data_samples import picture, write_screenspot_hf, write_vqav2
 from vision_rl.coordinates import FAMILIES
 from vision_rl.data import vqav2
 from vision_rl.data.schema import read_rows, write_rows

@@ -82,7 +82,7 @@ def _draw_boxes(picture: Image.Image, row: dict[str, Any]) -> None:
 
 def _caption(row: dict[str, Any]) -> list[str]:
     wide = 46
-    question = textwrap.wrap(row["question"], wide)[:2] or [""]
+    question = textwrap.wrap(row["question"], wide, max_lines=2, placeholder=" ...")
     if row["task"] == "vqa":
         counts = {answer: row["answers"].count(answer) for answer in row["answers"]}
         ordered = sorted(counts, key=lambda answer: -counts[answer])
@@ -91,7 +91,11 @@ def _caption(row: dict[str, Any]) -> list[str]:
     else:
         answer = f"{len(row['boxes'])} boxes" if row["boxes"] else "no finding"
         answer = answer.replace("1 boxes", "1 box") if len(row["boxes"]) == 1 else answer
-    return [f"{row['id']}  [{row['source']}]"[:wide], *question, *textwrap.wrap(answer, wide)[:2]]
+    return [
+        f"{row['id']}  [{row['source']}]"[:wide],
+        *question,
+        *textwrap.wrap(answer, wide, max_lines=2, placeholder=" ..."),
+    ]
 
 
 def _write(image: Image.Image, at: tuple[int, int], lines: list[str], colour: str = "black") -> None:
