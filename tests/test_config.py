@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -14,7 +16,7 @@ from omegaconf import OmegaConf
 
 from vision_rl.engine import config as config_module
 from vision_rl.engine import derive, keys, schema
-from vision_rl.engine.config import presets, render_resolved, resolve, validate_with_verl, variants
+from vision_rl.engine.config import Resolved, presets, render_resolved, resolve, validate_with_verl, variants
 from vision_rl.errors import UserError
 
 TINY = Path(__file__).resolve().parents[1] / "vision_rl" / "tiny" / "checkpoint"
@@ -23,17 +25,17 @@ ROLLOUT = "actor_rollout_ref.rollout"
 VLLM = schema.VLLM_KWARGS
 
 
-def cpu(*overrides: str, **kwargs):
+def cpu(*overrides: str, **kwargs: Any) -> Resolved:
     return resolve("cpu", overrides, task=kwargs.pop("task", "vqa"), model=TINY, **kwargs)
 
 
-def at(resolved, key: str):
+def at(resolved: Resolved, key: str) -> Any:
     return OmegaConf.select(OmegaConf.create(resolved.tree()), key)
 
 
 @pytest.mark.parametrize("variant", [None, *variants()])
 @pytest.mark.parametrize("preset", presets())
-def test_every_preset_and_variant_satisfies_verl(preset, variant):
+def test_every_preset_and_variant_satisfies_verl(preset: str, variant: str | None) -> None:
     chosen = [variant] if variant else []
     if preset == "megatron" and variant == "freeze_vision":
         with pytest.raises(UserError, match="nothing under Megatron"):
@@ -43,28 +45,28 @@ def test_every_preset_and_variant_satisfies_verl(preset, variant):
 
 
 @pytest.mark.parametrize("preset", [name for name in presets() if name != "cpu"])
-def test_gpu_presets_name_a_model_of_their_own(preset):
+def test_gpu_presets_name_a_model_of_their_own(preset: str) -> None:
     resolved = resolve(preset, task="vqa")
     assert resolved.origin["actor_rollout_ref.model.path"] == f"preset {preset}"
     assert resolved.agent.family.startswith("qwen")
 
 
 @pytest.mark.parametrize("preset", presets())
-def test_no_preset_repeats_the_base(preset):
+def test_no_preset_repeats_the_base(preset: str) -> None:
     base = dict(config_module._leaves(OmegaConf.load(config_module.CONFIG_DIR / "base.yaml")))
     own = dict(config_module._leaves(OmegaConf.load(config_module.CONFIG_DIR / f"{preset}.yaml")))
     repeated = {key for key, value in own.items() if key in base and base[key] == value}
     assert repeated == set()
 
 
-def test_verl_refuses_what_validate_with_verl_is_given():
+def test_verl_refuses_what_validate_with_verl_is_given() -> None:
     resolved = cpu()
     resolved.verl["actor_rollout_ref"]["actor"]["loss_agg_mode"] = "mean"
     with pytest.raises(UserError, match=r"verl refuses this configuration.*loss_agg_mode"):
         validate_with_verl(resolved)
 
 
-def test_composition_is_that_of_agent_lightning():
+def test_composition_is_that_of_agent_lightning() -> None:
     """hydra itself follows Agent Lightning's defaults list; its search path is a folder, so neither package loads."""
     verl = schema.package_dir("verl") / "trainer" / "config"
     directory = schema.package_dir("agentlightning") / "verl"
@@ -74,7 +76,7 @@ def test_composition_is_that_of_agent_lightning():
     assert OmegaConf.to_container(ours) == OmegaConf.to_container(theirs)
 
 
-def test_megatron_composes_from_megatron_defaults():
+def test_megatron_composes_from_megatron_defaults() -> None:
     resolved = resolve("megatron", task="vqa")
     actor = resolved.verl["actor_rollout_ref"]["actor"]
     assert resolved.strategy == "megatron" and resolved.verl["critic"]["strategy"] == "megatron"
@@ -86,12 +88,21 @@ def test_megatron_composes_from_megatron_defaults():
         resolve("megatron", [f"{ACTOR}.fsdp_config.param_offload=true"], task="vqa")
 
 
-def test_the_megatron_workers_of_the_installed_verl_are_where_the_task_runner_looks():
+def test_verl_picks_its_megatron_workers_for_the_megatron_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """megatron-core is not installed, so its workers are stand-ins; verl's own task runner makes the choice."""
+    from verl.trainer.main_ppo import TaskRunner
+
+    names = ("ActorRolloutRefWorker", "AsyncActorRolloutRefWorker", "CriticWorker")
     source = schema.package_dir("verl") / "workers" / "megatron_workers.py"
-    assert "AsyncActorRolloutRefWorker" in schema._class_fields(source)
+    assert set(names) <= set(schema._class_fields(source))
+    stand_in = SimpleNamespace(**{name: type(name, (), {}) for name in names})
+    monkeypatch.setitem(sys.modules, "verl.workers.megatron_workers", stand_in)
+    tree = OmegaConf.create(resolve("megatron", task="vqa").verl)
+    worker, _ = TaskRunner().add_actor_rollout_worker(tree)
+    assert worker is stand_in.AsyncActorRolloutRefWorker
 
 
-def test_megatron_by_override_refuses_fsdp_settings_of_the_preset():
+def test_megatron_by_override_refuses_fsdp_settings_of_the_preset() -> None:
     with pytest.raises(UserError, match=r"preset 8x80gb \(under Megatron.*unknown setting .*ref\.fsdp_config"):
         resolve("8x80gb", [f"{ACTOR}.strategy=megatron"], task="vqa")
 
@@ -131,7 +142,7 @@ def test_megatron_by_override_refuses_fsdp_settings_of_the_preset():
         ("data.seed", r"write it as key=value"),
     ],
 )
-def test_bad_overrides_are_one_clear_sentence(override, message):
+def test_bad_overrides_are_one_clear_sentence(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         cpu(override)
     assert "\n" not in str(caught.value)
@@ -163,14 +174,14 @@ def test_bad_overrides_are_one_clear_sentence(override, message):
         (f"+{VLLM}.disable_mm_preprocessor_cache=true", f"{VLLM}.mm_processor_cache_gb"),
     ],
 )
-def test_obsolete_keys_of_the_guides_name_the_true_one(override, true_key):
+def test_obsolete_keys_of_the_guides_name_the_true_one(override: str, true_key: str) -> None:
     with pytest.raises(UserError, match="the true setting is") as caught:
         cpu(override)
     assert f"the true setting is {true_key} (" in str(caught.value)
 
 
 @pytest.mark.parametrize(("wrong", "right"), [(key, truth) for key, (truth, _) in keys.OBSOLETE.items()])
-def test_the_true_keys_exist(wrong, right):
+def test_the_true_keys_exist(wrong: str, right: str) -> None:
     known = {*schema.known_keys(schema.verl_defaults(False)), *schema.known_keys(schema.verl_defaults(True))}
     known |= set(config_module._our_keys()) | {f"{VLLM}.{name}" for name in schema.vllm_arguments()}
     assert right.startswith("--") or right in known
@@ -203,7 +214,7 @@ def test_the_true_keys_exist(wrong, right):
         ("++app.filter_groups.max_rounds=2", "app.filter_groups.max_rounds", 2),
     ],
 )
-def test_good_overrides_are_taken(override, key, value):
+def test_good_overrides_are_taken(override: str, key: str | None, value: Any) -> None:
     key = key or "actor_rollout_ref.model.override_config.attn_implementation"
     resolved = cpu(override)
     assert at(resolved, key) == (value if value is not None or "null" in override else "eager")
@@ -224,27 +235,27 @@ def test_good_overrides_are_taken(override, key, value):
         ((f"{ROLLOUT}.name=sglang",), "sglang is not installed"),
     ],
 )
-def test_contradictions_are_refused(overrides, message, monkeypatch):
+def test_contradictions_are_refused(overrides: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = derive.importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "sglang" else real(name, *a))
     with pytest.raises(UserError, match=message):
         cpu(*overrides)
 
 
-def test_reinforce_may_run_without_groups():
+def test_reinforce_may_run_without_groups() -> None:
     assert cpu(
         f"{ROLLOUT}.n=1", "algorithm.adv_estimator=reinforce_plus_plus", f"{ACTOR}.ppo_micro_batch_size_per_gpu=8"
     )
 
 
 @pytest.mark.parametrize("call", [{"preset": "gpu_24"}, {"variants": ["dr_grp"]}, {"task": "vga"}])
-def test_unknown_names_are_refused_with_the_nearest(call):
+def test_unknown_names_are_refused_with_the_nearest(call: dict[str, Any]) -> None:
     arguments = {"preset": "cpu", "task": "vqa", "model": TINY, **call}
     with pytest.raises(UserError, match=r"did you mean|choose one of"):
         resolve(arguments.pop("preset"), **arguments)
 
 
-def test_a_misspelt_key_in_a_preset_file_names_the_file(tmp_path):
+def test_a_misspelt_key_in_a_preset_file_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("data:\n  train_batch_sice: 4\n")
     with pytest.raises(
@@ -253,7 +264,7 @@ def test_a_misspelt_key_in_a_preset_file_names_the_file(tmp_path):
         resolve(str(path), task="vqa", model=TINY)
 
 
-def test_later_layers_win_and_are_remembered():
+def test_later_layers_win_and_are_remembered() -> None:
     resolved = cpu(f"{ACTOR}.clip_ratio_high=0.5", variants=["clip_higher"], flags={"data.seed": 7}, n_runners=3)
     expected = {
         f"{ACTOR}.clip_ratio_high": (0.5, "override"),
@@ -268,12 +279,13 @@ def test_later_layers_win_and_are_remembered():
         "data.truncation": ("error", "base"),
         "algorithm.gamma": (1.0, "verl"),
         "app.validation.samples": (60, "vision_rl"),
+        "critic.enable": (False, "derived: algorithm.adv_estimator"),
         "agent.max_tokens": (24, "derived: data.max_response_length"),
     }
     assert {key: (at(resolved, key), resolved.origin[key]) for key in expected} == expected
 
 
-def test_the_cpu_preset_carries_what_a_machine_without_a_gpu_needs():
+def test_the_cpu_preset_carries_what_a_machine_without_a_gpu_needs() -> None:
     tree = cpu().verl["actor_rollout_ref"]
     assert tree["actor"]["fsdp_config"]["dtype"] == tree["rollout"]["dtype"] == "float32"
     assert not tree["model"]["use_remove_padding"] and not tree["rollout"]["free_cache_engine"]
@@ -283,7 +295,7 @@ def test_the_cpu_preset_carries_what_a_machine_without_a_gpu_needs():
 
 
 @pytest.mark.parametrize("preset", presets())
-def test_stale_embeddings_are_prevented_unless_the_tower_is_frozen(preset):
+def test_stale_embeddings_are_prevented_unless_the_tower_is_frozen(preset: str) -> None:
     arguments = resolve(preset, task="vqa", model=TINY).verl["actor_rollout_ref"]["rollout"]["engine_kwargs"]["vllm"]
     assert arguments["mm_processor_cache_gb"] == 0 and arguments["no_enable_prefix_caching"] is True
     if preset != "megatron":
@@ -295,7 +307,7 @@ def test_stale_embeddings_are_prevented_unless_the_tower_is_frozen(preset):
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_sdpa_is_chosen_where_flash_attention_is_absent(installed, monkeypatch):
+def test_sdpa_is_chosen_where_flash_attention_is_absent(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     real = derive.importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *a: installed or None if name == "flash_attn" else real(name, *a)
@@ -309,7 +321,7 @@ def test_sdpa_is_chosen_where_flash_attention_is_absent(installed, monkeypatch):
     assert chosen.verl["actor_rollout_ref"]["model"]["override_config"]["attn_implementation"] == "eager"
 
 
-def test_pixel_limits_come_from_the_processor_or_go_to_vllm():
+def test_pixel_limits_come_from_the_processor_or_go_to_vllm() -> None:
     resolved = cpu()
     processor = json.loads((TINY / "preprocessor_config.json").read_text())
     assert (resolved.agent.min_pixels, resolved.agent.max_pixels) == (processor["min_pixels"], processor["max_pixels"])
@@ -320,7 +332,7 @@ def test_pixel_limits_come_from_the_processor_or_go_to_vllm():
     assert limited.agent.min_pixels == processor["min_pixels"]
 
 
-def test_types_and_choices_match_the_installed_verl():
+def test_types_and_choices_match_the_installed_verl() -> None:
     from verl.trainer.ppo import core_algos
     from verl.workers.config import FSDPActorConfig, RolloutConfig
 
@@ -332,7 +344,7 @@ def test_types_and_choices_match_the_installed_verl():
     assert set(keys.CHOICES["algorithm.adv_estimator"]) == {str(e.value) for e in core_algos.AdvantageEstimator}
 
 
-def test_rendered_tree_says_where_every_value_came_from():
+def test_rendered_tree_says_where_every_value_came_from() -> None:
     text = render_resolved(cpu("data.seed=5"))
     lines = {line.split(":", 1)[0]: line for line in text.splitlines()}
     assert "5" in lines["data.seed"] and lines["data.seed"].endswith("# override")
@@ -342,7 +354,7 @@ def test_rendered_tree_says_where_every_value_came_from():
     assert "algorithm.gamma" not in changed and f"{ROLLOUT}.n: 8" in changed
 
 
-def test_composing_imports_neither_torch_nor_verl():
+def test_composing_imports_neither_torch_nor_verl() -> None:
     script = (
         "import sys; from vision_rl.engine.config import resolve\n"
         f"resolve('cpu', task='vqa', model={str(TINY)!r})\n"

@@ -34,7 +34,9 @@ class Derivation:
         self._attention()
         self._caches()
         self._engine_flags()
+        self.put("critic.enable", self.get("algorithm.adv_estimator") == "gae", "algorithm.adv_estimator")
         self.put("agent.max_tokens", self.get("data.max_response_length"), "data.max_response_length")
+        self.put("agent.max_images", self.get("app.images_per_prompt"), "app.images_per_prompt")
 
     def get(self, key: str) -> Any:
         """The value of a dotted key, interpolations resolved; None where it is absent."""

@@ -1,7 +1,7 @@
 """Sizes of a model without its weights: built from its config on the meta device, where parameters have no memory.
 
 For hub names that are not on disk the configs of the common Qwen-VL checkpoints are carried here, as far as they decide
-sizes; their parameter counts are those of the published checkpoints.
+sizes; the parameter counts that follow are those that the checkpoints' pages state.
 """
 
 from __future__ import annotations
