@@ -32,6 +32,10 @@ class VisionTaskRunner:
         from vision_rl.engine.trainer import VisionTrainer
 
         tree = OmegaConf.create(config)
+        if tree.actor_rollout_ref.rollout.name == "vllm":
+            from vision_rl.engine.server import register
+
+            register()
         model = tree.actor_rollout_ref.model.path
         upstream = TaskRunner()
         worker_cls, group_cls = upstream.add_actor_rollout_worker(tree)

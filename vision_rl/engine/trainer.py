@@ -102,9 +102,10 @@ class VisionTrainer(AgentLightningTrainer):
                 self._run_tasks(batch_dict, is_train=True)
                 filtered = self._replace_equal_groups()
             with self._timed("batch"):
+                longest_prompt, longest_response = sample_limits(self.config)
                 batch, metrics = self.agent_mode_daemon.get_train_data_batch(
-                    max_prompt_length=self.config.data.max_prompt_length,
-                    max_response_length=self.config.data.max_response_length,
+                    max_prompt_length=longest_prompt,
+                    max_response_length=longest_response,
                     device=torch.device("cpu"),
                     global_steps=self.global_steps,
                 )
@@ -226,12 +227,13 @@ class VisionTrainer(AgentLightningTrainer):
         daemon: VisionDaemon = self.daemon_cls(
             None,
             rollout.n,
-            train_information={"model": self.config.actor_rollout_ref.model.path},
+            train_information={"model": self._served_model()},
             tokenizer=self.tokenizer,
             mini_batch_size=self.config.actor_rollout_ref.actor.ppo_mini_batch_size,
             pad_token_id=self.tokenizer.pad_token_id,
             store=self.store,
             processor=self.processor,
+            trace_aggregator=self.config.agentlightning.trace_aggregator,
             app=self.run.app,
             run_dir=self.run.run_dir,
             sampling={"temperature": rollout.temperature, "top_p": rollout.top_p},
@@ -240,6 +242,18 @@ class VisionTrainer(AgentLightningTrainer):
         )
         daemon.start()
         return daemon
+
+    def _served_model(self) -> str:
+        """The name to ask vLLM for. With LoRA, verl's first weight sync carries the base model and only the next ones the
+        adapter: an empty round at the start makes sure that every request, also the first after --resume, finds it."""
+        model = self.config.actor_rollout_ref.model
+        if not model.lora_rank:
+            return str(model.path)
+        from vision_rl.engine.server import ADAPTER_NAME
+
+        self.async_rollout_manager.wake_up()
+        self.async_rollout_manager.sleep()
+        return ADAPTER_NAME
 
     def _save(self) -> None:
         if self.checkpoints.has(self.global_steps):
@@ -275,6 +289,18 @@ class VisionTrainer(AgentLightningTrainer):
         started = time.monotonic()
         yield
         self.timing[name] = self.timing.get(name, 0.0) + time.monotonic() - started
+
+
+def sample_limits(config: Any) -> tuple[int, int]:
+    """(prompt, response) lengths in tokens above which a sample is dropped, or its response cut, at the level in use.
+
+    At the "trajectory" level a turn that cannot be merged brings its whole prompt: `data.max_prompt_length` still bounds it.
+    """
+    level = config.agentlightning.trace_aggregator
+    if level.level != "trajectory":
+        return config.data.max_prompt_length, config.data.max_response_length
+    longest = max(level.trajectory_max_prompt_length, config.data.max_prompt_length)
+    return longest, level.trajectory_max_response_length
 
 
 def mismatch_metrics(batch: DataProto) -> dict[str, float]:

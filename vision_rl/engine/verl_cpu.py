@@ -13,14 +13,22 @@ from typing import Any
 DEVICE_CLASH = "cpu:gloo,cpu:"
 
 
-def apply() -> None:
+def apply_without_collecting() -> None:
     """Fill in `torch.cpu` and repair the process-group backend; a no-op with CUDA or when already applied."""
     import torch
 
+    if not torch.cuda.is_available():
+        _complete_torch_cpu()
+        _accept_cpu_process_group()
+
+
+def apply() -> None:
+    """`apply_without_collecting`, and no explicit garbage collection."""
+    import torch
+
+    apply_without_collecting()
     if torch.cuda.is_available():
         return
-    _complete_torch_cpu()
-    _accept_cpu_process_group()
     # verl's aggressive_empty_cache() (utils/memory_utils.py) collects garbage up to three times in each of several calls
     # per step: 1 to 1.4 s that free no device memory here. Python's own generational collection goes on.
     gc.collect = lambda generation=2: 0  # type: ignore[assignment]

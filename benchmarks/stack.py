@@ -1,0 +1,151 @@
+"""Start-up, step time by phase, rollouts per second and memory: this project against Agent Lightning's stock settings.
+
+    python benchmarks/stack.py [--steps 12] [--rollouts 16]
+
+Both train the tiny model on the same synthetic VQA rows, one after the other, in one run of this script; read the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+WARM_UP_STEPS = 2
+PHASES = {
+    "generate": "timing_s/generate",
+    "log-probs": "timing_s/old_log_prob",
+    "update": "timing_s/update_actor",
+    "weight sync": "timing_s/weight_sync",
+    "batch": "timing_s/batch",
+    "step": "timing_s/step",
+}
+STOCK_PHASES = {
+    "log-probs": "timing_s/old_log_prob",
+    "update": "timing_s/update_actor",
+    "step": "timing_s/step",
+    "gen": "timing_s/gen",
+}
+
+
+class MemoryWatch(threading.Thread):
+    """The largest system-wide use of memory above what was used at the start, in GiB."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.before = self.peak = psutil.virtual_memory().used
+        self.done = False
+
+    def run(self) -> None:
+        while not self.done:
+            self.peak = max(self.peak, psutil.virtual_memory().used)
+            time.sleep(0.2)
+
+    def gib(self) -> float:
+        self.done = True
+        return (self.peak - self.before) / 2**30
+
+
+def options(rollouts: int) -> list[str]:
+    """Two groups of `rollouts / 2`, no validation, no checkpoints."""
+    return [
+        f"actor_rollout_ref.rollout.n={rollouts // 2}",
+        "data.train_batch_size=2",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={rollouts}",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=-1",
+    ]
+
+
+def measure(command: list[str], folder: Path, extra: dict[str, str]) -> float:
+    """Run a command to its end; returns the peak memory."""
+    memory = MemoryWatch()
+    memory.start()
+    with open(folder / "output.txt", "w", encoding="utf-8") as output:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **extra}
+        subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, check=True)
+    return memory.gib()
+
+
+def ours(folder: Path, steps: int, rollouts: int) -> dict[str, Any]:
+    run_dir = folder / "run"
+    command = [
+        sys.executable,
+        "train_agent.py",
+        "--max-steps",
+        str(steps),
+        "--run-dir",
+        str(run_dir),
+        *options(rollouts),
+    ]
+    memory = measure(command, folder, {})
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    return result(lines, PHASES, summary["startup_seconds"], rollouts, memory)
+
+
+def stock(folder: Path, steps: int, rollouts: int) -> dict[str, Any]:
+    metrics, first = folder / "metrics.jsonl", folder / "first"
+    arguments = ["--steps", str(steps), "--data", str(folder / "data"), f"trainer.total_training_steps={steps}"]
+    command = [sys.executable, "benchmarks/stock_run.py", *arguments, "trainer.logger=[file]", *options(rollouts)]
+    memory = measure(command, folder, {"VERL_FILE_LOGGER_PATH": str(metrics), "FIRST_ROLLOUTS_PATH": str(first)})
+    lines = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
+    startup = float(first.read_text()) - float(Path(f"{first}.started").read_text())
+    return result(lines, STOCK_PHASES, startup, rollouts, memory)
+
+
+def result(
+    lines: list[dict[str, Any]], phases: dict[str, str], startup: float, rollouts: int, memory: float
+) -> dict[str, Any]:
+    steady = lines[WARM_UP_STEPS:]
+    seconds = {name: statistics.median(line[key] for line in steady) for name, key in phases.items()}
+    return {
+        "startup_seconds": startup,
+        **{f"{name} seconds": value for name, value in seconds.items()},
+        "rollouts per second of a step": rollouts / seconds["step"],
+        "peak memory GiB": memory,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rollouts", type=int, default=16)
+    parser.add_argument("--skip-stock", action="store_true")
+    args = parser.parse_args()
+    measured: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        for label, function in (("ours", ours), ("stock", stock)):
+            if label == "stock" and args.skip_stock:
+                continue
+            folder = Path(name) / label
+            folder.mkdir()
+            measured[label] = function(folder, args.steps, args.rollouts)
+    print(
+        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, {args.rollouts} rollouts a step, medians"
+    )
+    print(f"{'':32}" + "".join(f"{label:>10}" for label in measured) + ("     ratio" if len(measured) == 2 else ""))
+    for key in dict.fromkeys(key for values in measured.values() for key in values):
+        values = [measured[label].get(key) for label in measured]
+        row = "".join(f"{value:10.2f}" if value is not None else f"{'-':>10}" for value in values)
+        ratio = f"{values[1] / values[0]:10.2f}" if len(values) == 2 and None not in values else ""  # type: ignore[operator]
+        print(f"{key:32}{row}{ratio}")
+
+
+if __name__ == "__main__":
+    main()
