@@ -1,0 +1,218 @@
+"""Score a model on a data file with the agents, prompts and rewards of training; a killed run goes on where it stopped.
+
+    python evaluate_agent.py --tiny                                               # tiny model, synthetic VQA
+    python evaluate_agent.py --data val.parquet --checkpoint runs/vqa/checkpoints/global_step_100
+    python evaluate_agent.py --data screenspot_test.parquet --endpoint http://localhost:8000/v1 --model my-model
+
+Leaves rows.jsonl (one line per row), summary.json, summary.md, report.html and, for VQA with question ids, the official
+result file submission.json. Exits with 1 if rows have failed: the same command again asks for those only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vision_rl.engine.config import TASKS
+from vision_rl.engine.environment import run_environment
+from vision_rl.errors import UserError, cli_errors
+
+OUTPUT = Path("runs") / "evaluations"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; settings of the agent are `agent.key=value` overrides, as in training."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_argument_group("what to score")
+    target = what.add_mutually_exclusive_group(required=True)
+    target.add_argument("--endpoint", help="OpenAI-compatible base URL of a running server (with --model)")
+    target.add_argument("--checkpoint", type=Path, help="model folder, global_step_N or run directory, served by vLLM")
+    target.add_argument("--tiny", action="store_true", help="the tiny model that ships with the package")
+    what.add_argument("--model", help="model name at --endpoint")
+    what.add_argument("overrides", nargs="*", metavar="agent.key=value", help="for example agent.answer_format=click")
+    add_data_arguments(parser)
+    add_run_arguments(parser)
+    serving = parser.add_argument_group("how --checkpoint and --tiny are served")
+    serving.add_argument("--max-model-len", type=int, help="longest prompt and answer in tokens")
+    return parser
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which rows, and where the results go; the API baseline has the same."""
+    data = parser.add_argument_group("on which rows")
+    data.add_argument("--data", type=Path, help="parquet file (default: 128 synthetic test rows)")
+    data.add_argument("--image-dir", type=Path, help="base of relative image paths (default: the file's directory)")
+    data.add_argument("--task", choices=TASKS, help="default: that of the file; vqa without a file")
+    data.add_argument("--limit", type=int, help="only the first rows; a higher limit later goes on")
+    data.add_argument("--output", type=Path, help=f"directory for the results (default: one under {OUTPUT})")
+    data.add_argument("--overwrite", action="store_true", help="delete the evaluation that --output holds")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the rows are asked; the API baseline has the same."""
+    how = parser.add_argument_group("how")
+    how.add_argument("--concurrency", type=int, default=16, help="rows under way at once")
+    how.add_argument("--attempts", type=int, default=3, help="tries per row after server or network errors")
+    how.add_argument("--temperature", type=float, default=0.0)
+    how.add_argument("--seed", type=int, help="sampling seed, for servers that take one")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    with cli_errors():
+        sys.exit(run(args, Console(stderr=True)))
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Evaluate; returns the exit code."""
+    from train_agent import has_cuda
+    from vision_rl.evaluation.session import Job, evaluate
+    from vision_rl.evaluation.targets import agent_settings, served_checkpoint
+
+    if (args.endpoint is None) != (args.model is None):
+        raise UserError("--endpoint and --model go together; --checkpoint and --tiny need no --model")
+    cpu = not has_cuda()
+    task, data, rows = rows_of(args)
+    folder = model_folder(args)
+    settings = agent_settings(
+        task,
+        args.overrides,
+        cpu=cpu,
+        model_dir=folder,
+        trained_as=args.checkpoint,
+        transport="data" if args.endpoint else "file",
+    )
+    name = args.model or ("tiny" if args.tiny else os.path.relpath(folder or ""))
+    sampling = sampling_of(args)
+    job = Job(
+        rows=rows,
+        identity=identity_of(task, name, args.endpoint or weights_of(folder), data, settings, sampling),
+        output=args.output or default_output(task, data, name),
+        prepare=lambda row: {**row, "settings": settings},
+        sampling=sampling,
+        limits=limits_of(args),
+        overwrite=args.overwrite,
+    )
+
+    @contextlib.contextmanager
+    def server() -> Iterator[tuple[str, str]]:
+        if folder is None:
+            yield args.endpoint, args.model
+            return
+        os.environ.update(run_environment(cpu))
+        console.print(f"serving {folder} with vLLM", highlight=False)
+        with served_checkpoint(
+            folder, settings, cpu=cpu, images=settings["max_images"], max_model_len=args.max_model_len
+        ) as served:
+            yield served
+
+    return report_outcome(evaluate(job, answer_of(task), server, console), job.output, console)
+
+
+def answer_of(task: str) -> Any:
+    """The `answer` function of a task's agent: what its training rollouts call."""
+    if task == "vqa":
+        import vqa_agent
+
+        return vqa_agent.answer
+    import grounding_agent
+
+    return grounding_agent.answer
+
+
+def rows_of(args: argparse.Namespace) -> tuple[str, Path, list[tuple[int, dict[str, Any]]]]:
+    """(task, file, numbered rows) that the command line asks for."""
+    from vision_rl.evaluation.session import load_rows
+
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit} leaves no rows; give 1 or more")
+    data = args.data
+    if data is None:
+        from vision_rl.tiny import write_tasks
+
+        task = args.task or "vqa"
+        data = write_tasks(Path("data") / "synthetic" / task, task)["test"]
+    task, rows = load_rows(data, args.task, args.limit, args.image_dir)
+    return task, data, rows
+
+
+def model_folder(args: argparse.Namespace) -> Path | None:
+    """The folder to serve, merged if it is a training checkpoint; None for a running server."""
+    if args.tiny:
+        from vision_rl.tiny import checkpoint_dir
+
+        return checkpoint_dir()
+    if args.checkpoint:
+        from vision_rl.engine.export import merged_checkpoint
+
+        return merged_checkpoint(args.checkpoint)
+    return None
+
+
+def weights_of(folder: Path | None) -> str:
+    """What tells the weights in a folder from others that stood at the same path: their files' sizes and times."""
+    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")) if folder else []
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return "weights " + hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+
+
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Sampling parameters of every request."""
+    return {"temperature": args.temperature, **({"seed": args.seed} if args.seed is not None else {})}
+
+
+def limits_of(args: argparse.Namespace) -> Any:
+    """The runner's limits; `UserError` for numbers below 1."""
+    from vision_rl.evaluation.runner import Limits
+
+    for name in ("concurrency", "attempts"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} is too small; give 1 or more")
+    return Limits(concurrency=args.concurrency, attempts=args.attempts)
+
+
+def identity_of(
+    task: str, model: str, served_by: str, data: Path, settings: dict[str, Any], sampling: dict[str, Any]
+) -> dict[str, Any]:
+    """What must be equal for an evaluation to go on."""
+    from vision_rl.evaluation.store import fingerprint
+
+    return {
+        "task": task,
+        "model": model,
+        "served_by": served_by,
+        "data": str(data.absolute()),
+        "data_sha256": fingerprint(data),
+        "settings": settings,
+        "sampling": sampling,
+    }
+
+
+def default_output(task: str, data: Path, model: str) -> Path:
+    """runs/evaluations/<task>-<file>-<model>."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{task}-{data.stem}-{model}")
+    return OUTPUT / re.sub("-+", "-", name)
+
+
+def report_outcome(summary: dict[str, Any], output: Path, console: Console) -> int:
+    """Print the figures to stdout and where the files are to `console`; the exit code says whether rows have failed."""
+    from vision_rl.evaluation.summary import render_markdown
+
+    print(render_markdown(summary))
+    console.print(f"results: {output}   look at: {output / 'report.html'}", highlight=False, soft_wrap=True)
+    if summary["failed"]:
+        console.print(f"{summary['failed']} rows failed; the same command again asks for those only", highlight=False)
+    return 1 if summary["failed"] else 0
+
+
+if __name__ == "__main__":
+    main()

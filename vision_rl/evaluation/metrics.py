@@ -1,0 +1,190 @@
+"""Figures of scored rows: what the reward's components say, by the breakdowns of each task's official tables.
+
+Nothing is scored here. VQA: official accuracy, overall, by answer type and by question type. Grounding: point accuracy
+(ScreenSpot's: the centre of the box lies in the true one), mean matched IoU and the share of rows at IoU 0.1 to 0.9, by
+platform and type (ScreenSpot), group and type (ScreenSpot-Pro), and by label (radiology). Rows without truth (test
+sets) have no figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vision_rl.evaluation.intervals import mean_interval
+from vision_rl.evaluation.store import Record
+from vision_rl.rewards.calibration import brier_score, correlation, expected_calibration_error
+
+IOU_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+OUTCOMES = ("right", "wrong place", "wrong space", "wrong format")
+NO_FINDING = "no finding"
+CALIBRATION_BINS = 10
+Measure = Callable[[Record], float]
+Figure = dict[str, Any]
+"""value, low and high (95 % interval; None where there is none), n."""
+
+
+def _component(name: str) -> Measure:
+    return lambda record: float(record["components"].get(name, 0.0))
+
+
+def _at_iou(level: float) -> Measure:
+    # A true IoU of 0.3 may be stored as 0.29999999999999993.
+    return lambda record: float(record["components"].get("iou", 0.0) >= level - 1e-9)
+
+
+_REWARD: dict[str, Measure] = {"reward": lambda record: float(record["reward"])}
+MEASURES: dict[str, dict[str, Measure]] = {
+    "vqa": {"accuracy": _component("accuracy"), **_REWARD, "format ok": _component("format/ok")},
+    "grounding": {
+        "point accuracy": _component("point"),
+        "IoU": _component("iou"),
+        **{f"ACC@{level}": _at_iou(level) for level in IOU_LEVELS},
+        **_REWARD,
+        **{
+            name: (lambda record, name=name: float(outcome(record) == name))  # type: ignore[misc]
+            for name in ("wrong place", "wrong space", "wrong format")
+        },
+    },
+}
+HEADLINE = {"vqa": ("accuracy",), "grounding": ("point accuracy", "IoU", "ACC@0.5")}
+"""The measures that breakdowns show; the first of a task is what it is judged by."""
+
+
+def scored(records: Iterable[Record]) -> list[Record]:
+    """The rows that have a score: answered, and with a truth to compare with (an empty box list is one)."""
+    return [
+        record for record in records if not record["failure"] and (record["task"] == "grounding" or record["answers"])
+    ]
+
+
+def outcome(record: Record) -> str:
+    """One of `OUTCOMES` for a grounding row: the format is asked before the place, so that the two are never mixed."""
+    parts = record["components"]
+    if parts.get("format/wrong_space"):
+        return "wrong space"
+    if not parts.get("format/ok", 0.0):
+        return "wrong format"
+    return "right" if parts.get("point", 0.0) >= 1.0 else "wrong place"
+
+
+def breakdowns(record: Record) -> list[tuple[str, str]]:
+    """(breakdown, value) pairs of a row: the tables that it counts in."""
+    meta = record["meta"]
+    if record["task"] == "vqa":
+        names = (("answer type", "answer_type"), ("question type", "question_type"))
+        found = [(title, str(meta[key])) for title, key in names if meta.get(key)]
+    else:
+        place = "group" if record["source"] == "screenspot-pro" else "platform"
+        where, kind = meta.get(place), meta.get("data_type")
+        found = [(place, str(where))] if where else []
+        found += [("type", str(kind))] if kind else []
+        found += [(f"{place} x type", f"{where} {kind}")] if where and kind else []
+        labels = list(dict.fromkeys(label for label in record["labels"] if label))
+        if not record["boxes"]:
+            labels = [NO_FINDING]
+        found += [("label", label) for label in labels]
+    return [*found, ("source", record["source"])]
+
+
+def figure(records: Sequence[Record], measure: Measure) -> Figure:
+    """Mean of a measure with its interval, drawn by picture; value None for no rows."""
+    if not records:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    values = [measure(record) for record in records]
+    interval = mean_interval(values, [record["image_paths"][0] for record in records])
+    low, high = interval or (None, None)
+    return {"value": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
+
+
+def overall(task: str, records: Sequence[Record]) -> dict[str, Figure]:
+    """Every measure of a task over all scored rows."""
+    rows = scored(records)
+    return {name: figure(rows, measure) for name, measure in MEASURES[task].items()}
+
+
+def by_breakdown(task: str, records: Sequence[Record]) -> dict[str, dict[str, dict[str, Figure]]]:
+    """breakdown -> value -> headline measure -> figure, in the order of the official tables, else by name."""
+    groups: dict[str, dict[str, list[Record]]] = {}
+    for record in scored(records):
+        for title, value in breakdowns(record):
+            groups.setdefault(title, {}).setdefault(value, []).append(record)
+    if len(groups.get("source", {})) < 2:
+        groups.pop("source", None)
+    return {
+        title: {
+            value: {name: figure(values[value], MEASURES[task][name]) for name in HEADLINE[task]}
+            for value in sorted(values, key=_official_order)
+        }
+        for title, values in groups.items()
+    }
+
+
+_OFFICIAL = ("yes/no", "number", "other", "mobile", "desktop", "web", "text", "icon")
+
+
+def _official_order(value: str) -> tuple[list[int], str]:
+    words = [_OFFICIAL.index(word) if word in _OFFICIAL else len(_OFFICIAL) for word in value.split()]
+    return words if all(word < len(_OFFICIAL) for word in words) else [len(_OFFICIAL)], value
+
+
+def outcome_counts(records: Sequence[Record]) -> dict[str, int]:
+    """How often each outcome of `OUTCOMES` came, for grounding rows."""
+    found = [outcome(record) for record in scored(records)]
+    return {name: found.count(name) for name in OUTCOMES}
+
+
+def calibration(task: str, records: Sequence[Record]) -> dict[str, Any] | None:
+    """How far stated confidences can be trusted; None if no row states one.
+
+    The outcome is the accuracy (VQA) or the point hit (grounding); the correlation is with the accuracy or the IoU.
+    bins: for the reliability diagram, {n, confidence, outcome} of each tenth that has rows.
+    """
+    rows = [record for record in scored(records) if "confidence" in record["components"]]
+    if not rows:
+        return None
+    right, graded = ("accuracy", "accuracy") if task == "vqa" else ("point", "iou")
+    stated = [record["components"]["confidence"] for record in rows]
+    outcomes = [record["components"][right] for record in rows]
+    places = [min(int(confidence * CALIBRATION_BINS), CALIBRATION_BINS - 1) for confidence in stated]
+    bins = []
+    for place in sorted(set(places)):
+        inside = [index for index, other in enumerate(places) if other == place]
+        bins.append(
+            {
+                "n": len(inside),
+                "confidence": float(np.mean([stated[index] for index in inside])),
+                "outcome": float(np.mean([outcomes[index] for index in inside])),
+            }
+        )
+    return {
+        "n": len(rows),
+        "ece": expected_calibration_error(stated, outcomes, CALIBRATION_BINS),
+        "brier": brier_score(stated, outcomes),
+        "correlation": correlation(stated, [record["components"][graded] for record in rows]),
+        "mean_confidence": float(np.mean(stated)),
+        "mean_outcome": float(np.mean(outcomes)),
+        "bins": bins,
+    }
+
+
+def usage_totals(records: Sequence[Record]) -> dict[str, Any]:
+    """Tokens, requests and latency of all rows; latency in seconds per answered row, without pauses and retries."""
+    used = [record["usage"] for record in records]
+    latency = [record["usage"]["seconds"] for record in records if not record["failure"] and record["usage"]["calls"]]
+    at: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    return {
+        "requests": sum(usage["calls"] for usage in used),
+        "rate_limited": sum(usage["rate_limited"] for usage in used),
+        "server_errors": sum(usage["errors"] for usage in used),
+        "prompt_tokens": sum(usage["prompt_tokens"] for usage in used),
+        "completion_tokens": sum(usage["completion_tokens"] for usage in used),
+        "latency_seconds": {
+            "mean": float(np.mean(latency)),
+            **{name: float(np.quantile(latency, share)) for name, share in at.items()},
+        }
+        if latency
+        else None,
+    }

@@ -1,0 +1,155 @@
+"""The figures of one evaluation as JSON, as Markdown, and as the result file that the VQA server takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vision_rl.evaluation import metrics
+from vision_rl.evaluation.metrics import Figure
+from vision_rl.evaluation.store import Record, write_json, write_text
+from vision_rl.parsing import parse_answer
+
+SUMMARY = "summary.json"
+MARKDOWN = "summary.md"
+SUBMISSION = "submission.json"
+_UNITS = ("IoU", "reward")
+"""Measures that are no shares of rows, and stay plain numbers."""
+
+
+def summarise(
+    identity: Mapping[str, Any], records: Mapping[int, Record], rows: int, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All figures as JSON values. rows: how many there were to score; extra: what the caller knows beside (cost)."""
+    task = str(identity["task"])
+    kept = list(records.values())
+    failures = [record for record in kept if record["failure"]]
+    return {
+        **identity,
+        "rows": rows,
+        "scored": len(metrics.scored(kept)),
+        "failed": len(failures),
+        "missing": rows - len(kept),
+        "failures": _counted(record["failure"] for record in failures),
+        "metrics": metrics.overall(task, kept),
+        "breakdowns": metrics.by_breakdown(task, kept),
+        "outcomes": metrics.outcome_counts(kept) if task == "grounding" else None,
+        "calibration": metrics.calibration(task, kept),
+        "usage": metrics.usage_totals(kept),
+        **(extra or {}),
+    }
+
+
+def write_summary(directory: Path, summary: Mapping[str, Any], records: Mapping[int, Record]) -> None:
+    """summary.json, summary.md, and submission.json where every row has a question_id."""
+    write_json(directory / SUMMARY, summary)
+    write_text(directory / MARKDOWN, render_markdown(summary))
+    if summary["task"] == "vqa" and records and all("question_id" in r["meta"] for r in records.values()):
+        write_json(directory / SUBMISSION, submission(records.values()))
+
+
+def submission(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """`[{"question_id": int, "answer": str}]`, every question once, as the official evaluation and server read it."""
+    return [
+        {"question_id": int(record["meta"]["question_id"]), "answer": parse_answer(record["reply"])}
+        for record in records
+    ]
+
+
+def render_markdown(summary: Mapping[str, Any]) -> str:
+    """The summary as a page of tables."""
+    lines = [f"# {summary['task']}: {summary['model']} on {Path(summary['data']).name}", "", coverage(summary), ""]
+    lines += ["| measure | value | 95 % interval | rows |", "|---|---|---|---|"]
+    for name, figure in summary["metrics"].items():
+        lines.append(f"| {name} | {show(name, figure['value'])} | {show_interval(name, figure)} | {figure['n']} |")
+    for title, values in summary["breakdowns"].items():
+        names = list(next(iter(values.values())))
+        lines += ["", f"## By {title}", "", f"| {title} | rows | " + " | ".join(names) + " |"]
+        lines.append("|---|---|" + "---|" * len(names))
+        for value, figures in values.items():
+            cells = " | ".join(show_with_interval(name, figure) for name, figure in figures.items())
+            lines.append(f"| {_cell(value)} | {next(iter(figures.values()))['n']} | {cells} |")
+    lines += [*_outcome_lines(summary["outcomes"]), *_calibration_lines(summary["calibration"])]
+    lines += ["", "## Requests", "", *(f"- {line}" for line in usage_lines(summary))]
+    if summary["failures"]:
+        lines += [
+            "",
+            "## Failed rows",
+            "",
+            *(f"- {count} x {_cell(text)}" for text, count in summary["failures"].items()),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def coverage(summary: Mapping[str, Any]) -> str:
+    """One sentence on how many of the rows stand behind the figures."""
+    text = f"{summary['scored']} of {summary['rows']} rows scored"
+    parts = [f"{summary[key]} {key}" for key in ("failed", "missing") if summary[key]]
+    unscored = summary["rows"] - summary["scored"] - summary["failed"] - summary["missing"]
+    parts += [f"{unscored} without a true answer"] if unscored else []
+    return text + (f" ({', '.join(parts)}; the figures leave them out)." if parts else ".")
+
+
+def usage_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Requests, tokens, latency and cost in short lines."""
+    usage, lines = summary["usage"], []
+    lines.append(
+        f"{usage['requests']} requests, {usage['rate_limited']} refused with 429, {usage['server_errors']} errors"
+    )
+    lines.append(f"{usage['prompt_tokens']} prompt tokens, {usage['completion_tokens']} completion tokens")
+    if latency := usage["latency_seconds"]:
+        lines.append("latency per row: " + ", ".join(f"{name} {value:.2f} s" for name, value in latency.items()))
+    if summary.get("cost") is not None:
+        lines.append(f"cost {summary['cost']:.4f} (in the currency of the prices given)")
+    return lines
+
+
+def show(name: str, value: float | None) -> str:
+    """A measure for people: shares in percent, other measures as they are."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if name in _UNITS else f"{100 * value:.2f} %"
+
+
+def show_interval(name: str, figure: Figure) -> str:
+    """The interval of a figure, or a dash."""
+    if figure["low"] is None:
+        return "-"
+    return f"{show(name, figure['low'])} to {show(name, figure['high'])}"
+
+
+def show_with_interval(name: str, figure: Figure) -> str:
+    """Value and interval in one cell."""
+    value = show(name, figure["value"])
+    return value if figure["low"] is None else f"{value} ({show_interval(name, figure)})"
+
+
+def _outcome_lines(outcomes: Mapping[str, int] | None) -> list[str]:
+    if not outcomes:
+        return []
+    total = max(1, sum(outcomes.values()))
+    rows = [f"| {name} | {count} | {100 * count / total:.2f} % |" for name, count in outcomes.items()]
+    return ["", "## Outcomes", "", "| outcome | rows | share |", "|---|---|---|", *rows]
+
+
+def _calibration_lines(calibration: Mapping[str, Any] | None) -> list[str]:
+    if not calibration:
+        return []
+    return [
+        *("", "## Calibration", ""),
+        f"{calibration['n']} rows state a confidence: {calibration['mean_confidence']:.3f} on average, right in "
+        f"{calibration['mean_outcome']:.3f}. Expected calibration error {calibration['ece']:.3f}, Brier score "
+        f"{calibration['brier']:.3f}, correlation with the score {calibration['correlation']:.3f}.",
+    ]
+
+
+def _counted(texts: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for text in texts:
+        counts[text] = counts.get(text, 0) + 1
+    return dict(sorted(counts.items(), key=lambda pair: -pair[1])[:10])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,119 @@
+"""What is evaluated: a server that runs already, or a checkpoint folder that is served by vLLM meanwhile."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vision_rl.engine.config import resolve
+from vision_rl.engine.export import run_of
+from vision_rl.errors import UserError
+from vision_rl.rewards.grounding import KINDS
+from vision_rl.run_dir import CONFIG
+
+CPU_LENGTH, GPU_LENGTH = 4096, 20480
+"""Longest prompt and answer in tokens: Qwen2.5-VL's largest picture alone takes 16384."""
+_TRAINED = (
+    "answer_format",
+    "family",
+    "reward",
+    "min_pixels",
+    "max_pixels",
+    "max_tokens",
+    "max_turns",
+    "max_tool_calls",
+)
+
+
+def agent_settings(
+    task: str, overrides: Sequence[str], *, cpu: bool, model_dir: Path | None, trained_as: Path | None, transport: str
+) -> dict[str, Any]:
+    """The `settings` of every task, as training would make them.
+
+    model_dir: the folder that is served (None: a foreign server, whose model answers in unit space unless
+    `agent.family` and `agent.answer_format` say otherwise). trained_as: a training checkpoint, whose run's own settings
+    count before the preset's. overrides (`agent.key=value`) win.
+    """
+    foreign = [text for text in overrides if not text.lstrip("+").startswith("agent.")]
+    if foreign:
+        raise UserError(f"{foreign[0]}: an evaluation reads agent.* only")
+    run = run_of(trained_as) if trained_as else None
+    layers = [f"agent.image_transport={transport}", *(_run_settings(run, task) if run else ()), *overrides]
+    preset = "cpu" if cpu and model_dir is not None else "gpu_24gb"
+    settings = asdict(resolve(preset, layers, task=task, model=model_dir).agent)
+    if settings["answer_format"] == "native" and settings["family"] == "unit":
+        raise UserError("agent.answer_format=native needs agent.family, the model family whose format it is")
+    return settings
+
+
+def _run_settings(run: Path, task: str) -> list[str]:
+    """The agent settings that a run was trained with, as overrides; none where it kept no configuration."""
+    path = run / CONFIG
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it or move the checkpoint out of the run") from error
+    kept = {key: config[f"agent.{key}"] for key in _TRAINED if f"agent.{key}" in config}
+    if (kept.get("reward") in KINDS) != (task == "grounding"):
+        kept.pop("reward", None)  # trained on the other task
+    return [f"agent.{key}={json.dumps(value)}" for key, value in kept.items()]
+
+
+@contextmanager
+def served_checkpoint(
+    model_dir: Path, settings: dict[str, Any], *, cpu: bool, images: int, max_model_len: int | None
+) -> Iterator[tuple[str, str]]:
+    """(base URL, model name) of a folder under vLLM, with the pixel limits of `settings`.
+
+    images: the largest number of pictures in a prompt. max_model_len: None takes the default, or the model's own limit
+    where that is lower.
+    """
+    from vision_rl.serving import MODEL_NAME, serve
+
+    length = max_model_len or min(_positions(model_dir), CPU_LENGTH if cpu else GPU_LENGTH)
+    with (
+        _with_pixel_limits(model_dir, settings) as folder,
+        serve(folder, cpu=cpu, max_model_len=length, images_per_prompt=images) as url,
+    ):
+        yield url, MODEL_NAME
+
+
+def _positions(model_dir: Path) -> int:
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    found = [node.get("max_position_embeddings") for node in (config, config.get("text_config") or {})]
+    return min((int(value) for value in found if value), default=GPU_LENGTH)
+
+
+@contextmanager
+def _with_pixel_limits(model_dir: Path, settings: dict[str, Any]) -> Iterator[Path]:
+    """The folder itself, or links to its files with another preprocessor_config.json where the limits differ.
+
+    Training hands agent.min_pixels and agent.max_pixels to its vLLM; a checkpoint's own file has the base model's.
+    """
+    path = model_dir / "preprocessor_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    edges = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    stated = config.get("size")
+    size: dict[str, Any] = stated if isinstance(stated, dict) else {}
+    wanted = {key: settings[key] for key in edges if settings[key] is not None}
+    if not config or all((config.get(key) or size.get(edges[key])) == value for key, value in wanted.items()):
+        yield model_dir
+        return
+    config |= wanted
+    if size:
+        config["size"] = size | {edges[key]: value for key, value in wanted.items()}
+    with tempfile.TemporaryDirectory(prefix="vision-rl-model-") as name:
+        for file in model_dir.iterdir():
+            if file.name != path.name:
+                (Path(name) / file.name).symlink_to(file)
+        (Path(name) / path.name).write_text(json.dumps(config), encoding="utf-8")
+        yield Path(name)
