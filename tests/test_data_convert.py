@@ -284,6 +284,7 @@ def test_vindr_csv(tmp_path: Path) -> None:
     assert rows[1]["image_paths"][0].endswith("img1.png")
     per_label = boxes(tmp_path, tmp_path / "vindr" / "train.csv", space="pixels", question="Where is the {label}?")
     assert [len(row["boxes"]) for row in per_label] == [1, 1, 0]
+    assert per_label[2]["question"] == "Where is the finding?"
 
 
 def test_ms_cxr_csv_groups_by_sentence(tmp_path: Path) -> None:

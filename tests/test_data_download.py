@@ -170,6 +170,17 @@ def test_a_cut_download_is_tried_again_by_itself(mirror: Mirror, tmp_path: Path)
     assert mirror.got("test-00000-of-00001.parquet") == ["", "bytes=20000-"]
 
 
+def test_a_complete_part_is_taken_without_asking_again(mirror: Mirror, tmp_path: Path) -> None:
+    data = os.urandom(5_000)
+    listing(mirror, "rootsautomation/ScreenSpot", {"data/test.parquet": data})
+    (tmp_path / "screenspot" / "data").mkdir(parents=True)
+    (tmp_path / "screenspot" / "data" / "test.parquet.part").write_bytes(data)
+    done = run(mirror, tmp_path, "screenspot")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "screenspot" / "data" / "test.parquet").read_bytes() == data
+    assert not mirror.got("test.parquet")
+
+
 def test_a_server_without_ranges_starts_over(mirror: Mirror, tmp_path: Path) -> None:
     listing(mirror, "rootsautomation/ScreenSpot", {"data/test.parquet": os.urandom(50_000)})
     mirror.ranges = False

@@ -88,6 +88,7 @@ def _copy(folder: Path) -> dict[str, Any]:
         (lambda folder: vqa_row(folder, 1, answers=["<answer>"]), "does not parse"),
         (lambda folder: vqa_row(folder, 1, answers=["<think>a cat</think>"]), "does not parse"),
         (lambda folder: grounding_row(folder, 1, [[0.1, 0.1, 0.1, 0.5]]), "box is empty"),
+        (lambda folder: grounding_row(folder, 1, [[0.5, 0.5, 0.5000014, 0.6]]), "scores 0.7"),
     ],
 )
 def test_bad_rows_are_found(make: Callable[[Path], dict[str, Any]], reason: str, tmp_path: Path) -> None:
