@@ -242,6 +242,15 @@ def test_contradictions_are_refused(overrides: tuple[str, ...], message: str, mo
         cpu(*overrides)
 
 
+def test_sglang_is_taken_where_installed_and_says_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = derive.importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: name == "sglang" or real(name, *a))
+    resolved = cpu(flags={f"{ROLLOUT}.name": "sglang"})
+    assert any("SGLANG_VLM_CACHE_SIZE_MB=0" in note for note in resolved.notes)
+    with pytest.raises(UserError, match="cannot be served by sglang"):
+        resolve("gpu_24gb", [f"{ROLLOUT}.name=sglang"], task="vqa", model="OpenGVLab/InternVL3-2B-hf")
+
+
 def test_reinforce_may_run_without_groups() -> None:
     assert cpu(
         f"{ROLLOUT}.n=1", "algorithm.adv_estimator=reinforce_plus_plus", f"{ACTOR}.ppo_micro_batch_size_per_gpu=8"

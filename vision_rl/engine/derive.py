@@ -94,6 +94,11 @@ class Derivation:
 
     def _engine_flags(self) -> None:
         if self.get(f"{_ROLLOUT}.name") != "vllm":
+            self.notes.append(
+                "SGLang: engine_kwargs.vllm, agent.max_pixels (set it in the model's preprocessor_config.json) and "
+                "file:// limits do not reach it; its embedding cache is switched off by the environment variable "
+                "SGLANG_VLM_CACHE_SIZE_MB=0, and it has no token ids in its chat replies"
+            )
             return
         # verl drops false flags on the way to vLLM, and vLLM's default is true: say it as vLLM's own negative flag.
         off = not self.get(f"{_ROLLOUT}.enable_prefix_caching")
