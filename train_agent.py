@@ -17,7 +17,7 @@ STARTED = time.time()
 import argparse  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
+from collections.abc import Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -25,6 +25,7 @@ from vision_rl.data.schema import read_rows  # noqa: E402
 from vision_rl.engine.config import TASKS, Resolved, presets, render_resolved, resolve, variants  # noqa: E402
 from vision_rl.engine.environment import run_environment  # noqa: E402
 from vision_rl.errors import UserError, cli_errors  # noqa: E402
+from vision_rl.models import render_models  # noqa: E402
 from vision_rl.preflight import check_images, check_machine  # noqa: E402
 from vision_rl.run_dir import CONFIG, open_run_dir  # noqa: E402
 
@@ -49,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
         "--variant", choices=variants(), action="append", default=[], help="an algorithm by one word; repeatable"
     )
     how.add_argument("--max-steps", type=int, help="training steps in all, those before --resume included")
+    how.add_argument(
+        "--rollout-engine", choices=("vllm", "sglang"), help="inference server (default: the preset's, vllm)"
+    )
     how.add_argument("--n-runners", type=int, help="parallel rollout processes on this machine")
     how.add_argument("--seed", type=int, help="seed of the data order and of sampling (default 0)")
     how.add_argument("overrides", nargs="*", metavar="key=value", help="verl's keys, and ours under agent.* and app.*")
@@ -65,8 +69,15 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--store-port", type=int, help="port of Agent Lightning's store and dashboard (with --llm-proxy)"
     )
-    where.add_argument(
+    ask = parser.add_argument_group("instead of training")
+    ask.add_argument(
         "--dry-run", action="store_true", help="print the resolved configuration and where each value came from"
+    )
+    ask.add_argument(
+        "--plan", action="store_true", help="estimate the memory of model and preset; exit code 1 if it does not fit"
+    )
+    ask.add_argument(
+        "--list-models", action="store_true", help="print the model families, their engines and their needs"
     )
     return parser
 
@@ -76,12 +87,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli_errors():
         cpu = not has_cuda()
         os.environ.update(run_environment(cpu))
-        resolved, paths = configure(args, cpu)
-        if args.dry_run:
-            print(render_resolved(resolved))
-            return
-        check_machine(cpu)
-        train(args, resolved, paths, cpu)
+        if args.list_models:
+            print(render_models())
+        elif args.dry_run:
+            print(render_resolved(configure(args, cpu, media_root="/")))
+        elif args.plan:
+            from vision_rl.engine.plan import plan, render_plan
+
+            estimate = plan(configure(args, cpu, media_root="/"))
+            print(render_plan(estimate))
+            sys.exit(0 if estimate.fits else 1)
+        else:
+            check_machine(cpu)
+            train(args, cpu)
 
 
 def has_cuda() -> bool:
@@ -92,33 +110,44 @@ def has_cuda() -> bool:
     )
 
 
-def configure(args: argparse.Namespace, cpu: bool) -> tuple[Resolved, tuple[Path, Path]]:
-    """The resolved configuration and the two data files."""
+def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolved:
+    """The resolved configuration; vLLM may read images below `media_root` by file:// address."""
+    preset = args.preset or ("cpu" if cpu else "gpu_24gb")
     model = args.model
-    if model is None:
+    if model is None and preset == "cpu":
         from vision_rl.tiny import checkpoint_dir
 
         model = checkpoint_dir()
-    train_path, val_path = data_files(args)
-    run_dir = args.run_dir or Path("runs") / args.task
+    run_dir = run_dir_of(args)
     flags: dict[str, Any] = {"trainer.default_local_dir": str(run_dir.absolute() / "checkpoints")}
     if args.max_steps is not None:
         flags["trainer.total_training_steps"] = args.max_steps
     if args.seed is not None:
-        flags |= {"data.seed": args.seed}
+        flags["data.seed"] = args.seed
+    if args.rollout_engine is not None:
+        flags["actor_rollout_ref.rollout.name"] = args.rollout_engine
     if args.resume:
         flags["trainer.resume_mode"] = "auto"
-    resolved = resolve(
-        args.preset or ("cpu" if cpu else "gpu_24gb"),
+    return resolve(
+        preset,
         args.overrides,
         task=args.task,
         model=model,
         n_runners=args.n_runners,
         variants=args.variant,
         flags=flags,
-        media_root="/",
+        media_root=media_root,
     )
-    return resolved, (train_path, val_path)
+
+
+def run_dir_of(args: argparse.Namespace) -> Path:
+    """Where the run goes."""
+    return Path(args.run_dir or Path("runs") / args.task)
+
+
+def media_root_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The deepest folder that holds every image: vLLM may read there and nowhere else."""
+    return os.path.commonpath([os.path.dirname(path) for row in rows for path in row["image_paths"]])
 
 
 def data_files(args: argparse.Namespace) -> tuple[Path, Path]:
@@ -135,7 +164,7 @@ def data_files(args: argparse.Namespace) -> tuple[Path, Path]:
     return files["train"], files["val"]
 
 
-def train(args: argparse.Namespace, resolved: Resolved, paths: tuple[Path, Path], cpu: bool) -> None:
+def train(args: argparse.Namespace, cpu: bool) -> None:
     """Prepare the run directory, run, and close with a summary, whatever ended the run."""
     from rich.console import Console
 
@@ -143,28 +172,28 @@ def train(args: argparse.Namespace, resolved: Resolved, paths: tuple[Path, Path]
     from vision_rl.progress import RunProgress
     from vision_rl.summary import render_summary, summarise, write_summary
 
-    app = resolved.app
-    rows = read_rows(paths[0], task=args.task, limit=app.max_train_samples or None)
-    val_rows = read_rows(paths[1], task=args.task)
+    paths = data_files(args)
+    rows, val_rows = (read_rows(path, task=args.task) for path in paths)
+    resolved = configure(args, cpu, media_root=media_root_of([*rows, *val_rows]))
+    rows = rows[: resolved.app.max_train_samples or None]
     check_images(rows, paths[0])
     check_images(val_rows, paths[1])
-    run_dir = open_run_dir(args.run_dir or Path("runs") / args.task, resume=args.resume, overwrite=args.overwrite)
+    run_dir = open_run_dir(run_dir_of(args), resume=args.resume, overwrite=args.overwrite)
     (run_dir / CONFIG).write_text(render_resolved(resolved), encoding="utf-8")
 
     console = Console()
     console.print(f"{args.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}")
-    from vision_rl.engine.launch import Launch, check_port, fit, free_port, tasks_of, validation_rows
+    from vision_rl.engine.launch import Launch, fit, tasks_of, validation_rows
 
-    proxy_port = args.proxy_port or PROXY_PORT if args.llm_proxy else None
-    store_port = args.store_port or STORE_PORT if args.llm_proxy else free_port()
-    if proxy_port is not None:
-        check_port(proxy_port, "127.0.0.1", "--proxy-port")
-        check_port(store_port, "127.0.0.1", "--store-port")
+    proxy_port, store_port = ports(args)
     context = RunContext(
-        run_dir=run_dir, app=app, proxy_port=proxy_port, daemon=os.environ.get("VISION_RL_DAEMON", RunContext.daemon)
+        run_dir=run_dir,
+        app=resolved.app,
+        agent=resolved.agent,
+        proxy_port=proxy_port,
+        daemon=os.environ.get("VISION_RL_DAEMON", RunContext.daemon),
     )
-    total = resolved.verl["trainer"]["total_training_steps"]
-    with RunProgress(run_dir, total, console) as progress:
+    with RunProgress(run_dir, total_steps(resolved, len(rows)), console) as progress:
         launch = Launch(resolved, context, run_environment(cpu), cpu, progress.update)
         try:
             fit(
@@ -179,7 +208,28 @@ def train(args: argparse.Namespace, resolved: Resolved, paths: tuple[Path, Path]
             progress.update()
             summary = summarise(run_dir, args.task, STARTED)
             write_summary(run_dir, summary)
-    console.print(render_summary(run_dir, summary))
+    console.print(render_summary(run_dir, summary), highlight=False, soft_wrap=True)
+
+
+def ports(args: argparse.Namespace) -> tuple[int | None, int]:
+    """Ports of proxy (None: any) and store: fixed and published with --llm-proxy, else free ones of this machine."""
+    from vision_rl.engine.launch import check_port, free_port
+
+    if not args.llm_proxy:
+        return None, free_port()
+    proxy_port, store_port = args.proxy_port or PROXY_PORT, args.store_port or STORE_PORT
+    check_port(proxy_port, "127.0.0.1", "--proxy-port")
+    check_port(store_port, "127.0.0.1", "--store-port")
+    return proxy_port, store_port
+
+
+def total_steps(resolved: Resolved, rows: int) -> int:
+    """As verl counts them: the named number, or whole batches times epochs. `UserError` if there is not one batch."""
+    batch = resolved.verl["data"]["train_batch_size"]
+    if rows < batch:
+        raise UserError(f"{rows} training rows do not fill one batch; lower data.train_batch_size={batch}")
+    trainer = resolved.verl["trainer"]
+    return int(trainer["total_training_steps"] or rows // batch * trainer["total_epochs"])
 
 
 def agent_of(task: str) -> Any:

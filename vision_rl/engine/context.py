@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vision_rl.settings import AppSettings
+from vision_rl.settings import AgentSettings, AppSettings
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class RunContext:
 
     run_dir: Path
     app: AppSettings
+    agent: AgentSettings
     proxy_host: str = "127.0.0.1"
     proxy_port: int | None = None
     daemon: str = "vision_rl.engine.daemon.VisionDaemon"

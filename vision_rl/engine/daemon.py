@@ -14,6 +14,7 @@ import asyncio
 import json
 import time
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from agentlightning.verl.daemon import AgentModeDaemon
 
 from vision_rl.engine.pixels import Pixels
 from vision_rl.engine.proxy import VisionProxy
-from vision_rl.engine.rollouts import FinishedRollout, failures, rollout_metrics, transition_samples
+from vision_rl.engine.rollouts import FinishedRollout, failures, rollout_metrics, trajectory_samples, transition_samples
 from vision_rl.engine.trace import reward_from_spans, turns_from_spans
 from vision_rl.engine.vision_batch import BatchBuilder
 from vision_rl.errors import UserError
 from vision_rl.settings import AppSettings
 from vision_rl.telemetry import RunLog
+from vision_rl.tool_telemetry import write_tool_logs
 
 SET_UP_SECONDS = 300.0
 PROGRESS_SECONDS = 1.0
@@ -42,6 +44,7 @@ class VisionDaemon(AgentModeDaemon):
         self,
         *args: Any,
         app: AppSettings,
+        pixel_limits: dict[str, int],
         run_dir: Path,
         sampling: dict[str, Any],
         proxy_host: str,
@@ -54,7 +57,7 @@ class VisionDaemon(AgentModeDaemon):
         self.app = app
         self.log = RunLog(run_dir)
         self.sampling = sampling
-        self.pixels = Pixels(self.processor, picture_dir, blank=app.blank_pixels)
+        self.pixels = Pixels(self.processor, picture_dir, limits=pixel_limits, blank=app.blank_pixels)
         self.tasks: dict[str, tuple[str, dict[str, Any]]] = {}  # rollout id -> (data id, task)
         self.finished: dict[str, FinishedRollout] = {}
         self.last_progress = 0.0
@@ -144,7 +147,9 @@ class VisionDaemon(AgentModeDaemon):
     ) -> tuple[Any, dict[str, float]]:
         """The batch of this step and its metrics; raises `UserError` when too much had to be dropped."""
         rollouts = list(self.finished.values())
-        self.log.rollouts(rollout.record(global_steps, "train") for rollout in rollouts)
+        records = [rollout.record(global_steps, "train") for rollout in rollouts]
+        self.log.rollouts(records)
+        write_tool_logs(self.log.run_dir, records)
         builder = BatchBuilder(
             self.processor,
             self.pad_token_id,
@@ -152,7 +157,14 @@ class VisionDaemon(AgentModeDaemon):
             max_prompt_length=max_prompt_length,
             max_response_length=max_response_length,
         )
-        samples = transition_samples(rollouts)
+        breaks: Counter[str] = Counter()
+        if self.trace_aggregator["level"] == "trajectory":
+            merged = trajectory_samples(
+                rollouts, max_prompt_length=max_prompt_length, max_response_length=max_response_length
+            )
+            samples, breaks = merged.samples, merged.breaks
+        else:
+            samples = transition_samples(rollouts)
         failed = failures(rollouts)
         if not samples:
             raise UserError(
@@ -171,6 +183,7 @@ class VisionDaemon(AgentModeDaemon):
         metrics["train/responses_truncated"] = built.truncated_responses
         metrics["train/rollouts_stalled"] = sum(rollout.seconds > STALL_SECONDS for rollout in rollouts)
         metrics.update({f"train/dropped/{reason}": count for reason, count in built.dropped.items()})
+        metrics.update({f"train/turns_unmerged/{reason}": count for reason, count in breaks.items()})
         return built.batch, metrics
 
     def drop_equal_groups(self) -> int:

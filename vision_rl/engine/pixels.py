@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -20,12 +20,16 @@ CACHED_PICTURES = 64
 class Pixels:
     """Processed pictures by reference; `processor` is the model's Hugging Face processor.
 
+    `limits` are the min_pixels and max_pixels that vLLM was given; without them the processor's own hold.
     `picture_dir` holds the pictures that arrived as `data:` URIs, named by their sha256. With `blank` the pictures are
     replaced by zeros of the same shape: the control experiment in which the actor cannot see.
     """
 
-    def __init__(self, processor: Any, picture_dir: Path, *, blank: bool = False) -> None:
+    def __init__(
+        self, processor: Any, picture_dir: Path, *, limits: Mapping[str, int] | None = None, blank: bool = False
+    ) -> None:
         self.processor = processor
+        self.limits = limits or {}
         self.picture_dir = picture_dir
         self.blank = blank
         self._cache: OrderedDict[str, dict[str, torch.Tensor]] = OrderedDict()
@@ -53,7 +57,7 @@ class Pixels:
         if ref in self._cache:
             self._cache.move_to_end(ref)
             return self._cache[ref]
-        output = self.processor.image_processor(images=[open_image(self.path(ref))], return_tensors="pt")
+        output = self.processor.image_processor(images=[open_image(self.path(ref))], return_tensors="pt", **self.limits)
         tensors = {key: value for key, value in output.items() if isinstance(value, torch.Tensor)}
         if self.blank:
             tensors["pixel_values"] = torch.zeros_like(tensors["pixel_values"])
