@@ -1,49 +1,90 @@
 """Grounding: point at the thing that an instruction names, in a screenshot or a radiograph.
 
+With `agent.max_turns=1` (the default) it is one question and one answer; with more turns and `agent.max_tool_calls` the
+model may zoom, inspect or wait before it answers (`vision_rl/conversation.py`).
 `python grounding_agent.py` solves one task and prints instruction, answer, boxes and reward: the debug mode.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import agentlightning as agl
 
 from vision_rl.client import chat
-from vision_rl.messages import image_url, user_message
-from vision_rl.prompts import GROUNDING_PROMPT
+from vision_rl.conversation import MadeCall, converse, has_tools
+from vision_rl.data.images import image_size
+from vision_rl.grounding_prompts import request
+from vision_rl.media import show
+from vision_rl.messages import user_message
 from vision_rl.rewards import Reward
 from vision_rl.rewards.grounding import grounding_reward
+from vision_rl.rewards.tools import arc_reward, target_kind
+from vision_rl.zoom import WHOLE, View
 
 
 async def answer(task: dict[str, Any], llm: agl.LLM) -> tuple[str, Reward]:
-    """Ask the model and score its reply: (reply, reward). Evaluation and baselines call this too."""
+    """Ask the model and score its last reply: (reply, reward). Evaluation and baselines call this too."""
     settings = task["settings"]
-    images = [image_url(path, settings["image_transport"]) for path in task["image_paths"]]
+    if has_tools(settings):
+        talk = await converse(task, llm)
+        reward = score(task, talk.replies[-1], talk.view, talk.calls)
+        return talk.replies[-1], reward
+    shown = show(task["image_paths"], settings, task["image_sizes"])
+    text = request(task["question"], settings["answer_format"], settings["family"], pictures=len(shown))
     completion = await chat(
         llm.endpoint,
         llm.model,
-        [user_message(GROUNDING_PROMPT.format(instruction=task["question"]), images)],
+        [user_message(text, [picture.url for picture in shown])],
         timeout_seconds=settings["timeout_seconds"],
         **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
     )
     reply = completion.choices[0].message.content or ""
-    return reply, score(task, reply)
+    return reply, score(task, reply, View(shown[0].size))
 
 
-def score(task: dict[str, Any], reply: str) -> Reward:
-    """The reward of a reply: boxes in the format and the coordinate space that the prompt asked for, against the row's."""
+def score(task: dict[str, Any], reply: str, view: View, calls: Sequence[MadeCall] = ()) -> Reward:
+    """The reward of a reply whose boxes are in the space of `view`.
+
+    The row's boxes are brought there, which changes no IoU. What depends on the target's size and place in the whole
+    picture, Arc Vision's reward, sees the row's own box.
+    """
     settings = task["settings"]
-    width, height = task["image_sizes"][0]
-    return grounding_reward(
+    width, height = task["image_sizes"][0] if task["image_sizes"] else image_size(task["image_paths"][0])
+    boxes = [(box[0], box[1], box[2], box[3]) for box in task["boxes"]]
+    arc = settings["reward"] == "arc"
+    reward = grounding_reward(
         reply,
-        task["boxes"],
+        [view.from_picture(box) for box in boxes],
         answer_format=settings["answer_format"],
         family=settings["family"],
-        original_size=(width, height),
-        processed_size=(width, height),
-        kind=settings["reward"],
+        original_size=(width, height) if view.box == WHOLE else view.size,
+        processed_size=view.size,
+        kind="iou" if arc else settings["reward"],
     )
+    components, value = dict(reward.components), reward.value
+    if arc:
+        shaped = arc_reward(components["iou"], boxes[0] if boxes else None, [call.scored() for call in calls])
+        value += shaped.value - components["task"]
+        components |= shaped.components
+    return Reward(value, components | tool_components(settings, boxes, calls))
+
+
+def tool_components(
+    settings: dict[str, Any], boxes: Sequence[tuple[float, float, float, float]], calls: Sequence[MadeCall]
+) -> dict[str, float]:
+    """What tool metrics are made of: how many calls, how many of them refused, and whether the target is small."""
+    if not has_tools(settings):
+        return {}
+    components = {
+        "tools/calls": float(len(calls)),
+        "tools/errors": float(sum(call.error for call in calls)),
+        "tools/zooms": float(sum(call.view is not None for call in calls)),
+    }
+    if boxes:
+        components["tools/needed"] = float(target_kind(boxes[0]) == "small")
+    return components
 
 
 @agl.rollout

@@ -27,8 +27,12 @@ class AgentSettings:
     image_transport: str = "file"  # "file": file:// paths, one machine or a shared disk; "data": data: URIs
     max_tokens: int = 512
     timeout_seconds: float = 120.0
-    max_turns: int = 1
-    max_tool_calls: int = 0
+    max_turns: int = 1  # replies of the model in one rollout; more than one only makes sense with tool calls
+    max_tool_calls: int = 0  # 0: the agent has no tools
+    tool_protocol: str = "text"  # "text": <tool_call> in the reply; "function": OpenAI's function tools
+    answer_view: str = "original"  # with tools, whose space answers are in: the first picture's, or the "last" one's
+    max_images: int | None = None  # per conversation, those of tools included; None: app.images_per_prompt
+    max_total_pixels: int | None = None  # of all pictures of a conversation as the model sees them; None: no limit
 
 
 @dataclass(frozen=True)

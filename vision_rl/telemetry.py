@@ -14,6 +14,7 @@ from vision_rl.data.files import replacing
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts.jsonl"
 EVENTS = "events.jsonl"
+DETAILS = "detailed_logs"
 
 
 class RunLog:
@@ -39,15 +40,21 @@ class RunLog:
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics and rollouts of later steps: a resumed run does them again, and no line may stand twice."""
-        for name in (METRICS, ROLLOUTS):
+        details = (path.relative_to(self.run_dir).as_posix() for path in self.run_dir.glob(f"{DETAILS}/*.jsonl"))
+        for name in (METRICS, ROLLOUTS, *details):
             kept = [line for line in read_jsonl(self.run_dir / name)[0] if line["step"] <= step]
             with replacing(self.run_dir / name) as temporary, open(temporary, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
 
     def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        with open(self.run_dir / name, "a", encoding="utf-8") as file:
-            file.write(lines)
+        append_lines(self.run_dir / name, records)
+
+
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Append records as JSON lines, in one write."""
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(lines)
 
 
 def read_jsonl(path: str | Path, *, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

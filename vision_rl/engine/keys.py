@@ -124,6 +124,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.resume_mode": ("auto", "disable", "resume_path"),
     "agent.answer_format": ("bbox", "click", "native"),
     "agent.image_transport": ("file", "data"),
+    "agent.tool_protocol": ("text", "function"),
+    "agent.answer_view": ("original", "last"),
+    "agentlightning.trace_aggregator.level": ("transition", "trajectory"),
     "app.collapse.action": ("warn", "stop", "restore_best"),
 }
 

@@ -1,121 +1,175 @@
 """Agent Lightning's LLM proxy with a trace that is written before the reply leaves, and that holds no pictures.
 
 Stock 0.3.0 exports OpenTelemetry spans after the reply (they land 10 to 85 ms late, and are lost for requests that its
-header scan misses) and stores every `data:` URI (2.7 MB a rollout for a megapixel). Here one litellm callback asks the
-server for token ids and log-probabilities and adds one small span (`trace.py`) to the store inside the request: when the
-agent has its answer, the trace is complete. A span that cannot be stored fails the request; it is never lost in silence.
+header scan misses) and stores every `data:` URI (2.7 MB a rollout for a megapixel). Here each call adds one small span
+(`trace.py`) to the store inside the request: when the agent has its answer, the trace is complete. A span that cannot be
+stored fails the request; it is never lost in silence. Calls to vLLM take the short way (`calls.py`), all others litellm's.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import os
 import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from agentlightning import LLMProxy
 from agentlightning.llm_proxy import get_active_llm_proxy
-from agentlightning.store.base import LightningStore
-from agentlightning.types import Span, SpanCoreFields, TraceStatus
+from agentlightning.types import SpanCoreFields, TraceStatus
 from agentlightning.utils.server_launcher import PythonServerLauncherArgs
 from litellm.integrations.custom_logger import CustomLogger
 
+from vision_rl.engine.access import Access
+from vision_rl.engine.calls import CallError, CallRoute, image_urls, turn_of
+from vision_rl.engine.claims import ClaimRoutes
 from vision_rl.engine.trace import SPAN_NAME, Turn, turn_attributes
 
-# Seconds. vLLM's uvicorn closes idle connections after 5 s; litellm would keep them for 120 s (AIOHTTP_KEEPALIVE_TIMEOUT)
-# and now and then write into one that is just closing: HTTP 500 "Connection error". tests/test_proxy.py shows both.
+# Seconds. vLLM's uvicorn closes idle connections after 5 s; litellm would keep them for 120 s and now and then write into
+# one that is just closing: HTTP 500 "Connection error". tests/test_proxy.py shows both.
 BACKEND_IDLE_SECONDS = 3
+HEALTH = "/health/liveliness"  # /health probes the model server, which takes seconds
+KNOWN_PICTURES = 10_000
 
 
 class TraceCallback(CustomLogger):
-    """Asks the server for token ids and log-probabilities, and stores them. litellm builds it without arguments."""
+    """litellm's way: asks the server for token ids and log-probabilities, and traces. litellm builds it without arguments."""
 
     async def async_pre_call_hook(
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: Any
     ) -> dict[str, Any]:
+        for url in image_urls(data.get("messages") or []):
+            _refuse(active_proxy().check_address, url)
+        if "x-rollout-id" not in _headers(data):
+            return data
         return {**data, "return_token_ids": True, "logprobs": True}
 
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:
-        headers = {key.lower(): value for key, value in data["proxy_server_request"]["headers"].items()}
-        rollout_id = headers.get("x-rollout-id")
-        if rollout_id is None:  # a plain client without a claimed rollout is served, not traced
+        headers = _headers(data)
+        if "x-rollout-id" not in headers:  # a plain client without a claimed rollout is served, not traced
             return response
-        proxy = get_active_llm_proxy()
-        assert isinstance(proxy, VisionProxy)
-        turn = _turn_of(response.model_dump(), [proxy.reference(url) for url in _image_urls(data["messages"])])
+        proxy = active_proxy()
+        refs = [proxy.reference(url) for url in image_urls(data["messages"])]
+        await proxy.trace(headers["x-rollout-id"], headers["x-attempt-id"], turn_of(response.model_dump(), refs))
+        return response
+
+
+def _headers(data: dict[str, Any]) -> dict[str, str]:
+    return {key.lower(): value for key, value in data["proxy_server_request"]["headers"].items()}
+
+
+def _refuse(check: Any, url: str) -> None:
+    from fastapi import HTTPException
+
+    try:
+        check(url)
+    except CallError as error:
+        raise HTTPException(error.status, str(error)) from error
+
+
+def active_proxy() -> VisionProxy:
+    """The proxy that this process serves."""
+    proxy = get_active_llm_proxy()
+    assert isinstance(proxy, VisionProxy)
+    return proxy
+
+
+class VisionProxy(LLMProxy):
+    """The proxy of a run; pictures that arrive as `data:` URIs are kept once, by content, in `picture_dir`.
+
+    `media_roots`: the folders from which pictures may be named and served; None allows any, for a proxy on the loopback
+    interface. `access_host`: the name under which other machines reach this one. `token`: what every request must carry.
+    """
+
+    def __init__(
+        self,
+        store: Any,
+        picture_dir: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        access_host: str | None = None,
+        token: str | None = None,
+        media_roots: Sequence[Path] | None = None,
+    ) -> None:
+        self.picture_dir = picture_dir
+        self.media_roots = None if media_roots is None else [Path(os.path.realpath(root)) for root in media_roots]
+        self.token = token
+        self._known: dict[bytes, str] = {}  # sha256 of a data: URI -> its reference
+        super().__init__(
+            store=store,
+            model_list=[],
+            middlewares=["rollout_attempt", "stream_conversion", CallRoute, ClaimRoutes],  # type: ignore[list-item]
+            callbacks=[TraceCallback],
+            # One HTTP 500 puts the only model into a 5 s cool-down in which the other runners get 429.
+            litellm_config={"router_settings": {"disable_cooldowns": True}},
+            launcher_args=PythonServerLauncherArgs(
+                host=host,
+                access_host=access_host or host,
+                port=port,
+                launch_mode="mp",
+                healthcheck_url=HEALTH,
+                startup_timeout=120.0,
+                log_level=logging.WARNING,
+            ),
+        )
+        launcher = self.server_launcher
+        launcher.app = Access(launcher.app, token, open_paths=(HEALTH,))  # type: ignore[arg-type, assignment]
+
+    @asynccontextmanager
+    async def _serve_context(self) -> AsyncIterator[None]:
+        """Runs in the proxy's process, around its server."""
+        # Constants that litellm reads from the environment when it is imported, which is long before this.
+        import litellm.llms.custom_httpx.http_handler as handler
+        import litellm.proxy.proxy_server as server
+
+        handler.AIOHTTP_KEEPALIVE_TIMEOUT = server.AIOHTTP_KEEPALIVE_TIMEOUT = BACKEND_IDLE_SECONDS
+        async with super()._serve_context():
+            yield
+
+    def as_resource(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream, with the token, so that agents on other machines can pass it on."""
+        return super().as_resource(*args, **kwargs).model_copy(update={"api_key": self.token})
+
+    def servers(self, model: str | None) -> list[tuple[str, str]]:
+        """(base URL, name of the model there) of the vLLM servers behind a model name."""
+        found = []
+        for entry in self.model_list:
+            provider, _, name = entry["litellm_params"]["model"].partition("/")
+            if entry["model_name"] == model and provider == "hosted_vllm":
+                found.append((entry["litellm_params"]["api_base"].rstrip("/"), name))
+        return found
+
+    async def trace(self, rollout_id: str, attempt_id: str, turn: Turn) -> None:
+        """Put the span of a model call into the store. Raises `UnknownAttempt` if there is no such attempt."""
         now = time.time()
-        fields = SpanCoreFields(
+        span = SpanCoreFields(
             name=SPAN_NAME,
             attributes=turn_attributes(turn),
             status=TraceStatus(status_code="OK"),
             start_time=now,
             end_time=now,
         )
-        span = Span.from_core_fields(
-            fields,
-            rollout_id=rollout_id,
-            attempt_id=headers["x-attempt-id"],
-            sequence_id=int(headers["x-sequence-id"]),
-        )
-        await proxy.get_store().add_span(span)
-        return response
-
-
-def _image_urls(messages: list[dict[str, Any]]) -> list[str]:
-    """The addresses of all pictures of a conversation, in order."""
-    parts = [part for message in messages if isinstance(message.get("content"), list) for part in message["content"]]
-    return [part["image_url"]["url"] for part in parts if part.get("type") == "image_url"]
-
-
-def _turn_of(response: dict[str, Any], image_refs: list[str]) -> Turn:
-    """Raises `ValueError` if the server returned no token ids: without them nothing can be trained."""
-    if not response.get("choices"):
-        raise ValueError("the model server answered without choices")
-    choice = response["choices"][0]
-    response_ids = (choice.get("provider_specific_fields") or {}).get("token_ids") or choice.get("token_ids")
-    if not response.get("prompt_token_ids") or response_ids is None:
-        raise ValueError("the model server returned no token ids; it must be vLLM >= 0.10.2 or an equal")
-    return Turn(
-        prompt_ids=response["prompt_token_ids"],
-        response_ids=response_ids,
-        logprobs=[token["logprob"] for token in (choice.get("logprobs") or {}).get("content") or []],
-        image_refs=image_refs,
-        text=choice["message"].get("content") or "",
-        finish_reason=choice.get("finish_reason") or "",
-    )
-
-
-class VisionProxy(LLMProxy):
-    """The proxy of a run; pictures that arrive as `data:` URIs are kept once, by content, in `picture_dir`."""
-
-    def __init__(
-        self, store: LightningStore, picture_dir: Path, *, host: str = "127.0.0.1", port: int | None = None
-    ) -> None:
-        self.picture_dir = picture_dir
-        os.environ["AIOHTTP_KEEPALIVE_TIMEOUT"] = str(BACKEND_IDLE_SECONDS)
-        super().__init__(
-            store=store,
-            model_list=[],
-            callbacks=[TraceCallback],
-            # One HTTP 500 puts the only model into a 5 s cool-down in which the other runners get 429.
-            litellm_config={"router_settings": {"disable_cooldowns": True}},
-            launcher_args=PythonServerLauncherArgs(
-                host=host,
-                access_host=host,
-                port=port,
-                launch_mode="mp",
-                healthcheck_url="/health/liveliness",  # /health probes the model server, which takes seconds
-                startup_timeout=120.0,
-            ),
-        )
+        await self.store.record(rollout_id, attempt_id, [span])  # type: ignore[union-attr]
 
     def reference(self, url: str) -> str:
         """What the trace keeps of a picture's address: a `data:` URI becomes `sha256:<hex>` and a file of that name."""
         if not url.startswith("data:"):
+            self.check_address(url)
             return url
-        content = base64.b64decode(url.partition(",")[2])
+        key = hashlib.sha256(url.encode()).digest()
+        if key not in self._known:
+            if len(self._known) >= KNOWN_PICTURES:
+                self._known.clear()
+            self._known[key] = self._keep(base64.b64decode(url.partition(",")[2]))
+        return self._known[key]
+
+    def _keep(self, content: bytes) -> str:
         digest = hashlib.sha256(content).hexdigest()
         target = self.picture_dir / digest
         if not target.exists():
@@ -124,3 +178,18 @@ class VisionProxy(LLMProxy):
             temporary.write_bytes(content)
             os.replace(temporary, target)
         return f"sha256:{digest}"
+
+    def check_address(self, url: str) -> None:
+        """Raise `CallError` for a picture that this proxy must not fetch or have fetched."""
+        if url.startswith("data:"):
+            return
+        scheme = urlsplit(url).scheme
+        if self.media_roots is None:
+            return
+        if scheme != "file" or not self.may_read(Path(unquote(urlsplit(url).path))):
+            raise CallError(403, "pictures must be data: URIs, or files in the data directory of the run")
+
+    def may_read(self, path: Path) -> bool:
+        """Whether a file lies in the run's media roots, symbolic links followed."""
+        real = Path(os.path.realpath(path))
+        return self.media_roots is None or any(real.is_relative_to(root) for root in self.media_roots)
