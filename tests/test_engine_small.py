@@ -18,10 +18,11 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl import DataProto
 
+from vision_rl.engine.advantages import group_metrics, pad_masked, rollout_advantages
 from vision_rl.engine.checkpoints import Checkpoints
+from vision_rl.engine.mismatch import check_mismatch, mismatch_metrics
 from vision_rl.engine.rollouts import FinishedRollout, rollout_metrics, transition_samples
 from vision_rl.engine.trace import Turn, pack, turn_attributes, turns_from_spans, unpack
-from vision_rl.engine.trainer import check_mismatch, group_metrics, mismatch_metrics, pad_masked, rollout_advantages
 from vision_rl.errors import UserError
 from vision_rl.run_dir import open_run_dir
 from vision_rl.settings import Checkpoints as CheckpointSettings
@@ -43,7 +44,9 @@ def test_token_ids_survive_packing(ids: list[int]) -> None:
 
 
 def test_a_megapixel_image_costs_few_bytes() -> None:
-    turn = Turn([151652] + [151655] * 1300 + [151653] + list(range(50)), list(range(30)), [-0.1] * 30, ["x"], "t", "stop")
+    turn = Turn(
+        [151652] + [151655] * 1300 + [151653] + list(range(50)), list(range(30)), [-0.1] * 30, ["x"], "t", "stop"
+    )
     assert len(json.dumps(turn_attributes(turn))) < 1500
 
 

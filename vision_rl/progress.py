@@ -62,6 +62,8 @@ class RunProgress:
             self._bar.console.print(f"[dim]{seconds:6.1f} s  {event['text']}[/dim]")
         elif kind == "proxy":
             self._bar.console.print(f"[dim]{seconds:6.1f} s  LLM proxy at {event['address']}[/dim]")
+        elif kind == "alarm":
+            self._bar.console.print(f"[yellow]alarm:[/yellow] {event['text']}")
         elif kind == "warning":
             self._bar.console.print(f"[yellow]warning:[/yellow] {event['text']}")
         elif kind == "resumed":

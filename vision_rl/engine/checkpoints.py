@@ -45,7 +45,7 @@ class Checkpoints:
                     f"the last whole one is {self.latest()}; free space and go on with --resume"
                 ) from error
             raise
-        target = self.folder / f"global_step_{step}"
+        target = self.path(step)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(partial, target)
         self._prune()
@@ -85,6 +85,10 @@ class Checkpoints:
         with replacing(self.folder / BEST) as temporary:
             temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies or would lie."""
+        return self.folder / f"global_step_{step}"
+
     def has(self, step: int) -> bool:
         """Whether a whole checkpoint of this step exists."""
-        return (self.folder / f"global_step_{step}").is_dir()
+        return self.path(step).is_dir()

@@ -8,6 +8,7 @@ Left out, because no preset uses them: critics, reward models, ReMax baselines.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from collections.abc import Iterator
@@ -21,18 +22,20 @@ from agentlightning.verl.trainer import AgentLightningTrainer
 from omegaconf import OmegaConf
 from verl import DataProto
 from verl.protocol import pad_dataproto_to_divisor, unpad_dataproto
-from verl.trainer.ppo.core_algos import agg_loss, get_adv_estimator_fn
+from verl.trainer.ppo.core_algos import agg_loss
 from verl.trainer.ppo.metric_utils import compute_data_metrics, compute_throughout_metrics, compute_timing_metrics
 from verl.utils.metric import reduce_metrics
 from verl.utils.tracking import Tracking
 
+from vision_rl.collapse import CollapseWatcher, episodes
+from vision_rl.engine.advantages import group_metrics, pad_masked, rollout_advantages
 from vision_rl.engine.checkpoints import Checkpoints
 from vision_rl.engine.context import RunContext
 from vision_rl.engine.daemon import VisionDaemon
+from vision_rl.engine.mismatch import check_mismatch, mismatch_metrics, reference_metrics
 from vision_rl.errors import UserError
 from vision_rl.run_dir import STOP_FILE
-from vision_rl.settings import Integrity
-from vision_rl.telemetry import RunLog
+from vision_rl.telemetry import METRICS, RunLog, read_jsonl
 
 
 class VisionTrainer(AgentLightningTrainer):
@@ -45,6 +48,7 @@ class VisionTrainer(AgentLightningTrainer):
         self.checkpoints = Checkpoints(run.run_dir / "checkpoints", run.app.checkpoints)
         self.timing: dict[str, float] = {}
         self.early_stop = ""
+        self.watcher = CollapseWatcher(run.app.collapse)
 
     def init_workers(self) -> None:
         self.log.event("phase", text="starting the model's workers and the vLLM server")
@@ -74,6 +78,7 @@ class VisionTrainer(AgentLightningTrainer):
             if trainer.test_freq > 0 and (last or self.global_steps % trainer.test_freq == 0):
                 metrics.update(self._validate())
             self._record(metrics)
+            self._watch(metrics)
             if trainer.save_freq > 0 and (last or self.global_steps % trainer.save_freq == 0):
                 self._save()
         self.log.event("finished", step=self.global_steps, reason=self.stop_reason() or "all steps done")
@@ -154,6 +159,7 @@ class VisionTrainer(AgentLightningTrainer):
         mode = self.config.actor_rollout_ref.actor.loss_agg_mode
         metrics = {
             **mismatch_metrics(batch),
+            **reference_metrics(batch),
             "actor/entropy": agg_loss(loss_mat=entropy[: len(batch)], loss_mask=mask, loss_agg_mode=mode).item(),
         }
         return batch, metrics
@@ -206,6 +212,23 @@ class VisionTrainer(AgentLightningTrainer):
             self.early_stop = (
                 f"{rule.metric} has not improved for {rule.patience} validations (best at step {best['step']})"
             )
+
+    def _watch(self, metrics: dict[str, float]) -> None:
+        """Tell alarms of the collapse watch; once one persists, act as `app.collapse.action` says."""
+        action = self.run.app.collapse.action
+        for alarm in self.watcher.update(self.global_steps, metrics):
+            text = f"{alarm.name} since step {alarm.since}: {alarm.seen}. Usual cures: {'; '.join(alarm.cures)}"
+            self.log.event("alarm", step=self.global_steps, text=text, **dataclasses.asdict(alarm))
+            if not alarm.persistent or action == "warn":
+                continue
+            best = self.checkpoints.best()
+            if action == "restore_best" and best is not None and self.checkpoints.has(best["step"]):
+                self.actor_rollout_wg.load_checkpoint(str(self.checkpoints.path(best["step"]) / "actor"))
+                self.watcher = CollapseWatcher(self.run.app.collapse)
+                self.log.event("warning", text=f"{alarm.name}: went back to the checkpoint of step {best['step']}")
+            else:
+                self.early_stop = f"collapse watch: {text}"
+            return
 
     def _record(self, metrics: dict[str, float]) -> None:
         self.log.metrics(self.global_steps, metrics)
@@ -287,6 +310,7 @@ class VisionTrainer(AgentLightningTrainer):
         torch.set_rng_state(states["torch"])
         step = self.checkpoints.step_of(folder)
         self.log.forget_after(step)
+        self.watcher, _ = episodes(self.run.app.collapse, read_jsonl(self.run.run_dir / METRICS)[0])
         self.log.event("resumed", step=step)
         return step
 
@@ -300,75 +324,10 @@ class VisionTrainer(AgentLightningTrainer):
 def sample_limits(config: Any) -> tuple[int, int]:
     """(prompt, response) lengths in tokens above which a sample is dropped, or its response cut, at the level in use.
 
-    At the "trajectory" level a turn that cannot be merged brings its whole prompt: `data.max_prompt_length` still bounds it.
+    At the "trajectory" level a turn that cannot be merged brings its whole prompt: `data.max_prompt_length` bounds it too.
     """
     level = config.agentlightning.trace_aggregator
     if level.level != "trajectory":
         return config.data.max_prompt_length, config.data.max_response_length
     longest = max(level.trajectory_max_prompt_length, config.data.max_prompt_length)
     return longest, level.trajectory_max_response_length
-
-
-def mismatch_metrics(batch: DataProto) -> dict[str, float]:
-    """|actor - rollout| log-probability over the model's own tokens: the largest and the mean, in nats.
-
-    Zero up to rounding when both see the same pixels at the same positions with the same weights; about 0.5 on average
-    for an actor without pixels, whose training otherwise looks normal.
-    """
-    mask = batch.batch["response_mask"].bool()
-    difference = (batch.batch["old_log_probs"] - batch.batch["rollout_log_probs"]).abs()[mask]
-    return {"mismatch/logprob_max": difference.max().item(), "mismatch/logprob_mean": difference.mean().item()}
-
-
-def check_mismatch(metrics: dict[str, float], limits: Integrity, step: int) -> None:
-    """Raise `UserError` when actor and rollout disagree by more than the run allows."""
-    for name, limit in (("max", limits.logprob_mismatch_max), ("mean", limits.logprob_mismatch_mean)):
-        value = metrics[f"mismatch/logprob_{name}"]
-        if limit is not None and not value <= limit:
-            raise UserError(
-                f"step {step}: the actor's log-probabilities are off from the rollout's by {value:.3g} ({name}), more than "
-                f"app.integrity.logprob_mismatch_{name}={limit:g}: it does not see what vLLM saw (pixels, positions or "
-                "weights differ); see docs/troubleshooting.md, or raise the limit if the precision is to blame"
-            )
-
-
-def rollout_advantages(batch: DataProto, algorithm: Any) -> torch.Tensor:
-    """(samples, response length) advantages by verl's estimator, with every rollout counted once in its group.
-
-    A rollout of several turns gives several samples with one reward; were each counted, long rollouts would weigh more in
-    the group's mean and spread. Source of the estimators: verl.trainer.ppo.core_algos.
-    """
-    _, first, of_sample = np.unique(
-        batch.non_tensor_batch["rollout_id"].astype(str), return_index=True, return_inverse=True
-    )
-    rewards = batch.batch["token_level_rewards"].sum(dim=-1)[torch.from_numpy(first)].unsqueeze(-1)
-    kwargs: dict[str, Any] = {"config": algorithm}
-    if algorithm.adv_estimator == "grpo":
-        kwargs["norm_adv_by_std_in_grpo"] = algorithm.norm_adv_by_std_in_grpo
-    advantages, _ = get_adv_estimator_fn(algorithm.adv_estimator)(
-        token_level_rewards=rewards,
-        response_mask=torch.ones_like(rewards),
-        index=batch.non_tensor_batch["uid"][first],
-        **kwargs,
-    )
-    return advantages[torch.from_numpy(of_sample)] * batch.batch["response_mask"]
-
-
-def group_metrics(batch: DataProto) -> dict[str, float]:
-    """The share of groups whose rewards are all equal: they carry no gradient."""
-    groups: dict[str, set[float]] = {}
-    for uid, reward in zip(
-        batch.non_tensor_batch["uid"], batch.batch["token_level_rewards"].sum(dim=-1).tolist(), strict=True
-    ):
-        groups.setdefault(uid, set()).add(round(reward, 6))
-    return {"train/groups_equal": sum(len(rewards) == 1 for rewards in groups.values()) / len(groups)}
-
-
-def pad_masked(batch: DataProto, divisor: int) -> DataProto:
-    """The batch padded to a multiple of `divisor` with copies that carry no loss (their response mask is zero)."""
-    padded, pad_size = pad_dataproto_to_divisor(batch, divisor)
-    if pad_size:
-        padded.batch["response_mask"][-pad_size:] = 0
-        padded.batch["advantages"][-pad_size:] = 0
-        padded.meta_info["global_token_num"] = padded.batch["attention_mask"].sum(dim=-1).tolist()
-    return padded
