@@ -39,7 +39,8 @@ figure + figure { flex: 0 1 48%; }
 figcaption { font-size: 12px; color: var(--muted); }
 .picture { position: relative; line-height: 0; background: var(--soft); }
 .picture img { width: 100%; height: auto; }
-.picture svg { position: absolute; left: 0; top: 0; width: 100%; height: 100%; overflow: hidden; }
+.picture svg { position: absolute; left: 0; top: 0; width: 100%; height: 100%; overflow: hidden;
+  filter: drop-shadow(0 0 1.5px #fff) drop-shadow(0 0 1px #fff); }
 .box { fill: none; stroke-width: 2.5; vector-effect: non-scaling-stroke; }
 .box.true { stroke: var(--true); }
 .box.predicted { stroke: var(--predicted); stroke-dasharray: 7 3; }

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,19 @@ from vision_rl.engine.export import run_of
 from vision_rl.errors import UserError
 from vision_rl.rewards.grounding import KINDS
 from vision_rl.run_dir import CONFIG
+from vision_rl.settings import AgentSettings
 
 CPU_LENGTH, GPU_LENGTH = 4096, 20480
 """Longest prompt and answer in tokens: Qwen2.5-VL's largest picture alone takes 16384."""
-_TRAINED = (
-    "answer_format",
-    "family",
-    "reward",
-    "min_pixels",
-    "max_pixels",
-    "max_tokens",
-    "max_turns",
-    "max_tool_calls",
+_TRAINED = {field.name for field in fields(AgentSettings)} - {"image_transport"}
+_FOREIGN = (
+    "agent.family=unit",
+    "agent.min_pixels=null",
+    "agent.max_pixels=null",
+    "agent.max_total_pixels=null",
+    "agent.max_images=64",
 )
+"""Nothing is known of a foreign server's model; without these the preset's own model would stand in for it."""
 
 
 def agent_settings(
@@ -45,7 +45,8 @@ def agent_settings(
     if foreign:
         raise UserError(f"{foreign[0]}: an evaluation reads agent.* only")
     run = run_of(trained_as) if trained_as else None
-    layers = [f"agent.image_transport={transport}", *(_run_settings(run, task) if run else ()), *overrides]
+    known = _FOREIGN if model_dir is None else _run_settings(run, task) if run else ()
+    layers = [f"agent.image_transport={transport}", *known, *overrides]
     preset = "cpu" if cpu and model_dir is not None else "gpu_24gb"
     settings = asdict(resolve(preset, layers, task=task, model=model_dir).agent)
     if settings["answer_format"] == "native" and settings["family"] == "unit":
@@ -53,19 +54,19 @@ def agent_settings(
     return settings
 
 
-def _run_settings(run: Path, task: str) -> list[str]:
+def _run_settings(run: Path, task: str) -> tuple[str, ...]:
     """The agent settings that a run was trained with, as overrides; none where it kept no configuration."""
     path = run / CONFIG
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return []
+        return ()
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it or move the checkpoint out of the run") from error
-    kept = {key: config[f"agent.{key}"] for key in _TRAINED if f"agent.{key}" in config}
+    kept = {key: config[f"agent.{key}"] for key in sorted(_TRAINED) if f"agent.{key}" in config}
     if (kept.get("reward") in KINDS) != (task == "grounding"):
         kept.pop("reward", None)  # trained on the other task
-    return [f"agent.{key}={json.dumps(value)}" for key, value in kept.items()]
+    return tuple(f"agent.{key}={json.dumps(value)}" for key, value in kept.items())
 
 
 @contextmanager

@@ -1,0 +1,156 @@
+"""Score a hosted model, or an answer that looks at no picture, on a data file: what training must beat.
+
+    export OPENAI_API_KEY=...                    # and OPENAI_BASE_URL for another provider or a server of your own
+    python baselines/api_baseline.py --model gpt-4o-mini --data val.parquet --limit 500 --price-in 0.15 --price-out 0.60
+    python baselines/api_baseline.py --model gpt-4o-mini --data val.parquet --dry-run
+    python baselines/api_baseline.py --trivial most-common-answer --train train.parquet --data val.parquet
+
+Same agents, prompts, rewards and files as evaluate_agent.py; compare the results with baselines/compare.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from baselines.constant import KINDS
+from evaluate_agent import (
+    add_data_arguments,
+    add_run_arguments,
+    answer_of,
+    default_output,
+    identity_of,
+    limits_of,
+    report_outcome,
+    rows_of,
+    sampling_of,
+)
+from vision_rl.errors import UserError, cli_errors
+
+OPENAI = "https://api.openai.com/v1"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_argument_group("what to score")
+    who = what.add_mutually_exclusive_group(required=True)
+    who.add_argument("--model", help="model name at the API")
+    who.add_argument("--trivial", choices=sorted(KINDS), help="the same answer to every row")
+    what.add_argument("--base-url", help=f"default: OPENAI_BASE_URL, else {OPENAI}")
+    what.add_argument("--train", type=Path, help="file that a trivial baseline takes its answer from")
+    what.add_argument("overrides", nargs="*", metavar="agent.key=value", help="for example agent.max_tokens=64")
+    add_data_arguments(parser)
+    add_run_arguments(parser)
+    api = parser.add_argument_group("cost and limits of the API")
+    api.add_argument("--price-in", type=float, help="price of a million prompt tokens")
+    api.add_argument("--price-out", type=float, help="price of a million completion tokens")
+    api.add_argument("--dry-run", action="store_true", help="estimate requests and cost, send nothing")
+    api.add_argument("--image-bytes", type=int, default=1_500_000, help="longest data: URI; larger pictures are scaled")
+    api.add_argument("--image-side", type=int, default=2048, help="longest side of a picture in pixels")
+    api.add_argument(
+        "--reasoning",
+        action="store_true",
+        help="for models that take max_completion_tokens and no temperature (o-series, GPT-5)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    with cli_errors():
+        console = Console(stderr=True)
+        sys.exit(run_trivial(args, console) if args.trivial else run_api(args, console))
+
+
+def run_api(args: argparse.Namespace, console: Console) -> int:
+    """Ask the API; returns the exit code."""
+    from baselines.budget import PictureBudget, Prices, estimate
+    from vision_rl.evaluation.session import Job, evaluate
+    from vision_rl.evaluation.targets import agent_settings
+
+    if (args.price_in is None) != (args.price_out is None):
+        raise UserError("--price-in and --price-out go together, each per million tokens")
+    base_url = args.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
+    if base_url == OPENAI and not os.environ.get("OPENAI_API_KEY") and not args.dry_run:
+        raise UserError("OPENAI_API_KEY is not set; export it, or OPENAI_BASE_URL for a server that needs no key")
+    task, data, rows = rows_of(args)
+    settings = agent_settings(task, args.overrides, cpu=False, model_dir=None, trained_as=None, transport="data")
+    output = args.output or default_output(task, data, args.model)
+    budget = PictureBudget(output / "pictures", args.image_bytes, args.image_side)
+    prices = Prices(args.price_in, args.price_out)
+    before = estimate([row for _, row in rows], budget, settings["max_tokens"], prices)
+    console.print(before.render(), highlight=False, soft_wrap=True)
+    if args.dry_run:
+        return 0
+
+    def cost(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        used = [record["usage"] for record in records]
+        return {
+            "cost": prices.cost(sum(u["prompt_tokens"] for u in used), sum(u["completion_tokens"] for u in used)),
+            "cost_estimated": before.cost,
+        }
+
+    pictures = {"image_bytes": args.image_bytes, "image_side": args.image_side}
+    sampling = reasoning_sampling(settings) if args.reasoning else sampling_of(args)
+    kept = {"reasoning": True} if args.reasoning else sampling
+    job = Job(
+        rows=rows,
+        identity={**identity_of(task, args.model, base_url, data, settings, kept), "pictures": pictures},
+        output=output,
+        prepare=lambda row: {**budget.fitted(row), "settings": settings},
+        sampling=sampling,
+        limits=limits_of(args),
+        overwrite=args.overwrite,
+        extra=cost,
+    )
+
+    @contextlib.contextmanager
+    def server() -> Iterator[tuple[str, str]]:
+        yield base_url, args.model
+
+    return report_outcome(evaluate(job, answer_of(task), server, console), output, console)
+
+
+def reasoning_sampling(settings: dict[str, Any]) -> dict[str, Any]:
+    """Parameters for models that refuse max_tokens: the agents' own is left out of the request."""
+    import openai
+
+    return {"max_tokens": openai.omit, "max_completion_tokens": settings["max_tokens"]}
+
+
+def run_trivial(args: argparse.Namespace, console: Console) -> int:
+    """Score a constant answer; returns the exit code."""
+    from baselines.constant import constant_reply, constant_server
+    from vision_rl.evaluation.session import Job, evaluate
+    from vision_rl.evaluation.targets import agent_settings
+
+    task, data, rows = rows_of(args)
+    if KINDS[args.trivial] != task:
+        raise UserError(f"--trivial {args.trivial} is for {KINDS[args.trivial]}, but {data} holds {task} rows")
+    settings = agent_settings(task, args.overrides, cpu=False, model_dir=None, trained_as=None, transport="file")
+    reply = constant_reply(args.trivial, args.train, settings["answer_format"])
+    console.print(f"{args.trivial}: {reply}", highlight=False, markup=False)
+    if args.dry_run:
+        return 0
+    job = Job(
+        rows=rows,
+        identity=identity_of(task, args.trivial, reply, data, settings, {}),
+        output=args.output or default_output(task, data, args.trivial),
+        prepare=lambda row: {**row, "settings": settings},
+        limits=limits_of(args),
+        overwrite=args.overwrite,
+    )
+    summary = evaluate(job, answer_of(task), lambda: constant_server(reply, args.trivial), console)
+    return report_outcome(summary, job.output, console)
+
+
+if __name__ == "__main__":
+    main()

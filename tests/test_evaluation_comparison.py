@@ -1,0 +1,98 @@
+"""Paired comparison of evaluations: pairing, verdicts, refusals, table and picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from baselines.compare import main
+from tests.test_evaluation_metrics import IDENTITY, boxed, record, shifted
+from vision_rl.errors import UserError
+from vision_rl.evaluation.comparison import compare, difference, load, render_comparison
+from vision_rl.evaluation.store import open_store
+
+
+def evaluation(folder: Path, records: list[dict[str, Any]], **identity: Any) -> Path:
+    task = records[0]["task"]
+    with open_store(folder, {**IDENTITY, "task": task, "data_sha256": "a", **identity}) as store:
+        for row in records:
+            store.add(row)
+    return folder
+
+
+def answered(right: list[bool]) -> list[dict[str, Any]]:
+    return [record(n, "vqa", "yes" if hit else "no", answers=["yes"] * 10) for n, hit in enumerate(right)]
+
+
+def test_pairing_finds_what_single_intervals_hide(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weak = list(rng.random(200) < 0.5)
+    strong = [hit or index % 20 == 0 for index, hit in enumerate(weak)]  # never worse, better on a few rows
+    folders = [evaluation(tmp_path / name, answered(hits)) for name, hits in (("a", weak), ("b", strong))]
+    result = compare(load(folders))
+    first, second = (result["measures"]["accuracy"][name] for name in ("a", "b"))
+    assert first["high"] > second["low"]
+    gap = second["difference"]
+    assert gap["value"] == pytest.approx(second["value"] - first["value"])
+    assert gap["low"] > 0 and gap["verdict"] == "better" and gap["p"] < 0.05
+    assert "difference" not in first
+
+
+def test_chance_is_called_chance(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    folders = [evaluation(tmp_path / name, answered(list(rng.random(100) < 0.5))) for name in ("a", "b")]
+    runs = load(folders)
+    assert difference(runs[0], runs[1], "accuracy")["verdict"] == "no difference shown"
+    same = difference(runs[0], runs[0], "accuracy")
+    assert (same["value"], same["p"], same["verdict"]) == (0.0, 1.0, "no difference shown")
+
+
+def test_more_wrong_places_are_worse(tmp_path: Path) -> None:
+    good = evaluation(tmp_path / "good", [boxed(n, shifted(0)) for n in range(20)])
+    bad = evaluation(tmp_path / "bad", [boxed(n, shifted(0.3)) for n in range(20)])
+    result = compare(load([good, bad]))
+    assert result["measures"]["wrong place"]["bad"]["difference"]["verdict"] == "worse"
+    assert result["measures"]["IoU"]["bad"]["difference"]["verdict"] == "worse"
+
+
+def test_only_rows_that_all_have_scored_count(tmp_path: Path) -> None:
+    first, second = answered([True] * 10), answered([True] * 5 + [False] * 5)
+    second[0] = {**second[0], "failure": "timeout", "reward": None, "components": {}}
+    runs = load([evaluation(tmp_path / "a", first[:8]), evaluation(tmp_path / "b", second)])
+    assert [list(run.records) for run in runs] == [[1, 2, 3, 4, 5, 6, 7]] * 2
+
+
+def test_refusals(tmp_path: Path) -> None:
+    first = evaluation(tmp_path / "a", answered([True, False]))
+    other = evaluation(tmp_path / "b", answered([True, False]), data_sha256="b")
+    late = evaluation(tmp_path / "c", [{**answered([True])[0], "row": 9}])
+    for folders, words in (
+        ([first], "two evaluations or more"),
+        ([first, other], "only evaluations of the same rows"),
+        ([first, late], "no scored row in common"),
+        ([first, first], "--labels"),
+        ([first, tmp_path / "nothing"], "holds no evaluation"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load(folders)
+    with pytest.raises(UserError, match="give one each"):
+        load([first, other], ["one"])
+
+
+def test_the_command_leaves_table_picture_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = evaluation(tmp_path / "a", [boxed(n, shifted(0.3)) for n in range(12)])
+    second = evaluation(tmp_path / "b", [boxed(n, shifted(0.02 * n)) for n in range(12)])
+    output = tmp_path / "out"
+    main([str(first), str(second), "--labels", "centre box", "trained", "--output", str(output)])
+    shown = capsys.readouterr().out
+    assert shown.strip() == (output / "comparison.md").read_text().strip()
+    assert "| point accuracy | trained |" in shown and "| better |" in shown
+    result = json.loads((output / "comparison.json").read_text())
+    assert render_comparison(result).strip() == shown.strip()
+    with Image.open(output / "comparison.png") as picture:
+        assert picture.size[0] > 900 and len(picture.convert("RGB").getcolors(1 << 24) or []) > 20

@@ -1,0 +1,303 @@
+"""Scoring rows against a server that limits, fails, vanishes; and going on after a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from rich.console import Console
+
+import evaluate_agent
+import vqa_agent
+from tests.fake_openai import MODEL, error, fake_openai
+from vision_rl.errors import UserError
+from vision_rl.evaluation import runner
+from vision_rl.evaluation.runner import Limits
+from vision_rl.evaluation.session import Job, evaluate, load_rows
+from vision_rl.evaluation.store import ROWS, open_store, read_records
+from vision_rl.evaluation.targets import agent_settings
+from vision_rl.evaluation.traffic import retry_after
+from vision_rl.rewards.vqa import vqa_reward
+from vision_rl.tiny import write_tasks
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("tasks"), "vqa", train=1, val=1, test=24)["test"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting between tries, in the runner and in the client's own retries."""
+    monkeypatch.setattr(runner, "_backoff", lambda attempt: 0.01)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+
+
+def job_for(data: Path, output: Path, *, limit: int | None = None, **limits: Any) -> Job:
+    settings = agent_settings("vqa", [], cpu=False, model_dir=None, trained_as=None, transport="data")
+    return Job(
+        rows=load_rows(data, None, limit)[1],
+        identity=evaluate_agent.identity_of("vqa", MODEL, "test", data, settings, {}),
+        output=output,
+        prepare=lambda row: {**row, "settings": settings},
+        limits=Limits(**limits),
+    )
+
+
+def run(job: Job, url: str, model: str = MODEL) -> dict[str, Any]:
+    @contextmanager
+    def server() -> Iterator[tuple[str, str]]:
+        yield url, model
+
+    return evaluate(job, vqa_agent.answer, server, Console(stderr=True, quiet=True))
+
+
+def test_rows_are_asked_as_in_training_and_scored_by_its_reward(data: Path, tmp_path: Path) -> None:
+    with fake_openai(lambda body: "red" if "color" in body["messages"][0]["content"][-1]["text"] else "2") as fake:
+        summary = run(job_for(data, tmp_path), fake.url)
+    records = read_records(tmp_path)
+    assert list(records) == list(range(24)) and summary["scored"] == 24 and summary["failed"] == 0
+    for record in records.values():
+        expected = vqa_reward(record["reply"], record["answers"])
+        assert (record["reward"], record["components"]) == (expected.value, expected.components)
+        assert record["usage"]["calls"] == 1 and record["usage"]["prompt_tokens"] == 100
+        assert 0 < record["usage"]["seconds"] <= record["seconds"]
+    accuracy = [record["components"]["accuracy"] for record in records.values()]
+    assert summary["metrics"]["accuracy"]["value"] == pytest.approx(sum(accuracy) / 24)
+    assert summary["usage"]["prompt_tokens"] == 2400 and summary["usage"]["completion_tokens"] == 168
+    assert all("Answer the question using a single word or phrase." in text for text in fake.questions())
+    assert all(
+        body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/") for body in fake.requests
+    )
+    assert {path.name for path in tmp_path.iterdir()} >= {"summary.json", "summary.md", "report.html", "rows.jsonl"}
+
+
+def test_concurrency_is_used_and_bounded(data: Path, tmp_path: Path) -> None:
+    with fake_openai("red", delay=0.05) as fake:
+        run(job_for(data, tmp_path, concurrency=6), fake.url)
+    assert 3 <= fake.most_under_way <= 6
+
+
+def test_429_with_retry_after_pauses_all_requests(data: Path, tmp_path: Path) -> None:
+    limited: list[float] = []
+
+    def fault(number: int, body: dict[str, Any]) -> Any:
+        if number == 4:
+            limited.append(time.monotonic())
+            return error(429, "slow down", retry_after="1")
+        return None
+
+    with fake_openai("red", fault=fault, delay=0.01) as fake:
+        summary = run(job_for(data, tmp_path, concurrency=2), fake.url)
+    assert summary["failed"] == 0 and summary["usage"]["rate_limited"] == 1
+    # The one other request that was under way may have ended; nothing else starts before the second is over.
+    early = [moment for moment in fake.times if limited[0] + 0.1 < moment < limited[0] + 0.95]
+    assert early == []
+    assert len(fake.requests) == 25
+
+
+def test_429s_are_no_attempts(data: Path, tmp_path: Path) -> None:
+    with fake_openai("red", fault=lambda n, body: error(429, "wait", retry_after_ms="5") if n < 20 else None) as fake:
+        summary = run(job_for(data, tmp_path, limit=2, attempts=1, concurrency=1), fake.url)
+    assert summary["failed"] == 0 and len(fake.requests) == 22
+
+
+def test_a_row_that_is_refused_for_too_long_fails(data: Path, tmp_path: Path) -> None:
+    with fake_openai("red", fault=lambda n, body: error(429, "wait", retry_after_ms="20")) as fake:
+        summary = run(job_for(data, tmp_path, limit=1, rate_limit_seconds=0.2), fake.url)
+    assert summary["failed"] == 1 and "rate limited" in next(iter(summary["failures"]))
+
+
+def test_errors_of_the_server_are_tried_again(data: Path, tmp_path: Path) -> None:
+    # Each try of the runner is three of the client.
+    with fake_openai("red", fault=lambda n, body: error(500, "broken") if n < 5 else None) as fake:
+        summary = run(job_for(data, tmp_path, limit=1), fake.url)
+    assert summary["failed"] == 0 and len(fake.requests) == 6
+    assert summary["usage"]["server_errors"] == 5
+
+
+def test_a_refused_row_fails_alone_and_is_asked_again_next_time(data: Path, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def fault(number: int, body: dict[str, Any]) -> Any:
+        text = body["messages"][0]["content"][-1]["text"] + body["messages"][0]["content"][0]["image_url"]["url"]
+        if number == 3:
+            refused.append(text)
+        return error(400, "too long") if text in refused else None
+
+    with fake_openai("red", fault=fault) as fake:
+        first = run(job_for(data, tmp_path, concurrency=1), fake.url)
+        refused.clear()
+        refused.append("nothing")
+        again = len(fake.requests)
+        second = run(job_for(data, tmp_path, concurrency=1), fake.url)
+    assert (first["scored"], first["failed"]) == (23, 1) and "too long" in next(iter(first["failures"]))
+    assert (second["scored"], second["failed"]) == (24, 0)
+    assert len(fake.requests) - again == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (error(401, "bad key"), "OPENAI_API_KEY"),
+        (error(404, "no such model", code="model_not_found"), "check --model"),
+        (error(403, "not yours"), "OPENAI_API_KEY"),
+        (error(429, "pay", code="insufficient_quota"), "quota is spent"),
+        (error(400, "unknown parameter"), "rows failed one after the other"),
+    ],
+)
+def test_what_no_retry_mends_ends_in_one_sentence(fault: Any, words: str, data: Path, tmp_path: Path) -> None:
+    with (
+        fake_openai("red", fault=lambda n, body: fault, lists_models=False) as fake,
+        pytest.raises(UserError, match=words),
+    ):
+        run(job_for(data, tmp_path, concurrency=1), fake.url)
+    assert len(fake.requests) <= 24
+
+
+def test_unreachable_endpoint_and_wrong_model_are_told_before_the_first_row(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing answers at http://127\.0\.0\.1:9"):
+        run(job_for(data, tmp_path), "http://127.0.0.1:9/v1")
+    with fake_openai("red") as fake, pytest.raises(UserError, match="does not serve a model 'other'; it serves fake"):
+        run(job_for(data, tmp_path), fake.url, model="other")
+    assert fake.requests == []
+
+
+def test_other_evaluations_are_refused_and_higher_limits_go_on(data: Path, tmp_path: Path) -> None:
+    with fake_openai("red") as fake:
+        run(job_for(data, tmp_path, limit=5), fake.url)
+        summary = run(job_for(data, tmp_path, limit=9), fake.url)
+        assert summary["scored"] == 9 and len(fake.requests) == 9
+        job = job_for(data, tmp_path, limit=9)
+        other = dataclasses.replace(job, identity={**job.identity, "settings": {"reward": "similarity"}})
+        with pytest.raises(UserError, match=r"holds another evaluation .*--overwrite"):
+            run(other, fake.url)
+        run(dataclasses.replace(other, overwrite=True), fake.url)
+        assert len(fake.requests) == 18
+
+
+def test_a_line_that_was_cut_short_is_dropped(data: Path, tmp_path: Path) -> None:
+    with fake_openai("red") as fake:
+        run(job_for(data, tmp_path, limit=3), fake.url)
+        with open(tmp_path / ROWS, "a", encoding="utf-8") as file:
+            file.write('{"row": 3, "id": "ha')
+        summary = run(job_for(data, tmp_path, limit=4), fake.url)
+    assert summary["scored"] == 4 and list(read_records(tmp_path)) == [0, 1, 2, 3]
+
+
+def test_two_writers_are_refused(tmp_path: Path) -> None:
+    with (
+        open_store(tmp_path, {"task": "vqa"}),
+        pytest.raises(UserError, match="another process"),
+        open_store(tmp_path, {"task": "vqa"}),
+    ):
+        pass
+
+
+def test_a_full_disk_is_one_sentence_and_the_rows_before_it_stay(data: Path, tmp_path: Path) -> None:
+    job = job_for(data, tmp_path, concurrency=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with fake_openai("red") as fake:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))
+        try:
+            with pytest.raises(UserError, match=r"cannot write .*the same command again"):
+                run(job, fake.url)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, before)
+        kept = len(read_records(tmp_path))
+        assert 0 < kept < 24
+        assert run(job, fake.url)["scored"] == 24
+
+
+def test_a_killed_command_goes_on_where_it_stopped(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with fake_openai("red", delay=0.15) as fake:
+        command = [sys.executable, str(REPO / "evaluate_agent.py"), "--data", str(data), "--output", str(output)]
+        command += ["--endpoint", fake.url, "--model", MODEL, "--concurrency", "2"]
+        first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        _wait_for(lambda: (output / ROWS).exists() and len((output / ROWS).read_bytes().splitlines()) >= 5, first)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        done = set(read_records(output))
+        asked = len(fake.requests)
+        assert 5 <= len(done) < 24
+        fake.delay = 0.0
+        again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(done)} of 24 rows are done already" in again.stderr
+    # At most the two that were under way are asked twice.
+    assert len(fake.requests) - asked == 24 - len(done)
+    assert "24 of 24 rows scored." in again.stdout
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["scored"] == 24 and summary["missing"] == 0
+
+
+def _wait_for(ready: Any, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while not ready():
+        assert process.poll() is None and process.stderr, "the command ended early"
+        assert time.monotonic() < deadline, "the command did not come to its rows"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--endpoint", "http://127.0.0.1:9/v1"], "--endpoint and --model go together"),
+        (["--tiny", "--model", "x"], "--endpoint and --model go together"),
+        (["--checkpoint", "nowhere"], "--checkpoint nowhere does not exist"),
+        (["--tiny", "--data", "nowhere.parquet"], "nowhere.parquet does not exist"),
+        (["--tiny", "--limit", "0"], "--limit 0"),
+        (["--tiny", "--concurrency", "0"], "--concurrency 0"),
+        (["--tiny", "trainer.total_epochs=3"], "an evaluation reads agent.* only"),
+        (["--tiny", "agent.rewardd=official"], "agent.reward"),
+    ],
+)
+def test_bad_command_lines_exit_with_2_and_one_sentence(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        evaluate_agent.main(arguments)
+    message = capsys.readouterr().err
+    assert exit_.value.code == 2 and words in message and message.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "3"}, 3.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after": "-4"}, 0.0),
+        ({"retry-after": formatdate(time.time() + 100, usegmt=True)}, 100.0),
+        ({"retry-after": formatdate(time.time() - 100, usegmt=True)}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "nan"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
+    found = retry_after(httpx.Headers(headers))
+    assert found == (seconds if seconds is None else pytest.approx(seconds, abs=60 if seconds == 100 else 1e-9))

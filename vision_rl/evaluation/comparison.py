@@ -1,0 +1,148 @@
+"""Several evaluations of the same rows side by side: differences by paired bootstrap, as table and as picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vision_rl.data.files import replacing
+from vision_rl.errors import UserError
+from vision_rl.evaluation import metrics
+from vision_rl.evaluation.intervals import resampled_means
+from vision_rl.evaluation.metrics import Figure
+from vision_rl.evaluation.store import Record, read_identity, read_records
+from vision_rl.evaluation.summary import show, show_interval, show_with_interval
+
+_WORSE_IF_HIGHER = ("wrong place", "wrong space", "wrong format")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One run of the comparison: its name in the table, what it was, and its scored rows by number."""
+
+    label: str
+    identity: dict[str, Any]
+    records: dict[int, Record]
+
+
+def load(directories: Sequence[Path], labels: Sequence[str] | None = None) -> list[Evaluation]:
+    """Read evaluations; `UserError` unless they are of the same task on the same file and have rows in common."""
+    if len(directories) < 2:
+        raise UserError("name two evaluations or more; the first is what the others are compared with")
+    if labels and len(labels) != len(directories):
+        raise UserError(f"{len(labels)} labels for {len(directories)} evaluations; give one each")
+    runs = []
+    for index, directory in enumerate(directories):
+        identity = read_identity(directory)
+        rows = {row["row"]: row for row in metrics.scored(read_records(directory).values())}
+        runs.append(Evaluation(labels[index] if labels else directory.name, identity, rows))
+    if len({run.label for run in runs}) < len(runs):
+        raise UserError("two of the evaluations have the same name; tell them apart with --labels")
+    first = runs[0].identity
+    for run, directory in zip(runs, directories, strict=True):
+        for key in ("task", "data_sha256"):
+            if run.identity[key] != first[key]:
+                raise UserError(
+                    f"{directory} was scored on {run.identity['data']} ({run.identity['task']}) and {directories[0]} "
+                    f"on {first['data']} ({first['task']}); only evaluations of the same rows can be compared"
+                )
+    common = set.intersection(*(set(run.records) for run in runs))
+    if not common:
+        raise UserError("the evaluations have no scored row in common; run them on the same rows (--limit)")
+    return [Evaluation(run.label, run.identity, {n: run.records[n] for n in sorted(common)}) for run in runs]
+
+
+def compare(runs: Sequence[Evaluation]) -> dict[str, Any]:
+    """Figures of each run and differences to the first, on the rows that all have scored; JSON values."""
+    task = str(runs[0].identity["task"])
+    rows = list(runs[0].records)
+    return {
+        "task": task,
+        "data": runs[0].identity["data"],
+        "rows": len(rows),
+        "reference": runs[0].label,
+        "runs": [run.label for run in runs],
+        "measures": {
+            name: {
+                run.label: {
+                    **metrics.figure(list(run.records.values()), measure),
+                    **({"difference": difference(runs[0], run, name)} if run is not runs[0] else {}),
+                }
+                for run in runs
+            }
+            for name, measure in metrics.MEASURES[task].items()
+        },
+    }
+
+
+def difference(reference: Evaluation, other: Evaluation, name: str) -> Figure:
+    """Mean of other minus reference over the same rows, with its 95 % interval by paired bootstrap (drawn by picture).
+
+    p is two-sided: twice the smaller share of resamples on either side of zero. verdict: "better" or "worse" where the
+    interval leaves out zero, else "no difference shown".
+    """
+    measure = metrics.MEASURES[str(reference.identity["task"])][name]
+    rows = list(reference.records)
+    gaps = [measure(other.records[n]) - measure(reference.records[n]) for n in rows]
+    means = resampled_means(gaps, [reference.records[n]["image_paths"][0] for n in rows])
+    low, high = (float(value) for value in np.quantile(means, [0.025, 0.975]))
+    p = min(1.0, 2 * min(float(np.mean(means <= 0)), float(np.mean(means >= 0))))
+    sign = -1 if name in _WORSE_IF_HIGHER else 1
+    verdict = "no difference shown"
+    if low > 0 or high < 0:
+        verdict = "better" if (low > 0) == (sign > 0) else "worse"
+    return {"value": float(np.mean(gaps)), "low": low, "high": high, "p": p, "n": len(rows), "verdict": verdict}
+
+
+def render_comparison(result: Mapping[str, Any]) -> str:
+    """A Markdown table of every measure; differences in points of percent, or in the measure's own unit."""
+    lines = [
+        f"# {result['task']} on {Path(result['data']).name}: {result['rows']} rows that all have scored",
+        "",
+        f"Differences are to {result['reference']}, with 95 % intervals by paired bootstrap over pictures.",
+        "",
+        "| measure | run | value | difference | p | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, runs in result["measures"].items():
+        for label, figure in runs.items():
+            gap = figure.get("difference")
+            cells = "| | |"
+            if gap:
+                p = f"{gap['p']:.3f}" if gap["p"] >= 0.001 else "< 0.001"
+                sign = "+" if gap["value"] > 0 else ""
+                cells = f"{sign}{show(name, gap['value'])} ({show_interval(name, gap)}) | {p} | {gap['verdict']} |"
+            lines.append(f"| {name} | {label} | {show_with_interval(name, figure)} | {cells}")
+    return "\n".join(lines) + "\n"
+
+
+def draw_comparison(result: Mapping[str, Any], path: Path) -> None:
+    """A PNG: one panel per headline measure, each run with its interval."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    names, labels = metrics.HEADLINE[result["task"]], result["runs"]
+    canvas = Canvas(figsize=(4.6 * len(names) + 1.2, 0.55 * len(labels) + 1.7), layout="constrained")
+    FigureCanvasAgg(canvas)
+    for index, name in enumerate(names):
+        axis = canvas.add_subplot(1, len(names), index + 1)
+        for place, label in enumerate(labels):
+            figure = result["measures"][name][label]
+            low, high = (figure[key] if figure[key] is not None else figure["value"] for key in ("low", "high"))
+            spread = [[max(0.0, figure["value"] - low)], [max(0.0, high - figure["value"])]]
+            axis.errorbar(
+                figure["value"], place, xerr=spread, fmt="o", capsize=4, color="#2f6fdb" if place else "#5b6472"
+            )
+            axis.annotate(
+                f"{figure['value']:.3f}", (figure["value"], place), (0, 7), textcoords="offset points", ha="center"
+            )
+        axis.set_yticks(range(len(labels)), labels if index == 0 else [""] * len(labels))
+        axis.set_ylim(len(labels) - 0.4, -0.7)
+        axis.set_title(f"{name} (95 % interval)", fontsize=10)
+        axis.grid(axis="x", alpha=0.3)
+    with replacing(path) as temporary:
+        canvas.savefig(temporary, format="png", dpi=130)
