@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import agentlightning as agl
 from agentlightning.types import AttemptedRollout, Span
 
 from tests import fake_backend
 from vision_rl.engine.launch import free_port
 from vision_rl.engine.proxy import VisionProxy
+from vision_rl.engine.store import VisionStore
+from vision_rl.engine.store_server import VisionStoreServer
 
 T = TypeVar("T")
 
@@ -26,8 +27,8 @@ class Stack:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.backend = backend
-        self.memory = agl.InMemoryLightningStore(thread_safe=True)
-        self.store = agl.LightningStoreServer(self.memory, host="127.0.0.1", port=free_port())
+        self.memory = VisionStore()
+        self.store = VisionStoreServer(self.memory, host="127.0.0.1", port=free_port())
         self.call(self.store.start())
         self.proxy = proxy(self.store, picture_dir, port=free_port())
         self.proxy.update_model_list([model_entry(backend)])

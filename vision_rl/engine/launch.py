@@ -19,6 +19,9 @@ import agentlightning as agl
 
 from vision_rl.engine.algorithm import Launch, VisionVERL
 from vision_rl.engine.config import Resolved
+from vision_rl.engine.runner import VisionRunner
+from vision_rl.engine.store import VisionStore
+from vision_rl.engine.strategy import VisionStrategy
 from vision_rl.errors import UserError
 from vision_rl.run_dir import STOP_FILE
 
@@ -71,26 +74,28 @@ def fit(
     """Run to the end. Runners are forked before Ray starts: a fork of a process with Ray's threads breaks."""
     logging.getLogger("agentlightning").setLevel(logging.ERROR)
     stop_on_interrupt(launch.context.run_dir, launch.watch)
-    tracer = agl.OtelTracer()  # AgentOps' would copy every message, pictures included, into the store
-    runner = agl.LitAgentRunner(tracer, poll_interval=RUNNER_POLL_SECONDS, interval_jitter=0.0)
-    strategy = agl.ClientServerExecutionStrategy(
-        n_runners=launch.resolved.app.n_runners,
-        server_host=store_host,
-        server_port=store_port,
-        graceful_timeout=5.0,
-    )
-    trainer = agl.Trainer(
-        n_runners=launch.resolved.app.n_runners,
-        algorithm=VisionVERL(launch),
-        runner=runner,
-        tracer=tracer,
-        strategy=strategy,
+    trainer = trainer_of(
+        VisionVERL(launch), launch.resolved.app.n_runners, store_host=store_host, store_port=store_port
     )
     trainer.fit(agent, train_dataset=train, val_dataset=val)
 
 
+def trainer_of(algorithm: agl.Algorithm, n_runners: int, *, store_host: str, store_port: int) -> agl.Trainer:
+    """Agent Lightning's trainer with our store, runners and strategy; benchmarks drive it with their own algorithm."""
+    runner = VisionRunner(poll_interval=RUNNER_POLL_SECONDS, interval_jitter=0.0)
+    strategy = VisionStrategy(n_runners=n_runners, host=store_host, port=store_port)
+    return agl.Trainer(
+        n_runners=n_runners,
+        algorithm=algorithm,
+        runner=runner,
+        tracer=runner.tracer,
+        strategy=strategy,
+        store=VisionStore(),
+    )
+
+
 def stop_on_interrupt(run_dir: Path, watch: Callable[[], None]) -> None:
-    """First Ctrl-C: end after this step with a checkpoint. Second: end now. Forked runners leave it to the main process."""
+    """First Ctrl-C: end after this step with a checkpoint; second: end now. Runners leave it to the main process."""
     (run_dir / STOP_FILE).unlink(missing_ok=True)
     main_process = os.getpid()
 

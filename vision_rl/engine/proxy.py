@@ -2,8 +2,9 @@
 
 Stock 0.3.0 exports OpenTelemetry spans after the reply (they land 10 to 85 ms late, and are lost for requests that its
 header scan misses) and stores every `data:` URI (2.7 MB a rollout for a megapixel). Here each call adds one small span
-(`trace.py`) to the store inside the request: when the agent has its answer, the trace is complete. A span that cannot be
-stored fails the request; it is never lost in silence. Calls to vLLM take the short way (`calls.py`), all others litellm's.
+(`trace.py`) to the store inside the request: when the agent has its answer, the trace is complete. A span that cannot
+be stored fails the request; it is never lost in silence. Calls to vLLM take the short way (`calls.py`), all others
+litellm's.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from vision_rl.engine.calls import CallError, CallRoute, image_urls, turn_of
 from vision_rl.engine.claims import ClaimRoutes
 from vision_rl.engine.trace import SPAN_NAME, Turn, turn_attributes
 
-# Seconds. vLLM's uvicorn closes idle connections after 5 s; litellm would keep them for 120 s and now and then write into
-# one that is just closing: HTTP 500 "Connection error". tests/test_proxy.py shows both.
+# Seconds. vLLM's uvicorn closes idle connections after 5 s; litellm would keep them for 120 s and now and then write
+# into one that is just closing: HTTP 500 "Connection error". tests/test_proxy.py shows both.
 BACKEND_IDLE_SECONDS = 3
 HEALTH = "/health/liveliness"  # /health probes the model server, which takes seconds
 KNOWN_PICTURES = 10_000
 
 
 class TraceCallback(CustomLogger):
-    """litellm's way: asks the server for token ids and log-probabilities, and traces. litellm builds it without arguments."""
+    """litellm's way: asks for token ids and log-probabilities, and traces. litellm builds it without arguments."""
 
     async def async_pre_call_hook(
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: Any
@@ -83,7 +84,8 @@ class VisionProxy(LLMProxy):
     """The proxy of a run; pictures that arrive as `data:` URIs are kept once, by content, in `picture_dir`.
 
     `media_roots`: the folders from which pictures may be named and served; None allows any, for a proxy on the loopback
-    interface. `access_host`: the name under which other machines reach this one. `token`: what every request must carry.
+    interface. `access_host`: the name under which other machines reach this one. `token`: what every request must
+    carry.
     """
 
     def __init__(

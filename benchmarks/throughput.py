@@ -1,0 +1,70 @@
+"""Rollouts per second of Agent Lightning's store, proxy and runners: stock against ours, in one run.
+
+    python benchmarks/throughput.py [--runners 1 2 4 8] [--rollouts 200] [--memory-rollouts 10000]
+
+The model server is a fake that answers at once, so that what is measured is everything else. Each rollout asks one
+question about one picture of a megapixel that does not compress (1 MB), sent as a `data:` URI or named by path. "stock"
+is Agent Lightning 0.3.0 with its own defaults (AgentOps tracer, a client per rollout as in its examples), except that
+idle runners look for work every 0.1 s instead of 5 s. Each line runs in a fresh process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+VARIANTS = ("stock data", "ours data", "ours file")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runners", type=int, nargs="+", default=[1, 2, 4, 8], help="parallel runner processes")
+    parser.add_argument("--rollouts", type=int, default=200, help="rollouts measured per line")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--memory-rollouts", type=int, default=0, help="also follow our memory over so many rollouts")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("variant", "runners", "rollouts/s", "p50 ms", "p99 ms", "store bytes/rollout", "CPU ms/rollout (store+proxy+runner)")
+    for runners in args.runners:
+        for variant in args.variants:
+            line = in_fresh_process(variant, runners, args.rollouts)
+            table.add_row(
+                variant,
+                str(runners),
+                f"{line['rate']:.1f}",
+                f"{line['p50']:.0f}",
+                f"{line['p99']:.0f}",
+                f"{line['bytes']:,.0f}",
+                f"{sum(line['cpu_ms'].values()):.0f} ({'+'.join(f'{ms:.0f}' for ms in line['cpu_ms'].values())})",
+            )
+    console = Console()
+    console.print(table)
+    if args.memory_rollouts:
+        line = in_fresh_process("ours file", 2, args.rollouts, args.memory_rollouts)
+        memory = Table("rollouts", "store process MB", "proxy MB", "runners MB")
+        for row in line["memory"]:
+            memory.add_row(*(f"{value:,.0f}" for value in row))
+        console.print(memory)
+
+
+def in_fresh_process(variant: str, runners: int, rollouts: int, memory_rollouts: int = 0) -> dict[str, Any]:
+    script = Path(__file__).with_name("throughput_line.py")
+    command = [sys.executable, str(script), variant, str(runners), str(rollouts), str(memory_rollouts)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{variant} with {runners} runners failed:\n{done.stderr[-3000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+if __name__ == "__main__":
+    main()

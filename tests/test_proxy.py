@@ -1,0 +1,161 @@
+"""The proxy in its own process, between Agent Lightning's real store and a fake model server.
+
+What is traced, and what a bad day at the model server does to the other rollouts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests import fake_backend
+from tests.engine_stack import Stack, running_stack
+from tests.pictures import data_uri, noise_picture
+from vision_rl.client import chat
+from vision_rl.engine.trace import turns_from_spans
+from vision_rl.messages import user_message
+
+QUESTION = [user_message("What color is it?")]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("pictures")) as running:
+        yield running
+
+
+def ask(address: str, messages: list[dict[str, Any]] = QUESTION, timeout: float = 10, **parameters: Any) -> Any:
+    """One call with a client of its own that does not retry."""
+    with openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=timeout) as client:
+        return client.chat.completions.create(model=fake_backend.MODEL, messages=messages, **parameters)  # type: ignore
+
+
+# What is traced
+
+
+def test_the_span_is_complete_in_the_store_when_the_reply_arrives(stack: Stack) -> None:
+    rollout, address = stack.claim()
+    reply = ask(address, temperature=0.5)
+    spans = stack.spans(rollout)
+    assert reply.choices[0].message.content == fake_backend.REPLY
+    [turn] = turns_from_spans(spans)
+    assert turn.prompt_ids == fake_backend.prompt_ids(4)
+    assert turn.response_ids == fake_backend.RESPONSE_IDS
+    assert turn.logprobs == pytest.approx(fake_backend.LOGPROBS)
+    assert turn.text == fake_backend.REPLY
+    assert turn.finish_reason == "stop"
+
+
+def test_turns_are_kept_in_the_order_of_the_calls(stack: Stack) -> None:
+    rollout, address = stack.claim()
+    for words in (1, 2, 3):
+        ask(address, [user_message("word " * words)])
+    assert [len(turn.prompt_ids) for turn in turns_from_spans(stack.spans(rollout))] == [
+        len(fake_backend.prompt_ids(words)) for words in (1, 2, 3)
+    ]
+
+
+def test_a_picture_sent_as_data_is_kept_once_and_not_in_the_store(stack: Stack) -> None:
+    picture = noise_picture(seed=1)
+    digest = hashlib.sha256(picture).hexdigest()
+    before = stack.call(stack.memory.statistics())["total_span_bytes"]
+    for _ in range(2):
+        rollout, address = stack.claim()
+        ask(address, [user_message("What?", [data_uri(picture), "file:///pictures/b.png"])])
+        [turn] = turns_from_spans(stack.spans(rollout))
+        assert turn.image_refs == [f"sha256:{digest}", "file:///pictures/b.png"]
+    kept = stack.proxy.picture_dir / digest
+    assert kept.read_bytes() == picture
+    assert [path.name for path in stack.proxy.picture_dir.glob(digest + "*")] == [digest]
+    per_rollout = (stack.call(stack.memory.statistics())["total_span_bytes"] - before) / 2
+    assert per_rollout <= 4096, f"{per_rollout} bytes"
+
+
+def test_a_client_without_a_rollout_is_served_and_not_traced(stack: Stack) -> None:
+    before = stack.call(stack.memory.statistics())["total_spans"]
+    reply = ask(f"{stack.address}/v1")
+    assert reply.choices[0].message.content == fake_backend.REPLY
+    assert stack.call(stack.memory.statistics())["total_spans"] == before
+
+
+def test_an_unknown_rollout_fails_at_once_and_stalls_nobody(stack: Stack) -> None:
+    async def timed(address: str) -> tuple[float, bool]:
+        started = time.monotonic()
+        try:
+            await chat(address, fake_backend.MODEL, QUESTION, timeout_seconds=20)
+        except openai.OpenAIError:
+            return time.monotonic() - started, False
+        return time.monotonic() - started, True
+
+    async def together() -> list[tuple[float, bool]]:
+        known = [timed(stack.claim()[1]) for _ in range(4)]
+        unknown = [timed(f"{stack.address}/rollout/ro-none/attempt/at-none/v1") for _ in range(4)]
+        return await asyncio.gather(*known, *unknown)
+
+    results = asyncio.run(together())
+    assert [served for _, served in results] == [True] * 4 + [False] * 4
+    assert max(seconds for seconds, _ in results) < 3
+
+
+# Bad days at the model server
+
+
+@pytest.mark.parametrize("word", ["FAULT500", "FAULT400", "NOCHOICES", "NOTOKENS", "BADJSON", "TRUNCATED"])
+def test_a_bad_answer_is_an_error_for_its_own_rollout_only(stack: Stack, word: str) -> None:
+    rollout, address = stack.claim()
+    started = time.monotonic()
+    with pytest.raises(openai.APIStatusError):
+        ask(address, [user_message(word)])
+    assert time.monotonic() - started < 3
+    assert stack.spans(rollout) == []
+    # No cool-down: stock settings put the only model aside for 5 s after one failure, and the others get 429.
+    other, other_address = stack.claim()
+    assert ask(other_address).choices[0].message.content == fake_backend.REPLY
+    assert len(stack.spans(other)) == 1
+
+
+def test_a_hanging_server_costs_the_client_its_own_time_out_and_nobody_else(stack: Stack) -> None:
+    _, address = stack.claim()
+
+    async def both() -> float:
+        hanging = asyncio.create_task(chat(address, fake_backend.MODEL, [user_message("HANG")], timeout_seconds=0.5))
+        await asyncio.sleep(0.1)
+        started = time.monotonic()
+        await chat(stack.claim()[1], fake_backend.MODEL, QUESTION, timeout_seconds=10)
+        seconds = time.monotonic() - started
+        with pytest.raises(openai.APITimeoutError):
+            await hanging
+        return seconds
+
+    assert asyncio.run(both()) < 0.4
+
+
+def test_five_hundred_rollouts_without_a_stall(stack: Stack) -> None:
+    """Eight at a time with one shared client: none fails, none takes 5 s, every one has its span."""
+
+    async def worker(addresses: list[str]) -> list[float]:
+        seconds = []
+        for address in addresses:
+            started = time.monotonic()
+            await chat(address, fake_backend.MODEL, QUESTION, timeout_seconds=30)
+            seconds.append(time.monotonic() - started)
+        return seconds
+
+    claims = [stack.claim() for _ in range(500)]
+
+    async def all_workers() -> list[list[float]]:
+        work: list[Coroutine[Any, Any, list[float]]] = [
+            worker([address for _, address in claims[first::8]]) for first in range(8)
+        ]
+        return await asyncio.gather(*work)
+
+    seconds = [value for part in asyncio.run(all_workers()) for value in part]
+    assert len(seconds) == 500
+    assert max(seconds) < 5
+    assert all(len(stack.spans(rollout)) == 1 for rollout, _ in claims)

@@ -1,0 +1,141 @@
+"""Who may talk to the store and the proxy: a bearer token, limits of size and rate, and what ASGI needs for that."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
+
+import orjson
+
+MAX_BODY_BYTES = 64 * 2**20
+MAX_REQUESTS_PER_SECOND = 2000
+"""Of one client address; far above what a machine full of workers sends, low enough to stop a loop gone wild."""
+_TOKEN = re.compile(r"(?i)(bearer\s+|api[_-]?key['\"]?\s*[:=]\s*['\"]?|sk-)[A-Za-z0-9._~+/=-]{6,}")
+
+
+class TooLarge(Exception):
+    """A request body over the limit, found while it was read; `Access` answers with 413."""
+
+
+def new_token() -> str:
+    """256 bits, safe in URLs, environment variables and shells."""
+    return secrets.token_urlsafe(32)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an interface is reachable from this machine only, so that no token is needed."""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+class Access:
+    """ASGI middleware: 401 without the token (if there is one), 429 above the rate, 413 for a body over its limit."""
+
+    def __init__(
+        self,
+        app: Callable[..., Awaitable[None]],
+        token: str | None,
+        *,
+        open_paths: Collection[str] = (),
+        max_body_bytes: int = MAX_BODY_BYTES,
+        requests_per_second: float = MAX_REQUESTS_PER_SECOND,
+    ) -> None:
+        self.app = app
+        self.token = token.encode() if token else None
+        self.open_paths = open_paths
+        self.max_body_bytes = max_body_bytes
+        self.rate = requests_per_second
+        self.buckets: dict[str, tuple[float, float]] = {}  # client address -> (requests left, when that was)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":  # nothing here speaks it, and it would pass the checks below
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http" or scope["path"] in self.open_paths:
+            await self.app(scope, receive, send)
+        elif not self._known(scope):
+            await send_json(send, 401, _error("a token is needed: Authorization: Bearer <token>"))
+        elif self.token and not self._in_rate(scope):
+            await send_json(send, 429, _error("too many requests"))
+        else:
+            await self._limited(scope, receive, send)
+
+    async def _limited(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve the request; one that is too long is refused before it is read, or when it has become too long."""
+        too_large = f"a request may have {self.max_body_bytes / 2**20:.0f} MB"
+        if int(_header(scope, b"content-length") or 0) > self.max_body_bytes:
+            await send_json(send, 413, _error(too_large))
+            return
+        size = 0
+
+        async def counted() -> Any:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.max_body_bytes:
+                raise TooLarge(too_large)
+            return message
+
+        try:
+            await self.app(scope, counted, send)
+        except TooLarge as error:
+            await send_json(send, 413, _error(str(error)))
+
+    def _known(self, scope: Any) -> bool:
+        if self.token is None:
+            return True
+        return hmac.compare_digest(_header(scope, b"authorization"), b"Bearer " + self.token)
+
+    def _in_rate(self, scope: Any) -> bool:
+        """A token bucket of one second per client address."""
+        address, now = (scope.get("client") or ("", 0))[0], time.monotonic()
+        left, before = self.buckets.get(address, (self.rate, now))
+        left = min(self.rate, left + (now - before) * self.rate)
+        if len(self.buckets) > 10_000:
+            self.buckets.clear()
+        self.buckets[address] = (max(left - 1, 0), now)
+        return left >= 1
+
+
+async def read_body(receive: Any) -> bytes:
+    """The whole body of a request. Raises `ConnectionError` if the client left."""
+    parts: list[bytes] = []
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError("the client left")
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+async def send_json(send: Any, status: int, content: Any) -> None:
+    """Send one whole JSON reply; `bytes` are taken as JSON already."""
+    body = content if isinstance(content, bytes) else orjson.dumps(content)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _header(scope: Any, name: bytes) -> bytes:
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def _error(message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "access"}}
+
+
+class HideKeys(logging.Filter):
+    """A logging filter that blots out tokens and keys, in messages and in their arguments."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        hidden = _TOKEN.sub(r"\1***", message)
+        if hidden != message:
+            record.msg, record.args = hidden, ()
+        return True
