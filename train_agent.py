@@ -25,6 +25,7 @@ from vision_rl.data.schema import read_rows  # noqa: E402
 from vision_rl.engine.config import TASKS, Resolved, presets, render_resolved, resolve, variants  # noqa: E402
 from vision_rl.engine.environment import run_environment  # noqa: E402
 from vision_rl.errors import UserError, cli_errors  # noqa: E402
+from vision_rl.media import check_pictures  # noqa: E402
 from vision_rl.models import render_models  # noqa: E402
 from vision_rl.preflight import check_images, check_machine  # noqa: E402
 from vision_rl.run_dir import CONFIG, open_run_dir  # noqa: E402
@@ -178,6 +179,8 @@ def train(args: argparse.Namespace, cpu: bool) -> None:
     rows = rows[: resolved.app.max_train_samples or None]
     check_images(rows, paths[0])
     check_images(val_rows, paths[1])
+    for checked, path in ((rows, paths[0]), (val_rows, paths[1])):
+        check_pictures(checked, resolved.app.images_per_prompt, path)
     run_dir = open_run_dir(run_dir_of(args), resume=args.resume, overwrite=args.overwrite)
     (run_dir / CONFIG).write_text(render_resolved(resolved), encoding="utf-8")
 

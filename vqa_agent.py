@@ -10,7 +10,8 @@ from typing import Any
 import agentlightning as agl
 
 from vision_rl.client import chat
-from vision_rl.messages import image_url, user_message
+from vision_rl.media import show
+from vision_rl.messages import user_message
 from vision_rl.prompts import VQA_PROMPT
 from vision_rl.rewards import Reward
 from vision_rl.rewards.vqa import vqa_reward
@@ -19,7 +20,7 @@ from vision_rl.rewards.vqa import vqa_reward
 async def answer(task: dict[str, Any], llm: agl.LLM) -> tuple[str, Reward]:
     """Ask the model and score its reply: (reply, reward). Evaluation and baselines call this too."""
     settings = task["settings"]
-    images = [image_url(path, settings["image_transport"]) for path in task["image_paths"]]
+    images = [picture.url for picture in show(task["image_paths"], settings, task["image_sizes"])]
     completion = await chat(
         llm.endpoint,
         llm.model,

@@ -14,10 +14,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.test_vision_batch import actor_log_probs
+from vision_rl.engine.advantages import rollout_advantages
+from vision_rl.engine.mismatch import mismatch_metrics
 from vision_rl.engine.pixels import Pixels
 from vision_rl.engine.rollouts import FinishedRollout, trajectory_samples, transition_samples
 from vision_rl.engine.trace import Turn
-from vision_rl.engine.trainer import mismatch_metrics, rollout_advantages, sample_limits
+from vision_rl.engine.trainer import sample_limits
 from vision_rl.engine.vision_batch import BatchBuilder, Sample
 
 LONG = {"max_prompt_length": 512, "max_response_length": 512}
