@@ -34,7 +34,8 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("variant", "runners", "rollouts/s", "p50 ms", "p99 ms", "store bytes/rollout", "CPU ms/rollout (store+proxy+runner)")
+    cpu = "CPU ms/rollout (store+proxy+runners)"
+    table = Table("variant", "runners", "rollouts/s", "p50 ms", "p99 ms", "store bytes/rollout", cpu)
     for runners in args.runners:
         for variant in args.variants:
             line = in_fresh_process(variant, runners, args.rollouts)

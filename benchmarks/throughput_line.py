@@ -1,6 +1,7 @@
 """One line of `throughput.py`, measured in this process and its children.
 
-`throughput_line.py VARIANT RUNNERS ROLLOUTS MORE` prints one JSON object. MORE is how many further rollouts are run to follow memory.
+`throughput_line.py VARIANT RUNNERS ROLLOUTS MORE` prints one JSON object. MORE is how many rollouts are run after that,
+to follow memory.
 """
 
 from __future__ import annotations

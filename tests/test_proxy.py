@@ -8,19 +8,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from aiohttp.connector import BaseConnector
+from litellm.llms.custom_httpx import http_handler
+from litellm.proxy import proxy_server
 
 from tests import fake_backend
 from tests.engine_stack import Stack, running_stack
 from tests.pictures import data_uri, noise_picture
-from vision_rl.client import chat
+from vision_rl.client import chat, shared_client
+from vision_rl.engine.launch import free_port
+from vision_rl.engine.proxy import BACKEND_IDLE_SECONDS, VisionProxy
 from vision_rl.engine.trace import turns_from_spans
 from vision_rl.messages import user_message
 
+HOLD_SECONDS = 0.8
 QUESTION = [user_message("What color is it?")]
 
 
@@ -159,3 +167,77 @@ def test_five_hundred_rollouts_without_a_stall(stack: Stack) -> None:
     assert len(seconds) == 500
     assert max(seconds) < 5
     assert all(len(stack.spans(rollout)) == 1 for rollout, _ in claims)
+
+
+# The connection that the model server is just closing
+
+
+class HeldUp(VisionProxy):
+    """Our proxy on a busy machine: it loses the processor for a moment between choosing a connection and using it."""
+
+    @asynccontextmanager
+    async def _serve_context(self) -> AsyncIterator[None]:
+        choose = BaseConnector._get
+
+        async def choose_and_wait(*args: Any) -> Any:
+            chosen = await choose(*args)
+            if chosen is not None:
+                time.sleep(HOLD_SECONDS)
+            return chosen
+
+        BaseConnector._get = choose_and_wait  # type: ignore[assignment, method-assign]
+        async with super()._serve_context():
+            yield
+
+
+class HeldUpWithLitellmsIdleTime(HeldUp):
+    """The same without our cure: litellm keeps idle connections to the model server for 120 s."""
+
+    @asynccontextmanager
+    async def _serve_context(self) -> AsyncIterator[None]:
+        async with super()._serve_context():
+            http_handler.AIOHTTP_KEEPALIVE_TIMEOUT = proxy_server.AIOHTTP_KEEPALIVE_TIMEOUT = 120
+            yield
+
+
+def test_a_connection_that_the_server_is_closing_is_not_used(tmp_path: Path) -> None:
+    """Cause and cure of the HTTP 500 "Connection error" that comes now and then.
+
+    uvicorn closes a connection that has been idle for so long; a proxy that has just chosen that connection writes into
+    a closed one. Whoever gives up idle connections earlier than the server cannot meet this.
+    """
+    keep_alive = 4
+    assert keep_alive > BACKEND_IDLE_SECONDS
+    with fake_backend.running(free_port(), keep_alive) as backend:
+        with_litellms, with_ours = (Stack(backend, tmp_path, proxy) for proxy in (HeldUpWithLitellmsIdleTime, HeldUp))
+        addresses = {
+            "litellm's idle time": f"{with_litellms.address}/v1",
+            "ours, by litellm": f"{with_ours.address}/v1",
+            "ours, the short way": with_ours.claim()[1],
+        }
+        try:
+            results = asyncio.run(ask_as_the_server_closes(list(addresses.values()), keep_alive))
+        finally:
+            with_litellms.close()
+            with_ours.close()
+    outcome = dict(zip(addresses, results, strict=True))
+    assert outcome["ours, by litellm"] is None
+    assert outcome["ours, the short way"] is None
+    # If this fails, litellm or uvicorn cured the cause, and our idle time may go.
+    assert isinstance(outcome["litellm's idle time"], openai.InternalServerError)
+
+
+async def ask_as_the_server_closes(addresses: list[str], keep_alive: int) -> list[openai.OpenAIError | None]:
+    """What became of a second request at the moment at which the server gives up the connection of the first."""
+
+    async def once(address: str) -> openai.OpenAIError | None:
+        client = shared_client().with_options(base_url=address, max_retries=0, timeout=10)
+        try:
+            await client.chat.completions.create(model=fake_backend.MODEL, messages=QUESTION)  # type: ignore[arg-type]
+        except openai.OpenAIError as error:
+            return error
+        return None
+
+    assert await asyncio.gather(*map(once, addresses)) == [None] * len(addresses)
+    await asyncio.sleep(keep_alive - HOLD_SECONDS / 2)
+    return await asyncio.gather(*map(once, addresses))
