@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
-"""The placeholders of Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>", "<image>")
+"""The placeholders of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, and of LLaVA."""
 
 
 def forbidden_token_ids(tokenizer: Any) -> list[int]:

@@ -7,8 +7,10 @@ and Ray, verl's imports and the runners' start overlap.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import agentlightning as agl
@@ -63,7 +65,18 @@ class VisionVERL(agl.Algorithm):
             finally:
                 self.launch.watch()
         finally:
+            self._keep_logs()
             ray.shutdown()
+
+    def _keep_logs(self) -> None:
+        """Copy what the workers printed into the run directory: Ray keeps it in a folder that the next run replaces."""
+        from ray._private.worker import _global_node
+
+        target = self.launch.context.run_dir / "logs"
+        target.mkdir(exist_ok=True)
+        if _global_node is not None and _global_node.head:
+            for log in Path(_global_node.get_logs_dir_path()).glob("worker*.*"):
+                shutil.copy(log, target)
 
     def _start_ray(self) -> None:
         """On one machine a fresh local cluster; on several, the one whose address the preset or RAY_ADDRESS names."""

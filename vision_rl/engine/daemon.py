@@ -47,6 +47,7 @@ class VisionDaemon(AgentModeDaemon):
         pixel_limits: dict[str, int],
         run_dir: Path,
         sampling: dict[str, Any],
+        forbidden_tokens: list[int],
         proxy_host: str,
         proxy_port: int | None,
         **kwargs: Any,
@@ -56,6 +57,8 @@ class VisionDaemon(AgentModeDaemon):
         super().__init__(*args, **kwargs)
         self.app = app
         self.log = RunLog(run_dir)
+        # An image placeholder in a reply kills vLLM at the next step (see vision_rl/tokens.py).
+        self.logit_bias = {str(token): -100.0 for token in forbidden_tokens}
         self.sampling = sampling
         self.pixels = Pixels(self.processor, picture_dir, limits=pixel_limits, blank=app.blank_pixels)
         self.tasks: dict[str, tuple[str, dict[str, Any]]] = {}  # rollout id -> (data id, task)
@@ -72,7 +75,7 @@ class VisionDaemon(AgentModeDaemon):
             await self._update_proxy_server_v1()
             self.log.event("proxy", address=self.llm_proxy.server_launcher.access_endpoint)
         self.is_train = is_train
-        sampling = self.sampling if is_train else {"temperature": 0.0}
+        sampling = {**(self.sampling if is_train else {"temperature": 0.0}), "logit_bias": self.logit_bias}
         resources = await self.store.add_resources(
             {"main_llm": self.llm_proxy.as_resource(sampling_parameters=sampling)}
         )

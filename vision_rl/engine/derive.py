@@ -14,6 +14,13 @@ from vision_rl.models import ModelInfo, model_info
 
 # Layers that state a default; anything later is somebody's choice and is left alone.
 _WEAK = ("verl", "agentlightning", "vision_rl", "base", "strategy", "task")
+_UNNAMED_LAYERS = ("llava", "internvl")
+_DECODER_LAYERS = {
+    "llama": "LlamaDecoderLayer",
+    "mistral": "MistralDecoderLayer",
+    "qwen2": "Qwen2DecoderLayer",
+    "qwen3": "Qwen3DecoderLayer",
+}
 _MODEL = "actor_rollout_ref.model"
 _ROLLOUT = "actor_rollout_ref.rollout"
 
@@ -32,6 +39,7 @@ class Derivation:
         """Apply every rule, in an order in which later rules may read what earlier ones set."""
         self._model()
         self._attention()
+        self._sharding()
         self._caches()
         self._engine_flags()
         self.put("critic.enable", self.get("algorithm.adv_estimator") == "gae", "algorithm.adv_estimator")
@@ -84,6 +92,16 @@ class Derivation:
                 "proportion to the padding"
             )
 
+    def _sharding(self) -> None:
+        """Name the layers to shard where transformers does not: verl asks the model's `_no_split_modules`, None there."""
+        if self.model is None or self.model.model_type not in _UNNAMED_LAYERS:
+            return
+        text_type = self.model.config.get("text_config", {}).get("model_type")
+        if text_type in _DECODER_LAYERS:
+            for role in ("actor", "ref"):
+                key = f"actor_rollout_ref.{role}.fsdp_config.wrap_policy.transformer_layer_cls_to_wrap"
+                self.put(key, [_DECODER_LAYERS[text_type]], f"the text part is a {text_type}")
+
     def _caches(self) -> None:
         """Prefix caching and vLLM's multimodal cache come back where the vision tower is frozen, projector included."""
         frozen = self.get("actor_rollout_ref.actor.freeze_vision_tower")
@@ -103,6 +121,9 @@ class Derivation:
         # verl drops false flags on the way to vLLM, and vLLM's default is true: say it as vLLM's own negative flag.
         off = not self.get(f"{_ROLLOUT}.enable_prefix_caching")
         self.put(f"{VLLM_KWARGS}.no_enable_prefix_caching", off or None, "rollout.enable_prefix_caching")
+        if self.get(f"{_ROLLOUT}.temperature") != 1.0:
+            # vLLM reports log-probabilities from before the temperature; the actor divides its logits by it
+            self.put(f"{VLLM_KWARGS}.logprobs_mode", "processed_logprobs", "rollout.temperature")
         images = self.get("app.images_per_prompt")
         self.put(
             f"{VLLM_KWARGS}.limit_mm_per_prompt", json.dumps({"image": images, "video": 0}), "app.images_per_prompt"

@@ -6,6 +6,14 @@ from typing import Any
 
 import ray
 
+from vision_rl.models import model_info
+
+
+def processor_options(model: str) -> dict[str, bool]:
+    """How vLLM 0.11 loads the model's processor: `use_fast=True` for the Qwen-VL families (models/qwen2_vl.py:861), else
+    unset. torchvision's and Pillow's resizing differ: with the other one log-probabilities are off by 0.01."""
+    return {"use_fast": True} if model_info(model).model_type.startswith("qwen") else {}
+
 
 @ray.remote(num_cpus=1)
 class VisionTaskRunner:
@@ -45,7 +53,7 @@ class VisionTaskRunner:
             run=context,
             config=tree,
             tokenizer=hf_tokenizer(model, trust_remote_code=tree.data.trust_remote_code),
-            processor=hf_processor(model, trust_remote_code=tree.data.trust_remote_code, use_fast=True),
+            processor=hf_processor(model, trust_remote_code=tree.data.trust_remote_code, **processor_options(model)),
             role_worker_mapping=upstream.role_worker_mapping,
             resource_pool_manager=upstream.init_resource_pool_mgr(tree),
             ray_worker_group_cls=group_cls,

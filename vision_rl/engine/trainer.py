@@ -36,6 +36,7 @@ from vision_rl.engine.mismatch import check_mismatch, mismatch_metrics, referenc
 from vision_rl.errors import UserError
 from vision_rl.run_dir import STOP_FILE
 from vision_rl.telemetry import METRICS, RunLog, read_jsonl
+from vision_rl.tokens import forbidden_token_ids
 
 
 class VisionTrainer(AgentLightningTrainer):
@@ -261,6 +262,7 @@ class VisionTrainer(AgentLightningTrainer):
             pixel_limits=self._pixel_limits(),
             run_dir=self.run.run_dir,
             sampling={"temperature": rollout.temperature, "top_p": rollout.top_p},
+            forbidden_tokens=forbidden_token_ids(self.tokenizer),
             proxy_host=self.run.proxy_host,
             proxy_port=self.run.proxy_port,
         )
