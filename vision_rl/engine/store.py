@@ -64,10 +64,7 @@ class VisionStore(InMemoryLightningStore):
         if spans:
             numbers = await self.get_many_span_sequence_ids([(rollout_id, attempt_id)] * len(spans))
             await self.add_many_spans(
-                [
-                    Span.from_core_fields(span, rollout_id=rollout_id, attempt_id=attempt_id, sequence_id=number)
-                    for span, number in zip(spans, numbers, strict=True)
-                ]
+                [_span(core, rollout_id, attempt_id, number) for core, number in zip(spans, numbers, strict=True)]
             )
         if status is not None:
             metadata = {**(attempt.metadata or {}), "failure": failure} if failure else UNSET
@@ -146,3 +143,10 @@ class VisionStore(InMemoryLightningStore):
                 if attempt.last_heartbeat_time is not None:
                     attempt.last_heartbeat_time += jump
                 await collections.attempts.update([attempt])
+
+
+def _span(core: SpanCoreFields, rollout_id: str, attempt_id: str, number: int) -> Span:
+    """Agent Lightning's span without the context, which repeats its ids (a tenth of what a rollout keeps)."""
+    span = Span.from_core_fields(core, rollout_id=rollout_id, attempt_id=attempt_id, sequence_id=number)
+    span.context = None
+    return span

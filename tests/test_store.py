@@ -1,0 +1,199 @@
+"""The store: ends that come twice or late, memory that does not grow, clocks that jump, and its server's routes."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import agentlightning as agl
+import pytest
+from agentlightning.types import AttemptedRollout, EnqueueRolloutRequest, RolloutConfig, SpanCoreFields
+
+from vision_rl.engine import store as store_module
+from vision_rl.engine.store import UnknownAttempt, VisionStore
+
+T = TypeVar("T")
+RETRIED = RolloutConfig(
+    timeout_seconds=60, unresponsive_seconds=30, max_attempts=2, retry_condition=["failed", "timeout", "unresponsive"]
+)
+
+
+def reward(value: float) -> SpanCoreFields:
+    return agl.emit_reward({"reward": value}, primary_key="reward", propagate=False)
+
+
+@pytest.fixture()
+def store() -> VisionStore:
+    return VisionStore(scan_seconds=0)
+
+
+async def claimed(store: VisionStore, config: RolloutConfig = RETRIED) -> AttemptedRollout:
+    await store.enqueue_rollout(input={}, config=config)
+    rollout = await store.claim("worker")
+    assert rollout is not None
+    return rollout
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+def test_record_numbers_spans_and_ends_the_attempt(store: VisionStore) -> None:
+    async def work() -> tuple[list[int], str]:
+        rollout = await claimed(store)
+        identity = rollout.rollout_id, rollout.attempt.attempt_id
+        assert await store.record(*identity, [reward(0.1)])
+        assert await store.record(*identity, [reward(0.2), reward(0.3)], "succeeded")
+        spans = await store.query_spans(rollout.rollout_id)
+        found = await store.get_rollout_by_id(rollout.rollout_id)
+        assert found is not None
+        return [span.sequence_id for span in spans], found.status
+
+    assert run(work()) == ([1, 2, 3], "succeeded")
+
+
+def test_an_end_that_comes_twice_counts_once(store: VisionStore) -> None:
+    async def work() -> None:
+        rollout = await claimed(store)
+        identity = rollout.rollout_id, rollout.attempt.attempt_id
+        assert await store.record(*identity, [reward(0.5)], "succeeded")
+        assert not await store.record(*identity, [reward(0.7)], "succeeded")
+        assert not await store.record(*identity, [], "failed", "late")
+        assert len(await store.query_spans(rollout.rollout_id)) == 1
+        found = await store.get_rollout_by_id(rollout.rollout_id)
+        assert found is not None and found.status == "succeeded"
+
+    run(work())
+
+
+def test_unknown_attempts_are_refused(store: VisionStore) -> None:
+    async def work() -> None:
+        rollout = await claimed(store)
+        for identity in [("ro-none", "at-none"), (rollout.rollout_id, "at-none")]:
+            with pytest.raises(UnknownAttempt):
+                await store.record(*identity, [reward(1.0)])
+            with pytest.raises(UnknownAttempt):
+                await store.heartbeat(*identity)
+
+    run(work())
+
+
+def test_a_late_span_does_not_revive_a_rollout_that_waits_for_its_retry(store: VisionStore) -> None:
+    """Upstream makes it "running" again while it is in the queue, and whoever claims it is sent away."""
+
+    async def work() -> str:
+        rollout = await claimed(store)
+        identity = rollout.rollout_id, rollout.attempt.attempt_id
+        await store.record(*identity, [], "failed", "boom")
+        await store.record(*identity, [reward(0.5)])  # late
+        again = await store.claim("other")
+        assert again is not None and again.attempt.sequence_id == 2
+        return again.rollout_id
+
+    assert run(work())
+
+
+def test_the_reason_of_a_failure_is_kept(store: VisionStore) -> None:
+    async def work() -> Any:
+        rollout = await claimed(store)
+        await store.record(rollout.rollout_id, rollout.attempt.attempt_id, [], "failed", "ValueError: boom")
+        attempt = await store.get_latest_attempt(rollout.rollout_id)
+        assert attempt is not None
+        return attempt.metadata
+
+    assert run(work()) == {"failure": "ValueError: boom"}
+
+
+def test_heartbeats_keep_an_attempt_alive_and_tell_when_it_is_over(
+    store: VisionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        rollout = await claimed(store)
+        identity = rollout.rollout_id, rollout.attempt.attempt_id
+        assert await store.heartbeat(*identity)
+        await store.update_attempt(*identity, last_heartbeat_time=time.time() - 31)
+        assert await store.wait_for_rollouts(rollout_ids=[rollout.rollout_id], timeout=0) == []  # looks for the dead
+        again = await store.claim("other")
+        assert again is not None and again.rollout_id == rollout.rollout_id
+        assert await store.heartbeat(again.rollout_id, again.attempt.attempt_id)
+        await store.record(again.rollout_id, again.attempt.attempt_id, [reward(1.0)], "succeeded")
+        assert not await store.heartbeat(again.rollout_id, again.attempt.attempt_id)
+
+    run(work())
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0, 86400.0])
+def test_a_jump_of_the_clock_ends_no_attempt(store: VisionStore, monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
+    async def work() -> None:
+        rollout = await claimed(store)
+        await store.heartbeat(rollout.rollout_id, rollout.attempt.attempt_id)
+        really = time.time
+        monkeypatch.setattr(time, "time", lambda: really() + jump)
+        for _ in range(2):
+            await store.wait_for_rollouts(rollout_ids=[rollout.rollout_id], timeout=0)
+        attempt = await store.get_latest_attempt(rollout.rollout_id)
+        assert attempt is not None
+        assert attempt.status == "running" or attempt.status == "preparing"
+        # and deadlines still work on the new clock
+        monkeypatch.setattr(time, "time", lambda: really() + jump)
+        await store.update_attempt(rollout.rollout_id, attempt.attempt_id, last_heartbeat_time=time.time() - 31)
+        await store.wait_for_rollouts(rollout_ids=[rollout.rollout_id], timeout=0)
+        again = await store.claim("other")
+        assert again is not None
+
+    run(work())
+
+
+def test_forgotten_rollouts_leave_nothing_behind(store: VisionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "KEEP_FORGOTTEN", 10)
+
+    async def work() -> None:
+        ids = []
+        for _ in range(50):
+            rollout = await claimed(store)
+            await store.record(rollout.rollout_id, rollout.attempt.attempt_id, [reward(1.0)], "succeeded")
+            ids.append(rollout.rollout_id)
+        await store.forget(ids)
+        statistics = await store.statistics()
+        assert [statistics[f"total_{name}"] for name in ("rollouts", "attempts", "spans")] == [10, 10, 10]  # type: ignore[literal-required]
+        kept = [len(index) for index in (store._completion_events, store._start_time_by_rollout)]
+        kept += [len(getattr(store.collections, name)._items) for name in ("rollouts", "attempts", "spans")]
+        assert kept == [10] * 5
+        assert await store.collections.span_sequence_ids.size() == 10
+        assert [rollout.rollout_id for rollout in await store.query_rollouts()] == ids[-10:]
+
+    run(work())
+
+
+def test_claim_waits_for_a_task(store: VisionStore) -> None:
+    async def work() -> float:
+        started = time.monotonic()
+        waiting = asyncio.create_task(store.claim("worker", 5.0))
+        await asyncio.sleep(0.2)
+        await store.enqueue_many_rollouts([EnqueueRolloutRequest(input={"a": 1})])
+        rollout = await waiting
+        assert rollout is not None and rollout.input == {"a": 1}
+        return time.monotonic() - started
+
+    assert run(work()) < 1.0
+
+
+def test_the_server_travels_to_other_processes_with_its_address_and_token() -> None:
+    from vision_rl.engine.launch import free_port
+    from vision_rl.engine.store_server import VisionStoreServer
+
+    async def work() -> str:
+        server = VisionStoreServer(VisionStore(), host="127.0.0.1", port=free_port(), token="secret")
+        await server.start()
+        try:
+            elsewhere = pickle.loads(pickle.dumps(server))
+            rollout = await elsewhere.enqueue_rollout(input={"a": 1})
+            assert await elsewhere.claim("worker") is not None
+            return (await server.get_rollout_by_id(rollout.rollout_id)).status
+        finally:
+            await server.stop()
+
+    assert run(work()) == "preparing"
