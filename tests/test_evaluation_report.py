@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.test_evaluation_metrics import IDENTITY, boxed, record
-from vision_rl.evaluation.cases import case_of, predicted_boxes, worst_and_best
+from vision_rl.evaluation.cases import case_of, drawable, predicted_boxes, worst_and_best
 from vision_rl.evaluation.report import write_report
 from vision_rl.evaluation.summary import summarise
 from vision_rl.rewards.grounding import gold_reply
@@ -170,6 +170,19 @@ def test_native_answers_are_drawn_in_the_space_that_the_model_saw() -> None:
     assert predicted_boxes(row, native, (1000, 500)) == [pytest.approx((0.25, 0.25, 0.5, 0.75))]
     zoomed = {**row, "components": {"tools/zooms": 1.0}}
     assert predicted_boxes(zoomed, {**native, "answer_view": "last"}, (1000, 500)) == []
+
+
+@pytest.mark.parametrize(
+    ("box", "shown"),
+    [
+        ((0.1, 0.2, 0.3, 0.4), (0.1, 0.2, 0.3, 0.4)),
+        ((0.3, 0.4, 0.1, 0.2), (0.1, 0.2, 0.3, 0.4)),
+        ((0.5, 0.5, 0.5, 0.5), (0.497, 0.497, 0.503, 0.503)),
+        ((0.5, 0.2, 0.5, 0.4), (0.497, 0.2, 0.503, 0.4)),
+    ],
+)
+def test_points_and_swapped_corners_can_be_seen(box: Any, shown: Any) -> None:
+    assert drawable(box) == pytest.approx(shown)
 
 
 def test_vqa_pages_have_no_overlay_and_show_several_pictures(tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ from vision_rl.parsing import parse_boxes
 from vision_rl.rewards.grounding import answer_space
 
 _SIDE = 720
+_SHOWN_HEIGHT = 420
 _SMALL = 0.02  # share of the picture below which a box gets a close-up
 _MARGIN = 3.0  # of the close-up around the box, in box sides
 _MOST_PICTURES = 4
+_THINNEST = 0.006  # of the picture: browsers draw no rectangle without an area
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Picture:
     height: int
     view: tuple[float, float, float, float]
     title: str
+
+    @property
+    def shown_width(self) -> int:
+        """Width on the page in CSS pixels that keeps a tall picture from filling the screen."""
+        return max(1, round(_SHOWN_HEIGHT * self.width / self.height))
 
 
 @dataclass(frozen=True)
@@ -74,20 +81,30 @@ def case_of(record: Record, settings: Mapping[str, Any]) -> Case:
         return Case(record, (), true, (), str(error))
     if true and (true[0][2] - true[0][0]) * (true[0][3] - true[0][1]) < _SMALL:
         shown.insert(1, _picture(pictures[0], _around(true[0]), "close-up of the true box"))
-    predicted = tuple(predicted_boxes(record, settings, pictures[0].size)) if record["task"] == "grounding" else ()
-    return Case(record, tuple(shown), true, predicted)
+    found = predicted_boxes(record, settings, pictures[0].size) if record["task"] == "grounding" else []
+    return Case(record, tuple(shown), true, tuple(map(drawable, found)))
 
 
 def predicted_boxes(record: Record, settings: Mapping[str, Any], size: tuple[int, int]) -> list[Box]:
     """The boxes of a reply in unit space, as written: not clipped, wrong spaces included. size: (width, height).
 
-    None for an answer in the space of a zoomed view, which its reply does not name.
+    No boxes for an answer in the space of a zoomed view, which its reply does not name.
     """
     if settings.get("answer_view") == "last" and record["components"].get("tools/zooms"):
         return []
     fmt, family = answer_space(settings["answer_format"], settings["family"])
     seen = size_limits(settings).processed(size)
     return [to_unit(box, family, size, seen) for box in parse_boxes(record["reply"], fmt)]
+
+
+def drawable(box: Box) -> Box:
+    """A box that can be seen: swapped corners in order, a point or a line widened a little around its middle."""
+    spans = []
+    for low, high in (sorted((box[0], box[2])), sorted((box[1], box[3]))):
+        grow = max(0.0, (_THINNEST - (high - low)) / 2)
+        spans.append((low - grow, high + grow))
+    (x1, x2), (y1, y2) = spans
+    return x1, y1, x2, y2
 
 
 def _around(box: Box) -> tuple[float, float, float, float]:

@@ -82,7 +82,8 @@ def breakdowns(record: Record) -> list[tuple[str, str]]:
         found = [(place, str(where))] if where else []
         found += [("type", str(kind))] if kind else []
         found += [(f"{place} x type", f"{where} {kind}")] if where and kind else []
-        labels = list(dict.fromkeys(label for label in record["labels"] if label))
+        # ScreenSpot's labels are its types.
+        labels = list(dict.fromkeys(label for label in record["labels"] if label and label != kind))
         if not record["boxes"]:
             labels = [NO_FINDING]
         found += [("label", label) for label in labels]

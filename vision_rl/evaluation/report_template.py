@@ -34,8 +34,9 @@ td small { color: var(--muted); display: block; white-space: nowrap; }
 .case pre { background: var(--soft); border-radius: 6px; padding: 8px; margin: 6px 0; white-space: pre-wrap;
   max-height: 190px; overflow: auto; font-size: 13px; }
 .pictures { display: flex; flex-wrap: wrap; gap: 8px; }
-figure { margin: 0; flex: 1 1 100%; }
-figure + figure { flex: 0 1 48%; }
+figure { margin: 0; flex: 1 0 auto; width: 100%; }
+figure.tall { flex: 0 1 50%; width: 50%; }
+figure + figure { flex: 0 1 46%; }
 figcaption { font-size: 12px; color: var(--muted); }
 .picture { position: relative; line-height: 0; background: var(--soft); }
 .picture img { width: 100%; height: auto; }
@@ -132,7 +133,8 @@ score {{ "%.3f"|format(calibration.brier) }}, correlation with the score
 {% if case.problem %}<p class="muted">{{ case.problem }}</p>{% endif %}
 <div class="pictures">
 {% for picture in case.pictures %}
-<figure><div class="picture" style="aspect-ratio: {{ picture.width }} / {{ picture.height }}">
+<figure{{ " class=tall" if picture.height > 1.3 * picture.width }}><div class="picture"
+ style="aspect-ratio: {{ picture.width }} / {{ picture.height }}; max-width: {{ picture.shown_width }}px">
 <img src="{{ picture.uri }}" width="{{ picture.width }}" height="{{ picture.height }}"
  alt="{{ picture.title }} of row {{ record.row }}">
 {% if summary.task == "grounding" and (loop.first or picture.title.startswith("close-up")) %}
@@ -140,7 +142,7 @@ score {{ "%.3f"|format(calibration.brier) }}, correlation with the score
 {% for kind, boxes in (("true", case.true), ("predicted", case.predicted)) %}
 {% for box in boxes %}
 <rect class="box {{ kind }}" x="{{ box[0] }}" y="{{ box[1] }}"
- width="{{ [box[2] - box[0], 0]|max }}" height="{{ [box[3] - box[1], 0]|max }}"/>
+ width="{{ box[2] - box[0] }}" height="{{ box[3] - box[1] }}"/>
 {% endfor %}
 {% endfor %}
 </svg>

@@ -71,7 +71,7 @@ async def check_endpoint(endpoint: str, model: str) -> None:
         cause = error.__cause__ or error
         raise UserError(f"nothing answers at {endpoint} ({cause}); start the server or check the address") from error
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise UserError(f"{endpoint} refuses the key ({error.message}); set OPENAI_API_KEY") from error
+        raise UserError(f"{endpoint} refuses the key ({_said(error)}); set OPENAI_API_KEY") from error
     except (openai.OpenAIError, TypeError, AttributeError):
         return
     if served and model not in served:
@@ -140,24 +140,30 @@ async def _tried(task: Row, answer: Answer, llm: agl.LLM, limits: Limits) -> tup
             return reply, reward, ""
         except openai.RateLimitError as error:
             if error.code == "insufficient_quota":
-                raise UserError(f"{llm.endpoint}: the quota is spent ({error.message}); top it up and go on") from error
+                raise UserError(f"{llm.endpoint}: the quota is spent ({_said(error)}); top it up and go on") from error
             refusals += 1
             wait = retry_after(error.response.headers)
             wait = _backoff(refusals) if wait is None else wait
             if time.monotonic() + wait > deadline:
-                return "", None, f"rate limited for more than {limits.rate_limit_seconds:.0f} s: {error.message}"
+                return "", None, f"rate limited for more than {limits.rate_limit_seconds:.0f} s: {_said(error)}"
         except _REFUSED as error:
             raise UserError(
-                f"{llm.endpoint} refuses model {llm.model!r} ({error.message}); check --model and OPENAI_API_KEY"
+                f"{llm.endpoint} refuses model {llm.model!r} ({_said(error)}); check --model and OPENAI_API_KEY"
             ) from error
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            return "", None, f"the server refuses the request: {error.message}"
+            return "", None, f"the server refuses the request: {_said(error)}"
         except (openai.APIError, ValueError) as error:
             attempt += 1
             if attempt >= limits.attempts:
                 return "", None, f"{type(error).__name__}: {error}"
             wait = _backoff(attempt)
         await asyncio.sleep(wait)
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """The server's own sentence, without the envelope that the client shows around it."""
+    said = error.body.get("message") if isinstance(error.body, dict) else None
+    return str(said or error.message)
 
 
 def _backoff(attempt: int) -> float:
