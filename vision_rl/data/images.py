@@ -38,8 +38,9 @@ _ROTATED_BY_90 = (5, 6, 7, 8)
 def open_image(path: str | Path | io.BytesIO, *, limit_pixels: int = LIMIT_PIXELS) -> Image.Image:
     """The picture as 8-bit RGB with its pixels loaded; raises `UserError` naming the file if it cannot be had whole."""
     with _opened(path, limit_pixels) as image:
+        upright = _orientation(image) == 1
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(image if upright else ImageOps.exif_transpose(image))
 
 
 def image_size(path: str | Path | io.BytesIO, *, limit_pixels: int = LIMIT_PIXELS) -> tuple[int, int]:
@@ -100,6 +101,8 @@ def _too_large(name: str, size: str, limit_pixels: int) -> UserError:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return 1  # getexif() would decode the whole picture (40 ms for a screenshot) to look behind it
     return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
