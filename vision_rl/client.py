@@ -21,6 +21,8 @@ from openai.types.chat import ChatCompletion
 # Uvicorn closes an idle connection after 5 s; leaving the pool earlier means never writing into a closing socket.
 IDLE_SECONDS = 3.0
 MAX_RETRIES = 2
+TOKEN = "VISION_RL_TOKEN"
+"""Environment variable with the token of this run's own proxy; only calls to `/rollout/...` addresses carry it."""
 
 _clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = weakref.WeakKeyDictionary()
 
@@ -58,8 +60,12 @@ async def chat(
     Raises `openai.OpenAIError` once its retries are spent, and `ValueError` for a reply without choices, which some
     servers send with status 200.
     """
-    client = shared_client().with_options(base_url=openai_base_url(endpoint), timeout=timeout_seconds)
-    completion = await client.chat.completions.create(model=model, messages=messages, **parameters)  # type: ignore[call-overload]
+    token = os.environ.get(TOKEN) if "/rollout/" in endpoint else None
+    client = shared_client()
+    client = client.with_options(
+        api_key=token or client.api_key, base_url=openai_base_url(endpoint), timeout=timeout_seconds
+    )
+    completion = await client.chat.completions.create(model=model, messages=messages, **parameters)  # type: ignore[arg-type, call-overload]
     if not completion.choices:
         raise ValueError(f"{endpoint} answered without choices")
     return completion

@@ -112,10 +112,11 @@ class ClaimRoutes:
 
     async def image(self, proxy: Any, rollout_id: str, index: int, send: Any) -> None:
         """Send a picture of a task; only what the task names, and only from the run's media roots."""
-        rollout = await proxy.store.get_rollout_by_id(rollout_id)
-        if rollout is None:
+        # Not `get_rollout_by_id`: upstream's server answers 500 for one that is not there (client_server.py:622).
+        found = await proxy.store.query_rollouts(rollout_id_in=[rollout_id])
+        if not found:
             raise CallError(404, f"there is no rollout {rollout_id}")
-        paths = rollout.input["image_paths"]
+        paths = found[0].input["image_paths"]
         if index >= len(paths):
             raise CallError(404, f"rollout {rollout_id} has {len(paths)} pictures")
         path = Path(paths[index])

@@ -1,0 +1,298 @@
+"""Workers that know an address and a key: the protocol, the real worker.py on it, and what they may not see."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from agentlightning.types import RolloutConfig
+from PIL import Image
+
+from tests import fake_backend
+from tests.engine_stack import Stack, running_stack
+from tests.pictures import data_uri
+from vision_rl.engine.trace import reward_from_spans, turns_from_spans
+from vision_rl.messages import user_message
+from vision_rl.settings import AgentSettings
+
+ROOT = Path(__file__).parent.parent
+TOKEN = "the-token-of-this-test"
+RETRIED = RolloutConfig(
+    timeout_seconds=60, unresponsive_seconds=2, max_attempts=2, retry_condition=["failed", "timeout", "unresponsive"]
+)
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("media")
+    Image.new("RGB", (64, 48), "red").save(folder / "a.png")
+    (folder.parent / "secret.png").write_bytes(b"secret")
+    (folder / "link.png").symlink_to(folder.parent / "secret.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, media: Path) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("pictures"), token=TOKEN, media_roots=[media]) as running:
+        yield running
+
+
+@pytest.fixture()
+def trainer(stack: Stack) -> Iterator[httpx.Client]:
+    """A worker's view of the trainer."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with httpx.Client(base_url=stack.address, headers=headers, trust_env=False, timeout=30) as client:
+        yield client
+
+
+def task(*paths: Path, **settings: Any) -> dict[str, Any]:
+    """A row as the trainer queues it."""
+    return {
+        "id": "1",
+        "task": "vqa",
+        "media": "images",
+        "image_paths": [str(path) for path in paths],
+        "image_sizes": [[64, 48] for _ in paths],
+        "question": "What color is it?",
+        "answers": ["red"] * 10,
+        "boxes": [],
+        "labels": [],
+        "source": "test",
+        "meta": {},
+        "settings": {
+            **dataclasses.asdict(AgentSettings()),
+            "family": "qwen2_5_vl",
+            "timeout_seconds": 10.0,
+            **settings,
+        },
+    }
+
+
+def claim(trainer: httpx.Client) -> dict[str, Any]:
+    return dict(
+        trainer.post("/v1/rollouts/claim", json={"worker_id": "curl", "wait_seconds": 2}).raise_for_status().json()
+    )
+
+
+# The protocol
+
+
+def test_claim_call_report(stack: Stack, trainer: httpx.Client, media: Path) -> None:
+    [queued] = stack.queue([task(media / "a.png")])
+    rollout = claim(trainer)
+    assert rollout["rollout_id"] == queued
+    assert rollout["task"]["question"] == "What color is it?"
+    assert rollout["model"] == fake_backend.MODEL
+    message = user_message("What?", [(media / "a.png").as_uri()])
+    call = {"model": rollout["model"], "messages": [message], **rollout["sampling_parameters"]}
+    reply = trainer.post(rollout["path"] + "/chat/completions", json=call).raise_for_status().json()
+    assert reply["choices"][0]["message"]["content"] == fake_backend.REPLY
+    identity = {key: rollout[key] for key in ("rollout_id", "attempt_id")}
+    assert trainer.post("/v1/rollouts/heartbeat", json=identity).json() == {"alive": True}
+    report = {**identity, "reward": 0.9, "components": {"accuracy": 1.0, "length": 3}}
+    assert trainer.post("/v1/rollouts/report", json=report).json() == {"accepted": True}
+    assert trainer.post("/v1/rollouts/report", json=report).json() == {"accepted": False}
+    assert trainer.post("/v1/rollouts/heartbeat", json=identity).json() == {"alive": False}
+    assert stack.wait([queued], 1) == {"succeeded": 1}
+    spans = list(stack.call(stack.store.query_spans(queued)))
+    assert reward_from_spans(spans) == {"reward": 0.9, "accuracy": 1.0, "length": 3.0}
+    assert [turn.image_refs for turn in turns_from_spans(spans)] == [[(media / "a.png").as_uri()]]
+
+
+def test_nothing_to_claim_is_204(trainer: httpx.Client) -> None:
+    assert trainer.post("/v1/rollouts/claim", json={"worker_id": "curl"}).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("claim", {}, 400),
+        ("claim", "{", 400),
+        ("report", {"rollout_id": "ro-none", "attempt_id": "at-none", "reward": 1.0}, 404),
+        ("report", {"rollout_id": "ro-none", "attempt_id": "at-none"}, 400),
+        ("report", {"rollout_id": "ro-none", "attempt_id": "at-none", "reward": "1"}, 400),
+        ("report", {"rollout_id": "ro-none", "attempt_id": "at-none", "reward": True}, 400),
+        ("report", '{"rollout_id": "ro-none", "attempt_id": "at-none", "reward": NaN}', 400),
+        ("report", {"rollout_id": "ro-none", "attempt_id": "at-none", "reward": 1, "components": {"a": "x"}}, 400),
+        ("heartbeat", {"rollout_id": "ro-none", "attempt_id": "at-none"}, 404),
+        ("nothing", {}, 404),
+    ],
+)
+def test_wrong_requests_are_told_so(trainer: httpx.Client, path: str, body: Any, status: int) -> None:
+    sent = {"content": body} if isinstance(body, str) else {"json": body}
+    assert trainer.post(f"/v1/rollouts/{path}", **sent).status_code == status
+
+
+# Access
+
+
+@pytest.mark.parametrize("key", [None, "wrong", TOKEN[:-1], TOKEN + "x"])
+def test_nothing_is_served_without_the_token(stack: Stack, key: str | None) -> None:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    with httpx.Client(headers=headers, trust_env=False) as client:
+        for address in (
+            f"{stack.address}/v1/models",
+            f"{stack.address}/v1/rollouts/ro-1/images/0",
+            f"{stack.address}/health",
+            f"{stack.store.endpoint}/",
+            f"{stack.store.endpoint}/v1/agl/rollouts",
+            f"{stack.store.endpoint}/assets/x.js",
+        ):
+            assert client.get(address).status_code == 401, address
+        for address in (
+            f"{stack.address}/v1/chat/completions",
+            f"{stack.address}/rollout/ro-1/attempt/at-1/v1/chat/completions",
+            f"{stack.address}/v1/rollouts/claim",
+            f"{stack.store.endpoint}/v1/agl/queues/rollouts/dequeue",
+            f"{stack.store.endpoint}/v1/traces",
+        ):
+            assert client.post(address, json={}).status_code == 401, address
+
+
+def test_pictures_are_served_from_the_data_directory_only(stack: Stack, trainer: httpx.Client, media: Path) -> None:
+    paths = [
+        media / "a.png",
+        media.parent / "secret.png",
+        media / "link.png",
+        media / "../secret.png",
+        media / "none.png",
+    ]
+    [queued] = stack.queue([task(*paths)])
+    replies = [trainer.get(f"/v1/rollouts/{queued}/images/{index}") for index in range(6)]
+    assert [reply.status_code for reply in replies] == [200, 403, 403, 403, 404, 404]
+    assert replies[0].content == (media / "a.png").read_bytes()
+    assert all(b"secret" not in reply.content for reply in replies)
+    assert trainer.get("/v1/rollouts/ro-none/images/0").status_code == 404
+    claim(trainer)
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "file://{media}/../secret.png", "http://10.0.0.1/a.png", "ftp://x/a"]
+)
+@pytest.mark.parametrize("traced", [True, False])
+def test_no_call_makes_the_model_server_read_elsewhere(stack: Stack, media: Path, url: str, traced: bool) -> None:
+    address = stack.claim()[1] if traced else f"{stack.address}/v1"
+    with (
+        openai.OpenAI(base_url=address, api_key=TOKEN, max_retries=0) as client,
+        pytest.raises(openai.PermissionDeniedError),
+    ):
+        messages: Any = [user_message("What?", [url.format(media=media)])]
+        client.chat.completions.create(model=fake_backend.MODEL, messages=messages)
+
+
+def test_pictures_of_the_run_and_data_are_served(stack: Stack, media: Path) -> None:
+    urls = [(media / "a.png").as_uri(), data_uri((media / "a.png").read_bytes())]
+    for address in (stack.claim()[1], f"{stack.address}/v1"):
+        with openai.OpenAI(base_url=address, api_key=TOKEN, max_retries=0) as client:
+            messages: Any = [user_message("What?", urls)]
+            assert client.chat.completions.create(model=fake_backend.MODEL, messages=messages).choices
+
+
+def test_a_request_that_is_too_large_is_refused(stack: Stack) -> None:
+    """By the length that it announces, before it is read; tests/test_access.py has those that announce none."""
+    address = httpx.URL(stack.address)
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=10)
+    connection.putrequest("POST", "/v1/rollouts/claim")
+    connection.putheader("Authorization", f"Bearer {TOKEN}")
+    connection.putheader("Content-Length", str(2**40))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+# worker.py
+
+
+def start_worker(stack: Stack, *options: str, key: str = TOKEN) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OPENAI_BASE_URL": f"{stack.address}/v1", "OPENAI_API_KEY": key}
+    command = [sys.executable, str(ROOT / "worker.py"), "--concurrency", "4", *options]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def stop(worker: subprocess.Popen[str]) -> str:
+    """Interrupt a worker and return what it said; it must end by itself, and well."""
+    worker.send_signal(signal.SIGINT)
+    output, _ = worker.communicate(timeout=20)
+    assert worker.returncode == 0, output
+    return output
+
+
+@pytest.mark.parametrize("images", ["path", "data", "http"])
+def test_the_worker_does_the_work(stack: Stack, media: Path, images: str) -> None:
+    ids = stack.queue([task(media / "a.png") for _ in range(12)], RETRIED)
+    worker = start_worker(stack, "--images", images)
+    assert stack.wait(ids, 30) == {"succeeded": 12}
+    assert "12 rollouts succeeded, 0 failed" in stop(worker)
+    for rollout_id in ids:
+        spans = list(stack.call(stack.store.query_spans(rollout_id)))
+        [turn] = turns_from_spans(spans)
+        reward = reward_from_spans(spans)
+        assert reward is not None and reward["accuracy"] == 1.0
+        assert turn.image_refs[0].startswith("file:" if images == "path" else "sha256:")
+
+
+def test_the_worker_needs_none_of_the_big_packages() -> None:
+    check = (
+        "import sys, worker\n"
+        "for task in worker.AGENTS: worker.answer_of(task)\n"
+        "big = {'agentlightning.types', 'verl', 'vllm', 'ray', 'torch', 'transformers', 'litellm', 'vision_rl.engine'}\n"
+        "print(sorted(big & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_the_worker_outlives_a_trainer_that_restarts(stack: Stack, media: Path) -> None:
+    worker = start_worker(stack)
+    first = stack.queue([task(media / "a.png") for _ in range(4)], RETRIED)
+    assert stack.wait(first, 20) == {"succeeded": 4}
+    stack.call(stack.proxy.stop())
+    time.sleep(1.5)
+    stack.call(stack.proxy.start())
+    second = stack.queue([task(media / "a.png") for _ in range(4)], RETRIED)
+    assert stack.wait(second, 30) == {"succeeded": 4}
+    output = stop(worker)
+    assert "the trainer is back" in output
+    assert "8 rollouts succeeded, 0 failed" in output
+
+
+def test_a_stopped_worker_finishes_what_it_has_begun(stack: Stack, media: Path) -> None:
+    ids = stack.queue([{**task(media / "a.png"), "question": "SLEEP2"} for _ in range(4)], RETRIED)
+    worker = start_worker(stack)
+    while stack.call(stack.memory.collections.rollout_queue.size()):
+        time.sleep(0.05)
+    assert "4 rollouts succeeded, 0 failed" in stop(worker)
+    assert stack.wait(ids, 0) == {"succeeded": 4}
+
+
+def test_the_rollouts_of_a_worker_that_vanished_are_done_by_another(stack: Stack, media: Path) -> None:
+    ids = stack.queue([{**task(media / "a.png"), "question": "SLEEP0.5"} for _ in range(8)], RETRIED)
+    worker = start_worker(stack)
+    while stack.call(stack.memory.collections.rollout_queue.size()) > 4:
+        time.sleep(0.02)
+    worker.kill()
+    worker.wait()
+    other = start_worker(stack)
+    assert stack.wait(ids, 30) == {"succeeded": 8}
+    stop(other)
+    for rollout_id in ids:
+        latest = stack.call(stack.store.query_spans(rollout_id, attempt_id="latest"))
+        assert len(turns_from_spans(list(latest))) == 1
+
+
+def test_a_wrong_key_ends_the_worker_with_one_sentence(stack: Stack) -> None:
+    worker = start_worker(stack, key="wrong")
+    output, _ = worker.communicate(timeout=20)
+    assert worker.returncode == 2
+    assert "error: the trainer refuses the key" in output and "Traceback" not in output
