@@ -1,0 +1,130 @@
+"""Run directories as the trainer leaves them, made without a trainer: a grounding run that learns and then collapses."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from vision_rl.engine.rollouts import FinishedRollout, rollout_metrics
+from vision_rl.engine.trace import Turn
+from vision_rl.parsing import format_boxes
+from vision_rl.rewards.grounding import grounding_reward
+from vision_rl.settings import AgentSettings, CollapseWatch
+from vision_rl.telemetry import RunLog
+
+SIZE = (336, 224)
+STEPS, PEAK = 30, 18
+COLOURS = ("firebrick", "seagreen", "royalblue", "darkorange")
+
+
+def collapsed_run(run_dir: Path, *, steps: int = STEPS, groups: int = 3, n: int = 4, turns: int = 2) -> Path:
+    """Boxes come closer to the truth until step PEAK, then replies grow and lose the format; some rollouts fail."""
+    draw = random.Random(3)
+    rows = [_row(run_dir, index) for index in range(groups)]
+    log = RunLog(run_dir)
+    settings = dataclasses.asdict(AgentSettings(reward="iou", max_turns=turns, family="qwen2_5_vl"))
+    config = {f"agent.{key}": value for key, value in settings.items()}
+    config |= {f"app.collapse.{key}": value for key, value in dataclasses.asdict(CollapseWatch()).items()}
+    config |= {"actor_rollout_ref.model.path": "models/tiny", "trainer.total_training_steps": 40}
+    lines = [f"{key}: {json.dumps(value)}  # preset test" for key, value in config.items()]
+    (run_dir / "config.yaml").write_text("\n".join([*lines, "trainer.nnodes: 1  # verl", ""]), encoding="utf-8")
+    log.event("phase", text="first rollouts")
+    log.event("queued", total=groups * n, mode="train")
+    for step in range(steps + 1):
+        metrics: dict[str, Any] = {}
+        if step:
+            metrics |= _mode(log, rows, step, "train", n, turns, draw) | _engine(step, draw)
+        if step % 10 == 0:
+            metrics |= _mode(log, rows, step, "val", 1, turns, draw) | {"timing_s/validate": 4.0}
+        log.metrics(step, metrics)
+    log.event("warning", text="the picture <b>cache</b> is full")
+    log.event("finished", step=steps, reason="stopped by the user")
+    return run_dir
+
+
+def _mode(
+    log: RunLog, rows: list[Any], step: int, mode: str, n: int, turns: int, draw: random.Random
+) -> dict[str, Any]:
+    rollouts = [_rollout(row, step, index, turns, draw) for row in rows for index in range(n)]
+    log.rollouts(rollout.record(step, mode) for rollout in rollouts)
+    return rollout_metrics(rollouts, mode)
+
+
+def _row(run_dir: Path, index: int) -> dict[str, Any]:
+    """A screen with a button, a zoomed view of it kept by its hash, and the button's box."""
+    image = Image.new("RGB", SIZE, "whitesmoke")
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((0, 0, SIZE[0], 24), fill="lightsteelblue")
+    left, top = 40 + 70 * index, 60 + 30 * index
+    pen.rectangle((left, top, left + 80, top + 36), fill=COLOURS[index % 4])
+    path = run_dir / "rows" / f"{index}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    buffer = io.BytesIO()
+    image.crop((left - 20, top - 20, left + 100, top + 56)).resize((240, 152)).save(buffer, "PNG")
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    (run_dir / "pictures").mkdir(exist_ok=True)
+    (run_dir / "pictures" / digest).write_bytes(buffer.getvalue())
+    box = [left / SIZE[0], top / SIZE[1], (left + 80) / SIZE[0], (top + 36) / SIZE[1]]
+    return {
+        "id": f"screen-{index}",
+        "question": f"click the {COLOURS[index % 4]} button",
+        "image_paths": [str(path)],
+        "answers": [],
+        "boxes": [box],
+        "zoom": digest,
+    }
+
+
+def _rollout(row: dict[str, Any], step: int, index: int, turns: int, draw: random.Random) -> FinishedRollout:
+    name = f"ro-{step}-{row['id']}-{index}"
+    if step == 7 and index == 0:
+        return FinishedRollout(name, row["id"], row, failure="timeout", seconds=90.0, worker="host-1")
+    away = 0.2 * (1 - step / PEAK) if step <= PEAK else 0.0
+    box = [value + draw.uniform(-1, 1) * away for value in row["boxes"][0]]
+    box = [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])]
+    lost = step > PEAK + 3 and draw.random() < 0.9
+    answer = "I think it is somewhere on the left. " * 4 if lost else format_boxes([box], "bbox")
+    if lost and index == 1:
+        answer = f"<bbox>[{box[0] * SIZE[0]:.0f}, {box[1] * SIZE[1]:.0f}, {box[2] * SIZE[0]:.0f}, {box[3] * SIZE[1]:.0f}]</bbox>"
+    reply = f"<think>looking for it, step {step} <script>alert(1)</script></think>{answer}"
+    reward = grounding_reward(reply, row["boxes"], original_size=SIZE, processed_size=SIZE)
+    refs = [Path(row["image_paths"][0]).as_uri()]
+    tokens = 40 + (step > PEAK) * 4 * (step - PEAK)
+    turn = Turn(list(range(90)), list(range(tokens)), [-0.1] * tokens, refs, reply, "length" if lost else "stop")
+    played = [turn]
+    if turns > 1 and index % 2 == 0:
+        call = '<tool_call>{"name": "zoom_ui_element", "arguments": {"region": [0, 0, 0.5, 0.5], "zoom_factor": 2}}</tool_call>'
+        first = Turn(list(range(90)), list(range(20)), [-0.1] * 20, refs, call, "stop")
+        played = [first, dataclasses.replace(turn, image_refs=[*refs, f"sha256:{row['zoom']}"])]
+    components = {"reward": reward.value, **reward.components}
+    return FinishedRollout(name, row["id"], row, played, components, seconds=1.5, worker="host-0")
+
+
+def _engine(step: int, draw: random.Random) -> dict[str, Any]:
+    """What the trainer measures beside the rollouts."""
+    late = max(0, step - PEAK)
+    timing = {"weight_sync": 0.1, "generate": 2.0 + 0.1 * late, "batch": 0.1, "old_log_prob": 0.2, "update_actor": 1.2}
+    return {
+        **{f"timing_s/{name}": seconds * draw.uniform(0.9, 1.1) for name, seconds in timing.items()},
+        "timing_s/step": 4.2 + 0.1 * late,
+        "actor/entropy": max(0.05, 0.9 - 0.02 * step),
+        "actor/grad_norm": draw.uniform(0.4, 1.5),
+        "train/kl": 0.004 * step,
+        "train/groups_equal": 0.2 if step < PEAK else 0.9,
+        "mismatch/logprob_max": draw.uniform(2e-6, 6e-6),
+        "mismatch/logprob_mean": 6e-7,
+        "perf/throughput": draw.uniform(380, 480),
+        "perf/max_memory_allocated_gb": 31.0,
+        "perf/max_memory_reserved_gb": 36.5,
+        "perf/mfu/actor": 0.18,
+        "perf/cpu_memory_used_gb": 7.2 + 0.01 * step,
+        "train/dropped/image_tokens_disagree": 1 if step == 9 else 0,
+    }

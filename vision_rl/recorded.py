@@ -1,0 +1,109 @@
+"""A run directory as it was recorded, for those who look at it: report, terminal view, model card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vision_rl.collapse import CollapseWatcher, Episode, episodes
+from vision_rl.errors import UserError
+from vision_rl.rewards.grounding import KINDS as GROUNDING_KINDS
+from vision_rl.run_dir import CONFIG
+from vision_rl.settings import AgentSettings, CollapseWatch
+from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, read_jsonl
+
+DEFAULT_ORIGINS = ("verl", "agentlightning", "vision_rl")
+"""Origins in config.yaml of values that nobody chose."""
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """config: dotted key -> value, as in config.yaml. settings: the agent's. metrics, events: the lines so far."""
+
+    path: Path
+    config: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    collapse: CollapseWatch
+    metrics: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+
+    @property
+    def task(self) -> str:
+        """ "vqa" or "grounding", by the reward in use."""
+        return "grounding" if self.settings["reward"] in GROUNDING_KINDS else "vqa"
+
+    @property
+    def model(self) -> str:
+        """Folder or name of the model that was trained."""
+        return str(self.config.get("actor_rollout_ref.model.path", ""))
+
+    @property
+    def total_steps(self) -> int | None:
+        """How many steps the run was asked for."""
+        return self.config.get("trainer.total_training_steps")
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The metrics of training steps, validation-only lines left out."""
+        return [line for line in self.metrics if line.get("train/reward") is not None]
+
+    def alarms(self) -> tuple[CollapseWatcher, list[Episode]]:
+        """The collapse watch, replayed."""
+        return episodes(self.collapse, self.metrics)
+
+    def chosen_settings(self) -> dict[str, str]:
+        """`key: value` of config.yaml that are not verl's, Agent Lightning's or our own defaults, with their origin."""
+        chosen = {}
+        for line in (self.path / CONFIG).read_text(encoding="utf-8").splitlines():
+            setting, _, origin = line.rpartition("  # ")
+            if setting and origin not in DEFAULT_ORIGINS:
+                chosen[setting.rstrip()] = origin
+        return chosen
+
+
+def read_run(path: str | Path) -> RecordedRun:
+    """Read what is there now; a run that is still going on has fewer lines. Raises `UserError` if it holds no run."""
+    path = Path(path)
+    if not (path / CONFIG).exists():
+        raise UserError(f"{path} holds no run ({CONFIG} is missing); name a --run-dir of train_agent.py")
+    try:
+        config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+        metrics, events = read_jsonl(path / METRICS)[0], read_jsonl(path / EVENTS)[0]
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore the file or start the run anew") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path / CONFIG} is not a list of settings; start the run anew")
+    return RecordedRun(
+        path=path,
+        config=config,
+        settings={**dataclasses.asdict(AgentSettings()), **_section(config, "agent.")},
+        collapse=CollapseWatch(**_known(CollapseWatch, _section(config, "app.collapse."))),
+        metrics=metrics,
+        events=events,
+    )
+
+
+def iter_rollouts(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run's rollouts.jsonl, one at a time; a last line that is still being written is left out."""
+    try:
+        with open(path / ROLLOUTS, "rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield json.loads(line)
+    except FileNotFoundError:
+        return
+
+
+def _section(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key[len(prefix) :]: value for key, value in config.items() if key.startswith(prefix)}
+
+
+def _known(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Only what this version knows: a run of another version may have other settings."""
+    names = {item.name for item in dataclasses.fields(cls)}
+    return {name: value for name, value in values.items() if name in names}
