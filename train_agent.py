@@ -24,13 +24,12 @@ from typing import Any  # noqa: E402
 from vision_rl.data.schema import read_rows  # noqa: E402
 from vision_rl.engine.config import TASKS, Resolved, presets, render_resolved, resolve, variants  # noqa: E402
 from vision_rl.engine.environment import run_environment  # noqa: E402
+from vision_rl.engine.reach import PROXY_PORT, STORE_PORT, Reach, free_port, private, published, worker_lines  # noqa: E402
 from vision_rl.errors import UserError, cli_errors  # noqa: E402
 from vision_rl.media import check_pictures  # noqa: E402
 from vision_rl.models import render_models  # noqa: E402
 from vision_rl.preflight import check_images, check_machine  # noqa: E402
 from vision_rl.run_dir import CONFIG, open_run_dir  # noqa: E402
-
-PROXY_PORT, STORE_PORT = 8080, 4747
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,12 +63,26 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--llm-proxy",
         action="store_true",
-        help=f"publish the LLM proxy on port {PROXY_PORT} and the store on {STORE_PORT}",
+        help=f"publish the LLM proxy on port {PROXY_PORT} and the store on {STORE_PORT}, and say how to start workers",
     )
+    where.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="interface of proxy and store (with --llm-proxy); 0.0.0.0: all, with a token",
+    )
+    where.add_argument("--advertise", help="address under which workers reach this machine, if it is behind NAT")
     where.add_argument("--proxy-port", type=int, help="port of the LLM proxy (with --llm-proxy)")
     where.add_argument(
         "--store-port", type=int, help="port of Agent Lightning's store and dashboard (with --llm-proxy)"
     )
+    where.add_argument(
+        "--role",
+        choices=("trainer", "runner", "store"),
+        default="trainer",
+        help="runner: runners for the trainer behind --store; store: a store that outlives trainers",
+    )
+    where.add_argument("--store", help="URL of the trainer's store (with --role runner)")
+    where.add_argument("--external-store", help="URL of a store that --role store serves elsewhere")
     ask = parser.add_argument_group("instead of training")
     ask.add_argument(
         "--dry-run", action="store_true", help="print the resolved configuration and where each value came from"
@@ -98,6 +111,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             estimate = plan(configure(args, cpu, media_root="/"))
             print(render_plan(estimate))
             sys.exit(0 if estimate.fits else 1)
+        elif args.role == "runner":
+            from vision_rl.engine.launch import run_runners
+
+            if not args.store:
+                raise UserError("name the trainer's store with --store; train_agent.py --llm-proxy prints it")
+            run_runners(agent_of(args.task), args.n_runners or os.cpu_count() or 1, args.store)
+        elif args.role == "store":
+            from vision_rl.engine.launch import serve_store
+
+            serve_store(reach_of(args, "/"))
         else:
             check_machine(cpu)
             train(args, cpu)
@@ -188,12 +211,14 @@ def train(args: argparse.Namespace, cpu: bool) -> None:
     console.print(f"{args.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}")
     from vision_rl.engine.launch import Launch, fit, tasks_of, validation_rows
 
-    proxy_port, store_port = ports(args)
+    reach = reach_of(args, media_root_of([*rows, *val_rows]))
+    for line in worker_lines(reach, args.task) if args.llm_proxy else ():
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     context = RunContext(
         run_dir=run_dir,
         app=resolved.app,
         agent=resolved.agent,
-        proxy_port=proxy_port,
+        reach=reach,
         daemon=os.environ.get("VISION_RL_DAEMON", RunContext.daemon),
     )
     with RunProgress(run_dir, total_steps(resolved, len(rows)), console) as progress:
@@ -204,8 +229,6 @@ def train(args: argparse.Namespace, cpu: bool) -> None:
                 tasks_of(rows, resolved),
                 tasks_of(validation_rows(val_rows, resolved), resolved),
                 launch,
-                store_host="127.0.0.1",
-                store_port=store_port,
             )
         finally:
             progress.update()
@@ -214,16 +237,11 @@ def train(args: argparse.Namespace, cpu: bool) -> None:
     console.print(render_summary(run_dir, summary), highlight=False, soft_wrap=True)
 
 
-def ports(args: argparse.Namespace) -> tuple[int | None, int]:
-    """Ports of proxy (None: any) and store: fixed and published with --llm-proxy, else free ones of this machine."""
-    from vision_rl.engine.launch import check_port, free_port
-
-    if not args.llm_proxy:
-        return None, free_port()
-    proxy_port, store_port = args.proxy_port or PROXY_PORT, args.store_port or STORE_PORT
-    check_port(proxy_port, "127.0.0.1", "--proxy-port")
-    check_port(store_port, "127.0.0.1", "--store-port")
-    return proxy_port, store_port
+def reach_of(args: argparse.Namespace, media_root: str) -> Reach:
+    """Where store and proxy listen: on free ports of this machine, or published with --llm-proxy."""
+    if not args.llm_proxy and args.role != "store":
+        return private(free_port(), args.external_store)
+    return published(args.host, args.advertise, args.proxy_port, args.store_port, media_root, args.external_store)
 
 
 def total_steps(resolved: Resolved, rows: int) -> int:

@@ -29,8 +29,9 @@ from tests import fake_backend
 from tests.engine_stack import model_entry
 from tests.pictures import noise_picture
 from vision_rl.client import chat
-from vision_rl.engine.launch import free_port, trainer_of
+from vision_rl.engine.launch import trainer_of
 from vision_rl.engine.proxy import VisionProxy
+from vision_rl.engine.reach import free_port, private
 from vision_rl.messages import image_url, user_message
 
 QUESTION = "What color is it?"
@@ -51,7 +52,7 @@ def measure(variant: str, runners: int, rollouts: int, more: int) -> dict[str, A
                 algorithm=load, runner=runner, tracer=runner.tracer, strategy=strategy, n_runners=runners
             )
         else:
-            trainer = trainer_of(load, runners, store_host="127.0.0.1", store_port=free_port())
+            trainer = trainer_of(load, runners, private(free_port()))
         trainer.fit(stock_agent if variant.startswith("stock") else our_agent, train_dataset=[1])
     return load.result
 

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from agentlightning.types import AttemptedRollout, EnqueueRolloutRequest, RolloutConfig, Span
 
 from tests import fake_backend
-from vision_rl.engine.launch import free_port
 from vision_rl.engine.proxy import VisionProxy
+from vision_rl.engine.reach import free_port
 from vision_rl.engine.store import VisionStore
 from vision_rl.engine.store_server import VisionStoreServer
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests import fake_backend
 from vision_rl.client import chat, openai_base_url, shared_client
-from vision_rl.engine.launch import free_port
+from vision_rl.engine.reach import free_port
 from vision_rl.messages import user_message
 
 ROOT = Path(__file__).parent.parent

@@ -23,8 +23,8 @@ from tests import fake_backend
 from tests.engine_stack import Stack, running_stack
 from tests.pictures import data_uri, noise_picture
 from vision_rl.client import chat, shared_client
-from vision_rl.engine.launch import free_port
 from vision_rl.engine.proxy import BACKEND_IDLE_SECONDS, VisionProxy
+from vision_rl.engine.reach import free_port
 from vision_rl.engine.trace import turns_from_spans
 from vision_rl.messages import user_message
 

@@ -182,7 +182,7 @@ def test_claim_waits_for_a_task(store: VisionStore) -> None:
 
 
 def test_the_server_travels_to_other_processes_with_its_address_and_token() -> None:
-    from vision_rl.engine.launch import free_port
+    from vision_rl.engine.reach import free_port
     from vision_rl.engine.store_server import VisionStoreServer
 
     async def work() -> str:

@@ -18,11 +18,11 @@ import httpx
 import openai
 from openai.types.chat import ChatCompletion
 
+from vision_rl.settings import TOKEN_VARIABLE
+
 # Uvicorn closes an idle connection after 5 s; leaving the pool earlier means never writing into a closing socket.
 IDLE_SECONDS = 3.0
 MAX_RETRIES = 2
-TOKEN = "VISION_RL_TOKEN"
-"""Environment variable with the token of this run's own proxy; only calls to `/rollout/...` addresses carry it."""
 
 _clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = weakref.WeakKeyDictionary()
 
@@ -60,7 +60,8 @@ async def chat(
     Raises `openai.OpenAIError` once its retries are spent, and `ValueError` for a reply without choices, which some
     servers send with status 200.
     """
-    token = os.environ.get(TOKEN) if "/rollout/" in endpoint else None
+    # Only the trainer's own proxy has such addresses; nobody else must see its token.
+    token = os.environ.get(TOKEN_VARIABLE) if "/rollout/" in endpoint else None
     client = shared_client()
     client = client.with_options(
         api_key=token or client.api_key, base_url=openai_base_url(endpoint), timeout=timeout_seconds

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+TOKEN_VARIABLE = "VISION_RL_TOKEN"
+"""Environment variable with the token of this run's own store and proxy, where they have one."""
+
 
 @dataclass(frozen=True)
 class AgentSettings:

@@ -139,3 +139,14 @@ class HideKeys(logging.Filter):
         if hidden != message:
             record.msg, record.args = hidden, ()
         return True
+
+
+def hide_keys() -> None:
+    """Put `HideKeys` on every handler that this process has now."""
+    loggers = [
+        logging.root,
+        *(one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)),
+    ]
+    for handler in {handler for logger in loggers for handler in logger.handlers} | {logging.lastResort}:
+        if handler is not None:
+            handler.addFilter(HideKeys())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vision_rl.engine.reach import Reach
 from vision_rl.settings import AgentSettings, AppSettings
 
 
@@ -15,6 +16,5 @@ class RunContext:
     run_dir: Path
     app: AppSettings
     agent: AgentSettings
-    proxy_host: str = "127.0.0.1"
-    proxy_port: int | None = None
+    reach: Reach
     daemon: str = "vision_rl.engine.daemon.VisionDaemon"

@@ -23,6 +23,7 @@ from agentlightning.verl.daemon import AgentModeDaemon
 
 from vision_rl.engine.pixels import Pixels
 from vision_rl.engine.proxy import VisionProxy
+from vision_rl.engine.reach import Reach
 from vision_rl.engine.rollouts import FinishedRollout, failures, rollout_metrics, trajectory_samples, transition_samples
 from vision_rl.engine.trace import reward_from_spans, turns_from_spans
 from vision_rl.engine.vision_batch import BatchBuilder
@@ -48,12 +49,19 @@ class VisionDaemon(AgentModeDaemon):
         run_dir: Path,
         sampling: dict[str, Any],
         forbidden_tokens: list[int],
-        proxy_host: str,
-        proxy_port: int | None,
+        reach: Reach,
         **kwargs: Any,
     ) -> None:
         picture_dir = run_dir / "pictures"
-        kwargs["llm_proxy"] = VisionProxy(kwargs["store"], picture_dir, host=proxy_host, port=proxy_port)
+        kwargs["llm_proxy"] = VisionProxy(
+            kwargs["store"],
+            picture_dir,
+            host=reach.host,
+            access_host=reach.address,
+            port=reach.proxy_port,
+            token=reach.token,
+            media_roots=reach.media_roots,
+        )
         super().__init__(*args, **kwargs)
         self.app = app
         self.log = RunLog(run_dir)

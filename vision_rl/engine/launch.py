@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import logging
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +17,16 @@ from typing import Any
 
 import agentlightning as agl
 
+from vision_rl.engine.access import hide_keys
 from vision_rl.engine.algorithm import Launch, VisionVERL
 from vision_rl.engine.config import Resolved
+from vision_rl.engine.reach import Reach, host_of
 from vision_rl.engine.runner import VisionRunner
 from vision_rl.engine.store import VisionStore
+from vision_rl.engine.store_server import VisionStoreClient, VisionStoreServer
 from vision_rl.engine.strategy import VisionStrategy
-from vision_rl.errors import UserError
 from vision_rl.run_dir import STOP_FILE
+from vision_rl.settings import TOKEN_VARIABLE
 
 RUNNER_POLL_SECONDS = 0.05
 
@@ -43,55 +46,65 @@ def validation_rows(rows: list[dict[str, Any]], resolved: Resolved) -> list[dict
     return random.Random(resolved.app.validation.seed).sample(rows, wanted)
 
 
-def free_port() -> int:
-    """A port that is free on the loopback interface now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def check_port(port: int, host: str, flag: str) -> None:
-    """Raise `UserError` if the port is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"port {port} on {host} cannot be used ({error.strerror}); free it or choose another with {flag}"
-            ) from error
-
-
 def fit(
     agent: Any,
     train: list[dict[str, str]],
     val: list[dict[str, str]],
     launch: Launch,
-    *,
-    store_host: str,
-    store_port: int,
 ) -> None:
     """Run to the end. Runners are forked before Ray starts: a fork of a process with Ray's threads breaks."""
     logging.getLogger("agentlightning").setLevel(logging.ERROR)
     stop_on_interrupt(launch.context.run_dir, launch.watch)
-    trainer = trainer_of(
-        VisionVERL(launch), launch.resolved.app.n_runners, store_host=store_host, store_port=store_port
-    )
+    reach = launch.context.reach
+    trainer = trainer_of(VisionVERL(launch), launch.resolved.app.n_runners, reach)
+    hide_keys()
+    if reach.token:
+        os.environ[TOKEN_VARIABLE] = reach.token  # for the runners, which are forked
     trainer.fit(agent, train_dataset=train, val_dataset=val)
 
 
-def trainer_of(algorithm: agl.Algorithm, n_runners: int, *, store_host: str, store_port: int) -> agl.Trainer:
+def trainer_of(algorithm: agl.Algorithm, n_runners: int, reach: Reach) -> agl.Trainer:
     """Agent Lightning's trainer with our store, runners and strategy; benchmarks drive it with their own algorithm."""
     runner = VisionRunner(poll_interval=RUNNER_POLL_SECONDS, interval_jitter=0.0)
-    strategy = VisionStrategy(n_runners=n_runners, host=store_host, port=store_port)
+    outer = reach.external_store
     return agl.Trainer(
         n_runners=n_runners,
         algorithm=algorithm,
         runner=runner,
         tracer=runner.tracer,
-        strategy=strategy,
-        store=VisionStore(),
+        strategy=VisionStrategy(n_runners=n_runners, reach=reach),
+        store=VisionStoreClient(outer, reach.token) if outer else VisionStore(),
     )
+
+
+def run_runners(agent: Any, n_runners: int, store_url: str) -> None:
+    """Runners for a trainer elsewhere, until they are interrupted; the token is VISION_RL_TOKEN."""
+    hide_keys()
+    host_of(store_url)
+    reach = Reach(0, token=os.environ.get(TOKEN_VARIABLE), external_store=store_url.rstrip("/"))
+    runner = VisionRunner(poll_interval=RUNNER_POLL_SECONDS, interval_jitter=0.0)
+    strategy = VisionStrategy(n_runners=n_runners, reach=reach, role="runner")
+    agl.Trainer(n_runners=n_runners, runner=runner, tracer=runner.tracer, strategy=strategy, store=VisionStore()).fit(
+        agent
+    )
+
+
+def serve_store(reach: Reach) -> None:
+    """A store for `--external-store`, until it is interrupted: it keeps the queue while trainers come and go."""
+
+    async def serve() -> None:
+        server = VisionStoreServer(
+            VisionStore(), host=reach.host, port=reach.store_port, access_host=reach.address, token=reach.token
+        )
+        await server.start()
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await stop.wait()
+        await server.stop()
+
+    hide_keys()
+    asyncio.run(serve())
 
 
 def stop_on_interrupt(run_dir: Path, watch: Callable[[], None]) -> None:

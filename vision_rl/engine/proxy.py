@@ -26,7 +26,7 @@ from agentlightning.types import SpanCoreFields, TraceStatus
 from agentlightning.utils.server_launcher import PythonServerLauncherArgs
 from litellm.integrations.custom_logger import CustomLogger
 
-from vision_rl.engine.access import Access
+from vision_rl.engine.access import Access, hide_keys
 from vision_rl.engine.calls import CallError, CallRoute, image_urls, turn_of
 from vision_rl.engine.claims import ClaimRoutes
 from vision_rl.engine.trace import SPAN_NAME, Turn, turn_attributes
@@ -130,6 +130,7 @@ class VisionProxy(LLMProxy):
         import litellm.llms.custom_httpx.http_handler as handler
         import litellm.proxy.proxy_server as server
 
+        hide_keys()
         handler.AIOHTTP_KEEPALIVE_TIMEOUT = server.AIOHTTP_KEEPALIVE_TIMEOUT = BACKEND_IDLE_SECONDS
         async with super()._serve_context():
             yield

@@ -16,8 +16,9 @@ from typing import Any
 import aiohttp
 import orjson
 from agentlightning import LightningStoreClient, LightningStoreServer
-from agentlightning.types import AttemptedRollout, ResourcesUpdate, SpanCoreFields
+from agentlightning.types import LLM, AttemptedRollout, ResourcesUpdate, SpanCoreFields
 from agentlightning.utils.server_launcher import PythonServerLauncherArgs
+from yarl import URL
 
 from vision_rl.engine.access import Access, read_body, send_json
 from vision_rl.engine.store import Outcome, UnknownAttempt, VisionStore
@@ -134,19 +135,29 @@ class StoreRoutes:
 class VisionStoreClient(LightningStoreClient):
     """A client with a token that waits for tasks instead of polling and fetches each resource once."""
 
-    def __init__(self, server_address: str, token: str | None = None, *, wait_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        server_address: str,
+        token: str | None = None,
+        *,
+        wait_seconds: float = 0.0,
+        proxy_host: str | None = None,
+    ) -> None:
         # 1 + 2 + 5 s of retries upstream: here a store that is away for half a minute costs no rollout.
         super().__init__(server_address, retry_delays=(0.2, 1, 2, 5, 10, 15, 15), health_retry_delays=())
         self.token = token
         self.wait_seconds = wait_seconds
+        self.proxy_host = proxy_host
         self._resources: dict[str, ResourcesUpdate] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "token": self.token, "wait_seconds": self.wait_seconds}
+        own = {"token": self.token, "wait_seconds": self.wait_seconds, "proxy_host": self.proxy_host}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.token, self.wait_seconds, self._resources = state["token"], state["wait_seconds"], {}
+        self.token, self.wait_seconds, self.proxy_host = state["token"], state["wait_seconds"], state["proxy_host"]
+        self._resources = {}
 
     async def _get_session(self) -> aiohttp.ClientSession:
         session = await super()._get_session()
@@ -177,6 +188,10 @@ class VisionStoreClient(LightningStoreClient):
             found = await super().get_resources_by_id(resources_id)
             if found is None:
                 return None
+            if self.proxy_host:
+                for resource in found.resources.values():
+                    if isinstance(resource, LLM):
+                        resource.endpoint = str(URL(resource.endpoint).with_host(self.proxy_host))
             self._resources = {**dict(list(self._resources.items())[-3:]), resources_id: found}
         return self._resources[resources_id]
 

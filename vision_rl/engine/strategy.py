@@ -15,11 +15,12 @@ import signal
 import time
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Literal
 
 from agentlightning import ClientServerExecutionStrategy
 from agentlightning.execution.events import MultiprocessingEvent
 
+from vision_rl.engine.reach import Reach, host_of
 from vision_rl.engine.runner import worker_name
 from vision_rl.engine.store import VisionStore
 from vision_rl.engine.store_server import VisionStoreClient, VisionStoreServer
@@ -34,25 +35,25 @@ MAX_RESTARTS_PER_MINUTE = 30
 
 
 class VisionStrategy(ClientServerExecutionStrategy):
-    """host: the store's interface; access_host: where others reach it; store_url: a store that somebody else serves."""
+    """`reach` says where the store is, or is to be. Role "runner": runners only, for a trainer elsewhere."""
 
     def __init__(
         self,
         *,
         n_runners: int,
-        host: str,
-        port: int,
-        access_host: str | None = None,
-        token: str | None = None,
-        store_url: str | None = None,
-        role: Any = "both",
+        reach: Reach,
+        role: Literal["both", "runner"] = "both",
     ) -> None:
         super().__init__(
-            role=role, server_host=host, server_port=port, n_runners=n_runners, graceful_timeout=STOP_SECONDS
+            role=role,
+            server_host=reach.host,
+            server_port=reach.store_port,
+            n_runners=n_runners,
+            graceful_timeout=STOP_SECONDS,
         )
-        self.access_host = access_host or host
-        self.token = token
-        self.store_url = store_url or f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        self.reach = reach
+        # The proxy names itself by its own address; runners elsewhere reach it where they reach the store.
+        self.proxy_host = host_of(reach.store_url) if role == "runner" else None
 
     def execute(self, algorithm: Any, runner: Any, store: Any) -> None:
         """As upstream; runners alone are supervised too, in the foreground, until they are interrupted."""
@@ -67,7 +68,11 @@ class VisionStrategy(ClientServerExecutionStrategy):
             await algorithm(store, stop_evt)
             return
         server = VisionStoreServer(
-            store, host=self.server_host, port=self.server_port, access_host=self.access_host, token=self.token
+            store,
+            host=self.reach.host,
+            port=self.reach.store_port,
+            access_host=self.reach.address,
+            token=self.reach.token,
         )
         await server.start()
         try:
@@ -77,7 +82,9 @@ class VisionStrategy(ClientServerExecutionStrategy):
             await server.stop()
 
     async def _execute_runner(self, runner: Any, worker_id: int, store: Any, stop_evt: Any) -> None:
-        client = VisionStoreClient(self.store_url, self.token, wait_seconds=WAIT_SECONDS)
+        client = VisionStoreClient(
+            self.reach.store_url, self.reach.token, wait_seconds=WAIT_SECONDS, proxy_host=self.proxy_host
+        )
         try:
             await runner(client, worker_id, stop_evt)
         finally:
@@ -125,7 +132,7 @@ class VisionStrategy(ClientServerExecutionStrategy):
 
     async def _give_back(self, index: int) -> None:
         """Let another runner have the rollout that a dead one was working on, without waiting for its deadline."""
-        client = VisionStoreClient(self.store_url, self.token)
+        client = VisionStoreClient(self.reach.store_url, self.reach.token)
         try:
             worker = await client.get_worker_by_id(worker_name(index))
             if worker is not None and worker.current_rollout_id and worker.current_attempt_id:

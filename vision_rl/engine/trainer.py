@@ -263,8 +263,7 @@ class VisionTrainer(AgentLightningTrainer):
             run_dir=self.run.run_dir,
             sampling={"temperature": rollout.temperature, "top_p": rollout.top_p},
             forbidden_tokens=forbidden_token_ids(self.tokenizer),
-            proxy_host=self.run.proxy_host,
-            proxy_port=self.run.proxy_port,
+            reach=self.run.reach,
         )
         daemon.start()
         return daemon
