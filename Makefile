@@ -30,7 +30,7 @@ lint: install
 	$(VENV)/bin/mypy .
 
 test-fast: install
-	$(RUN) -m pytest -m "not e2e"
+	$(RUN) -m pytest -m "not e2e" -n 2
 
 test-e2e: install
 	$(RUN) -m pytest -m e2e

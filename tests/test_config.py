@@ -33,8 +33,12 @@ def at(resolved: Resolved, key: str) -> Any:
     return OmegaConf.select(OmegaConf.create(resolved.tree()), key)
 
 
-@pytest.mark.parametrize("variant", [None, *variants()])
-@pytest.mark.parametrize("preset", presets())
+# Every preset alone and every variant on the three kinds of preset: small, one GPU, many GPUs with another strategy.
+PAIRS = [(preset, None) for preset in presets()]
+PAIRS += [(preset, variant) for preset in ("cpu", "gpu_24gb_lora", "megatron") for variant in variants()]
+
+
+@pytest.mark.parametrize(("preset", "variant"), PAIRS)
 def test_every_preset_and_variant_satisfies_verl(preset: str, variant: str | None) -> None:
     chosen = [variant] if variant else []
     if preset == "megatron" and variant == "freeze_vision":

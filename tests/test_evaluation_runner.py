@@ -227,6 +227,7 @@ def test_a_full_disk_is_one_sentence_and_the_rows_before_it_stay(data: Path, tmp
         assert run(job, fake.url)["scored"] == 24
 
 
+@pytest.mark.e2e
 def test_a_killed_command_goes_on_where_it_stopped(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with fake_openai("red", delay=0.15) as fake:
