@@ -48,6 +48,16 @@ class RecordedRun:
         """How many steps the run was asked for."""
         return self.config.get("trainer.total_training_steps")
 
+    @property
+    def ended(self) -> str:
+        """Why the run ended, or "" for one that has not, or that was resumed since."""
+        for event in reversed(self.events):
+            if event["kind"] == "finished":
+                return str(event.get("reason", "all steps done"))
+            if event["kind"] in ("phase", "queued"):
+                return ""
+        return ""
+
     def steps(self) -> list[dict[str, Any]]:
         """The metrics of training steps, validation-only lines left out."""
         return [line for line in self.metrics if line.get("train/reward") is not None]

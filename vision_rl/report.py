@@ -80,10 +80,9 @@ def state(run: RecordedRun) -> str:
     """How far the run has come, in words."""
     steps = run.steps()
     done = steps[-1]["step"] if steps else 0
-    ended = [event for event in run.events if event["kind"] == "finished"]
     began = time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.events[0]["time"])) + " UTC" if run.events else "not yet"
     of = f" of {run.total_steps}" if run.total_steps else ""
-    how = f", ended: {ended[-1].get('reason', 'all steps done')}" if ended else ", not ended"
+    how = f", ended: {run.ended}" if run.ended else ", not ended"
     return f"begun {began}, {done}{of} steps{how}"
 
 
