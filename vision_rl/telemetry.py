@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +18,10 @@ METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts.jsonl"
 EVENTS = "events.jsonl"
 DETAILS = "detailed_logs"
+MAX_PENDING_BYTES = 64 * 2**20
+
+logger = logging.getLogger(__name__)
+_pending: dict[Path, bytes] = {}  # what a full disk did not take
 
 
 class RunLog:
@@ -51,10 +58,35 @@ class RunLog:
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append records as JSON lines, in one write."""
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(lines)
+    """Append records as JSON lines, in one write.
+
+    A full disk must not end a run that has trained for a day: what could not be written is kept, a warning is logged
+    once, and the next call tries again. Lines beyond `MAX_PENDING_BYTES` are lost, and counted in the log.
+    """
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+    pending = _pending.pop(path, b"") + lines
+    try:
+        _append_whole(path, pending)
+    except OSError as error:
+        logger.warning("%s could not be written (%s); its lines wait in memory", path, error.strerror)
+        if len(pending) > MAX_PENDING_BYTES:
+            logger.error("%d bytes of %s are lost", len(pending), path)
+        else:
+            _pending[path] = pending
+
+
+def _append_whole(path: Path, content: bytes) -> None:
+    """Append all of it or nothing: half a line would spoil the file for its readers."""
+    with open(path, "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[file.write(view) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def read_jsonl(path: str | Path, *, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

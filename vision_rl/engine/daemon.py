@@ -71,6 +71,7 @@ class VisionDaemon(AgentModeDaemon):
         self.pixels = Pixels(self.processor, picture_dir, limits=pixel_limits, blank=app.blank_pixels)
         self.tasks: dict[str, tuple[str, dict[str, Any]]] = {}  # rollout id -> (data id, task)
         self.finished: dict[str, FinishedRollout] = {}
+        self.collected: list[str] = []  # rollouts that the store may forget
         self.last_progress = 0.0
 
     async def _async_set_up(self, data: dict[str, Any], server_addresses: list[str], is_train: bool = True) -> None:
@@ -78,6 +79,8 @@ class VisionDaemon(AgentModeDaemon):
 
         Adds to what is already there: dynamic group filtering queues more tasks within a step.
         """
+        await self.store.forget(self.collected)
+        self.collected.clear()
         self.backend_llm_server_addresses = server_addresses
         if not self.llm_proxy.is_running():
             await self._update_proxy_server_v1()
@@ -141,7 +144,10 @@ class VisionDaemon(AgentModeDaemon):
             "worker": (attempt.worker_id if attempt else None) or "",
         }
         if rollout.status != "succeeded":
-            return FinishedRollout(**common, failure=rollout.status)
+            reason = str((attempt.metadata or {}).get("failure", "") if attempt else "")
+            # An exception's type, or how the attempt ended without one: timeout, unresponsive.
+            failure = reason.partition(":")[0] or (attempt.status if attempt else rollout.status)
+            return FinishedRollout(**common, failure=failure, reason=reason)
         deadline = time.monotonic() + self.app.rollouts.span_deadline_seconds
         while True:
             spans = list(await self.store.query_spans(rollout.rollout_id, attempt_id="latest"))
@@ -214,6 +220,7 @@ class VisionDaemon(AgentModeDaemon):
         return rollout_metrics(list(self.finished.values()), "val")
 
     def clear_data_and_server(self) -> None:
+        self.collected += self.tasks
         self.tasks.clear()
         self.finished.clear()
         self._total_tasks_queued = 0

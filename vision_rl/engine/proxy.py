@@ -9,6 +9,7 @@ litellm's.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import logging
@@ -36,6 +37,9 @@ from vision_rl.engine.trace import SPAN_NAME, Turn, turn_attributes
 BACKEND_IDLE_SECONDS = 3
 HEALTH = "/health/liveliness"  # /health probes the model server, which takes seconds
 KNOWN_PICTURES = 10_000
+WATCH_SECONDS = 0.5
+
+logger = logging.getLogger(__name__)
 
 
 class TraceCallback(CustomLogger):
@@ -102,6 +106,7 @@ class VisionProxy(LLMProxy):
         self.picture_dir = picture_dir
         self.media_roots = None if media_roots is None else [Path(os.path.realpath(root)) for root in media_roots]
         self.token = token
+        self._watch: asyncio.Task[None] | None = None
         self._known: dict[bytes, str] = {}  # sha256 of a data: URI -> its reference
         super().__init__(
             store=store,
@@ -134,6 +139,29 @@ class VisionProxy(LLMProxy):
         handler.AIOHTTP_KEEPALIVE_TIMEOUT = server.AIOHTTP_KEEPALIVE_TIMEOUT = BACKEND_IDLE_SECONDS
         async with super()._serve_context():
             yield
+
+    async def start(self) -> None:
+        """As upstream; a proxy process that dies is replaced, at the same address, for as long as it should run."""
+        await super().start()
+        self._watch = asyncio.create_task(self._replace_the_dead())
+
+    async def stop(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        await super().stop()
+
+    async def _replace_the_dead(self) -> None:
+        launcher = self.server_launcher
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if launcher._proc is None or launcher._proc.is_alive():
+                continue
+            logger.error("the LLM proxy ended with exit code %s and is replaced", launcher._proc.exitcode)
+            launcher._is_running = False
+            try:
+                await super().start()
+            except Exception:  # its port may be held for a moment: the next look tries again
+                logger.exception("the LLM proxy could not be replaced yet")
 
     def as_resource(self, *args: Any, **kwargs: Any) -> Any:
         """As upstream, with the token, so that agents on other machines can pass it on."""

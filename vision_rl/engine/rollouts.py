@@ -16,7 +16,7 @@ from vision_rl.tool_telemetry import tool_metrics
 
 @dataclass(frozen=True)
 class FinishedRollout:
-    """One rollout after its last attempt. `failure` is "" if it can be used, else the reason in a few words."""
+    """One rollout after its last attempt. failure: "" if it can be used, else why in a word; reason: the sentence."""
 
     rollout_id: str
     data_id: str
@@ -24,6 +24,7 @@ class FinishedRollout:
     turns: list[Turn] = field(default_factory=list)
     reward: dict[str, float] = field(default_factory=dict)
     failure: str = ""
+    reason: str = ""
     seconds: float = 0.0
     attempts: int = 1
     worker: str = ""
@@ -47,6 +48,7 @@ class FinishedRollout:
             "finish_reasons": [turn.finish_reason for turn in self.turns],
             "reward": self.reward,
             "failure": self.failure,
+            "reason": self.reason,
             "seconds": round(self.seconds, 3),
             "attempts": self.attempts,
             "worker": self.worker,
