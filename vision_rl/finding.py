@@ -1,0 +1,15 @@
+"""What a check has found: a line of the doctor's table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """ok: None for what is only told; found: what there is; cure: what to do where ok is False."""
+
+    check: str
+    ok: bool | None
+    found: str
+    cure: str = ""
