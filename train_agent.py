@@ -270,6 +270,8 @@ def reach_of(args: argparse.Namespace, media_root: str) -> Reach:
     """Where store and proxy listen: on free ports of this machine, or published with --llm-proxy."""
     if not args.llm_proxy and args.role != "store":
         return private(free_port(), args.external_store)
+    if args.role == "store":  # it has no proxy
+        args.proxy_port = free_port()
     return published(args.host, args.advertise, args.proxy_port, args.store_port, media_root, args.external_store)
 
 

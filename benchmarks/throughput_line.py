@@ -35,13 +35,16 @@ from vision_rl.engine.reach import free_port, private
 from vision_rl.messages import image_url, user_message
 
 QUESTION = "What color is it?"
+GROUP, PICTURES = 8, 32
+"""Rollouts per picture, as in GRPO, and how many pictures there are."""
 
 
 def measure(variant: str, runners: int, rollouts: int, more: int) -> dict[str, Any]:
     """Run the rollouts under a real `agl.Trainer` and return the figures."""
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, fake_backend.running(free_port()) as backend:
-        (Path(folder) / "big.png").write_bytes(noise_picture(seed=0))
+        for number in range(PICTURES):
+            (Path(folder) / f"{number}.png").write_bytes(noise_picture(number))
         load = Load(variant, runners, rollouts, more, Path(folder), backend)
         if variant.startswith("stock"):
             runner = agl.LitAgentRunner(agl.AgentOpsTracer(), poll_interval=0.1, interval_jitter=0.0)
@@ -125,15 +128,19 @@ class Load(agl.Algorithm):
 
     async def batch(self, resources: str, count: int) -> None:
         store = self.get_store()
-        task = {"image": str(self.folder / "big.png"), "folder": str(self.folder), "transport": self.variant.split()[1]}
-        request = EnqueueRolloutRequest(input=task, mode="train", resources_id=resources)
-        waiting = {rollout.rollout_id for rollout in await store.enqueue_many_rollouts([request] * count)}
+        common = {"folder": str(self.folder), "transport": self.variant.split()[1]}
+        tasks = [{**common, "image": str(self.folder / f"{i // GROUP % PICTURES}.png")} for i in range(count)]
+        requests = [EnqueueRolloutRequest(input=task, mode="train", resources_id=resources) for task in tasks]
+        ids = [rollout.rollout_id for rollout in await store.enqueue_many_rollouts(requests)]
+        waiting = set(ids)
         while waiting:
             done = await store.wait_for_rollouts(rollout_ids=list(waiting), timeout=0)
             waiting -= {rollout.rollout_id for rollout in done}
             if any(rollout.status != "succeeded" for rollout in done):
                 raise RuntimeError("a rollout failed")
             await asyncio.sleep(0.05)
+        if not self.variant.startswith("stock"):
+            await store.forget(ids)  # as our trainer does after each step
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """The store lives in this process; the proxy is the last process that it started."""

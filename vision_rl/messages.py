@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import mimetypes
+import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +26,7 @@ def image_url(path: str, transport: Transport) -> str:
     A picture that a server would not decode to the same pixels as `open_image` (EXIF rotation, 16 bits, transparency)
     is always sent as a `data:` URI of its RGB pixels. Raises `UserError` naming a file that cannot be opened.
     """
-    if not served_unchanged(path):
+    if not _served_unchanged(path, os.stat(path).st_mtime_ns if os.path.exists(path) else 0):
         return picture_url(open_image(path))
     if transport == "file":
         return Path(path).absolute().as_uri()
@@ -32,6 +34,12 @@ def image_url(path: str, transport: Transport) -> str:
     if mime not in _PASS_THROUGH:
         return picture_url(open_image(path))
     return f"data:{mime};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+
+
+@lru_cache(maxsize=4096)
+def _served_unchanged(path: str, modified: int) -> bool:
+    """Remembered per file and version: to look for a PNG's orientation decodes all of it, and a group has one picture."""
+    return served_unchanged(path)
 
 
 def picture_url(picture: Image.Image) -> str:

@@ -104,6 +104,10 @@ def serve_store(reach: Reach) -> None:
         await server.stop()
 
     hide_keys()
+    print(
+        f"store and dashboard at {reach.store_url}" + (f", {TOKEN_VARIABLE}={reach.token}" if reach.token else ""),
+        flush=True,
+    )
     asyncio.run(serve())
 
 
