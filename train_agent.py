@@ -219,6 +219,8 @@ def train(args: argparse.Namespace, cpu: bool) -> None:
     console.print(f"{args.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}")
     from vision_rl.engine.launch import Launch, fit, tasks_of, validation_rows
 
+    if resolved.app.n_runners == 0 and not args.llm_proxy:
+        raise UserError("app.n_runners=0 leaves all rollouts to workers elsewhere: add --llm-proxy, or some runners")
     reach = reach_of(args, media_root_of([*rows, *val_rows]))
     for line in worker_lines(reach, args.task) if args.llm_proxy else ():
         console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -235,7 +235,7 @@ def test_good_overrides_are_taken(override: str, key: str | None, value: Any) ->
         ((f"{ROLLOUT}.enable_prefix_caching=true",), "old weights"),
         ((f"{VLLM}.mm_processor_cache_gb=4",), "old weights"),
         (("agent.timeout_seconds=1000",), "dead runner"),
-        (("app.n_runners=0",), "at least 1"),
+        (("app.n_runners=-1",), "at least 0"),
         ((f"{ROLLOUT}.name=sglang",), "sglang is not installed"),
     ],
 )

@@ -134,8 +134,9 @@ def _ours(agent: AgentSettings, app: AppSettings) -> None:
             f"agent.max_turns={agent.max_turns} and agent.max_tool_calls={agent.max_tool_calls} do not fit: a tool call "
             "takes a turn of its own, and a further turn follows a tool call only (--variant tools sets both)"
         )
+    if app.n_runners < 0:
+        raise UserError(f"app.n_runners={app.n_runners} must be at least 0 (all rollouts by workers elsewhere)")
     for name, value in (
-        ("app.n_runners", app.n_runners),
         ("app.images_per_prompt", app.images_per_prompt),
         ("agent.max_turns", agent.max_turns),
         ("app.rollouts.max_attempts", app.rollouts.max_attempts),
