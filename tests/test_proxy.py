@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests import fake_backend
 from tests.engine_stack import Stack, running_stack
 from tests.pictures import data_uri, noise_picture
 from vision_rl.client import chat, shared_client
+from vision_rl.engine.calls import SPARE_LOAD, CallRoute
 from vision_rl.engine.proxy import BACKEND_IDLE_SECONDS, VisionProxy
 from vision_rl.engine.reach import free_port
 from vision_rl.engine.trace import turns_from_spans
@@ -109,6 +111,56 @@ def test_an_unknown_rollout_fails_at_once_and_stalls_nobody(stack: Stack) -> Non
     results = asyncio.run(together())
     assert [served for _, served in results] == [True] * 4 + [False] * 4
     assert max(seconds for seconds, _ in results) < 3
+
+
+def test_a_stream_is_traced_too(stack: Stack) -> None:
+    """Streams go through litellm, as do other providers' calls."""
+    rollout, address = stack.claim()
+    with openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=20) as client:
+        chunks: Any = client.chat.completions.create(model=fake_backend.MODEL, messages=QUESTION, stream=True)  # type: ignore
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == fake_backend.REPLY
+    [turn] = turns_from_spans(stack.spans(rollout))
+    assert turn.response_ids == fake_backend.RESPONSE_IDS
+    assert turn.logprobs == pytest.approx(fake_backend.LOGPROBS)
+
+
+def test_an_agent_gets_what_it_asked_for_and_no_more(stack: Stack) -> None:
+    plain = ask(stack.claim()[1]).model_dump()
+    assert "prompt_token_ids" not in plain and plain["choices"][0]["logprobs"] is None
+    asked = ask(stack.claim()[1], logprobs=True, extra_body={"return_token_ids": True}).model_dump()
+    assert asked["prompt_token_ids"] == fake_backend.prompt_ids(4)
+    assert [token["logprob"] for token in asked["choices"][0]["logprobs"]["content"]] == fake_backend.LOGPROBS
+
+
+# Which server
+
+
+SERVERS = [(f"http://server-{number}/v1", "m") for number in range(4)]
+
+
+def test_the_rollouts_of_a_picture_go_to_one_server() -> None:
+    route = CallRoute(None)  # type: ignore[arg-type]
+    chosen = {picture: {route._server(SERVERS, [picture])[0] for _ in range(8)} for picture in map(str, range(200))}
+    assert all(len(servers) == 1 for servers in chosen.values())
+    load = Counter(next(iter(servers)) for servers in chosen.values())
+    assert len(load) == 4 and max(load.values()) < 80  # of 200 pictures
+
+
+def test_a_server_that_goes_moves_only_its_own_pictures() -> None:
+    route = CallRoute(None)  # type: ignore[arg-type]
+    for picture in map(str, range(200)):
+        before, after = route._server(SERVERS, [picture]), route._server(SERVERS[1:], [picture])
+        assert before == after or before == SERVERS[0]
+
+
+def test_a_server_that_has_far_more_to_do_is_passed_over() -> None:
+    route = CallRoute(None)  # type: ignore[arg-type]
+    first = route._server(SERVERS, ["picture"])
+    route.busy[first[0]] = SPARE_LOAD
+    assert route._server(SERVERS, ["picture"]) == first
+    route.busy[first[0]] = SPARE_LOAD + 1
+    assert route._server(SERVERS, ["picture"]) != first
 
 
 # Bad days at the model server
