@@ -150,7 +150,9 @@ def _figures(run: RecordedRun, width: int) -> Table:
     if validation:
         cells.append((f"validation {METRIC[run.task]}", f"{validation[-1]:.3f} (first {validation[0]:.3f})"))
     last = run.steps()[-1] if run.steps() else {}
-    cells += [(label, form.format(last[name])) for label, name, form in _FIGURES if last.get(name) is not None]
+    known = [(label, last[name], form) for label, name, form in _FIGURES if last.get(name) is not None]
+    # On a CPU verl reports a GPU of no memory.
+    cells += [(label, form.format(value)) for label, value, form in known if value or label != "GPU memory"]
     table = Table.grid(padding=(0, 1))
     columns = max(1, min(3, width // 42))
     for start in range(0, len(cells), columns):
