@@ -24,12 +24,14 @@ STEPS, PEAK = 30, 18
 COLOURS = ("firebrick", "seagreen", "royalblue", "darkorange")
 
 
-def collapsed_run(run_dir: Path, *, steps: int = STEPS, groups: int = 3, n: int = 4, turns: int = 2) -> Path:
+def collapsed_run(
+    run_dir: Path, *, steps: int = STEPS, groups: int = 3, n: int = 4, turns: int = 2, **agent: Any
+) -> Path:
     """Boxes come closer to the truth until step PEAK, then replies grow and lose the format; some rollouts fail."""
     draw = random.Random(3)
     rows = [_row(run_dir, index) for index in range(groups)]
     log = RunLog(run_dir)
-    settings = dataclasses.asdict(AgentSettings(reward="iou", max_turns=turns, family="qwen2_5_vl"))
+    settings = dataclasses.asdict(AgentSettings(reward="iou", max_turns=turns, family="qwen2_5_vl", **agent))
     config = {f"agent.{key}": value for key, value in settings.items()}
     config |= {f"app.collapse.{key}": value for key, value in dataclasses.asdict(CollapseWatch()).items()}
     config |= {"actor_rollout_ref.model.path": "models/tiny", "trainer.total_training_steps": 40}
@@ -104,7 +106,8 @@ def _rollout(row: dict[str, Any], step: int, index: int, turns: int, draw: rando
         call = '<tool_call>{"name": "zoom_ui_element", "arguments": {"region": [0, 0, 0.5, 0.5], "zoom_factor": 2}}</tool_call>'
         first = Turn(list(range(90)), list(range(20)), [-0.1] * 20, refs, call, "stop")
         played = [first, dataclasses.replace(turn, image_refs=[*refs, f"sha256:{row['zoom']}"])]
-    components = {"reward": reward.value, **reward.components}
+    zooms = float(len(played) - 1)
+    components = {"reward": reward.value, **reward.components, "tools/calls": zooms, "tools/zooms": zooms}
     return FinishedRollout(name, row["id"], row, played, components, seconds=1.5, worker="host-0")
 
 

@@ -139,6 +139,25 @@ NOISY_LENGTH = {5: 2.31, 14: 2.34, 16: 2.34, 24: 5.05, 25: 2.34}
 NOISY_ENTROPY = {5: 1.14, 6: 0.9, 14: 1.14, 16: 1.23, 24: 2.68, 25: 1.24}
 
 
+# A run on the tiny model that learnt to zoom: two replies instead of one, and more reward for it.
+ZOOM_REWARD = (
+    0.42, 0.34, 0.37, 0.38, 0.35, 0.44, 0.44, 0.61, 0.40, 0.43, 0.49, 0.47, 0.51, 0.52, 0.57, 0.52, 0.64, 0.57, 0.59, 0.55,
+    0.60, 0.62, 0.52, 0.66, 0.65, 0.60, 0.61, 0.65, 0.59, 0.48,
+)  # fmt: skip
+ZOOM_LENGTH = (
+    15.4, 13.8, 14.3, 16.4, 17.0, 17.9, 20.5, 19.8, 19.9, 19.2, 19.3, 19.1, 19.5, 18.4, 18.9, 18.7, 17.0, 19.2, 21.3, 15.7,
+    17.3, 16.8, 19.9, 19.4, 15.8, 20.6, 14.3, 20.8, 18.8, 16.9,
+)  # fmt: skip
+
+
+def test_longer_replies_that_earn_more_raise_nothing() -> None:
+    pairs = enumerate(zip(ZOOM_REWARD, ZOOM_LENGTH, strict=True), start=1)
+    lines = [{"step": step, "train/reward": r, "train/response_length": length} for step, (r, length) in pairs]
+    assert feed(lines) == []
+    unpaid = [{**entry, "train/reward": 0.4} for entry in lines]
+    assert first(feed(unpaid), "replies grow", True) is not None
+
+
 def test_a_noisy_run_that_stays_level_raises_nothing() -> None:
     lines = [
         {

@@ -86,6 +86,14 @@ def test_boxes_lie_where_they_belong(run_dir: Path, page: str) -> None:
     assert "box predicted" in card
 
 
+def test_no_box_is_drawn_from_an_answer_about_a_zoomed_picture(tmp_path: Path) -> None:
+    """Rollouts 0 and 2 zoom, 1 and 3 do not; validation always zooms."""
+    run = collapsed_run(tmp_path / "run", steps=1, answer_view="last")
+    over_time, training = render_report(read_run(run)).split("<h2>Training rollouts of step 1</h2>")
+    assert "box true" in over_time and "box predicted" not in over_time.split("Validation rows over time")[1]
+    assert training.count("box predicted") == 3 * 2
+
+
 def test_failures_and_dropped_samples_are_listed_with_reasons(page: str) -> None:
     assert re.search(
         r"<td>timeout</td><td>3</td><td>7 to 7</td>\s*<td class=\"left\">screen-0 \(step 7, host-1\)", page

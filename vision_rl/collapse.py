@@ -206,9 +206,9 @@ class CollapseWatcher:
         return f"log-probabilities differ by {now:.3g} nats per token, {first:.3g} at the start"
 
     def _rising(self) -> bool:
-        """The reward has risen since the start, and not fallen from its peak, by more than chance."""
+        """The reward is above its start, if only by one standard error, and has not fallen from its peak."""
         first, now, chance = self._first(REWARD), self._now(REWARD), self._noise(REWARD)
-        return now - first > chance and self._peak - now <= max(chance, 0.05 * abs(self._peak))
+        return now - first > chance / NOISE and self._peak - now <= max(chance, 0.05 * abs(self._peak))
 
     def _solved(self) -> bool:
         return self._now(REWARD) >= SOLVED

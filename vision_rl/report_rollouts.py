@@ -13,7 +13,7 @@ from vision_rl.coordinates import Size
 from vision_rl.data.images import open_image
 from vision_rl.drawing import Picture, picture
 from vision_rl.errors import UserError
-from vision_rl.evaluation.cases import predicted_boxes
+from vision_rl.evaluation.cases import drawable, predicted_boxes
 
 Rollout = Mapping[str, Any]
 
@@ -193,11 +193,11 @@ def _answer(
 
 
 def _boxes(rollout: Rollout, size: Size | None, settings: Mapping[str, Any]) -> tuple[Box, ...]:
-    """The boxes of the last reply; none for answers that stand in the space of a zoomed picture (see the transcripts)."""
-    zoomed = settings["answer_view"] == "last" and len(rollout["replies"]) > 1
-    if size is None or not rollout["replies"] or zoomed or settings["task"] != "grounding":
+    """The boxes of the last reply; none where it answers in the space of a zoomed picture (the transcripts draw those)."""
+    if size is None or not rollout["replies"] or settings["task"] != "grounding":
         return ()
-    return tuple(predicted_boxes({"reply": rollout["replies"][-1]}, settings, size))
+    record = {"reply": rollout["replies"][-1], "components": rollout["reward"]}
+    return tuple(map(drawable, predicted_boxes(record, settings, size)))
 
 
 def _turns(rollout: Rollout, run_dir: Path) -> list[Turn]:
