@@ -63,6 +63,18 @@ def test_endpoints_with_and_without_v1(endpoint: str) -> None:
     assert openai_base_url(endpoint) == "http://host:1/rollout/r/attempt/a/v1"
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        ("http://host:1", "http://host:1/v1"),
+        ("https://host/v1/", "https://host/v1"),
+        ("https://host/v1beta/openai/", "https://host/v1beta/openai"),
+    ],
+)
+def test_other_apis_keep_their_path(endpoint: str, expected: str) -> None:
+    assert openai_base_url(endpoint) == expected
+
+
 def test_a_reply_without_choices_is_an_error(backend: str) -> None:
     """OpenAI's client accepts it: status 200 and an empty list."""
     with pytest.raises(ValueError, match="without choices"):

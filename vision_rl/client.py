@@ -13,6 +13,7 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -32,8 +33,9 @@ def shared_client() -> openai.AsyncOpenAI:
     loop = asyncio.get_running_loop()
     if loop not in _clients:
         limits = httpx.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=IDLE_SECONDS)
-        # trust_env=False: a proxy variable of the environment must not catch requests to the trainer's own machine.
-        http_client = httpx.AsyncClient(limits=limits, trust_env=False, follow_redirects=True)
+        # A web proxy named in the environment serves requests to the world, never those to this machine.
+        direct = {f"all://{host}": None for host in ("127.0.0.1", "localhost")}
+        http_client = httpx.AsyncClient(limits=limits, mounts=direct, follow_redirects=True)
         key = os.environ.get("OPENAI_API_KEY", "none")
         _clients[loop] = openai.AsyncOpenAI(
             api_key=key, base_url="http://unset.invalid", max_retries=MAX_RETRIES, http_client=http_client
@@ -42,9 +44,13 @@ def shared_client() -> openai.AsyncOpenAI:
 
 
 def openai_base_url(endpoint: str) -> str:
-    """Agent Lightning's endpoints come with and without `/v1`; the client wants it."""
+    """Agent Lightning's endpoints come with and without `/v1`; the client wants it.
+
+    A bare host gets it too; any other path is the API's own (`/v1beta/openai`) and stays.
+    """
     endpoint = endpoint.rstrip("/")
-    return endpoint if endpoint.endswith("/v1") else endpoint + "/v1"
+    path = urlsplit(endpoint).path
+    return endpoint + "/v1" if not path or (path.startswith("/rollout/") and not path.endswith("/v1")) else endpoint
 
 
 async def chat(
