@@ -1,0 +1,83 @@
+"""What the troubleshooting tables and the alarms advise exists: settings, variants, presets, files, messages of the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vision_rl.collapse import CURES
+from vision_rl.engine.config import presets, resolve, variants
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+ADVICE = TEXT + "\n".join(cure for cures in CURES.values() for cure in cures)
+ROOTS = ("actor_rollout_ref.", "agent.", "app.", "data.", "trainer.", "algorithm.", "ray_kwargs.")
+# The guides' own settings, which the left column of that table quotes.
+FOREIGN = TEXT.split("## Settings of the guides")[1].split("\n## ")[0]
+
+
+def advised_settings() -> list[str]:
+    quoted = re.findall(r"`\+?([a-z_]+\.[a-zA-Z0-9_.]+)(?:=[^`]*)?`", TEXT)
+    bare = re.findall(r"\b((?:actor_rollout_ref|agent|app)\.[a-z_.]+[a-z])", ADVICE)
+    left = {
+        name
+        for row in FOREIGN.splitlines()
+        for name in re.findall(r"`\+?([a-z_.]+)", row.split("|")[1] if "|" in row else "")
+    }
+    found = {name for name in [*quoted, *bare] if name.startswith(ROOTS)}
+    return sorted(found - left)
+
+
+@pytest.fixture(scope="module")
+def known() -> set[str]:
+    """Every setting of the composed tree, sections included."""
+    names: set[str] = set()
+
+    def walk(prefix: str, value: object) -> None:
+        names.add(prefix)
+        if isinstance(value, dict):
+            for key, part in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), part)
+
+    for preset in ("gpu_24gb", "cpu"):
+        walk("", resolve(preset, task="grounding", model="Qwen/Qwen2.5-VL-3B-Instruct", media_root="/").tree())
+    return names
+
+
+def test_every_setting_that_is_advised_exists(known: set[str]) -> None:
+    names = advised_settings()
+    assert len(names) > 30
+    assert [name for name in names if name not in known] == []
+
+
+def test_every_variant_and_preset_that_is_advised_exists() -> None:
+    named = set(re.findall(r"--variant ([a-z_]+)", ADVICE))
+    assert len(named) >= 5 and named <= set(variants())
+    assert set(re.findall(r"--preset ([a-z_0-9]+)", ADVICE)) <= set(presets())
+
+
+def test_every_flag_that_is_advised_exists() -> None:
+    sources = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "vision_rl").glob("*.py")])
+    flags = set(re.findall(r"`[^`]*?(--[a-z][a-z_-]+)", TEXT)) - {"--shm-size", "--index-url", "--nproc_per_node"}
+    assert [flag for flag in sorted(flags) if f'"{flag}"' not in sources] == []
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", TEXT))))
+def test_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / "docs" / link).exists()
+
+
+def test_every_alarm_is_in_the_table() -> None:
+    section = TEXT.split("the collapse watch\n")[1].split("\n## ")[0]
+    assert [name for name in CURES if name not in section] == []
+
+
+def test_every_reason_for_a_lost_rollout_is_explained() -> None:
+    sources = (ROOT / "vision_rl" / "engine" / "vision_batch.py").read_text() + (
+        ROOT / "vision_rl" / "engine" / "daemon.py"
+    ).read_text()
+    reasons = set(re.findall(r'return "([a-z_]+)", \{\}', sources)) | set(re.findall(r'failure="([a-z_]+)"', sources))
+    assert {"prompt_too_long", "image_tokens_disagree"} <= reasons
+    assert [reason for reason in sorted(reasons) if f"`{reason}`" not in TEXT] == []
