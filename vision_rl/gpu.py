@@ -1,0 +1,55 @@
+"""How busy this machine's GPUs are and what they hold, sampled once a second while a run goes on.
+
+verl reports the memory that its own process allocates; vLLM's, and whether a device waits, only the driver knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import threading
+from types import TracebackType
+
+_QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "--loop=1")
+_MIB_PER_GB = 1e9 / 2**20
+
+
+class GpuMeter:
+    """Samples in a thread from `__enter__` to `__exit__`; without nvidia-smi it measures nothing and costs nothing."""
+
+    def __init__(self) -> None:
+        self._samples: list[tuple[float, float]] = []
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> GpuMeter:
+        with contextlib.suppress(OSError):
+            self._process = subprocess.Popen(_QUERY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            threading.Thread(target=self._follow, args=(self._process,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+    def read(self) -> dict[str, float]:
+        """Since the last call: `gpu/utilisation` (percent, mean over devices and time) and `gpu/memory_gb` (the largest
+        of any device). Empty where nothing was sampled."""
+        with self._lock:
+            samples, self._samples = self._samples, []
+        if not samples:
+            return {}
+        busy = sum(utilisation for utilisation, _ in samples) / len(samples)
+        return {"gpu/utilisation": busy, "gpu/memory_gb": max(memory for _, memory in samples) / _MIB_PER_GB}
+
+    def _follow(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            # A device without the figure says "[N/A]".
+            with contextlib.suppress(ValueError):
+                utilisation, memory = (float(part) for part in line.split(","))
+                with self._lock:
+                    self._samples.append((utilisation, memory))
