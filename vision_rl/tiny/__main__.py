@@ -31,7 +31,9 @@ def build(output: Path, seed: int) -> None:
     )
     with Progress(*columns) as bar:
         task = bar.add_task("warm start", total=None, loss=float("nan"))
-        warm_start(model, processor, seed, lambda done, total, loss: bar.update(task, completed=done, total=total, loss=loss))
+        warm_start(
+            model, processor, seed, lambda done, total, loss: bar.update(task, completed=done, total=total, loss=loss)
+        )
     round_weights(model)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as temporary:

@@ -20,7 +20,7 @@ from vision_rl.tiny.scenes import COLORS, COUNTS, SHAPES, TEXT_ELEMENTS, Example
 SPLITS = ("train", "val", "test")
 ANNOTATORS = 10
 _STAMP = "tasks.json"
-_GENERATOR_VERSION = 1
+_GENERATOR_VERSION = 2
 _ANSWER_GROUPS = (tuple(COLORS), SHAPES, COUNTS)
 
 
@@ -100,13 +100,18 @@ def _row(task: str, name: str, image_path: str, example: Example, rng: random.Ra
     if isinstance(example.answer, str):
         row["answers"] = _annotate(example.answer, rng)
         answer_type = "number" if example.answer in COUNTS else "other"
-        row["meta"] = {"question_type": example.question_type, "answer_type": answer_type, "theme": example.theme}
+        row["meta"] = {
+            "question_type": example.question_type,
+            "answer_type": answer_type,
+            "plain": example.plain,
+            "theme": example.theme,
+        }
     else:
         row["boxes"] = [list(example.answer)]
         row["labels"] = [example.question_type]
         data_type = "text" if example.question_type in TEXT_ELEMENTS else "icon"
         platform = "desktop" if example.image.width > example.image.height else "mobile"
-        row["meta"] = {"data_type": data_type, "platform": platform, "theme": example.theme}
+        row["meta"] = {"data_type": data_type, "platform": platform, "plain": example.plain, "theme": example.theme}
     return row
 
 
