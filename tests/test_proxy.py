@@ -293,3 +293,42 @@ async def ask_as_the_server_closes(addresses: list[str], keep_alive: int) -> lis
     assert await asyncio.gather(*map(once, addresses)) == [None] * len(addresses)
     await asyncio.sleep(keep_alive - HOLD_SECONDS / 2)
     return await asyncio.gather(*map(once, addresses))
+
+
+class HangsOnce(VisionProxy):
+    """Its first process never comes up, as one that was forked while a thread held a lock that it needs."""
+
+    start_seconds = 3.0
+
+    @asynccontextmanager
+    async def _serve_context(self) -> AsyncIterator[None]:
+        marker = self.picture_dir / "hung"
+        if not marker.exists():
+            marker.touch()
+            time.sleep(3600)
+        async with super()._serve_context():
+            yield
+
+
+def test_a_proxy_process_that_hangs_at_its_start_is_replaced(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with running_stack(tmp_path, proxy=HangsOnce) as stack:
+        assert time.monotonic() - started < 20
+        assert ask(stack.claim()[1]).choices[0].message.content == fake_backend.REPLY
+    assert (tmp_path / "hung").exists()
+
+
+def test_a_proxy_process_that_dies_is_replaced(tmp_path: Path) -> None:
+    with running_stack(tmp_path) as stack:
+        process = stack.proxy.server_launcher._proc
+        assert process is not None
+        process.kill()
+        process.join()
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                assert ask(stack.claim()[1]).choices[0].message.content == fake_backend.REPLY
+                return
+            except openai.APIConnectionError:
+                time.sleep(0.1)
+        raise AssertionError("nobody replaced it")

@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 from agentlightning import LLMProxy
 from agentlightning.llm_proxy import get_active_llm_proxy
 from agentlightning.types import SpanCoreFields, TraceStatus
-from agentlightning.utils.server_launcher import PythonServerLauncherArgs
+from agentlightning.utils.server_launcher import ChildEvent, PythonServerLauncherArgs
 from litellm.integrations.custom_logger import CustomLogger
 
 from vision_rl.engine.access import Access, hide_keys
@@ -38,6 +38,7 @@ BACKEND_IDLE_SECONDS = 3
 HEALTH = "/health/liveliness"  # /health probes the model server, which takes seconds
 KNOWN_PICTURES = 10_000
 WATCH_SECONDS = 0.5
+START_ATTEMPTS = 3
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,9 @@ class VisionProxy(LLMProxy):
     carry.
     """
 
+    start_seconds = 60.0
+    """It takes a second, and ten times that on a machine that has too much to do."""
+
     def __init__(
         self,
         store: Any,
@@ -121,7 +125,7 @@ class VisionProxy(LLMProxy):
                 port=port,
                 launch_mode="mp",
                 healthcheck_url=HEALTH,
-                startup_timeout=120.0,
+                startup_timeout=2 * self.start_seconds,
                 log_level=logging.WARNING,
             ),
         )
@@ -141,9 +145,31 @@ class VisionProxy(LLMProxy):
             yield
 
     async def start(self) -> None:
-        """As upstream; a proxy process that dies is replaced, at the same address, for as long as it should run."""
-        await super().start()
+        """As upstream; a proxy process that dies is replaced, at the same address, for as long as it should run.
+
+        The process is forked from one with threads (the store's, Ray's). Now and then such a child finds a lock that a
+        thread held at that moment and that nobody will release (seen once in some hundred starts); upstream waits four
+        minutes for it and gives up. Here it is killed and forked again.
+        """
+        for left in reversed(range(START_ATTEMPTS)):
+            try:
+                await self._start_once()
+                break
+            except RuntimeError:
+                if not left:
+                    raise
+                logger.warning("the LLM proxy did not start; trying again")
         self._watch = asyncio.create_task(self._replace_the_dead())
+
+    async def _start_once(self) -> None:
+        launcher = self.server_launcher
+        starting = asyncio.create_task(super().start())
+        done, _ = await asyncio.wait({starting}, timeout=self.start_seconds)
+        if not done and launcher._proc is not None and launcher._mp_event_queue is not None:
+            launcher._proc.kill()
+            # What `start` waits for, in a thread that could not be interrupted.
+            launcher._mp_event_queue.put(ChildEvent(kind="error", message="the LLM proxy's process hung"))
+        await starting
 
     async def stop(self) -> None:
         if self._watch is not None:
@@ -159,7 +185,7 @@ class VisionProxy(LLMProxy):
             logger.error("the LLM proxy ended with exit code %s and is replaced", launcher._proc.exitcode)
             launcher._is_running = False
             try:
-                await super().start()
+                await self._start_once()
             except Exception:  # its port may be held for a moment: the next look tries again
                 logger.exception("the LLM proxy could not be replaced yet")
 
