@@ -31,6 +31,7 @@ from vision_rl.media import check_pictures  # noqa: E402
 from vision_rl.models import render_models  # noqa: E402
 from vision_rl.preflight import check_images, check_machine  # noqa: E402
 from vision_rl.run_dir import CONFIG, open_run_dir  # noqa: E402
+from vision_rl.telemetry import RunLog  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -202,6 +203,7 @@ def train(args: argparse.Namespace, cpu: bool) -> None:
 
     from vision_rl.engine.context import RunContext
     from vision_rl.progress import RunProgress
+    from vision_rl.report import write_report
     from vision_rl.summary import render_summary, summarise, write_summary
 
     paths = data_files(args)
@@ -240,10 +242,14 @@ def train(args: argparse.Namespace, cpu: bool) -> None:
                 tasks_of(validation_rows(val_rows, resolved), resolved),
                 launch,
             )
+        except UserError as error:
+            RunLog(run_dir).event("error", text=str(error))
+            raise
         finally:
             progress.update()
             summary = summarise(run_dir, args.task, STARTED)
             write_summary(run_dir, summary)
+            write_report(run_dir)
     console.print(render_summary(run_dir, summary), highlight=False, soft_wrap=True)
 
 

@@ -39,6 +39,7 @@ def main() -> None:
     for runners in args.runners:
         for variant in args.variants:
             line = in_fresh_process(variant, runners, args.rollouts)
+            print(variant, runners, json.dumps(line), file=sys.stderr, flush=True)
             table.add_row(
                 variant,
                 str(runners),

@@ -33,9 +33,7 @@ def tiny_model(tiny_dir: Path) -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    return AutoModelForImageTextToText.from_pretrained(
-        tiny_dir, dtype=torch.float32, attn_implementation="sdpa"
-    ).eval()
+    return AutoModelForImageTextToText.from_pretrained(tiny_dir, dtype=torch.float32, attn_implementation="sdpa").eval()
 
 
 @pytest.fixture(scope="session")

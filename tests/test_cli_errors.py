@@ -44,7 +44,9 @@ def missing_model(folder: Path) -> list[str]:
 
 def text_model(folder: Path) -> list[str]:
     (folder / "text").mkdir()
-    (folder / "text" / "config.json").write_text(json.dumps({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}))
+    (folder / "text" / "config.json").write_text(
+        json.dumps({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]})
+    )
     return ["--model", str(folder / "text")]
 
 

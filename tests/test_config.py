@@ -34,7 +34,7 @@ def at(resolved: Resolved, key: str) -> Any:
 
 
 # Every preset alone and every variant on the three kinds of preset: small, one GPU, many GPUs with another strategy.
-PAIRS = [(preset, None) for preset in presets()]
+PAIRS: list[tuple[str, str | None]] = [(preset, None) for preset in presets()]
 PAIRS += [(preset, variant) for preset in ("cpu", "gpu_24gb_lora", "megatron") for variant in variants()]
 
 

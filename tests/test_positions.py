@@ -22,7 +22,13 @@ from transformers import (
 from vision_rl.engine.positions import expected_image_tokens, position_ids, rope_index_of
 from vision_rl.tiny import checkpoint_dir
 
-TEXT = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
 GRIDS = torch.tensor([[1, 4, 6], [1, 8, 4]])
 
 
@@ -54,13 +60,21 @@ def qwen2_5(tok: Any) -> tuple[Any, Any]:
 
 
 def qwen3(tok: Any) -> tuple[Any, Any]:
-    vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32}
+    vision: dict[str, Any] = {
+        "depth": 1,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "intermediate_size": 32,
+        "out_hidden_size": 32,
+    }
     vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 64}
-    text = {**TEXT, "head_dim": 16, "vocab_size": len(tok)}
+    text: dict[str, Any] = {**TEXT, "head_dim": 16, "vocab_size": len(tok)}
     text["rope_scaling"] = {"rope_type": "default", "mrope_section": [2, 3, 3], "mrope_interleaved": True}
     config = Qwen3VLConfig(text_config=text, vision_config=vision, **special_ids(tok))
     images = Qwen2VLImageProcessor(patch_size=16)
-    return Qwen3VLProcessor(images, tok, video_processor=Qwen3VLVideoProcessor()), Qwen3VLForConditionalGeneration(config)
+    return Qwen3VLProcessor(images, tok, video_processor=Qwen3VLVideoProcessor()), Qwen3VLForConditionalGeneration(
+        config
+    )
 
 
 def padded_conversation(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:

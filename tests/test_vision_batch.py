@@ -23,7 +23,9 @@ REPLIES = ["red", "2", "blue square"]
 
 def prompt_ids(processor: Any, question: str, images: list[Path]) -> list[int]:
     content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
     encoded = processor(text=[text], images=[Image.open(path) for path in images], return_tensors="pt")
     return encoded["input_ids"][0].tolist()
 
@@ -31,7 +33,7 @@ def prompt_ids(processor: Any, question: str, images: list[Path]) -> list[int]:
 @pytest.fixture()
 def make_sample(tiny_processor: Any) -> Callable[..., Sample]:
     def make(images: list[str], reply: str, **changes: Any) -> Sample:
-        response = tiny_processor.tokenizer(reply).input_ids + [tiny_processor.tokenizer.eos_token_id]
+        response = [*tiny_processor.tokenizer(reply).input_ids, tiny_processor.tokenizer.eos_token_id]
         values: dict[str, Any] = {
             "prompt_ids": prompt_ids(tiny_processor, "What color is it?", [Path(path) for path in images]),
             "response_ids": response,
@@ -60,7 +62,11 @@ def builder(tiny_processor: Any, tmp_path: Path) -> BatchBuilder:
 def samples(make_sample: Callable[..., Sample], vqa_rows: list[dict[str, Any]]) -> list[Sample]:
     """Different images, replies and lengths; one conversation holds two images."""
     paths = [row["image_paths"][0] for row in vqa_rows]
-    return [make_sample([paths[0]], REPLIES[0]), make_sample([paths[1]], REPLIES[1]), make_sample(paths[2:4], REPLIES[2])]
+    return [
+        make_sample([paths[0]], REPLIES[0]),
+        make_sample([paths[1]], REPLIES[1]),
+        make_sample(paths[2:4], REPLIES[2]),
+    ]
 
 
 def reference_log_probs(model: Any, processor: Any, sample: Sample, images: list[Path]) -> torch.Tensor:
@@ -193,7 +199,12 @@ def test_an_image_is_processed_once_for_its_group(
     calls: list[int] = []
     processor = builder.pixels.processor.image_processor
     original = type(processor).__call__
-    monkeypatch.setattr(type(processor), "__call__", lambda self, *a, **k: calls.append(1) or original(self, *a, **k))
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(processor), "__call__", counted)
     builder.build(samples)
     assert len(calls) == 1
 

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,21 @@ from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.rewards import Reward
 
-Answer = Callable[[dict[str, Any], Any], Awaitable[tuple[str, Reward]]]
+Answer = Callable[[dict[str, Any], Any], Coroutine[Any, Any, tuple[str, Reward]]]
 
 
 def main(answer: Answer, task: str) -> None:
     """Parse the command line, run `answer` on one row, print question, gold answer, reply and reward."""
     parser = argparse.ArgumentParser(description=f"Run one {task} task and print what happens.")
-    parser.add_argument("--endpoint", help="OpenAI-compatible base URL; default: the tiny model, served by vLLM meanwhile")
+    parser.add_argument(
+        "--endpoint", help="OpenAI-compatible base URL; default: the tiny model, served by vLLM meanwhile"
+    )
     parser.add_argument("--model", help="model name at the endpoint")
     parser.add_argument("--data", type=Path, help="parquet file (default: synthetic tasks)")
     parser.add_argument("--row", type=int, default=0, help="which row, from 0")
-    parser.add_argument("--image-transport", choices=("file", "data"), default=None, help="default: data: URIs to an endpoint")
+    parser.add_argument(
+        "--image-transport", choices=("file", "data"), default=None, help="default: data: URIs to an endpoint"
+    )
     parser.add_argument("--temperature", type=float, default=0.0)
     args = parser.parse_args()
     with cli_errors():
@@ -71,10 +75,14 @@ def _run(answer: Answer, row: dict[str, Any], endpoint: str, model: str, args: a
     try:
         reply, reward = asyncio.run(answer({**row, "settings": settings}, llm))
     except openai.OpenAIError as error:
-        raise UserError(f"{endpoint} did not answer for model {model}: {error}; check the address, the name and OPENAI_API_KEY") from error
+        raise UserError(
+            f"{endpoint} did not answer for model {model}: {error}; check the address, the name and OPENAI_API_KEY"
+        ) from error
     console = Console()
     console.print("images  ", ", ".join(row["image_paths"]), highlight=False)
     console.print("question", row["question"], highlight=False)
     console.print("gold    ", row["answers"] if row["task"] == "vqa" else row["boxes"], highlight=False)
     console.print("reply   ", reply, highlight=False, markup=False)
-    console.print("reward  ", round(reward.value, 4), {name: round(value, 4) for name, value in reward.components.items()})
+    console.print(
+        "reward  ", round(reward.value, 4), {name: round(value, 4) for name, value in reward.components.items()}
+    )

@@ -66,7 +66,9 @@ def _wait(server: subprocess.Popen[bytes], health: str, log: Path) -> None:
     while time.monotonic() < deadline:
         if server.poll() is not None:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            raise UserError(f"vLLM ended with exit code {server.returncode} before it served the model; its last lines:\n{tail}")
+            raise UserError(
+                f"vLLM ended with exit code {server.returncode} before it served the model; its last lines:\n{tail}"
+            )
         try:
             if httpx.get(health, timeout=2, trust_env=False).status_code == 200:
                 return

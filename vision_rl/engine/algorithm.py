@@ -50,7 +50,7 @@ class VisionVERL(agl.Algorithm):
         try:
             from vision_rl.engine.task_runner import VisionTaskRunner
 
-            runner = VisionTaskRunner.remote()
+            runner = VisionTaskRunner.remote()  # type: ignore[attr-defined]
             training = runner.run.remote(
                 self.launch.resolved.verl, list(train_dataset), list(val_dataset), self.get_store(), self.launch.context
             )

@@ -34,6 +34,7 @@ from vision_rl.engine.context import RunContext
 from vision_rl.engine.daemon import VisionDaemon
 from vision_rl.engine.mismatch import check_mismatch, mismatch_metrics, reference_metrics
 from vision_rl.errors import UserError
+from vision_rl.gpu import GpuMeter
 from vision_rl.run_dir import STOP_FILE
 from vision_rl.telemetry import METRICS, RunLog, read_jsonl
 from vision_rl.tokens import forbidden_token_ids
@@ -72,6 +73,13 @@ class VisionTrainer(AgentLightningTrainer):
         if trainer.val_before_train and self.global_steps == 0:
             self._record(self._validate())
         self.batches = self._batches()
+        self.gpu = GpuMeter()
+        with self.gpu:
+            self._loop()
+        self.log.event("finished", step=self.global_steps, reason=self.stop_reason() or "all steps done")
+
+    def _loop(self) -> None:
+        trainer = self.config.trainer
         while self.global_steps < self.total_training_steps and not self.stop_reason():
             self.global_steps += 1
             metrics = self._train_step(next(self.batches))
@@ -82,7 +90,6 @@ class VisionTrainer(AgentLightningTrainer):
             self._watch(metrics)
             if trainer.save_freq > 0 and (last or self.global_steps % trainer.save_freq == 0):
                 self._save()
-        self.log.event("finished", step=self.global_steps, reason=self.stop_reason() or "all steps done")
 
     def _train_step(self, batch_dict: dict[str, Any]) -> dict[str, float]:
         self.timing = {}
@@ -97,6 +104,7 @@ class VisionTrainer(AgentLightningTrainer):
         metrics.update(compute_timing_metrics(batch=batch, timing_raw=self.timing))
         n_gpus = self.resource_pool_manager.get_n_gpus()
         metrics.update(compute_throughout_metrics(batch=batch, timing_raw=self.timing, n_gpus=n_gpus))
+        metrics.update(self.gpu.read())
         return metrics
 
     def _rollouts(self, batch_dict: dict[str, Any]) -> tuple[DataProto, dict[str, float]]:
