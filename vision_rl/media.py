@@ -62,10 +62,17 @@ def transport(settings: Mapping[str, Any]) -> Transport:
 
 
 def _smaller(path: str, seen: Size, share: float, limits: SizeLimits) -> Shown:
-    """A picture with `share` of its pixels, by Lanczos, at a size that the processor keeps."""
+    """A picture with at most `share` of its pixels, but one visual token, by Lanczos, at a size that the processor keeps."""
     most = max(int(seen[0] * seen[1] * share), limits.factor**2)
-    size = SizeLimits(limits.factor, limits.patch, min(limits.min_pixels, most), most).processed(seen)
+    width, height = SizeLimits(limits.factor, limits.patch, min(limits.min_pixels, most), most).processed(seen)
+    # A long strip cannot become thinner than a visual token; it is shortened instead.
+    size = (min(width, _steps(most / height, limits.factor)), min(height, _steps(most / width, limits.factor)))
     return Shown(picture_url(open_image(path).resize(size, Image.Resampling.LANCZOS)), size)
+
+
+def _steps(length: float, factor: int) -> int:
+    """The largest multiple of `factor` up to `length`, at least one."""
+    return max(factor, int(length) // factor * factor)
 
 
 def check_pictures(rows: Sequence[Mapping[str, Any]], max_images: int, path: object) -> None:
