@@ -26,13 +26,20 @@ def image_url(path: str, transport: Transport) -> str:
     A picture that a server would not decode to the same pixels as `open_image` (EXIF rotation, 16 bits, transparency)
     is always sent as a `data:` URI of its RGB pixels. Raises `UserError` naming a file that cannot be opened.
     """
-    if not _served_unchanged(path, os.stat(path).st_mtime_ns if os.path.exists(path) else 0):
+    modified = os.stat(path).st_mtime_ns if os.path.exists(path) else 0
+    if not _served_unchanged(path, modified):
         return picture_url(open_image(path))
     if transport == "file":
         return Path(path).absolute().as_uri()
     mime = mimetypes.guess_type(path)[0]
     if mime not in _PASS_THROUGH:
         return picture_url(open_image(path))
+    return _data_uri(path, modified, mime)
+
+
+@lru_cache(maxsize=4)
+def _data_uri(path: str, modified: int, mime: str) -> str:
+    """Remembered for the rollouts of a group, which share their picture."""
     return f"data:{mime};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
 
 
