@@ -136,9 +136,9 @@ class _Talk:
             cap, room = self.settings["max_total_pixels"], limits.max_pixels
             if cap is not None:
                 room = min(room, cap - sum(picture.pixels for picture in self.shown))
-            if (most is not None and len(self.shown) >= most) or room < limits.factor**2:
+            if (most is not None and len(self.shown) >= most) or room < max(limits.factor**2, limits.min_pixels):
                 return ToolResult(NO_PICTURES, error=True)
-            self.tools.limits = replace(limits, max_pixels=room, min_pixels=min(limits.min_pixels, room))
+            self.tools.limits = replace(limits, max_pixels=room)
         return self.tools.run(call)
 
     def _answer(self, message: Mapping[str, Any], made: Sequence[tuple[str, Shown | None]], last_turn: bool) -> None:

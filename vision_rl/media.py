@@ -18,6 +18,8 @@ from vision_rl.errors import UserError
 from vision_rl.messages import Transport, image_url, picture_url
 from vision_rl.zoom import SizeLimits
 
+_LEAST_SHARE = 1e-4
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -53,7 +55,8 @@ def show(paths: Sequence[str], settings: Mapping[str, Any], sizes: Sequence[Sequ
     total, cap = sum(width * height for width, height in seen), settings["max_total_pixels"]
     if cap is None or total <= cap:
         return [Shown(image_url(path, transport(settings)), size) for path, size in zip(paths, seen, strict=True)]
-    return [_smaller(path, size, cap / total, limits) for path, size in zip(paths, seen, strict=True)]
+    smaller = _within(seen, cap, limits)
+    return [Shown(picture_url(_resized(path, size)), size) for path, size in zip(paths, smaller, strict=True)]
 
 
 def transport(settings: Mapping[str, Any]) -> Transport:
@@ -61,13 +64,25 @@ def transport(settings: Mapping[str, Any]) -> Transport:
     return "file" if settings["image_transport"] == "file" else "data"
 
 
-def _smaller(path: str, seen: Size, share: float, limits: SizeLimits) -> Shown:
-    """A picture with at most `share` of its pixels, but one visual token, by Lanczos, at a size that the processor keeps."""
+def _within(seen: Sequence[Size], cap: int, limits: SizeLimits) -> list[Size]:
+    """Sizes that the processor keeps, all scaled alike so that they fit the cap together, if they can at all."""
+    share, sizes = 1.0, list(seen)
+    while sum(width * height for width, height in sizes) > cap and share > _LEAST_SHARE:
+        share *= min(0.95, cap / sum(width * height for width, height in sizes))
+        sizes = [_smaller(size, share, limits) for size in seen]
+    return sizes
+
+
+def _smaller(seen: Size, share: float, limits: SizeLimits) -> Size:
     most = max(int(seen[0] * seen[1] * share), limits.factor**2)
     width, height = SizeLimits(limits.factor, limits.patch, min(limits.min_pixels, most), most).processed(seen)
     # A long strip cannot become thinner than a visual token; it is shortened instead.
     size = (min(width, _steps(most / height, limits.factor)), min(height, _steps(most / width, limits.factor)))
-    return Shown(picture_url(open_image(path).resize(size, Image.Resampling.LANCZOS)), size)
+    return limits.processed(size)  # not below the processor's own least area
+
+
+def _resized(path: str, size: Size) -> Image.Image:
+    return open_image(path).resize(size, Image.Resampling.LANCZOS)
 
 
 def _steps(length: float, factor: int) -> int:
