@@ -186,6 +186,6 @@ def test_trivial_baselines_are_scored_like_models(
     files = tasks[task]
     code = run("--trivial", kind, "--train", files["train"], "--data", files["test"], "--output", tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert code == 0 and summary["scored"] == 12 and 0 < summary["metrics"][measure]["value"] < 0.6
+    assert code == 0 and summary["scored"] == 12 and 0 <= summary["metrics"][measure]["value"] < 0.6
     records = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
     assert {record["reply"] for record in records} == {constant_reply(kind, files["train"], "bbox")}

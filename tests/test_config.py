@@ -229,8 +229,8 @@ def test_good_overrides_are_taken(override: str, key: str | None, value: Any) ->
     ("overrides", "message"),
     [
         ((f"{ROLLOUT}.n=1",), "without a group"),
-        ((f"{ACTOR}.ppo_mini_batch_size=16",), r"larger than data\.train_batch_size=8"),
-        ((f"{ACTOR}.ppo_micro_batch_size_per_gpu=7",), r"must divide .* = 64"),
+        ((f"{ACTOR}.ppo_mini_batch_size=32",), r"larger than data\.train_batch_size=16"),
+        ((f"{ACTOR}.ppo_micro_batch_size_per_gpu=7",), r"must divide .* = 128"),
         ((f"{ROLLOUT}.tensor_model_parallel_size=2",), "does not divide the 1 GPUs"),
         ((f"{ROLLOUT}.enable_prefix_caching=true",), "old weights"),
         ((f"{VLLM}.mm_processor_cache_gb=4",), "old weights"),
@@ -291,7 +291,7 @@ def test_later_layers_win_and_are_remembered() -> None:
         f"{ROLLOUT}.agent.custom_async_server.name": ("PatchedvLLMServer", "agentlightning"),
         "data.truncation": ("error", "base"),
         "algorithm.gamma": (1.0, "verl"),
-        "app.validation.samples": (60, "vision_rl"),
+        "app.validation.patience": (0, "vision_rl"),
         "critic.enable": (False, "derived: algorithm.adv_estimator"),
         "agent.max_tokens": (24, "derived: data.max_response_length"),
     }
