@@ -4,7 +4,7 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo demo-grounding test test-fast test-e2e lint clean
+.PHONY: install demo demo-grounding test test-fast test-e2e test-long lint clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overrides.txt
@@ -33,7 +33,10 @@ test-fast: install
 	$(RUN) -m pytest -m "not e2e" -n 2
 
 test-e2e: install
-	$(RUN) -m pytest -m e2e
+	$(RUN) -m pytest -m "e2e and not long"
+
+test-long: install
+	$(RUN) -m pytest -m "e2e and long"
 
 clean:
 	rm -rf $(VENV) runs build

@@ -216,6 +216,7 @@ def test_log_probabilities_tell_a_model_that_cannot_see(
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 @pytest.mark.parametrize(("task", "options", "code"), [("vqa", [], 0), ("grounding", ["data.max_prompt_length=8"], 1)])
 def test_the_command(task: str, options: list[str], code: int, tmp_path: Path) -> None:
     """Well: every check passes. A prompt length that no prompt fits: the trial fails, the other checks still run."""

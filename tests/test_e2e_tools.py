@@ -13,7 +13,7 @@ from vision_rl.tiny.zoom import zoom_checkpoint_dir
 from vision_rl.tiny.zoom_scenes import write_zoom_tasks
 from vision_rl.tool_telemetry import FILES
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

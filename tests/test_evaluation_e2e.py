@@ -21,6 +21,7 @@ def run(script: str, *arguments: Any, folder: Path) -> subprocess.CompletedProce
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("task", "trivial", "measure"), [("vqa", "most-common-answer", "accuracy"), ("grounding", "mean-box", "IoU")]
 )

@@ -187,6 +187,7 @@ def sharded(rank: int, folder: str, tiny_dir: str, port: int) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 def test_a_sharded_checkpoint_is_served_by_vllm(tmp_path: Path, tiny_dir: Path, tiny_model: Any) -> None:
     """Two ranks, the command line, then the folder in transformers (exact) and in vLLM (an answer)."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -215,6 +216,7 @@ def test_a_sharded_checkpoint_is_served_by_vllm(tmp_path: Path, tiny_dir: Path, 
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 def test_a_lora_checkpoint_is_exported_both_ways(tmp_path: Path, tiny_dir: Path) -> None:
     """Merged weights compute what base and adapter compute; the adapter alone loads on the base model."""
     from peft import LoraConfig, PeftModel, get_peft_model

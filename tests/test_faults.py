@@ -77,6 +77,7 @@ def test_a_killed_runner_is_replaced_and_its_rollout_done_again(agents: dict[str
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["proxy dies", "store away 4", "store away 30", "runners die"])
 def test_what_comes_back_costs_no_rollout(name: str) -> None:
     run = run_scenario(name)
