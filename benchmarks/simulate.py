@@ -41,6 +41,7 @@ class Setup:
     runner_ms: float = 9.0
     proxy_ms: float = 6.0
     store_ms: float = 1.0  # per call: one to claim, one per turn, one to report
+    server_cpu_ms: float = 0.0  # per request, of a model server on the trainer's own cores
     prefill_ms: float = 59.0
     decode_ms: float = 0.0  # per token
     output_tokens: float = 0.0  # mean of an exponential distribution
@@ -134,6 +135,7 @@ def simulate_step(setup: Setup, seed: int = 0) -> tuple[float, dict[str, float]]
             tokens = draw.expovariate(1 / setup.output_tokens) if setup.output_tokens else 0.0
             alone = setup.prefill_ms + tokens * setup.decode_ms
             yield (server,), alone * (1 + setup.crowd * server.held) / 1000
+            yield (server, cores), setup.server_cpu_ms / 1000
             yield (store, cores), setup.store_ms / 1000
             yield (), setup.network_ms / 1000
         yield runner, setup.reward_ms / 1000
@@ -196,19 +198,33 @@ def tables() -> None:
 
 
 def validate(rollouts: int) -> None:
-    """Take the CPU times from one measured run with one runner; predict the others, and measure them."""
+    """Take the CPU times from a measured run with one runner; predict runs with more, and measure them.
+
+    What other programs took of the machine during a run is measured with it, and lowers what it could do at most.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("runners", "measured rollouts/s", "predicted rollouts/s", "difference")
+    table = Table("runners", "others' cores", "measured rollouts/s", "predicted rollouts/s", "difference")
     setup = Setup(prefill_ms=0.0, rollouts=rollouts)
     for runners in (1, 2, 4, 8):
         line = measure(runners, rollouts)
         if runners == 1:
             cpu = line["cpu_ms"]
-            setup = replace(setup, runner_ms=cpu["runners"], proxy_ms=cpu["proxy"], store_ms=cpu["store"] / 3)
-        predicted = rollouts / simulate_step(replace(setup, runners=runners))[0]
-        table.add_row(str(runners), f"{line['rate']:.1f}", f"{predicted:.1f}", f"{predicted / line['rate'] - 1:+.0%}")
+            setup = replace(
+                setup,
+                runner_ms=cpu["runners"],
+                proxy_ms=cpu["proxy"],
+                store_ms=cpu["store"] / 3,
+                server_cpu_ms=line["backend_ms"],
+            )
+        slower = setup.cores / max(setup.cores - line["others_cores"], 0.2)
+        times = ("runner_ms", "proxy_ms", "store_ms", "server_cpu_ms")
+        crowded = replace(setup, runners=64, **{name: getattr(setup, name) * slower for name in times})
+        alone = replace(setup, runners=runners)
+        predicted = min(rollouts / simulate_step(case)[0] for case in (alone, crowded))
+        figures = [f"{line['others_cores']:.1f}", f"{line['rate']:.1f}", f"{predicted:.1f}"]
+        table.add_row(str(runners), *figures, f"{predicted / line['rate'] - 1:+.0%}")
     Console().print(table)
 
 

@@ -106,9 +106,11 @@ class Load(agl.Algorithm):
         await self.batch(resources, 4 * self.runners)  # warm up
         for file in self.folder.glob("latency-*"):
             file.unlink()
-        before, started = self.cpu_seconds(), time.perf_counter()
+        before, whole, started = self.cpu_seconds(), machine_seconds(), time.perf_counter()
         await self.batch(resources, self.rollouts)
         seconds, after = time.perf_counter() - started, self.cpu_seconds()
+        used = {name: after[name] - before[name] for name in after}
+        others = machine_seconds() - whole - sum(used.values())
         lines = [line for file in self.folder.glob("latency-*") for line in file.read_text().split()]
         p50, p99 = np.percentile(np.array(lines, dtype=float) * 1000, [50, 99])
         await asyncio.sleep(1.0)  # stock spans arrive late
@@ -118,7 +120,9 @@ class Load(agl.Algorithm):
             p50=float(p50),
             p99=float(p99),
             bytes=statistics["total_span_bytes"] / statistics["total_rollouts"],
-            cpu_ms={name: 1000 * (after[name] - before[name]) / self.rollouts for name in after},
+            backend_ms=1000 * used.pop("backend") / self.rollouts,
+            others_cores=max(others / seconds, 0.0),
+            cpu_ms={name: 1000 * value / self.rollouts for name, value in used.items()},
             memory=[self.memory_row(0)],
         )
         for part in range(1, 11) if self.more else ():
@@ -144,16 +148,23 @@ class Load(agl.Algorithm):
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """The store lives in this process; the proxy is the last process that it started."""
-        children = [child for child in psutil.Process().children() if "fake_backend" not in " ".join(child.cmdline())]
+        backend, *children = psutil.Process().children()
         runners = [process for child in children[:-1] for process in (child, *child.children())]
-        return {"store": [psutil.Process()], "proxy": children[-1:], "runners": runners}
+        return {"store": [psutil.Process()], "proxy": children[-1:], "runners": runners, "backend": [backend]}
 
     def cpu_seconds(self) -> dict[str, float]:
         return {name: sum(sum(p.cpu_times()[:2]) for p in group) for name, group in self.processes().items()}
 
     def memory_row(self, done: int) -> list[float]:
         """Rollouts so far and megabytes by kind of process."""
-        return [done, *(sum(p.memory_info().rss for p in group) / 2**20 for group in self.processes().values())]
+        groups = [group for name, group in self.processes().items() if name != "backend"]
+        return [done, *(sum(p.memory_info().rss for p in group) / 2**20 for group in groups)]
+
+
+def machine_seconds() -> float:
+    """Processor seconds that the whole machine has spent on processes."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system)
 
 
 if __name__ == "__main__":
