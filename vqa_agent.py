@@ -14,6 +14,7 @@ from vision_rl.media import show
 from vision_rl.messages import user_message
 from vision_rl.prompts import VQA_PROMPT
 from vision_rl.rewards import Reward
+from vision_rl.rewards.judge import shared_judge
 from vision_rl.rewards.vqa import vqa_reward
 
 
@@ -29,6 +30,8 @@ async def answer(task: dict[str, Any], llm: agl.LLM) -> tuple[str, Reward]:
         **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
     )
     reply = completion.choices[0].message.content or ""
+    if settings["reward"] == "judge":
+        return reply, await shared_judge().areward(task["question"], reply, task["answers"])
     return reply, vqa_reward(reply, task["answers"], kind=settings["reward"])
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from vision_rl.rewards.judge import RUBRIC, Judge, parse_verdict
+from vision_rl.errors import UserError
+from vision_rl.rewards.judge import RUBRIC, Judge, parse_verdict, shared_judge
 from vision_rl.rewards.vqa import vqa_accuracy
 
 ANSWERS = ["couch"] * 7 + ["sofa"] * 3
@@ -172,3 +173,14 @@ def test_requests_under_way_are_limited() -> None:
 def test_asynchronous_agents_can_wait_for_it() -> None:
     server = judge(lambda request: reply_with('{"score": 1}'))
     assert asyncio.run(server.areward("q", "settee", ANSWERS)).value == 1.0
+
+
+def test_the_agents_judge_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared_judge.cache_clear()
+    monkeypatch.setenv("JUDGE_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.delenv("JUDGE_MODEL", raising=False)
+    with pytest.raises(UserError, match="JUDGE_MODEL"):
+        shared_judge()
+    monkeypatch.setenv("JUDGE_MODEL", "m")
+    assert shared_judge() is shared_judge()
+    shared_judge.cache_clear()

@@ -7,8 +7,10 @@ comes, the official metric takes its place and `counts["fallback"]` goes up. Mak
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
+import os
 import sqlite3
 import threading
 from collections import Counter
@@ -20,6 +22,7 @@ from typing import Any
 import httpx
 import tenacity
 
+from vision_rl.errors import UserError
 from vision_rl.parsing import parse_answer, strip_reasoning
 from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms
 from vision_rl.rewards.vqa import vqa_accuracy, vqa_format_ok, with_terms
@@ -179,3 +182,16 @@ class Judge:
     def _count(self, name: str) -> None:
         with self._lock:
             self.counts[name] += 1
+
+
+@functools.lru_cache(maxsize=1)
+def shared_judge() -> Judge:
+    """The process's judge, from JUDGE_BASE_URL, JUDGE_MODEL and (if it needs one) JUDGE_API_KEY; `UserError` without them."""
+    missing = [name for name in ("JUDGE_BASE_URL", "JUDGE_MODEL") if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"agent.reward=judge needs a judge: set {' and '.join(missing)} to an OpenAI-compatible API and its model"
+        )
+    return Judge(
+        os.environ["JUDGE_BASE_URL"], os.environ["JUDGE_MODEL"], api_key=os.environ.get("JUDGE_API_KEY", "none")
+    )
