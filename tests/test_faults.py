@@ -35,18 +35,21 @@ def rollout(run: dict[str, Any], kind: str) -> dict[str, Any]:
     return dict(found)
 
 
+@pytest.mark.e2e
 def test_every_rollout_ends_once(agents: dict[str, Any]) -> None:
     queued = 8 + len(AGENT_FAULTS) + len(SERVER_FAULTS)
     assert agents["total"] == len(agents["rollouts"]) == queued
     assert Counter(one["status"] for one in agents["rollouts"]) == {"succeeded": 9, "failed": queued - 9}
 
 
+@pytest.mark.e2e
 def test_the_others_are_not_harmed(agents: dict[str, Any]) -> None:
     fine = [one for one in agents["rollouts"] if one["kind"] == "ok"]
     assert all(one["attempts"] == ["succeeded"] and one["calls"] == 1 for one in fine)
     assert all(one["reward"] == {"reward": 0.5} for one in fine)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
@@ -71,6 +74,7 @@ def test_a_fault_fails_its_own_rollout_twice_and_says_why(agents: dict[str, Any]
     assert found["reward"] is None
 
 
+@pytest.mark.e2e
 def test_a_killed_runner_is_replaced_and_its_rollout_done_again(agents: dict[str, Any]) -> None:
     assert rollout(agents, "kill")["attempts"] == ["unresponsive", "succeeded"]
     assert rollout(agents, "kill always")["attempts"] == ["unresponsive", "unresponsive"]

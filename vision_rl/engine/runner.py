@@ -2,7 +2,7 @@
 
 Subclasses 0.3.0's `LitAgentRunner` (runner/agent.py). What it changes, and why:
 - emitted rewards are kept and sent with the end of the attempt; upstream exports each as an OpenTelemetry span with a
-  blocking request of its own (8 ms of CPU), and reports the end with another;
+  blocking request of its own (3 ms of CPU), and reports the end with another;
 - an agent that returns nothing usable has failed: upstream counts None without a reward, and NaN, as a success;
 - `sys.exit()` in an agent fails its attempt; upstream calls that a success and lets it stop every runner;
 - the reason of a failure is kept with the attempt, for the report.
