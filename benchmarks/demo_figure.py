@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     figure = plt.figure(figsize=(11, 5.2), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.5, 1])
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.5, 1], squeeze=False).flat
     left, right = top.subplots(1, 2)
     curve(left, args.vqa, "accuracy", "VQA")
     curve(right, args.grounding, "iou", "grounding (true box green, predicted red)")
