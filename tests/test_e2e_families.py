@@ -11,7 +11,13 @@ from tests.tiny_families import build
 
 QUICK = ["--max-steps", "3", "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1"]
 # Random models earn nothing; the entropy term gives them a gradient, so that weights change and must be synchronised.
-UPDATES = ["actor_rollout_ref.actor.entropy_coeff=0.01", "app.max_train_samples=8"]
+# Eight rows in batches of eight: every image comes again after every update.
+UPDATES = [
+    "actor_rollout_ref.actor.entropy_coeff=0.01",
+    "app.max_train_samples=8",
+    "data.train_batch_size=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+]
 LORA = [
     "actor_rollout_ref.model.lora_rank=8",
     "actor_rollout_ref.model.target_modules=all-linear",

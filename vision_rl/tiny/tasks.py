@@ -25,7 +25,7 @@ _ANSWER_GROUPS = (tuple(COLORS), SHAPES, COUNTS)
 
 
 def write_tasks(
-    directory: str | Path, task: str, train: int = 512, val: int = 128, test: int = 128, seed: int = 0
+    directory: str | Path, task: str, train: int = 384, val: int = 128, test: int = 128, seed: int = 0
 ) -> dict[str, Path]:
     """Write `directory/task/{train,val,test}.parquet` with their images and return the paths by split.
 
