@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP_STEPS = 2
+OUTPUT = "output.txt"
 PHASES = {
     "generate": "timing_s/generate",
     "log-probs": "timing_s/old_log_prob",
@@ -76,9 +78,11 @@ def measure(command: list[str], folder: Path, extra: dict[str, str]) -> float:
     """Run a command to its end; returns the peak memory."""
     memory = MemoryWatch()
     memory.start()
-    with open(folder / "output.txt", "w", encoding="utf-8") as output:
+    with open(folder / OUTPUT, "w", encoding="utf-8") as output:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **extra}
-        subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, check=True)
+        finished = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    if finished.returncode:
+        raise SystemExit((folder / OUTPUT).read_text()[-4000:])
     return memory.gib()
 
 
@@ -100,13 +104,22 @@ def ours(folder: Path, steps: int, rollouts: int) -> dict[str, Any]:
 
 
 def stock(folder: Path, steps: int, rollouts: int) -> dict[str, Any]:
-    metrics, first = folder / "metrics.jsonl", folder / "first"
+    first = folder / "first"
     arguments = ["--steps", str(steps), "--data", str(folder / "data"), f"trainer.total_training_steps={steps}"]
-    command = [sys.executable, "benchmarks/stock_run.py", *arguments, "trainer.logger=[file]", *options(rollouts)]
-    memory = measure(command, folder, {"VERL_FILE_LOGGER_PATH": str(metrics), "FIRST_ROLLOUTS_PATH": str(first)})
-    lines = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
+    command = [sys.executable, "benchmarks/stock_run.py", *arguments, "trainer.logger=[console]", *options(rollouts)]
+    memory = measure(command, folder, {"FIRST_ROLLOUTS_PATH": str(first)})
+    lines = console_metrics((folder / OUTPUT).read_text())
     startup = float(first.read_text()) - float(Path(f"{first}.started").read_text())
     return result(lines, STOCK_PHASES, startup, rollouts, memory)
+
+
+def console_metrics(output: str) -> list[dict[str, float]]:
+    """verl's console lines, `step:3 - key:value - ...`; its file logger fails on the tensors in Agent Lightning's metrics."""
+    lines = re.findall(r"step:\d+ - .*", output)
+    return [
+        {key: float(value) for key, value in re.findall(r"(\S+):(-?[\d.]+(?:e-?\d+)?)(?: - |$)", line)}
+        for line in lines
+    ]
 
 
 def result(

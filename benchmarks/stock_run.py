@@ -1,7 +1,7 @@
 """The same training on Agent Lightning's stock settings, for `benchmarks/stack.py`: `agl.VERL`, its daemon, trainer and proxy.
 
 Only what the CPU needs to run at all is taken from this project: the configuration and the shims of verl and vLLM.
-Writes its metrics (verl's "file" logger) to the path in VERL_FILE_LOGGER_PATH and a line when the first rollouts are queued.
+Prints its metrics (verl's "console" logger) and writes the time at which the first rollouts are queued to FIRST_ROLLOUTS_PATH.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class StockOnCpu(VERL):
         import ray
 
         environment = {
-            "env_vars": {**ENVIRONMENT, "VERL_FILE_LOGGER_PATH": os.environ["VERL_FILE_LOGGER_PATH"]},
+            "env_vars": ENVIRONMENT,
             "worker_process_setup_hook": "vision_rl.engine.verl_cpu.apply_without_collecting",
         }
         ray.init(num_cpus=8, num_gpus=1, include_dashboard=False, runtime_env=environment)
