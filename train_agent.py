@@ -248,8 +248,11 @@ def train(args: argparse.Namespace, cpu: bool) -> None:
         finally:
             progress.update()
             summary = summarise(run_dir, args.task, STARTED)
-            write_summary(run_dir, summary)
-            write_report(run_dir)
+            try:
+                write_summary(run_dir, summary)
+                write_report(run_dir)
+            except OSError as error:  # a full disk; it must not hide why the run ended
+                console.print(f"summary and report were not written: {error.strerror}")
     console.print(render_summary(run_dir, summary), highlight=False, soft_wrap=True)
 
 
@@ -276,11 +279,12 @@ def examine(args: argparse.Namespace, cpu: bool) -> bool:
 
 def reach_of(args: argparse.Namespace, media_root: str) -> Reach:
     """Where store and proxy listen: on free ports of this machine, or published with --llm-proxy."""
+    external = args.external_store.rstrip("/") if args.external_store else None
     if not args.llm_proxy and args.role != "store":
-        return private(free_port(), args.external_store)
+        return private(free_port(), external)
     if args.role == "store":  # it has no proxy
         args.proxy_port = free_port()
-    return published(args.host, args.advertise, args.proxy_port, args.store_port, media_root, args.external_store)
+    return published(args.host, args.advertise, args.proxy_port, args.store_port, media_root, external)
 
 
 def total_steps(resolved: Resolved, rows: int) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import http.client
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,9 +22,14 @@ from agentlightning.types import RolloutConfig
 from PIL import Image
 
 from tests import fake_backend
-from tests.engine_stack import Stack, running_stack
+from tests.engine_stack import Stack, model_entry, running_stack
 from tests.pictures import data_uri
+from vision_rl.engine.launch import check_store
+from vision_rl.engine.proxy import VisionProxy
+from vision_rl.engine.reach import Reach, free_port
+from vision_rl.engine.strategy import VisionStrategy
 from vision_rl.engine.trace import reward_from_spans, turns_from_spans
+from vision_rl.errors import UserError
 from vision_rl.messages import user_message
 from vision_rl.settings import AgentSettings
 
@@ -107,6 +114,36 @@ def test_claim_call_report(stack: Stack, trainer: httpx.Client, media: Path) -> 
     assert stack.wait([queued], 1) == {"succeeded": 1}
     spans = list(stack.call(stack.store.query_spans(queued)))
     assert reward_from_spans(spans) == {"reward": 0.9, "accuracy": 1.0, "length": 3.0}
+    assert [turn.image_refs for turn in turns_from_spans(spans)] == [[(media / "a.png").as_uri()]]
+
+
+def test_the_commands_of_the_documentation(stack: Stack, media: Path, tmp_path: Path) -> None:
+    """Each curl command of docs/workers.md in its order, with this rollout's ids, model and picture for the examples'."""
+    text = (ROOT / "docs" / "workers.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```\n(TRAINER=.*?)```", text, re.DOTALL)
+    commands = re.findall(r"^curl .*?(?=\n(?:#|curl |\n|\Z))", block, re.DOTALL | re.MULTILINE)
+    assert len(commands) == 6
+    names = {"$TRAINER": stack.address, "$AUTH": f"Authorization: Bearer {TOKEN}"}
+
+    def run(command: str) -> str:
+        for name, value in names.items():
+            command = command.replace(name, value)
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+        return done.stdout
+
+    [queued] = stack.queue([task(media / "a.png")])
+    rollout = json.loads(run(commands[0]))
+    names.update({"ro-1f0c...": rollout["rollout_id"], "at-93ab...": rollout["attempt_id"]})
+    names.update({'"model": "..."': f'"model": "{rollout["model"]}"', "/data/a.png": str(media / "a.png")})
+    assert rollout["rollout_id"] == queued
+    assert json.loads(run(commands[1]))["choices"][0]["message"]["content"] == fake_backend.REPLY
+    run(commands[2])
+    assert (tmp_path / "picture.png").read_bytes() == (media / "a.png").read_bytes()
+    answers = [json.loads(run(command)) for command in commands[3:]]
+    assert answers == [{"alive": True}, {"accepted": True}, {"accepted": False}]
+    assert stack.wait([queued], 1) == {"succeeded": 1}
+    spans = list(stack.call(stack.store.query_spans(queued)))
+    assert reward_from_spans(spans) == {"reward": 0.9, "accuracy": 1.0}
     assert [turn.image_refs for turn in turns_from_spans(spans)] == [[(media / "a.png").as_uri()]]
 
 
@@ -209,6 +246,43 @@ def test_a_request_that_is_too_large_is_refused(stack: Stack) -> None:
     connection.endheaders()
     assert connection.getresponse().status == 413
     connection.close()
+
+
+# Agent Lightning's runners elsewhere
+
+
+@pytest.mark.parametrize(
+    ("advertised", "endpoint"),
+    [(None, "http://10.0.0.5:8080"), ("trainer.example", "http://trainer.example:8080"), ("::1", "http://[::1]:8080")],
+)
+def test_runners_elsewhere_get_the_advertised_address(tmp_path: Path, advertised: str | None, endpoint: str) -> None:
+    """The trainer's own store may be on a third machine: its address says nothing about the proxy's."""
+    proxy = VisionProxy(
+        None, tmp_path, host="0.0.0.0", port=8080, access_host="10.0.0.5", advertised=advertised, token=TOKEN
+    )
+    proxy.update_model_list([model_entry("http://backend/v1")])
+    resource = proxy.as_resource()
+    assert (resource.endpoint, resource.api_key) == (endpoint, TOKEN)
+
+
+def test_the_trainers_own_runners_go_past_the_network_address_translation() -> None:
+    reach = Reach(4747, host="0.0.0.0", address="10.0.0.5", advertised="trainer.example")
+    assert VisionStrategy(n_runners=1, reach=reach).proxy_host == "10.0.0.5"
+    assert VisionStrategy(n_runners=1, reach=reach, role="runner").proxy_host is None
+
+
+def test_a_store_is_looked_at_before_the_runners_start(stack: Stack) -> None:
+    store = stack.store.endpoint
+    assert check_store(store, TOKEN)
+    assert not check_store(f"http://127.0.0.1:{free_port()}", TOKEN)
+    for url, key, problem in [
+        (store, "wrong", "refuses the token; set VISION_RL_TOKEN"),
+        (store, None, "refuses the token; set VISION_RL_TOKEN"),
+        (stack.address, TOKEN, "is not a store"),
+        ("https://trainer", TOKEN, "is not the address of a store"),
+    ]:
+        with pytest.raises(UserError, match=problem):
+            check_store(url, key)
 
 
 # worker.py

@@ -25,22 +25,26 @@ from vision_rl.settings import TOKEN_VARIABLE
 IDLE_SECONDS = 3.0
 MAX_RETRIES = 2
 
-_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = weakref.WeakKeyDictionary()
+_Clients = dict[bool, openai.AsyncOpenAI]
+_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Clients] = weakref.WeakKeyDictionary()
 
 
-def shared_client() -> openai.AsyncOpenAI:
-    """The running event loop's client; give it an address with `.with_options(base_url=...)`, which shares its pool."""
-    loop = asyncio.get_running_loop()
-    if loop not in _clients:
+def shared_client(*, trainer: bool = False) -> openai.AsyncOpenAI:
+    """The running event loop's client; give it an address with `.with_options(base_url=...)`, which shares its pool.
+
+    `trainer`: the one for the trainer's own proxy, wherever it is: a web proxy named in the environment is passed by.
+    """
+    clients = _clients.setdefault(asyncio.get_running_loop(), {})
+    if trainer not in clients:
         limits = httpx.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=IDLE_SECONDS)
         # A web proxy named in the environment serves requests to the world, never those to this machine.
         direct = {f"all://{host}": None for host in ("127.0.0.1", "localhost")}
-        http_client = httpx.AsyncClient(limits=limits, mounts=direct, follow_redirects=True)
+        http_client = httpx.AsyncClient(limits=limits, mounts=direct, follow_redirects=True, trust_env=not trainer)
         key = os.environ.get("OPENAI_API_KEY", "none")
-        _clients[loop] = openai.AsyncOpenAI(
+        clients[trainer] = openai.AsyncOpenAI(
             api_key=key, base_url="http://unset.invalid", max_retries=MAX_RETRIES, http_client=http_client
         )
-    return _clients[loop]
+    return clients[trainer]
 
 
 def openai_base_url(endpoint: str) -> str:
@@ -67,8 +71,9 @@ async def chat(
     servers send with status 200.
     """
     # Only the trainer's own proxy has such addresses; nobody else must see its token.
-    token = os.environ.get(TOKEN_VARIABLE) if "/rollout/" in endpoint else None
-    client = shared_client()
+    trainer = "/rollout/" in endpoint
+    token = os.environ.get(TOKEN_VARIABLE) if trainer else None
+    client = shared_client(trainer=trainer)
     client = client.with_options(
         api_key=token or client.api_key, base_url=openai_base_url(endpoint), timeout=timeout_seconds
     )

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import agentlightning as agl
+import httpx
 
 from vision_rl.engine.access import hide_keys
 from vision_rl.engine.algorithm import Launch, VisionVERL
@@ -23,8 +24,9 @@ from vision_rl.engine.config import Resolved
 from vision_rl.engine.reach import Reach, host_of
 from vision_rl.engine.runner import VisionRunner
 from vision_rl.engine.store import VisionStore
-from vision_rl.engine.store_server import VisionStoreClient, VisionStoreServer
+from vision_rl.engine.store_server import PREFIX, VisionStoreClient, VisionStoreServer
 from vision_rl.engine.strategy import VisionStrategy
+from vision_rl.errors import UserError
 from vision_rl.run_dir import STOP_FILE
 from vision_rl.settings import TOKEN_VARIABLE
 
@@ -54,8 +56,10 @@ def fit(
 ) -> None:
     """Run to the end. Runners are forked before Ray starts: a fork of a process with Ray's threads breaks."""
     logging.getLogger("agentlightning").setLevel(logging.ERROR)
-    stop_on_interrupt(launch.context.run_dir, launch.watch)
     reach = launch.context.reach
+    if reach.external_store and not check_store(reach.external_store, reach.token):
+        raise UserError(f"no store answers at {reach.external_store}; start it with train_agent.py --role store")
+    stop_on_interrupt(launch.context.run_dir, launch.watch)
     trainer = trainer_of(VisionVERL(launch), launch.resolved.app.n_runners, reach)
     hide_keys()
     if reach.token:
@@ -78,15 +82,34 @@ def trainer_of(algorithm: agl.Algorithm, n_runners: int, reach: Reach) -> agl.Tr
 
 
 def run_runners(agent: Any, n_runners: int, store_url: str) -> None:
-    """Runners for a trainer elsewhere, until they are interrupted; the token is VISION_RL_TOKEN."""
+    """Runners for a trainer elsewhere, until they are interrupted; the token is VISION_RL_TOKEN.
+
+    They wait for a store that does not answer yet. Raises `UserError` if it refuses the token.
+    """
     hide_keys()
-    host_of(store_url)
+    up = check_store(store_url, os.environ.get(TOKEN_VARIABLE))
+    print(f"{n_runners} runners ask {store_url} for rollouts" + ("" if up else ", once it answers"), flush=True)
     reach = Reach(0, token=os.environ.get(TOKEN_VARIABLE), external_store=store_url.rstrip("/"))
     runner = VisionRunner(poll_interval=RUNNER_POLL_SECONDS, interval_jitter=0.0)
     strategy = VisionStrategy(n_runners=n_runners, reach=reach, role="runner")
     agl.Trainer(n_runners=n_runners, runner=runner, tracer=runner.tracer, strategy=strategy, store=VisionStore()).fit(
         agent
     )
+
+
+def check_store(url: str, token: str | None) -> bool:
+    """Whether the store of another machine answers now. Raises `UserError` for a wrong address or a wrong token."""
+    host_of(url)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        reply = httpx.get(url.rstrip("/") + PREFIX + "/statistics", headers=headers, trust_env=False, timeout=10)
+    except httpx.HTTPError:
+        return False
+    if reply.status_code == 401:
+        raise UserError(f"the store at {url} refuses the token; set {TOKEN_VARIABLE} to the one that it printed")
+    if reply.status_code != 200:
+        raise UserError(f"{url} answers, but is not a store (HTTP {reply.status_code}); name its address and port")
+    return True
 
 
 def serve_store(reach: Reach) -> None:

@@ -26,6 +26,7 @@ from agentlightning.llm_proxy import get_active_llm_proxy
 from agentlightning.types import SpanCoreFields, TraceStatus
 from agentlightning.utils.server_launcher import ChildEvent, PythonServerLauncherArgs
 from litellm.integrations.custom_logger import CustomLogger
+from yarl import URL
 
 from vision_rl.engine.access import Access, hide_keys
 from vision_rl.engine.calls import CallError, CallRoute, image_urls, turn_of
@@ -89,8 +90,8 @@ class VisionProxy(LLMProxy):
     """The proxy of a run; pictures that arrive as `data:` URIs are kept once, by content, in `picture_dir`.
 
     `media_roots`: the folders from which pictures may be named and served; None allows any, for a proxy on the loopback
-    interface. `access_host`: the name under which other machines reach this one. `token`: what every request must
-    carry.
+    interface. `access_host`: the name under which this machine reaches it; `advertised`: the one under which runners on
+    other machines do. `token`: what every request must carry.
     """
 
     start_seconds = 60.0
@@ -104,12 +105,14 @@ class VisionProxy(LLMProxy):
         host: str = "127.0.0.1",
         port: int | None = None,
         access_host: str | None = None,
+        advertised: str | None = None,
         token: str | None = None,
         media_roots: Sequence[Path] | None = None,
     ) -> None:
         self.picture_dir = picture_dir
         self.media_roots = None if media_roots is None else [Path(os.path.realpath(root)) for root in media_roots]
         self.token = token
+        self.advertised = advertised or access_host or host
         self._watch: asyncio.Task[None] | None = None
         self._known: dict[bytes, str] = {}  # sha256 of a data: URI -> its reference
         super().__init__(
@@ -190,8 +193,10 @@ class VisionProxy(LLMProxy):
                 logger.exception("the LLM proxy could not be replaced yet")
 
     def as_resource(self, *args: Any, **kwargs: Any) -> Any:
-        """As upstream, with the token, so that agents on other machines can pass it on."""
-        return super().as_resource(*args, **kwargs).model_copy(update={"api_key": self.token})
+        """As upstream, under the advertised name and with the token: what a runner on another machine needs."""
+        resource = super().as_resource(*args, **kwargs)
+        endpoint = str(URL(resource.endpoint).with_host(self.advertised))
+        return resource.model_copy(update={"endpoint": endpoint, "api_key": self.token})
 
     def servers(self, model: str | None) -> list[tuple[str, str]]:
         """(base URL, name of the model there) of the vLLM servers behind a model name."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -63,8 +64,8 @@ class VisionRunner(LitAgentRunner[Any]):
         super().__init__(KeepingTracer(), **kwargs)
 
     def get_worker_id(self) -> str:
-        """Distinct over machines."""
-        return worker_name(self.worker_id)
+        """Distinct over machines, and over groups of runners on one machine."""
+        return worker_name(self.worker_id, os.getppid())
 
     async def _step_impl(self, next_rollout: AttemptedRollout, raise_on_exception: bool = False) -> str:
         store: Any = self.get_store()
@@ -134,6 +135,6 @@ def check_reward(spans: list[SpanCoreFields]) -> None:
         raise ValueError(f"the reward is not a finite number: {', '.join(wrong)}")
 
 
-def worker_name(index: int | None) -> str:
-    """The name under which runner `index` of this machine claims its rollouts."""
-    return f"{socket.gethostname()}-{index if index is not None else 'x'}"
+def worker_name(index: int | None, supervisor: int) -> str:
+    """The name under which runner `index` of a supervisor process of this machine claims its rollouts."""
+    return f"{socket.gethostname()}-{supervisor}-{index if index is not None else 'x'}"

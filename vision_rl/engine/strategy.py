@@ -20,7 +20,7 @@ from typing import Any, Literal
 from agentlightning import ClientServerExecutionStrategy
 from agentlightning.execution.events import MultiprocessingEvent
 
-from vision_rl.engine.reach import Reach, host_of
+from vision_rl.engine.reach import Reach
 from vision_rl.engine.runner import worker_name
 from vision_rl.engine.store import VisionStore
 from vision_rl.engine.store_server import VisionStoreClient, VisionStoreServer
@@ -52,8 +52,8 @@ class VisionStrategy(ClientServerExecutionStrategy):
             graceful_timeout=STOP_SECONDS,
         )
         self.reach = reach
-        # The proxy names itself by its own address; runners elsewhere reach it where they reach the store.
-        self.proxy_host = host_of(reach.store_url) if role == "runner" else None
+        # The proxy publishes itself by the advertised name, which this machine itself may not reach (NAT).
+        self.proxy_host = reach.address if role == "both" else None
 
     def execute(self, algorithm: Any, runner: Any, store: Any) -> None:
         """As upstream; runners alone are supervised too, in the foreground, until they are interrupted."""
@@ -134,7 +134,7 @@ class VisionStrategy(ClientServerExecutionStrategy):
         """Let another runner have the rollout that a dead one was working on, without waiting for its deadline."""
         client = VisionStoreClient(self.reach.store_url, self.reach.token)
         try:
-            worker = await client.get_worker_by_id(worker_name(index))
+            worker = await client.get_worker_by_id(worker_name(index, os.getpid()))
             if worker is not None and worker.current_rollout_id and worker.current_attempt_id:
                 await client.update_attempt(worker.current_rollout_id, worker.current_attempt_id, status="unresponsive")
         except Exception:  # its deadline in the store remains
