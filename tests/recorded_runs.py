@@ -88,7 +88,9 @@ def _row(run_dir: Path, index: int) -> dict[str, Any]:
 def _rollout(row: dict[str, Any], step: int, index: int, turns: int, draw: random.Random) -> FinishedRollout:
     name = f"ro-{step}-{row['id']}-{index}"
     if step == 7 and index == 0:
-        return FinishedRollout(name, row["id"], row, failure="timeout", seconds=90.0, worker="host-1")
+        return FinishedRollout(
+            name, row["id"], row, failure="timeout", reason="no <answer> in 90 s", seconds=90.0, worker="host-1"
+        )
     away = 0.2 * (1 - step / PEAK) if step <= PEAK else 0.0
     box = [value + draw.uniform(-1, 1) * away for value in row["boxes"][0]]
     box = [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])]

@@ -95,9 +95,8 @@ def test_no_box_is_drawn_from_an_answer_about_a_zoomed_picture(tmp_path: Path) -
 
 
 def test_failures_and_dropped_samples_are_listed_with_reasons(page: str) -> None:
-    assert re.search(
-        r"<td>timeout</td><td>3</td><td>7 to 7</td>\s*<td class=\"left\">screen-0 \(step 7, host-1\)", page
-    )
+    example = r"<div>screen-0 \(step 7, host-1\): no &lt;answer&gt; in 90 s</div>"
+    assert re.search(rf"<td>timeout</td><td>3</td><td>7 to 7</td>\s*<td class=\"left\">{example}", page)
     assert re.search(r"<td>sample dropped: image_tokens_disagree</td><td>1</td>", page)
 
 

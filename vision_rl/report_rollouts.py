@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from vision_rl.boxes import Box
 from vision_rl.coordinates import Size
@@ -14,6 +13,7 @@ from vision_rl.data.images import open_image
 from vision_rl.drawing import Picture, picture
 from vision_rl.errors import UserError
 from vision_rl.evaluation.cases import drawable, predicted_boxes
+from vision_rl.replay import answer_boxes, picture_path, pictures_of, views_of
 
 Rollout = Mapping[str, Any]
 
@@ -61,7 +61,7 @@ class Card:
 
 @dataclass
 class Failure:
-    """A reason why rollouts were lost. examples: ids of rows, with step and worker."""
+    """A reason why rollouts were lost. examples: ids of rows, with step, worker and what exactly was wrong."""
 
     count: int = 0
     first: int = 0
@@ -135,7 +135,8 @@ def _count(failure: Failure, rollout: Rollout) -> None:
     failure.count += 1
     failure.last = rollout["step"]
     if len(failure.examples) < EXAMPLES:
-        failure.examples.append(f"{rollout['id']} (step {rollout['step']}, {rollout['worker'] or 'no worker'})")
+        why = f": {rollout['reason']}" if rollout["reason"] else ""
+        failure.examples.append(f"{rollout['id']} (step {rollout['step']}, {rollout['worker'] or 'no worker'}){why}")
 
 
 def _reward(rollout: Rollout) -> float:
@@ -187,17 +188,24 @@ def _answer(
         failure=rollout["failure"],
         tokens=sum(rollout["response_tokens"]),
         cut="length" in rollout["finish_reasons"],
-        boxes=_boxes(rollout, size, settings),
+        boxes=_boxes(rollout, size, run_dir, settings),
         when=when,
     )
 
 
-def _boxes(rollout: Rollout, size: Size | None, settings: Mapping[str, Any]) -> tuple[Box, ...]:
-    """The boxes of the last reply; none where it answers in the space of a zoomed picture (the transcripts draw those)."""
+def _boxes(rollout: Rollout, size: Size | None, run_dir: Path, settings: Mapping[str, Any]) -> tuple[Box, ...]:
+    """The boxes of the last reply in the first picture's unit space, also where it answers in a zoomed picture's."""
     if size is None or not rollout["replies"] or settings["task"] != "grounding":
         return ()
-    record = {"reply": rollout["replies"][-1], "components": rollout["reward"]}
-    return tuple(map(drawable, predicted_boxes(record, settings, size)))
+    if settings["answer_view"] == "last" and rollout["reward"].get("tools/zooms"):
+        try:
+            found = answer_boxes(rollout, settings, views_of(rollout, settings, pictures_of(run_dir, rollout)))
+        except UserError:  # a picture is gone
+            return ()
+    else:
+        record = {"reply": rollout["replies"][-1], "components": rollout["reward"]}
+        found = predicted_boxes(record, settings, size)
+    return tuple(map(drawable, found))
 
 
 def _turns(rollout: Rollout, run_dir: Path) -> list[Turn]:
@@ -215,13 +223,6 @@ def _turns(rollout: Rollout, run_dir: Path) -> list[Turn]:
         turns.append(Turn(reply, tuple(found)))
         seen = max(seen, len(refs))
     return turns
-
-
-def picture_path(run_dir: Path, ref: str) -> Path:
-    """The file behind a picture's reference in rollouts.jsonl: `file://...`, or `sha256:...` in the run's own folder."""
-    if ref.startswith("sha256:"):
-        return run_dir / "pictures" / ref.removeprefix("sha256:")
-    return Path(unquote(urlparse(ref).path))
 
 
 def _gold(row: Rollout) -> str:

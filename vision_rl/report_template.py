@@ -171,7 +171,7 @@ pre.settings { background: var(--soft); padding: 10px; border-radius: 6px; overf
 <tr><th>reason</th><th>count</th><th>steps</th><th class="left">examples</th></tr>
 {% for reason, failure in failures.items() %}
 <tr><td>{{ reason }}</td><td>{{ failure.count }}</td><td>{{ failure.first }} to {{ failure.last }}</td>
-<td class="left">{{ failure.examples|join(", ") }}</td></tr>
+<td class="left">{% for example in failure.examples %}<div>{{ example }}</div>{% endfor %}</td></tr>
 {% endfor %}
 {% for reason, count in dropped.items() %}
 <tr><td>sample dropped: {{ reason }}</td><td>{{ count }}</td><td></td><td class="left"></td></tr>
