@@ -9,6 +9,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from tests.data_samples import picture
+from tests.pictures import no_size
 from vision_rl.data.images import image_size, open_image, pixel_hash, served_unchanged
 from vision_rl.errors import UserError
 
@@ -165,6 +166,27 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     path = save(Image.new("1", (14_000, 14_000)), tmp_path / "bomb.png")
     with pytest.raises(UserError, match=r"bomb\.png has too many pixels"):
         open_image(path)
+
+
+@pytest.mark.parametrize(("size", "allowed"), [((30_000, 30_000), False), ((30_000, 20), True), ((20, 30_000), True)])
+def test_thirty_thousand_pixels_a_side(size: tuple[int, int], allowed: bool, tmp_path: Path) -> None:
+    """What counts is the area: a tall screenshot of a whole page is a picture like others."""
+    path = save(Image.new("1", size), tmp_path / "a.png")
+    for function in (open_image, image_size):
+        if allowed:
+            assert getattr(found := function(path), "size", found) == size
+        else:
+            with pytest.raises(UserError, match=r"a\.png has too many pixels"):
+                function(path)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF"])
+def test_a_picture_of_no_size_is_refused(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.img"
+    path.write_bytes(no_size(form))
+    for function in (open_image, image_size):
+        with pytest.raises(UserError, match=r"a\.img is not a picture in a known format"):
+            function(path)
 
 
 def test_pixel_hash_is_of_content_not_of_the_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import http.client
+import io
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from PIL import Image
 
 from tests import fake_backend
 from tests.engine_stack import Stack, model_entry, running_stack
-from tests.pictures import data_uri
+from tests.pictures import data_uri, no_size
 from vision_rl.engine.launch import check_store
 from vision_rl.engine.proxy import VisionProxy
 from vision_rl.engine.reach import Reach, free_port
@@ -84,6 +85,13 @@ def task(*paths: Path, **settings: Any) -> dict[str, Any]:
             **settings,
         },
     }
+
+
+def bomb() -> bytes:
+    """A picture of 196 megapixels in a file of a few kilobytes."""
+    buffer = io.BytesIO()
+    Image.new("1", (14_000, 14_000)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def claim(trainer: httpx.Client) -> dict[str, Any]:
@@ -234,6 +242,31 @@ def test_pictures_of_the_run_and_data_are_served(stack: Stack, media: Path) -> N
         with openai.OpenAI(base_url=address, api_key=TOKEN, max_retries=0) as client:
             messages: Any = [user_message("What?", urls)]
             assert client.chat.completions.create(model=fake_backend.MODEL, messages=messages).choices
+
+
+@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no picture", "not a picture"),
+        (no_size("PNG"), "not a picture"),
+        (bomb(), "too many pixels"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a picture"),
+    ],
+    ids=["text", "no size", "bomb", "eps"],
+)
+def test_no_call_brings_a_bad_picture_to_the_model_server(
+    stack: Stack, content: bytes, reason: str, traced: bool
+) -> None:
+    address = stack.claim()[1] if traced else f"{stack.address}/v1"
+    before = httpx.get(f"{stack.backend.removesuffix('/v1')}/stats").json()["requests"]
+    with (
+        openai.OpenAI(base_url=address, api_key=TOKEN, max_retries=0) as client,
+        pytest.raises(openai.BadRequestError, match=reason),
+    ):
+        messages: Any = [user_message("What?", [data_uri(content)])]
+        client.chat.completions.create(model=fake_backend.MODEL, messages=messages)
+    assert httpx.get(f"{stack.backend.removesuffix('/v1')}/stats").json()["requests"] == before
 
 
 def test_a_request_that_is_too_large_is_refused(stack: Stack) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import io
 import logging
 import os
 import time
@@ -28,10 +29,12 @@ from agentlightning.utils.server_launcher import ChildEvent, PythonServerLaunche
 from litellm.integrations.custom_logger import CustomLogger
 from yarl import URL
 
+from vision_rl.data.images import image_size
 from vision_rl.engine.access import Access, hide_keys
 from vision_rl.engine.calls import CallError, CallRoute, image_urls, turn_of
 from vision_rl.engine.claims import ClaimRoutes
 from vision_rl.engine.trace import SPAN_NAME, Turn, turn_attributes
+from vision_rl.errors import UserError
 
 # Seconds. vLLM's uvicorn closes idle connections after 5 s; litellm would keep them for 120 s and now and then write
 # into one that is just closing: HTTP 500 "Connection error". tests/test_proxy.py shows both.
@@ -77,6 +80,16 @@ def _refuse(check: Any, url: str) -> None:
         check(url)
     except CallError as error:
         raise HTTPException(error.status, str(error)) from error
+
+
+def _picture(url: str) -> bytes:
+    """The content of a `data:` URI. Raises `CallError` for what is no picture, or one too large, by its header alone."""
+    try:
+        content = base64.b64decode(url.partition(",")[2], validate=True)
+        image_size(io.BytesIO(content))
+    except (ValueError, UserError) as error:
+        raise CallError(400, f"a picture is refused: {error}") from error
+    return content
 
 
 def active_proxy() -> VisionProxy:
@@ -224,11 +237,11 @@ class VisionProxy(LLMProxy):
         if not url.startswith("data:"):
             self.check_address(url)
             return url
+        if len(self._known) >= KNOWN_PICTURES:
+            self._known.clear()
         key = hashlib.sha256(url.encode()).digest()
         if key not in self._known:
-            if len(self._known) >= KNOWN_PICTURES:
-                self._known.clear()
-            self._known[key] = self._keep(base64.b64decode(url.partition(",")[2]))
+            self._known[key] = self._keep(_picture(url))
         return self._known[key]
 
     def _keep(self, content: bytes) -> str:
@@ -244,6 +257,7 @@ class VisionProxy(LLMProxy):
     def check_address(self, url: str) -> None:
         """Raise `CallError` for a picture that this proxy must not fetch or have fetched."""
         if url.startswith("data:"):
+            _picture(url)
             return
         scheme = urlsplit(url).scheme
         if self.media_roots is None:
