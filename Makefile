@@ -1,5 +1,6 @@
-# On a machine with Python 3.10-3.12 and make only: `make demo` and `make test` install what they need into .venv.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
+# On a machine with Python 3.11 (or 3.10) and make only: `make demo` and `make test` install what they need into .venv.
+# vLLM's CPU build has no wheel for later Pythons.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.10 || command -v python3)
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
@@ -8,6 +9,7 @@ STAMP  := $(VENV)/.installed
 install: $(STAMP)
 
 $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overrides.txt
+	@$(PYTHON) -c 'import sys; (3, 10) <= sys.version_info < (3, 12) or sys.exit(f"Python {sys.version.split()[0]} has no CPU build of vLLM 0.11.0; install Python 3.11 or say PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet uv==0.13.8
 # Byte-compiling at install is the largest gain at start-up where PYTHONDONTWRITEBYTECODE is set: a dozen processes import torch.
