@@ -17,7 +17,7 @@ from vision_rl.rewards.tools import Call, is_aimed, target_kind
 SMALL: Box = (0.4, 0.4, 0.5, 0.5)
 EDGE: Box = (0.05, 0.3, 0.5, 0.6)
 EASY: Box = (0.2, 0.2, 0.8, 0.8)
-PUBLISHED = ArcWeights(right_iou=0.0, aimed_only=False)
+PUBLISHED = ArcWeights(right_iou=0.0, aimed_only=False, needed_only=False)
 
 
 def zoom(box: Box | None = None) -> Call:
@@ -93,6 +93,14 @@ def test_published_formula(iou: float, box: Box, calls: list[Call], tool: float,
 )
 def test_bonus_only_when_right_and_aimed(iou: float, calls: list[Call], tool: float) -> None:
     assert arc_reward(iou, SMALL, calls).components["tool"] == pytest.approx(tool)
+
+
+def test_a_needless_look_earns_less_than_none() -> None:
+    """Else the zooming that small targets teach spreads to large ones, and nothing takes it back."""
+    assert arc_reward(1.0, EASY, [zoom(EASY)]).value == pytest.approx(0.6)
+    assert arc_reward(1.0, EASY, []).value == pytest.approx(0.63)
+    assert arc_reward(1.0, EDGE, [zoom(EDGE)]).value > arc_reward(1.0, EDGE, []).value
+    assert arc_reward(1.0, SMALL, [zoom(SMALL)]).value > arc_reward(1.0, SMALL, []).value
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from vision_rl.rewards.vqa import answer_similarity, vqa_reward
 GAMEABLE_KINDS = ("max_iou",)
 """Kinds that keep a guide's known hole under its own name; the tables show it, the guarantee leaves them out."""
 
-PUBLISHED_ARC = ArcWeights(right_iou=0.0, aimed_only=False)
+PUBLISHED_ARC = ArcWeights(right_iou=0.0, aimed_only=False, needed_only=False)
 """Arc Vision's tool bonus as published, for comparison."""
 
 MEGABYTE = 1_000_000

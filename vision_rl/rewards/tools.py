@@ -1,9 +1,10 @@
 """Arc Vision's three-part reward for an agent that may zoom, wait or inspect before it answers.
 
 value = 0.6 task + 0.3 tool + 0.1 gate, never clamped at 0: task is the IoU, tool pays for a tool that helped, gate
-takes off for tools that were missing, needless or spammed. Two deviations, both against gaming, both switches of
-`ArcWeights`: the bonus is paid only if the answer is right (`right_iou`), and only for a call that looked at the
-target (`aimed_only`); Arc Vision pays a share of the IoU for any call at all, which teaches constant zooming.
+takes off for tools that were missing, needless or spammed. Three deviations, all against gaming, all switches of
+`ArcWeights`: the bonus is paid only if the answer is right (`right_iou`), only for a call that looked at the target
+(`aimed_only`), and not on an easy target (`needed_only`). Arc Vision pays a share of the IoU for any call at all, and
+on an easy target as much with a tool as without one, which teaches constant zooming.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class ArcWeights:
     without_iou: float = 0.7
     right_iou: float = 0.5  # no bonus for tools below this IoU
     aimed_only: bool = True  # a call counts for the bonus only if its region holds the target's centre
+    needed_only: bool = True  # a tool earns nothing on an easy target, so that doing without pays more
 
     missed: float = -0.3  # small target, no tool, IoU < missed_iou
     missed_iou: float = 0.5
@@ -78,7 +80,7 @@ def _tool_part(iou: float, kind: str, target: Box, calls: Sequence[Call], weight
         return weights.bonus_without if kind != "small" and iou > weights.without_iou else 0.0
     known = [call for call in calls if call[0] in TOOL_NAMES]
     helped = any(is_aimed(call, target) for call in known) if weights.aimed_only else bool(known)
-    if not helped or iou < weights.right_iou:
+    if not helped or iou < weights.right_iou or (weights.needed_only and kind == "easy"):
         return 0.0
     bonus = {"small": weights.bonus_small, "edge": weights.bonus_edge, "easy": weights.bonus_easy}[kind]
     return bonus * min(iou, 1.0)
