@@ -19,9 +19,10 @@ MODEL = "fake"
 
 @dataclass
 class FakeServer:
-    """reply(body) is what it answers; fault(number of the request, body) is what it fails with (`error`), or None."""
+    """reply(body) is what it answers, as text or as a message; fault(number of the request, body) is what it fails with
+    (`error`), or None."""
 
-    reply: Callable[[dict[str, Any]], str]
+    reply: Callable[[dict[str, Any]], str | dict[str, Any]]
     fault: Callable[[int, dict[str, Any]], tuple[int, dict[str, str], dict[str, Any]] | None] = lambda number, body: (
         None
     )
@@ -46,7 +47,9 @@ def error(status: int, message: str, *, code: str = "", **headers: str) -> tuple
 
 
 @contextlib.contextmanager
-def fake_openai(reply: Callable[[dict[str, Any]], str] | str = "ok", **options: Any) -> Iterator[FakeServer]:
+def fake_openai(
+    reply: Callable[[dict[str, Any]], str | dict[str, Any]] | str = "ok", **options: Any
+) -> Iterator[FakeServer]:
     """A running server; `options` are fields of `FakeServer`."""
     fake = FakeServer((lambda body: reply) if isinstance(reply, str) else reply, **options)
     app = FastAPI()
@@ -69,11 +72,9 @@ def fake_openai(reply: Callable[[dict[str, Any]], str] | str = "ok", **options: 
             time.sleep(fake.delay)
             if (fault := fake.fault(number, body)) is not None:
                 return JSONResponse(fault[2], fault[0], headers=fault[1])
-            choice = {
-                "index": 0,
-                "message": {"role": "assistant", "content": fake.reply(body)},
-                "finish_reason": "stop",
-            }
+            answer = fake.reply(body)
+            message = {"content": answer} if isinstance(answer, str) else answer
+            choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": "stop"}
             usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
             return {
                 "id": "x",

@@ -26,10 +26,17 @@ MODEL_NAME = "model"
 
 @contextmanager
 def serve(
-    model: str | Path, *, cpu: bool, max_model_len: int = 4096, images_per_prompt: int = 4, media_root: str = "/"
+    model: str | Path,
+    *,
+    cpu: bool,
+    max_model_len: int = 4096,
+    images_per_prompt: int = 4,
+    media_root: str = "/",
+    function_tools: bool = False,
 ) -> Iterator[str]:
     """Yield the base URL (ending in /v1) of a vLLM server for `model`; it is stopped at the end of the block.
 
+    function_tools: accept requests with OpenAI's function tools, called in Qwen's (Hermes') format.
     Raises `UserError` with the last lines of vLLM's log if the server does not come up.
     """
     with socket.socket() as probe:
@@ -40,6 +47,7 @@ def serve(
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL_NAME),
         *("--max-model-len", str(max_model_len), "--allowed-local-media-path", media_root),
         *("--limit-mm-per-prompt", json.dumps({"image": images_per_prompt, "video": 0})),
+        *(("--enable-auto-tool-choice", "--tool-call-parser", "hermes") if function_tools else ()),
         *(("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32") if cpu else ()),
     ]
     with tempfile.NamedTemporaryFile("w+", prefix="vllm-", suffix=".log") as log:

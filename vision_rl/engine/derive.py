@@ -128,5 +128,9 @@ class Derivation:
         self.put(
             f"{VLLM_KWARGS}.limit_mm_per_prompt", json.dumps({"image": images, "video": 0}), "app.images_per_prompt"
         )
+        if self.get("agent.tool_protocol") == "function" and self.get("agent.max_tool_calls"):
+            # else vLLM refuses every request with tools; the parser of another model is a matter of an override
+            self.put(f"{VLLM_KWARGS}.enable_auto_tool_choice", True, "agent.tool_protocol=function")
+            self.put(f"{VLLM_KWARGS}.tool_call_parser", "hermes", "agent.tool_protocol=function, as Qwen writes calls")
         if self.get("agent.image_transport") == "file" and self.media_root is not None:
             self.put(f"{VLLM_KWARGS}.allowed_local_media_path", str(self.media_root), "the folder of the data's images")

@@ -2,7 +2,7 @@
 
 Nothing is scored here. VQA: official accuracy, overall, by answer type and by question type. Grounding: point accuracy
 (ScreenSpot's: the centre of the box lies in the true one), mean matched IoU and the share of rows at IoU 0.1 to 0.9, by
-platform and type (ScreenSpot), group and type (ScreenSpot-Pro), and by label (radiology). Rows without truth (test
+platform and type (ScreenSpot), group and type (ScreenSpot-Pro), by label (radiology) and by target size. Rows without truth (test
 sets) have no figures.
 """
 
@@ -16,6 +16,8 @@ import numpy as np
 from vision_rl.evaluation.intervals import mean_interval
 from vision_rl.evaluation.store import Record
 from vision_rl.rewards.calibration import brier_score, correlation, expected_calibration_error
+from vision_rl.rewards.tools import target_kind
+from vision_rl.tool_telemetry import tool_metrics
 
 IOU_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 OUTCOMES = ("right", "wrong place", "wrong space", "wrong format")
@@ -87,7 +89,19 @@ def breakdowns(record: Record) -> list[tuple[str, str]]:
         if not record["boxes"]:
             labels = [NO_FINDING]
         found += [("label", label) for label in labels]
+        found += [("target size", target_size(box)) for box in record["boxes"][:1]]
     return [*found, ("source", record["source"])]
+
+
+def target_size(box: Sequence[float]) -> str:
+    """ "small" or "large", as Arc Vision's reward counts: below or above 5 % of the picture."""
+    return "small" if target_kind((box[0], box[1], box[2], box[3])) == "small" else "large"
+
+
+def tool_figures(records: Sequence[Record]) -> dict[str, float] | None:
+    """Use rate, and success (the point hit) with and without tools, overall and by target size; None without tools."""
+    figures = tool_metrics([record["components"] for record in scored(records)], "all")
+    return {name.removeprefix("all/").removeprefix("tools/"): value for name, value in figures.items()} or None
 
 
 def figure(records: Sequence[Record], measure: Measure) -> Figure:

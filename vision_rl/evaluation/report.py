@@ -43,6 +43,7 @@ def render_report(summary: Mapping[str, Any], worst: Sequence[Case], best: Seque
         usage=texts.usage_lines(summary),
         show=texts.show,
         interval=texts.show_interval,
+        tool_rows=texts.tool_rows,
         sections=(("Worst cases", worst), ("Best cases", best)),
         human=_counted_answers,
     )

@@ -90,6 +90,14 @@ summary { cursor: pointer; color: var(--muted); }
 {% endfor %}
 </table></section>
 {% endfor %}
+{% if summary.tools %}
+<section><h2>Tools</h2>
+<table><tr><th>measure</th><th>share</th></tr>
+{% for name, value in tool_rows(summary.tools) %}
+<tr><td>{{ name }}</td><td>{{ "%.2f %%"|format(100 * value) }}</td></tr>
+{% endfor %}
+</table></section>
+{% endif %}
 </div>
 {% if summary.calibration %}
 {% set calibration = summary.calibration %}

@@ -35,6 +35,7 @@ def summarise(
         "metrics": metrics.overall(task, kept),
         "breakdowns": metrics.by_breakdown(task, kept),
         "outcomes": metrics.outcome_counts(kept) if task == "grounding" else None,
+        "tools": metrics.tool_figures(kept) if task == "grounding" else None,
         "calibration": metrics.calibration(task, kept),
         "usage": metrics.usage_totals(kept),
         **(extra or {}),
@@ -70,7 +71,8 @@ def render_markdown(summary: Mapping[str, Any]) -> str:
         for value, figures in values.items():
             cells = " | ".join(show_with_interval(name, figure) for name, figure in figures.items())
             lines.append(f"| {_cell(value)} | {next(iter(figures.values()))['n']} | {cells} |")
-    lines += [*_outcome_lines(summary["outcomes"]), *_calibration_lines(summary["calibration"])]
+    lines += [*_outcome_lines(summary["outcomes"]), *_tool_lines(summary.get("tools"))]
+    lines += _calibration_lines(summary["calibration"])
     lines += ["", "## Requests", "", *(f"- {line}" for line in usage_lines(summary))]
     if summary["failures"]:
         lines += [
@@ -131,6 +133,18 @@ def _outcome_lines(outcomes: Mapping[str, int] | None) -> list[str]:
     total = max(1, sum(outcomes.values()))
     rows = [f"| {name} | {count} | {100 * count / total:.2f} % |" for name, count in outcomes.items()]
     return ["", "## Outcomes", "", "| outcome | rows | share |", "|---|---|---|", *rows]
+
+
+def tool_rows(figures: Mapping[str, float]) -> list[tuple[str, float]]:
+    """(what, share) of the tool figures, in words."""
+    return [(name.replace("use_rate", "tools used").replace("_", " "), value) for name, value in figures.items()]
+
+
+def _tool_lines(figures: Mapping[str, float] | None) -> list[str]:
+    if not figures:
+        return []
+    rows = [f"| {name} | {100 * value:.2f} % |" for name, value in tool_rows(figures)]
+    return ["", "## Tools", "", "| measure | share |", "|---|---|", *rows]
 
 
 def _calibration_lines(calibration: Mapping[str, Any] | None) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from vision_rl.conversation import has_tools
 from vision_rl.engine.config import resolve
 from vision_rl.engine.export import run_of
 from vision_rl.errors import UserError
@@ -83,7 +84,13 @@ def served_checkpoint(
     length = max_model_len or min(_positions(model_dir), CPU_LENGTH if cpu else GPU_LENGTH)
     with (
         _with_pixel_limits(model_dir, settings) as folder,
-        serve(folder, cpu=cpu, max_model_len=length, images_per_prompt=images) as url,
+        serve(
+            folder,
+            cpu=cpu,
+            max_model_len=length,
+            images_per_prompt=images,
+            function_tools=has_tools(settings) and settings["tool_protocol"] == "function",
+        ) as url,
     ):
         yield url, MODEL_NAME
 

@@ -1,0 +1,142 @@
+"""An agent with tools outside of training: evaluate_agent.py and the API baseline against a scripted server."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import evaluate_agent
+from baselines import api_baseline
+from tests.fake_openai import MODEL, fake_openai
+from vision_rl.data.schema import read_rows
+from vision_rl.evaluation import metrics, targets
+from vision_rl.evaluation.store import read_records
+from vision_rl.parsing import format_boxes
+from vision_rl.rewards.tools import target_kind
+from vision_rl.tiny.zoom_scenes import write_zoom_tasks
+from vision_rl.zoom import View
+
+ROWS = 12
+TOOLS = ["agent.max_turns=3", "agent.max_tool_calls=2", "agent.reward=arc", "agent.answer_view=last"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_zoom_tasks(tmp_path_factory.mktemp("zoom"), train=1, val=ROWS)["val"]
+
+
+def pictures_of(body: dict[str, Any]) -> list[Image.Image]:
+    parts = [
+        part for message in body["messages"] if isinstance(message["content"], list) for part in message["content"]
+    ]
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    assert all(url.startswith("data:image/png;base64,") for url in urls), "a server elsewhere cannot open paths"
+    return [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls]
+
+
+class Looker:
+    """A model that zooms into the target's quarter where the target is small, and knows where it is then."""
+
+    def __init__(self, data: Path, protocol: str) -> None:
+        self.protocol = protocol
+        # Every picture of the set is new: its pixels tell which row is asked.
+        self.rows = {Image.open(row["image_paths"][0]).tobytes(): row for row in read_rows(data)}
+
+    def __call__(self, body: dict[str, Any]) -> str | dict[str, Any]:
+        first, *zoomed = pictures_of(body)
+        box = tuple(self.rows[first.tobytes()]["boxes"][0])
+        if target_kind(box) != "small" or "tools" not in json.dumps(body):  # large, or it has no tools
+            return format_boxes([box if target_kind(box) != "small" else (0.0, 0.0, 0.1, 0.1)], "bbox")
+        left, top = float(box[0] >= 0.5) / 2, float(box[1] >= 0.5) / 2
+        region = (left, top, left + 0.5, top + 0.5)
+        if zoomed:
+            return format_boxes([View(zoomed[0].size, region).from_picture(box)], "bbox")
+        arguments = {"region": list(region), "zoom_factor": 2}
+        if self.protocol == "function":
+            function = {"name": "zoom_ui_element", "arguments": json.dumps(arguments)}
+            return {"content": None, "tool_calls": [{"id": "c1", "type": "function", "function": function}]}
+        return f"<use_tool>{json.dumps({'name': 'zoom_ui_element', 'arguments': arguments})}</use_tool>"
+
+
+def evaluation(url: str, data: Path, output: Path, *overrides: str) -> int:
+    arguments = ["--endpoint", url, "--model", MODEL, "--data", str(data), "--output", str(output), *overrides]
+    return exit_code(evaluate_agent.main, arguments)
+
+
+def baseline(url: str, data: Path, output: Path, *overrides: str) -> int:
+    arguments = ["--base-url", url, "--model", MODEL, "--data", str(data), "--output", str(output), *overrides]
+    return exit_code(api_baseline.main, arguments)
+
+
+def exit_code(main: Callable[[list[str]], None], arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize("protocol", ["text", "function"])
+@pytest.mark.parametrize("command", [evaluation, baseline])
+def test_tools_work_at_any_server_and_are_counted(
+    command: Callable[..., int], protocol: str, data: Path, tmp_path: Path
+) -> None:
+    with fake_openai(Looker(data, protocol)) as fake:
+        assert command(fake.url, data, tmp_path / "out", *TOOLS, f"agent.tool_protocol={protocol}") == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    small = sum(target_kind(tuple(row["boxes"][0])) == "small" for row in read_rows(data))  # type: ignore[arg-type]
+    assert 0 < small < ROWS
+    assert summary["metrics"]["point accuracy"]["value"] == 1.0
+    assert summary["usage"]["requests"] == ROWS + small and len(fake.requests) == ROWS + small
+    assert all(("tools" in body) == (protocol == "function") for body in fake.requests)
+    tools = summary["tools"]
+    assert tools["use_rate"] == pytest.approx(small / ROWS)
+    assert (tools["use_rate_small"], tools["use_rate_large"], tools["success_with_small"]) == (1.0, 0.0, 1.0)
+    page = (tmp_path / "out" / "summary.md").read_text()
+    assert "| tools used small | 100.00 % |" in page and "## By target size" in page
+    assert "tools used small" in (tmp_path / "out" / "report.html").read_text()
+    zooms = [record["components"]["tools/zooms"] for record in read_records(tmp_path / "out").values()]
+    assert sum(zooms) == small
+
+
+def test_without_tools_the_same_rows_are_told_apart_by_size(data: Path, tmp_path: Path) -> None:
+    with fake_openai(Looker(data, "text")) as fake:
+        assert evaluation(fake.url, data, tmp_path / "out") == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["tools"] is None and summary["usage"]["requests"] == ROWS
+    by_size = summary["breakdowns"]["target size"]
+    assert by_size["small"]["point accuracy"]["value"] == 0.0 and by_size["large"]["point accuracy"]["value"] == 1.0
+
+
+def test_a_server_of_ones_own_is_told_to_take_function_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM answers 400 to a request with tools unless it was started for them."""
+    wanted: list[bool] = []
+
+    class Served:
+        def __init__(self, *args: Any, function_tools: bool, **kwargs: Any) -> None:
+            wanted.append(function_tools)
+
+        def __enter__(self) -> str:
+            return "http://model/v1"
+
+        def __exit__(self, *exception: object) -> None:
+            pass
+
+    monkeypatch.setattr("vision_rl.serving.serve", Served)
+    folder = targets.Path(evaluate_agent.__file__).parent / "vision_rl" / "tiny" / "zoom_checkpoint"
+    for overrides in ([], TOOLS, [*TOOLS, "agent.tool_protocol=function"]):
+        settings = targets.agent_settings(
+            "grounding", overrides, cpu=True, model_dir=folder, trained_as=None, transport="file"
+        )
+        with targets.served_checkpoint(folder, settings, cpu=True, images=2, max_model_len=None):
+            pass
+    assert wanted == [False, False, True]
+
+
+def test_sizes_are_those_of_the_reward() -> None:
+    assert [metrics.target_size(box) for box in ([0.1, 0.1, 0.3, 0.3], [0.1, 0.1, 0.6, 0.6])] == ["small", "large"]
