@@ -14,6 +14,8 @@ from PIL import Image
 
 from tests.recorded_runs import PEAK, SIZE, STEPS, collapsed_run
 from vision_rl.drawing import Chart, chart_uri, picture
+from vision_rl.evaluation.cases import drawable
+from vision_rl.parsing import parse_boxes
 from vision_rl.recorded import read_run
 from vision_rl.report import REPORT, component_table, main, phase_table, render_report
 from vision_rl.report_charts import charts, moving_average
@@ -86,12 +88,19 @@ def test_boxes_lie_where_they_belong(run_dir: Path, page: str) -> None:
     assert "box predicted" in card
 
 
-def test_no_box_is_drawn_from_an_answer_about_a_zoomed_picture(tmp_path: Path) -> None:
-    """Rollouts 0 and 2 zoom, 1 and 3 do not; validation always zooms."""
+def test_an_answer_about_a_zoomed_picture_is_drawn_where_it_lies_in_the_first(tmp_path: Path) -> None:
+    """Rollouts 0 and 2 zoom into the upper left quarter, 1 and 3 do not; validation always zooms."""
     run = collapsed_run(tmp_path / "run", steps=1, answer_view="last")
     over_time, training = render_report(read_run(run)).split("<h2>Training rollouts of step 1</h2>")
-    assert "box true" in over_time and "box predicted" not in over_time.split("Validation rows over time")[1]
-    assert training.count("box predicted") == 3 * 2
+    assert training.count("box predicted") == 3 * 4
+    rollouts = [json.loads(line) for line in (run / ROLLOUTS).read_text().splitlines()]
+    cards = re.findall(r'<article class="card" id="([^"]+)">(.*?)</article>', over_time, re.DOTALL)
+    for name, card in cards:
+        [reply] = {r["replies"][-1] for r in rollouts if r["id"] == name and r["mode"] == "val"}
+        x1, y1, x2, y2 = drawable(tuple(value / 2 for value in parse_boxes(reply, "bbox")[0]))  # type: ignore[arg-type]
+        [drawn] = re.findall(r'box predicted" x="([\d.-]+)" y="([\d.-]+)"\s+width="([\d.]+)" height="([\d.]+)"', card)
+        expected = (x1 * SIZE[0], y1 * SIZE[1], (x2 - x1) * SIZE[0], (y2 - y1) * SIZE[1])
+        assert tuple(map(float, drawn)) == pytest.approx(expected, abs=0.01)
 
 
 def test_failures_and_dropped_samples_are_listed_with_reasons(page: str) -> None:

@@ -43,6 +43,20 @@ class _Plan:
 _PLANS = (
     _Plan("Reply length", "tokens", {collapse.LENGTH: "training", "val/response_length": "validation"}),
     _Plan("Replies per rollout", "turns", {"train/turns": "training", "val/turns": "validation"}, varied=True),
+    _Plan(
+        "Tools used",
+        "share of rollouts",
+        {
+            "train/tools/use_rate": "all",
+            "train/tools/use_rate_small": "small targets",
+            "train/tools/use_rate_large": "large targets",
+        },
+    ),
+    _Plan(
+        "Success with tools to hand",
+        "share of rollouts",
+        {"train/success": "all", "train/success_small": "small targets", "train/success_large": "large targets"},
+    ),
     _Plan("Entropy", "nats per token", {collapse.ENTROPY: "entropy"}),
     _Plan("Distance to the reference", "nats per token", {collapse.KL: "KL"}),
     _Plan(
@@ -126,7 +140,8 @@ def _components(lines: Sequence[Line], names: Sequence[str], mode: str) -> Chart
         steps, values = series(lines, f"{mode}/{name}")
         if values and any(values) and max(abs(value) for value in values) <= 1:
             drawn[name] = (steps, values)
-    title = "Reward components" if mode == "train" else "Reward components, validation"
+    title = "Reward components" if len(drawn) > 1 else f"Reward component: {next(iter(drawn), '')}"  # one has no legend
+    title += ", validation" if mode == "val" else ""
     return Chart(title, "", drawn, dots=list(drawn) if mode == "val" else ())
 
 

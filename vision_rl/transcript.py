@@ -2,8 +2,8 @@
 
     python -m vision_rl.transcript runs/grounding [--step 40] [--limit 6]
 
-Everything comes from the run directory: rollouts.jsonl, config.yaml, and the pictures that the trace refers to. Green: the
-true box; blue: the answer; orange: what a zoom showed.
+Everything comes from the run directory: rollouts.jsonl, config.yaml, and the pictures that the trace refers to, at the size
+at which the model saw them. Green: the true box; blue: the answer; orange: what a zoom showed.
 """
 
 from __future__ import annotations
@@ -12,26 +12,20 @@ import argparse
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 import yaml
 from jinja2 import Environment
 from PIL import Image, ImageDraw
 
-from vision_rl.boxes import Box
-from vision_rl.coordinates import to_unit
-from vision_rl.data.images import open_image
 from vision_rl.errors import UserError, cli_errors
-from vision_rl.parsing import parse_boxes, parse_tool_calls
-from vision_rl.rewards.grounding import answer_space
+from vision_rl.replay import answer_boxes, pictures_of, views_of
 from vision_rl.run_dir import CONFIG
 from vision_rl.settings import AgentSettings
 from vision_rl.telemetry import ROLLOUTS, read_jsonl
-from vision_rl.tools import ToolBox
-from vision_rl.zoom import SizeLimits, View
+from vision_rl.zoom import View
 
 PAGE = "transcripts.html"
 _SIDE = 336
@@ -40,9 +34,10 @@ _TRUE, _ANSWER, _ZOOM = "#18a558", "#2f6fdb", "#e07b00"
 _TEMPLATE = """<!doctype html><meta charset="utf-8"><title>{{ title }}</title>
 <style>body{font:14px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em;color:#223}
 article{border-top:2px solid #ccd;padding:1em 0}figure{display:inline-block;margin:0 1em 0 0}
-figcaption{font-size:12px;color:#667}img{image-rendering:pixelated;border:1px solid #99a}
+figcaption{font-size:12px;color:#667}img{image-rendering:pixelated;max-width:100%;border:1px solid #99a}
 pre{background:#f4f5f8;padding:.6em;white-space:pre-wrap}b.s{color:#0a8f3c}b.f{color:#c0392b}</style>
-<h1>{{ title }}</h1><p>Green: the true box. Blue: the answer. Orange: what a zoom showed.</p>
+<h1>{{ title }}</h1>
+<p>Pictures as the model saw them, enlarged. Green: the true box. Blue: the answer. Orange: what a zoom showed.</p>
 {% for talk in talks %}<article><h2>{{ talk.question }}</h2>
 <p>{{ talk.head }}: <b class="{{ 's' if talk.right else 'f' }}">{{ talk.outcome }}</b></p>
 {% for turn in talk.turns %}{% for shown in turn.pictures %}<figure><img src="{{ shown[0] }}" alt="">
@@ -59,7 +54,7 @@ class _Turn:
 
 def write_transcripts(run_dir: Path, records: Sequence[Mapping[str, Any]]) -> Path:
     """Write the page for these lines of rollouts.jsonl; returns its path. Pictures are embedded."""
-    settings = run_settings(run_dir)
+    settings = asdict(run_settings(run_dir))
     talks = [_talk(run_dir, record, settings) for record in records]
     page = (
         Environment(autoescape=True).from_string(_TEMPLATE).render(title=f"Transcripts of {run_dir.name}", talks=talks)
@@ -91,20 +86,17 @@ def choose(records: Sequence[Mapping[str, Any]], limit: int) -> list[Mapping[str
     return rounds[:limit]
 
 
-def _talk(run_dir: Path, record: Mapping[str, Any], settings: AgentSettings) -> dict[str, Any]:
-    pictures = [open_image(_path(run_dir, ref)) for ref in record["image_refs"][-1]]
-    views = _views(record, settings, pictures)
-    answered = _answer_view(views, settings)
-    boxes = [views[answered].to_picture(box) for box in _boxes(record["replies"][-1], settings, views[answered])]
+def _talk(run_dir: Path, record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    pictures = pictures_of(run_dir, record)
+    views = views_of(record, settings, pictures)
+    boxes = answer_boxes(record, settings, views)
     turns, shown = [], 0
     for reply, refs in zip(record["replies"], record["image_refs"], strict=True):
         turn = _Turn(reply)
         for number in range(shown, len(refs)):
             others = [view.box for view in views[1:]] if number == 0 else []
             marks = [(_TRUE, record["boxes"]), (_ANSWER, boxes), (_ZOOM, others)]
-            picture = pictures[number]
-            size = f"{picture.width} x {picture.height}"
-            turn.pictures.append((_marked(picture, views[number], marks), f"picture {number + 1}, {size} pixels"))
+            turn.pictures.append((_marked(pictures[number], views[number], marks), _caption(number, pictures, views)))
         turns.append(turn)
         shown = len(refs)
     reward = record["reward"]
@@ -119,41 +111,16 @@ def _talk(run_dir: Path, record: Mapping[str, Any], settings: AgentSettings) -> 
     }
 
 
-def _path(run_dir: Path, ref: str) -> Path:
-    if ref.startswith("sha256:"):
-        return run_dir / "pictures" / ref.removeprefix("sha256:")
-    return Path(unquote(urlparse(ref).path))
-
-
-def _views(record: Mapping[str, Any], settings: AgentSettings, pictures: Sequence[Image.Image]) -> list[View]:
-    """Where each picture lies in the first: the calls are carried out once more."""
-    limits = SizeLimits.of(settings.family, settings.min_pixels, settings.max_pixels)
-    first = len(record["image_refs"][0])
-    views = [View(limits.processed(picture.size)) for picture in pictures]
-    tools = ToolBox(record["image_paths"], {}, limits)
-    number = first
-    for reply in record["replies"]:
-        for call in parse_tool_calls(reply):
-            result = tools.run(call) if number < len(pictures) else None
-            if result is not None and result.view is not None:
-                views[number] = result.view
-                number += 1
-    return views
-
-
-def _answer_view(views: Sequence[View], settings: AgentSettings) -> int:
-    return len(views) - 1 if settings.answer_view == "last" and settings.max_turns > 1 else 0
-
-
-def _boxes(reply: str, settings: AgentSettings, view: View) -> list[Box]:
-    form, space = answer_space(settings.answer_format, settings.family)
-    return [to_unit(box, space, view.size, view.size) for box in parse_boxes(reply, form)]
+def _caption(number: int, pictures: Sequence[Image.Image], views: Sequence[View]) -> str:
+    whole, seen = (f"{size[0]} x {size[1]} pixels" for size in (pictures[number].size, views[number].size))
+    return f"picture {number + 1}, {whole}" + (f", seen at {seen}" if seen != whole else "")
 
 
 def _marked(picture: Image.Image, view: View, marks: Sequence[tuple[str, Sequence[Sequence[float]]]]) -> str:
-    """A picture, enlarged without smoothing, with boxes (in the first picture's unit space) drawn over it."""
-    scale = max(1, round(_SIDE / max(picture.size)))
-    canvas = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    """A picture as the model saw it, enlarged without smoothing, with boxes (the first picture's unit space) over it."""
+    seen = picture if picture.size == view.size else picture.resize(view.size, Image.Resampling.BICUBIC)
+    scale = max(1, round(_SIDE / max(seen.size)))
+    canvas = seen.resize((seen.width * scale, seen.height * scale), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(canvas)
     for colour, boxes in marks:
         for x1, y1, x2, y2 in boxes:
