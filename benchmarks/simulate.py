@@ -2,6 +2,7 @@
 
     python benchmarks/simulate.py                       # the tables of docs/scale.md
     python benchmarks/simulate.py --validate            # predicted against measured rollouts per second, 1 to 8 runners
+    python benchmarks/simulate.py --measured FILE       # the same with what benchmarks/throughput.py --output FILE measured
 
 Discrete events: every rollout passes from its runner to the store, through a proxy to a model server and back, turn by turn,
 then its reward goes to the store; a step ends with its last rollout, then comes the update. The store and each proxy are one
@@ -197,8 +198,10 @@ def tables() -> None:
         console.print(table)
 
 
-def validate(rollouts: int) -> None:
-    """Take the CPU times from a measured run with one runner; predict runs with more, and measure them.
+def validate(measured: Callable[[int], dict[str, Any]], rollouts: int) -> None:
+    """Compare with `measured(runners)`, a line of throughput_line.py.
+
+    The CPU times are those of one runner; the runs with more are predicted.
 
     What other programs took of the machine during a run is measured with it, and lowers what it could do at most.
     """
@@ -208,7 +211,7 @@ def validate(rollouts: int) -> None:
     table = Table("runners", "others' cores", "measured rollouts/s", "predicted rollouts/s", "difference")
     setup = Setup(prefill_ms=0.0, rollouts=rollouts)
     for runners in (1, 2, 4, 8):
-        line = measure(runners, rollouts)
+        line = measured(runners)
         if runners == 1:
             cpu = line["cpu_ms"]
             setup = replace(
@@ -240,10 +243,15 @@ def main() -> None:
     parser.add_argument(
         "--validate", action="store_true", help="compare with measured runs on this machine (2 minutes)"
     )
+    parser.add_argument("--measured", type=Path, help="compare with the lines that throughput.py --output wrote")
     parser.add_argument("--rollouts", type=int, default=300, help="rollouts per measured run")
     args = parser.parse_args()
-    if args.validate:
-        validate(args.rollouts)
+    if args.measured:
+        lines = [json.loads(line) for line in args.measured.read_text(encoding="utf-8").splitlines()]
+        ours = {line["runners"]: line for line in lines if line["variant"] == "ours data"}
+        validate(ours.__getitem__, ours[1]["rollouts"])
+    elif args.validate:
+        validate(lambda runners: measure(runners, args.rollouts), args.rollouts)
     else:
         tables()
 

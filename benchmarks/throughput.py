@@ -18,17 +18,20 @@ from pathlib import Path
 from typing import Any
 
 VARIANTS = ("stock data", "ours data", "ours file")
+OURS_MORE = 5
+"""Our lines run so many times the rollouts of stock's: they last about as long, and a p99 needs many."""
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runners", type=int, nargs="+", default=[1, 2, 4, 8], help="parallel runner processes")
-    parser.add_argument("--rollouts", type=int, default=200, help="rollouts measured per line")
+    parser.add_argument("--rollouts", type=int, default=200, help="rollouts measured per stock line")
     parser.add_argument(
         "--repeat", type=int, default=1, help="runs of each line; the fastest counts, others may use the machine"
     )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--memory-rollouts", type=int, default=0, help="also follow our memory over so many rollouts")
+    parser.add_argument("--output", type=Path, help="append every line as JSON: what simulate.py --measured reads")
     return parser.parse_args()
 
 
@@ -43,8 +46,13 @@ def main() -> None:
         for variant in args.variants:
             lines = []
             for _ in range(args.repeat):
-                lines.append(in_fresh_process(variant, runners, args.rollouts))
-                print(variant, runners, json.dumps(lines[-1]), file=sys.stderr, flush=True)
+                rollouts = args.rollouts * (1 if variant.startswith("stock") else OURS_MORE)
+                lines.append(in_fresh_process(variant, runners, rollouts))
+                text = json.dumps({"variant": variant, "runners": runners, "rollouts": rollouts, **lines[-1]})
+                print(text, file=sys.stderr, flush=True)
+                if args.output:
+                    with open(args.output, "a", encoding="utf-8") as file:
+                        file.write(text + "\n")
             line = max(lines, key=lambda one: one["rate"])
             table.add_row(
                 variant,

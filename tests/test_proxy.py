@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from aiohttp.connector import BaseConnector
@@ -21,7 +22,7 @@ from litellm.llms.custom_httpx import http_handler
 from litellm.proxy import proxy_server
 
 from tests import fake_backend
-from tests.engine_stack import Stack, running_stack
+from tests.engine_stack import Stack, model_entry, running_stack
 from tests.pictures import data_uri, noise_picture
 from vision_rl.client import chat, shared_client
 from vision_rl.engine.calls import SPARE_LOAD, CallRoute
@@ -161,6 +162,33 @@ def test_a_server_that_has_far_more_to_do_is_passed_over() -> None:
     assert route._server(SERVERS, ["picture"]) == first
     route.busy[first[0]] = SPARE_LOAD + 1
     assert route._server(SERVERS, ["picture"]) != first
+
+
+def test_calls_of_a_picture_reach_one_of_two_servers(stack: Stack, tmp_path: Path) -> None:
+    """The whole way: each picture's four rollouts at one server, and both have work."""
+
+    def served() -> list[int]:
+        return [httpx.get(url.removesuffix("/v1") + "/stats", trust_env=False).json()["requests"] for url in urls]
+
+    with fake_backend.running(free_port()) as second:
+        urls = [stack.backend, second]
+        proxy = VisionProxy(stack.store, tmp_path, port=free_port())
+        proxy.update_model_list([model_entry(url) for url in urls])
+        stack.call(proxy.start())
+        try:
+            counts = []
+            for number in range(10):
+                before = served()
+                for _ in range(4):
+                    rollout = stack.call(stack.store.start_rollout(input={}))
+                    path = f"/rollout/{rollout.rollout_id}/attempt/{rollout.attempt.attempt_id}/v1"
+                    message = user_message("What?", [f"file:///pictures/{number}.png"])
+                    ask(proxy.server_launcher.access_endpoint + path, [message])
+                counts.append([after - was for after, was in zip(served(), before, strict=True)])
+        finally:
+            stack.call(proxy.stop())
+    assert all(sorted(count) == [0, 4] for count in counts)
+    assert {tuple(count) for count in counts} == {(0, 4), (4, 0)}
 
 
 # Bad days at the model server

@@ -155,6 +155,29 @@ def test_the_commands_of_the_documentation(stack: Stack, media: Path, tmp_path: 
     assert [turn.image_refs for turn in turns_from_spans(spans)] == [[(media / "a.png").as_uri()]]
 
 
+def test_two_proxies_on_one_store(stack: Stack, trainer: httpx.Client, media: Path, tmp_path: Path) -> None:
+    """What is claimed at one may be called and reported at the other: a load balancer may stand before them."""
+    other = VisionProxy(stack.store, tmp_path, port=free_port(), token=TOKEN, media_roots=[media])
+    other.update_model_list([model_entry(stack.backend)])
+    stack.call(other.start())
+    try:
+        address = other.server_launcher.access_endpoint
+        with httpx.Client(base_url=address, headers=trainer.headers, trust_env=False, timeout=30) as second:
+            ids = stack.queue([task(media / "a.png") for _ in range(4)])
+            for first, then in ((trainer, second), (second, trainer)) * 2:
+                rollout = claim(first)
+                call = {"model": rollout["model"], "messages": [user_message("What?", [(media / "a.png").as_uri()])]}
+                then.post(rollout["path"] + "/chat/completions", json=call).raise_for_status()
+                report = {key: rollout[key] for key in ("rollout_id", "attempt_id")}
+                assert first.post("/v1/rollouts/report", json={**report, "reward": 1.0}).json() == {"accepted": True}
+                assert then.post("/v1/rollouts/report", json={**report, "reward": 1.0}).json() == {"accepted": False}
+    finally:
+        stack.call(other.stop())
+    assert stack.wait(ids, 1) == {"succeeded": 4}
+    for rollout_id in ids:
+        assert len(turns_from_spans(list(stack.call(stack.store.query_spans(rollout_id))))) == 1
+
+
 def test_nothing_to_claim_is_204(trainer: httpx.Client) -> None:
     assert trainer.post("/v1/rollouts/claim", json={"worker_id": "curl"}).status_code == 204
 
