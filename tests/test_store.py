@@ -96,6 +96,31 @@ def test_a_late_span_does_not_revive_a_rollout_that_waits_for_its_retry(store: V
     assert run(work())
 
 
+@pytest.mark.parametrize("taken_over", [True, False])
+def test_a_worker_that_comes_back_late(store: VisionStore, taken_over: bool) -> None:
+    """Its rollout counts once: by the other, if one has begun; else by the late one, and nobody begins."""
+
+    async def work() -> None:
+        slow = await claimed(store)
+        identity = slow.rollout_id, slow.attempt.attempt_id
+        await store.record(*identity, [reward(0.1)])
+        await store.update_attempt(*identity, last_heartbeat_time=time.time() - 31)
+        await store.wait_for_rollouts(rollout_ids=[slow.rollout_id], timeout=0)  # looks for the dead
+        other = await store.claim("other") if taken_over else None
+        await store.record(*identity, [reward(0.2)])  # a span that was on its way
+        assert await store.heartbeat(*identity) is not taken_over
+        assert await store.record(*identity, [reward(0.9)], "succeeded") is not taken_over
+        if other is not None:
+            assert await store.record(other.rollout_id, other.attempt.attempt_id, [reward(0.5)], "succeeded")
+        assert await store.claim("third") is None
+        [done] = await store.wait_for_rollouts(rollout_ids=[slow.rollout_id], timeout=0)
+        assert done.status == "succeeded"
+        latest = await store.query_spans(slow.rollout_id, attempt_id="latest")
+        assert agl.find_final_reward(latest) == (0.5 if taken_over else 0.9)
+
+    run(work())
+
+
 def test_the_reason_of_a_failure_is_kept(store: VisionStore) -> None:
     async def work() -> Any:
         rollout = await claimed(store)

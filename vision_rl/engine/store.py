@@ -53,13 +53,15 @@ class VisionStore(InMemoryLightningStore):
     ) -> bool:
         """Add spans to an attempt, numbered as they arrive, and end it with `status` if that is given.
 
-        Raises `UnknownAttempt` if there is no such attempt. An end that comes twice, or after the rollout was given up,
-        changes nothing and returns False: a worker that lost the reply may send it again.
+        Raises `UnknownAttempt` if there is no such attempt. An end that comes twice, or after the rollout was given up
+        or given to another, changes nothing and returns False: a worker that lost the reply may send it again.
         """
         attempt = await self._attempt(rollout_id, attempt_id)
         if status is not None:
             rollout = await self.get_rollout_by_id(rollout_id)
             if attempt.status in ("succeeded", "failed") or rollout is None or is_finished(rollout):
+                return False
+            if not await self._is_latest(attempt):
                 return False
         if spans:
             numbers = await self.get_many_span_sequence_ids([(rollout_id, attempt_id)] * len(spans))
@@ -84,9 +86,12 @@ class VisionStore(InMemoryLightningStore):
             await asyncio.sleep(LOOK_SECONDS)
 
     async def heartbeat(self, rollout_id: str, attempt_id: str) -> bool:
-        """Keep an attempt alive; False if it is over, so that its worker can stop. Raises `UnknownAttempt`."""
+        """Keep an attempt alive; False if it is over or another has it, so that its worker can stop.
+
+        Raises `UnknownAttempt`.
+        """
         attempt = await self._attempt(rollout_id, attempt_id)
-        if attempt.status not in ("preparing", "running", "unresponsive"):
+        if attempt.status not in ("preparing", "running", "unresponsive") or not await self._is_latest(attempt):
             return False
         await self.update_attempt(rollout_id, attempt_id, last_heartbeat_time=time.time())
         return True
@@ -118,6 +123,10 @@ class VisionStore(InMemoryLightningStore):
         if attempt is None:
             raise UnknownAttempt(f"there is no attempt {attempt_id} of rollout {rollout_id}")
         return attempt
+
+    async def _is_latest(self, attempt: Attempt) -> bool:
+        latest = await self.get_latest_attempt(attempt.rollout_id)
+        return latest is not None and latest.attempt_id == attempt.attempt_id
 
     async def _on_attempt_heartbeat(self, rollout_id: str, attempt_id: str) -> Any:
         attempt = await self._attempt(rollout_id, attempt_id)
