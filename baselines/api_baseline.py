@@ -86,7 +86,7 @@ def run_api(args: argparse.Namespace, console: Console) -> int:
     output = args.output or default_output(task, data, args.model)
     budget = PictureBudget(output / "pictures", args.image_bytes, args.image_side)
     prices = Prices(args.price_in, args.price_out)
-    before = estimate([row for _, row in rows], budget, settings["max_tokens"], prices)
+    before = estimate([row for _, row in rows], budget, settings["max_tokens"], prices, settings["max_turns"])
     console.print(before.render(), highlight=False, soft_wrap=True)
     if args.dry_run:
         return 0
@@ -105,7 +105,7 @@ def run_api(args: argparse.Namespace, console: Console) -> int:
         rows=rows,
         identity={**identity_of(task, args.model, base_url, data, settings, kept), "pictures": pictures},
         output=output,
-        prepare=lambda row: {**budget.fitted(row), "settings": settings},
+        prepare=lambda row: {**budget.fitted(row), "whole_paths": row["image_paths"], "settings": settings},
         sampling=sampling,
         limits=limits_of(args),
         overwrite=args.overwrite,

@@ -28,6 +28,7 @@ _TILE, _TILE_TOKENS, _BASE_TOKENS = 512, 170, 85
 """OpenAI's rule for high detail: 85 tokens and 170 per tile of 512 pixels. Others differ; the estimate says so."""
 _CHARS_PER_TOKEN = 4
 _PROMPT_CHARS = 240  # what the prompt adds to a question
+_TOOL_TOKENS = 800  # a picture that a tool gives, and its sentence
 _SAMPLE = 64
 
 
@@ -111,8 +112,13 @@ class Estimate:
         return text + f"; about {self.cost:.4f} at most (in the currency of the prices)"
 
 
-def estimate(rows: Sequence[Mapping[str, Any]], budget: PictureBudget, max_tokens: int, prices: Prices) -> Estimate:
-    """What a run over `rows` would take; pictures are measured on an even sample of 64 rows."""
+def estimate(
+    rows: Sequence[Mapping[str, Any]], budget: PictureBudget, max_tokens: int, prices: Prices, turns: int = 1
+) -> Estimate:
+    """What a run over `rows` would take; pictures are measured on an even sample of 64 rows.
+
+    turns: replies that an agent with tools may give to a row; each of them is sent all that went before, and one more picture.
+    """
     sample = rows[:: max(1, len(rows) // _SAMPLE)]
     scale = len(rows) / max(1, len(sample))
     with tempfile.TemporaryDirectory() as folder:
@@ -120,8 +126,9 @@ def estimate(rows: Sequence[Mapping[str, Any]], budget: PictureBudget, max_token
         sizes = [size for row in fitted for size in row["image_sizes"]]
         sent = sum(len(image_url(path, "data")) for row in fitted for path in row["image_paths"])
     text = sum(math.ceil((len(row["question"]) + _PROMPT_CHARS) / _CHARS_PER_TOKEN) for row in rows)
-    prompt = text + round(scale * sum(picture_tokens(width, height) for width, height in sizes))
-    completion = len(rows) * max_tokens
+    first = text + round(scale * sum(picture_tokens(width, height) for width, height in sizes))
+    prompt = turns * first + len(rows) * turns * (turns - 1) // 2 * (_TOOL_TOKENS + max_tokens)
+    completion = len(rows) * turns * max_tokens
     pictures = sum(len(row["image_paths"]) for row in rows)
     return Estimate(len(rows), pictures, scale * sent / 1e6, prompt, completion, prices.cost(prompt, completion))
 

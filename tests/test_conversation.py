@@ -55,13 +55,22 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         Image.new("RGB", size, (number, 0, 0)).save(path)
         paths.append(str(path))
 
-    def run(model: Model, media: str = "images", frames: int = 1, agent: bool = False, **changes: Any) -> Any:
+    def run(
+        model: Model,
+        media: str = "images",
+        frames: int = 1,
+        agent: bool = False,
+        size: tuple[int, int] = (400, 200),
+        **changes: Any,
+    ) -> Any:
+        if size != (400, 200):
+            Image.new("RGB", size).save(paths[0])
         defaults: dict[str, Any] = {"max_turns": 3, "max_tool_calls": 2, "reward": "iou", "family": "qwen2_5_vl"}
         settings = dataclasses.asdict(AgentSettings(**{**defaults, **changes}))
         task = {
             "question": "Find it.",
             "image_paths": paths[:frames],
-            "image_sizes": [[400, 200]] * frames,
+            "image_sizes": [list(size)] * frames,
             "media": media,
             "boxes": [TARGET],
             "meta": {},
@@ -184,6 +193,24 @@ def test_the_budget_of_pixels_holds_over_all_pictures(run: Any) -> None:
     first, *crops = [opened(url) for url in pictures_of(model.sent[1]) if url.startswith("data:")]
     total = 392 * 196 + sum(picture.width * picture.height for picture in (first, *crops))
     assert 90_000 < total <= cap
+
+
+def test_a_later_frame_keeps_to_the_budget_of_pixels_too(run: Any) -> None:
+    model = Model(WAIT, "done")
+    run(model, media="video", frames=2, max_total_pixels=100_000)
+    [frame] = [opened(url) for url in pictures_of(model.sent[1]) if url.startswith("data:")]
+    assert 15_000 < frame.width * frame.height <= 100_000 - 392 * 196
+
+
+def test_a_model_of_which_nothing_is_known_gets_no_picture_without_bounds(run: Any) -> None:
+    model = Model(ZOOM.replace("[0.5, 0.0, 1.0, 0.5]", "[0, 0, 1, 1]").replace(": 2}", ": 4}") * 2, "done")
+    run(model, family="unit")
+    *_, zoomed = pictures_of(model.sent[1])
+    assert opened(zoomed).size == (1596, 812)  # four times 400 x 200, in multiples of 28
+
+    run(big := Model(ZOOM.replace(": 2}", ": 4}"), "done"), size=(4000, 2000), family="unit")
+    picture = opened(pictures_of(big.sent[1])[-1])
+    assert picture.width * picture.height <= 2048 * 28 * 28
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,15 @@ from PIL import Image
 
 import evaluate_agent
 from baselines import api_baseline
+from baselines.budget import PictureBudget, Prices, estimate
 from tests.fake_openai import MODEL, fake_openai
 from vision_rl.data.schema import read_rows
+from vision_rl.engine.config import resolve
 from vision_rl.evaluation import metrics, targets
 from vision_rl.evaluation.store import read_records
 from vision_rl.parsing import format_boxes
 from vision_rl.rewards.tools import target_kind
+from vision_rl.tiny.zoom import zoom_checkpoint_dir
 from vision_rl.tiny.zoom_scenes import write_zoom_tasks
 from vision_rl.zoom import View
 
@@ -104,6 +107,34 @@ def test_tools_work_at_any_server_and_are_counted(
     assert sum(zooms) == small
 
 
+def test_a_baseline_zooms_into_the_whole_picture_where_a_smaller_one_was_sent(data: Path, tmp_path: Path) -> None:
+    sent: list[list[Image.Image]] = []
+
+    def reply(body: dict[str, Any]) -> str:
+        sent.append(pictures_of(body))
+        return (
+            "Done."
+            if len(sent[-1]) > 1
+            else '<tool_call>{"name": "zoom_ui_element", "arguments": '
+            + ('{"region": [0.5, 0.5, 1, 1], "zoom_factor": 4}}</tool_call>')
+        )
+
+    with fake_openai(reply) as fake:
+        assert baseline(fake.url, data, tmp_path / "out", *TOOLS, "--image-side", "56", "--limit", "1") == 0
+    first, zoomed = sent[1]
+    assert first.size == (56, 56) and zoomed.size == (448, 448)
+    [row] = read_rows(data, limit=1)
+    whole = Image.open(row["image_paths"][0]).crop((112, 112, 224, 224)).resize((448, 448), Image.Resampling.LANCZOS)
+    assert zoomed.tobytes() == whole.tobytes()
+
+
+def test_the_estimate_counts_every_turn(data: Path, tmp_path: Path) -> None:
+    rows = read_rows(data)
+    once, thrice = (estimate(rows, PictureBudget(tmp_path), 100, Prices(1.0, 1.0), turns) for turns in (1, 3))
+    assert thrice.completion_tokens == 3 * once.completion_tokens == 3 * ROWS * 100
+    assert thrice.prompt_tokens > 3 * (once.prompt_tokens + ROWS * 500)  # and every turn holds the turns before
+
+
 def test_without_tools_the_same_rows_are_told_apart_by_size(data: Path, tmp_path: Path) -> None:
     with fake_openai(Looker(data, "text")) as fake:
         assert evaluation(fake.url, data, tmp_path / "out") == 0
@@ -128,7 +159,7 @@ def test_a_server_of_ones_own_is_told_to_take_function_tools(monkeypatch: pytest
             pass
 
     monkeypatch.setattr("vision_rl.serving.serve", Served)
-    folder = targets.Path(evaluate_agent.__file__).parent / "vision_rl" / "tiny" / "zoom_checkpoint"
+    folder = zoom_checkpoint_dir()
     for overrides in ([], TOOLS, [*TOOLS, "agent.tool_protocol=function"]):
         settings = targets.agent_settings(
             "grounding", overrides, cpu=True, model_dir=folder, trained_as=None, transport="file"
@@ -136,6 +167,19 @@ def test_a_server_of_ones_own_is_told_to_take_function_tools(monkeypatch: pytest
         with targets.served_checkpoint(folder, settings, cpu=True, images=2, max_model_len=None):
             pass
     assert wanted == [False, False, True]
+
+
+def test_training_starts_its_vllm_for_function_tools() -> None:
+    tools = ["agent.max_turns=3", "agent.max_tool_calls=2"]
+    for protocol, expected in (
+        ("text", {}),
+        ("function", {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}),
+    ):
+        resolved = resolve(
+            "cpu", [*tools, f"agent.tool_protocol={protocol}"], task="grounding", model=zoom_checkpoint_dir()
+        )
+        arguments = resolved.verl["actor_rollout_ref"]["rollout"]["engine_kwargs"]["vllm"]
+        assert {name: value for name, value in arguments.items() if "tool" in name} == expected
 
 
 def test_sizes_are_those_of_the_reward() -> None:

@@ -26,6 +26,8 @@ from vision_rl.tools import TOOLS, ToolBox, ToolResult
 from vision_rl.zoom import View
 
 _SHOWING = ("zoom_ui_element", "wait_for_ui")
+_MOST_SHOWN = 2048 * 28 * 28
+"""Pixels of a picture that a tool gives, for models of which nothing is known: four times a whole screen is too much."""
 NO_CALLS = "Error: no tool calls are left."
 NO_PICTURES = "Error: no more pictures can be shown."
 
@@ -84,10 +86,12 @@ class _Talk:
 
     def __init__(self, task: Mapping[str, Any]) -> None:
         self.settings = task["settings"]
-        frames = task["image_paths"] if task["media"] == "video" else task["image_paths"][:1]
-        first = frames[:1] if task["media"] == "video" else task["image_paths"]
+        video = task["media"] == "video"
+        first = task["image_paths"][:1] if video else task["image_paths"]
         self.shown = show(first, self.settings, task["image_sizes"][: len(first)])
-        self.tools = ToolBox(frames, task["meta"], size_limits(self.settings))
+        # Where pictures had to be made smaller for a server, tools still see all of them.
+        whole = task.get("whole_paths") or task["image_paths"]
+        self.tools = ToolBox(whole if video else whole[:1], task["meta"], size_limits(self.settings))
         self.outcome = Conversation(View(self.shown[0].size))
         self.done = False
         text = request(
@@ -133,7 +137,7 @@ class _Talk:
             return ToolResult(NO_CALLS, error=True)
         if call.name in _SHOWING and not call.error:
             limits, most = size_limits(self.settings), self.settings["max_images"]
-            cap, room = self.settings["max_total_pixels"], limits.max_pixels
+            cap, room = self.settings["max_total_pixels"], min(limits.max_pixels, _MOST_SHOWN)
             if cap is not None:
                 room = min(room, cap - sum(picture.pixels for picture in self.shown))
             if (most is not None and len(self.shown) >= most) or room < max(limits.factor**2, limits.min_pixels):

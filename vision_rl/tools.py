@@ -146,8 +146,9 @@ class ToolBox:
             return ToolResult(f"Nothing has changed after {seconds:g} seconds.")
         self.now += 1
         picture = self.picture()
-        text = f"{PICTURE} shows the screen {seconds:g} seconds later."
-        return ToolResult(text, picture, View(self.limits.processed(picture.size)))
+        size = self.limits.processed(picture.size)
+        shown = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+        return ToolResult(f"{PICTURE} shows the screen {seconds:g} seconds later.", shown, View(size))
 
     def _inspect(self, arguments: Mapping[str, Any]) -> ToolResult:
         _only(arguments, "region", "type")
