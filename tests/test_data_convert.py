@@ -422,6 +422,20 @@ def test_custom_jsonl_with_frames_and_a_video(tmp_path: Path) -> None:
     assert video["image_sizes"] == [[64, 48]] * 4
 
 
+@pytest.mark.parametrize("field", ["video", "frames"])
+def test_a_folder_of_frames_is_a_video(field: str, tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    for number in range(12):
+        picture((30, 20), number).save(tmp_path / "clip" / f"frame_{number}.png")
+    (tmp_path / "clip" / "notes.txt").write_text("no picture")
+    (tmp_path / "qa.jsonl").write_text(json.dumps({"question": "q", "answer": "a", field: "clip"}))
+    [row] = custom_rows(tmp_path, tmp_path / "qa.jsonl", frames=3)
+    assert [Path(path).name for path in row["image_paths"]] == ["frame_2.png", "frame_6.png", "frame_10.png"]
+    assert row["media"] == "video" and row["image_sizes"] == [[30, 20]] * 3
+    [row] = custom_rows(tmp_path, tmp_path / "qa.jsonl", frames=20)
+    assert [Path(path).name for path in row["image_paths"]] == [f"frame_{number}.png" for number in range(12)]
+
+
 def write_video(path: Path, *, frames: int) -> None:
     """Frame n is grey of 10 * n."""
     with av.open(str(path), "w") as container:
@@ -443,9 +457,11 @@ def write_video(path: Path, *, frames: int) -> None:
         ({"question": "q", "answer": "a", "images": []}, "empty list"),
         ({"question": "q", "answer": "a", "video": "no.mp4"}, r"no\.mp4 does not exist"),
         ({"question": "q", "answer": "a", "video": "a.png.txt"}, "cannot be decoded"),
+        ({"question": "q", "answer": "a", "video": "empty"}, r"empty holds no pictures"),
     ],
 )
 def test_custom_rejects(record: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     picture((30, 20), 1).save(tmp_path / "a.png")
     (tmp_path / "a.png.txt").write_text("not a video")
     (tmp_path / "qa.json").write_text(json.dumps([record]))

@@ -1,7 +1,8 @@
 """Question-answer-image sets of one's own: CSV, TSV, JSON, JSONL or parquet; one image, several, or a video.
 
 Fields: `question` (or `instruction`); `answer` or `answers`; and one of `image`, `image_path`, `images`, `image_paths`
-(several pictures in order), `frames` (pictures that are a video's frames) or `video` (a file to take frames of).
+(several pictures in order), `frames` (pictures that are a video's frames) or `video` (a file, or a folder of frames, to
+take frames of).
 In CSV a list is written as JSON, `["a.png", "b.png"]`.
 """
 
@@ -61,9 +62,9 @@ def _row(path: Path, options: CustomOptions, numbered: tuple[int, Record]) -> Re
 
 
 def _pictures(record: Record, options: CustomOptions, where: str) -> tuple[list[Path], str]:
-    if "video" in record:
-        video = options.image_dir / str(record["video"])
-        return sample_frames(video, options.extract_dir, options.frames), "video"
+    source = record.get("video", record.get("frames"))
+    if "video" in record or (isinstance(source, str) and (options.image_dir / source).is_dir()):
+        return sample_frames(options.image_dir / str(source), options.extract_dir, options.frames), "video"
     value = _required(record, _IMAGE_FIELDS, where)
     images = [
         extract_image(item, options.extract_dir, where)
