@@ -19,7 +19,8 @@ def sample_frames(video: Path, directory: Path, count: int) -> list[Path]:
     """`count` frames spread evenly over the video (all of them if it has fewer) as PNG files, absolute, in order.
 
     A folder of pictures is a video too: its files in the order of their names, numbers by value. Frames of a file lie in
-    a folder of `directory` named by the video's path, size and time, so a repeated conversion decodes nothing. Raises `UserError` naming a video that is missing or cannot be decoded.
+    a folder of `directory` named by the video's path, size and time, so a repeated conversion decodes nothing.
+    Raises `UserError` naming a video that is missing or cannot be decoded.
     """
     if count < 1:
         raise UserError(f"--frames is {count}, take at least 1")
