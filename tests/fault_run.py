@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -112,6 +113,10 @@ class Scenario(agl.Algorithm):
             for _ in range(3):
                 os.kill(self.a_runner(), signal.SIGKILL)
                 await asyncio.sleep(0.5)
+        elif self.name.startswith("clock jumps"):  # for every process of the run: tests/clock_jump.c
+            before = time.time()
+            Path(os.environ["CLOCK_JUMP_FILE"]).write_bytes(struct.pack("l", int(self.name.split()[-1])))
+            assert abs(time.time() - before) > 1000, "the clock did not jump"
 
     def a_runner(self) -> int:
         """A runner's process; the supervisor is the child that has children."""

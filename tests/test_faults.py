@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -17,9 +20,14 @@ from vision_rl.telemetry import RunLog, append_lines, read_jsonl
 ROOT = Path(__file__).parent.parent
 
 
-def run_scenario(name: str) -> dict[str, Any]:
+def run_scenario(name: str, **environment: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fault_run", name], cwd=ROOT, capture_output=True, text=True, timeout=180
+        [sys.executable, "-m", "tests.fault_run", name],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr[-3000:]  # the run itself ends cleanly
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -84,12 +92,30 @@ def test_a_killed_runner_is_replaced_and_its_rollout_done_again(agents: dict[str
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["proxy dies", "store away 4", "store away 30", "runners die"])
 def test_what_comes_back_costs_no_rollout(name: str) -> None:
-    run = run_scenario(name)
+    again = check_that_none_is_lost(run_scenario(name))
+    assert again == 0 or name != "store away 4"
+
+
+@pytest.mark.e2e
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to build tests/clock_jump.c with")
+@pytest.mark.parametrize("seconds", [86400, -86400])
+def test_a_clock_that_jumps_costs_no_rollout_and_no_second_attempt(tmp_path: Path, seconds: int) -> None:
+    library, offset = tmp_path / "clock_jump.so", tmp_path / "offset"
+    source = Path(__file__).with_name("clock_jump.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"], check=True)
+    offset.write_bytes(struct.pack("l", 0))
+    run = run_scenario(f"clock jumps {seconds}", LD_PRELOAD=str(library), CLOCK_JUMP_FILE=str(offset))
+    assert check_that_none_is_lost(run) == 0
+    assert run["seconds"] < 15  # nobody waited for a deadline of the old time
+
+
+def check_that_none_is_lost(run: dict[str, Any]) -> int:
+    """All 24 rollouts of a scenario succeeded, each once; returns how many needed a second attempt."""
     assert run["total"] == len(run["rollouts"]) == 24
     assert Counter(one["status"] for one in run["rollouts"]) == {"succeeded": 24}
     assert all(one["calls"] == 1 and one["reward"] == {"reward": 0.5} for one in run["rollouts"])
-    again = sum(len(one["attempts"]) > 1 for one in run["rollouts"])
-    assert again == 0 or name != "store away 4"
+    return sum(len(one["attempts"]) > 1 for one in run["rollouts"])
 
 
 # A full disk

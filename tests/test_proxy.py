@@ -224,6 +224,31 @@ def test_a_hanging_server_costs_the_client_its_own_time_out_and_nobody_else(stac
     assert asyncio.run(both()) < 0.4
 
 
+def test_clients_without_a_rollout_stall_nobody(stack: Stack) -> None:
+    """Thirty of them that wait for a server that hangs, and the rollouts go on."""
+
+    async def both() -> list[float]:
+        plain = [
+            asyncio.create_task(
+                chat(f"{stack.address}/v1", fake_backend.MODEL, [user_message("HANG")], timeout_seconds=4.0)
+            )
+            for _ in range(30)
+        ]
+        await asyncio.sleep(1.0)
+        seconds = []
+        for _ in range(10):
+            started = time.monotonic()
+            await chat(stack.claim()[1], fake_backend.MODEL, QUESTION, timeout_seconds=10)
+            seconds.append(time.monotonic() - started)
+        assert not any(task.done() for task in plain)
+        for task in plain:
+            task.cancel()
+        await asyncio.gather(*plain, return_exceptions=True)
+        return seconds
+
+    assert max(asyncio.run(both())) < 1.0
+
+
 def test_five_hundred_rollouts_without_a_stall(stack: Stack) -> None:
     """Eight at a time with one shared client: none fails, none takes 5 s, every one has its span."""
 
