@@ -152,7 +152,10 @@ def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolv
 
         model = checkpoint_dir()
     run_dir = run_dir_of(args)
-    flags: dict[str, Any] = {"trainer.default_local_dir": str(run_dir.absolute() / "checkpoints")}
+    flags: dict[str, Any] = {
+        "trainer.default_local_dir": str(run_dir.absolute() / "checkpoints"),
+        "trainer.experiment_name": run_dir.name,
+    }
     if args.max_steps is not None:
         flags["trainer.total_training_steps"] = args.max_steps
     if args.seed is not None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision_rl.collapse import CURES, Alarm, CollapseWatcher, episodes
+from vision_rl.collapse import CURES, Alarm, CollapseWatcher, episodes, restored_steps
 from vision_rl.settings import CollapseWatch
 
 # Arc Vision report, 2.1 and 2.2: (step, value), linear in between; after step 23 nothing came back.
@@ -220,6 +220,22 @@ def test_a_replay_leaves_the_watcher_where_the_run_left_it() -> None:
     for entry in lines[24:]:
         assert replayed.update(entry["step"], entry) == live.update(entry["step"], entry)
     assert replayed.active == live.active
+
+
+def test_after_going_back_the_watch_begins_anew() -> None:
+    """The fall is told once; after the return the peak is forgotten, in the run as in a replay of it."""
+    lines = [{"step": s, "train/reward": 0.6 if s <= 10 else 0.1 if s <= 16 else 0.3} for s in range(1, 31)]
+    watcher, found = episodes(CollapseWatch(), lines, restored=[16])
+    assert [(e.alarm.name, e.alarm.since, e.until) for e in found] == [("reward falls", 14, 16)]
+    assert watcher.active == {}
+    assert len(episodes(CollapseWatch(), lines)[0].active) == 1
+
+
+def test_a_return_that_a_resume_undid_is_forgotten() -> None:
+    restored, resumed = [{"kind": "restored", "step": step} for step in (8, 20)], {"kind": "resumed", "step": 15}
+    assert restored_steps([restored[0], {"kind": "phase"}, restored[1]]) == [8, 20]
+    assert restored_steps([*restored, resumed]) == [8]
+    assert restored_steps([*restored, resumed, {"kind": "restored", "step": 17}]) == [8, 17]
 
 
 def test_validation_lines_and_gaps_are_passed_over() -> None:

@@ -141,6 +141,12 @@ def test_megatron_by_override_refuses_fsdp_settings_of_the_preset() -> None:
         ("data.val_batch_size=8", r"data\.val_batch_size must be null, not 8: .*single validation batch"),
         (f"{ROLLOUT}.mode=sync", r"must be 'async'"),
         ("reward_model.enable=true", r"reward_model\.enable must be false"),
+        (f"{ACTOR}.use_kl_loss=1", r"not 1$"),
+        ("trainer.logger=[consle]", r"trainer\.logger must be one of console, .*did you mean console\?"),
+        ("trainer.resume_mode=resume_path", r"must be one of auto, disable"),
+        ("algorithm.use_kl_in_reward=true", r"must be false, not true: the KL term is in the loss here"),
+        ("trainer.max_actor_ckpt_to_keep=2", r"that nothing reads here: set app\.checkpoints\.keep_last"),
+        (f"{ROLLOUT}.val_kwargs.n=4", r"that nothing reads here: validation is greedy"),
         ("data.seed=1,2", r"a comma outside brackets"),
         ("~data.seed", r"cannot be deleted"),
         ("data.seed", r"write it as key=value"),
@@ -170,6 +176,11 @@ def test_bad_overrides_are_one_clear_sentence(override: str, message: str) -> No
         ("data.val_max_samples=60", "app.validation.samples"),
         ("data.train_files=x.parquet", "--data-path"),
         (f"+{ACTOR}.gradient_clip_norm=1.0", f"{ACTOR}.grad_clip"),
+        ("model.peft.lora_r=64", "actor_rollout_ref.model.lora_rank"),
+        ("model.lora_r=64", "actor_rollout_ref.model.lora_rank"),
+        ("model.backend=megatron", f"{ACTOR}.strategy"),
+        ("+actor.gradient_clip_norm=1.0", f"{ACTOR}.grad_clip"),
+        (f"{ACTOR}.optim.learning_rate=1e-6", f"{ACTOR}.optim.lr"),
         ("+trainer.early_stopping_patience=5", "app.validation.patience"),
         ("+trainer.enable_wandb=true", "trainer.logger"),
         ("+trainer.log_every_n_steps=1", "trainer.logger"),
@@ -189,6 +200,11 @@ def test_the_true_keys_exist(wrong: str, right: str) -> None:
     known = {*schema.known_keys(schema.verl_defaults(False)), *schema.known_keys(schema.verl_defaults(True))}
     known |= set(config_module._our_keys()) | {f"{VLLM}.{name}" for name in schema.vllm_arguments()}
     assert right.startswith("--") or right in known
+
+
+@pytest.mark.parametrize("key", keys.UNREAD)
+def test_keys_that_nothing_reads_exist_in_verl(key: str) -> None:
+    assert key in schema.known_keys(schema.verl_defaults(False))
 
 
 @pytest.mark.parametrize(
@@ -237,11 +253,18 @@ def test_good_overrides_are_taken(override: str, key: str | None, value: Any) ->
         (("agent.timeout_seconds=1000",), "dead runner"),
         (("app.n_runners=-1",), "at least 0"),
         ((f"{ROLLOUT}.name=sglang",), "sglang is not installed"),
+        (("trainer.logger=[console,mlflow]",), "asks for mlflow, which is not installed: pip install mlflow"),
+        (("algorithm.adv_estimator=gae",), "needs a critic"),
+        (("agent.reward=iou",), "no reward of --task vqa; use official, similarity, judge"),
+        (("app.validation.metric=reward",), "such as val/reward"),
+        (("app.checkpoints.keep_last=0",), r"app\.checkpoints\.keep_last=0 must be at least 1"),
+        (("trainer.total_training_steps=0",), "--max-steps 0 must be at least 1"),
     ],
 )
 def test_contradictions_are_refused(overrides: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = derive.importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "sglang" else real(name, *a))
+    absent = ("sglang", "mlflow")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name in absent else real(name, *a))
     with pytest.raises(UserError, match=message):
         cpu(*overrides)
 

@@ -3,14 +3,14 @@
 Signs as in the Arc Vision report: a reward that falls after its peak, replies that grow, entropy that vanishes,
 distance to the reference, groups without spread, replies that do not parse or use another coordinate space, confidence
 without results, and actor and rollout that drift apart. Each looks at moving averages over `window` steps. Excused are
-replies that grew with the reward, and lost entropy or equal groups once the task is solved.
+replies that grew with the reward, and lost entropy or equal groups once the task is solved, or half of it.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -211,7 +211,9 @@ class CollapseWatcher:
         return now - first > chance / NOISE and self._peak - now <= max(chance, 0.05 * abs(self._peak))
 
     def _solved(self) -> bool:
-        return self._now(REWARD) >= SOLVED
+        """The reward is high, or half of what was missing at the start has been gained: fewer choices are open then."""
+        first, now = self._first(REWARD), self._now(REWARD)
+        return now >= SOLVED or (now > first and now - first >= (1 - first) / 2)
 
     def _mean(self, name: str) -> float | None:
         """The average over the last window; None before there is one."""
@@ -235,10 +237,24 @@ class CollapseWatcher:
         return NOISE * math.sqrt(2 * variance / self.settings.window)
 
 
-def episodes(settings: CollapseWatch, lines: Iterable[Mapping[str, Any]]) -> tuple[CollapseWatcher, list[Episode]]:
+def restored_steps(events: Iterable[Mapping[str, Any]]) -> list[int]:
+    """The steps after which a run went back to its best checkpoint, by its events; those that a resume undid are not."""
+    steps: list[int] = []
+    for event in events:
+        if event["kind"] == "restored":
+            steps.append(event["step"])
+        elif event["kind"] == "resumed":
+            steps = [step for step in steps if step <= event["step"]]
+    return steps
+
+
+def episodes(
+    settings: CollapseWatch, lines: Iterable[Mapping[str, Any]], restored: Collection[int] = ()
+) -> tuple[CollapseWatcher, list[Episode]]:
     """Replay the lines of a metrics.jsonl: the watcher as it stands after them, and every alarm that there was.
 
-    A resumed run calls it to go on where it stopped, a report to mark the steps.
+    A resumed run calls it to go on where it stopped, a report to mark the steps. `restored` (of `restored_steps`): after
+    each of them the watch began anew.
     """
     watcher = CollapseWatcher(settings)
     running: dict[str, Episode] = {}
@@ -249,6 +265,8 @@ def episodes(settings: CollapseWatch, lines: Iterable[Mapping[str, Any]]) -> tup
         watcher.update(line["step"], line)
         ended += [running.pop(name) for name in list(running) if name not in watcher.active]
         running |= {name: Episode(alarm, line["step"]) for name, alarm in watcher.active.items()}
+        if line["step"] in restored:
+            watcher = CollapseWatcher(settings)
     return watcher, sorted([*ended, *running.values()], key=lambda episode: episode.alarm.since)
 
 

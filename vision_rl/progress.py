@@ -64,8 +64,8 @@ class RunProgress:
             self._bar.console.print(f"[dim]{seconds:6.1f} s  LLM proxy at {event['address']}[/dim]")
         elif kind == "alarm":
             self._bar.console.print(f"[yellow]alarm:[/yellow] {event['text']}")
-        elif kind == "warning":
-            self._bar.console.print(f"[yellow]warning:[/yellow] {event['text']}")
+        elif kind in ("warning", "restored"):
+            self._bar.console.print(f"[yellow]{kind}:[/yellow] {event['text']}")
         elif kind == "resumed":
             self._bar.console.print(f"[dim]{seconds:6.1f} s  resumed after step {event['step']}[/dim]")
             self._bar.update(self._task, completed=event["step"])

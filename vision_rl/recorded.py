@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from vision_rl.collapse import CollapseWatcher, Episode, episodes
+from vision_rl.collapse import CollapseWatcher, Episode, episodes, restored_steps
 from vision_rl.errors import UserError
 from vision_rl.rewards.grounding import KINDS as GROUNDING_KINDS
 from vision_rl.run_dir import CONFIG
@@ -64,7 +64,7 @@ class RecordedRun:
 
     def alarms(self) -> tuple[CollapseWatcher, list[Episode]]:
         """The collapse watch, replayed."""
-        return episodes(self.collapse, self.metrics)
+        return episodes(self.collapse, self.metrics, restored_steps(self.events))
 
     def chosen_settings(self) -> dict[str, str]:
         """`key: value` of config.yaml that are not verl's, Agent Lightning's or our own defaults, with their origin."""

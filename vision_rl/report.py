@@ -31,7 +31,7 @@ WATCHED = (
     "reward, reply length, entropy, distance to the reference, groups without spread, format, coordinate space, "
     "confidence and log-probability mismatch were watched."
 )
-_TOLD = ("warning", "alarm", "resumed", "checkpoint", "finished", "error")
+_TOLD = ("warning", "alarm", "restored", "resumed", "checkpoint", "finished", "error")
 
 
 def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
@@ -95,6 +95,9 @@ def tiles(run: RecordedRun, sampled: Sampled) -> list[tuple[str, str, str]]:
         first, last = validations[0][f"val/{metric}"], validations[-1][f"val/{metric}"]
         note = f"{first:.3f} at step {validations[0]['step']}, {last - first:+.3f}" if len(validations) > 1 else "once"
         found.append((f"validation {metric}", f"{last:.3f}", note))
+        best = max(validations, key=lambda line: line[f"val/{metric}"])
+        if best[f"val/{metric}"] > last:
+            found.append((f"best {metric}", f"{best[f'val/{metric}']:.3f}", f"validation of step {best['step']}"))
     if steps:
         window = [line["train/reward"] for line in steps[-run.collapse.window :]]
         found.append(("training reward", f"{statistics.fmean(window):.3f}", f"mean of the last {len(window)} steps"))
@@ -191,7 +194,7 @@ def told_events(run: RecordedRun) -> list[tuple[str, str]]:
 
 def _event_text(event: Mapping[str, Any]) -> str:
     kind = event["kind"]
-    if kind in ("warning", "alarm", "error"):
+    if kind in ("warning", "alarm", "restored", "error"):
         return f"{kind}: {event['text']}"
     if kind == "checkpoint":
         return f"last checkpoint, step {event['step']}"

@@ -46,7 +46,13 @@ class RunLog:
         self._append(EVENTS, [{"time": time.time(), "kind": kind, **fields}])
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics and rollouts of later steps: a resumed run does them again, and no line may stand twice."""
+        """Drop the metrics and rollouts of later steps: a resumed run does them again, and no line may stand twice.
+
+        What a killed run left half written goes too, of the events as well, which otherwise stay.
+        """
+        _, whole = read_jsonl(self.run_dir / EVENTS)
+        if whole:
+            os.truncate(self.run_dir / EVENTS, whole)
         details = (path.relative_to(self.run_dir).as_posix() for path in self.run_dir.glob(f"{DETAILS}/*.jsonl"))
         for name in (METRICS, ROLLOUTS, *details):
             kept = [line for line in read_jsonl(self.run_dir / name)[0] if line["step"] <= step]

@@ -87,7 +87,7 @@ def view(run: RecordedRun, width: int, now: float) -> RenderableType:
         style = "bold red" if alarm.persistent else "yellow"
         parts.append(Text(f"! {alarm.name} since step {alarm.since}: {alarm.seen}", style))
         parts.append(Text(f"  try: {alarm.cures[0]}", "dim"))
-    for event in [event for event in run.events if event["kind"] in ("warning", "error")][-2:]:
+    for event in [event for event in run.events if event["kind"] in ("warning", "restored", "error")][-2:]:
         parts.append(Text(f"{event['kind']}: {event['text']}", "yellow"))
     parts += ["", _rollouts(run)]
     return Group(*parts)

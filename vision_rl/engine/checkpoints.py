@@ -16,6 +16,7 @@ from vision_rl.errors import UserError
 from vision_rl.settings import Checkpoints as CheckpointSettings
 
 BEST = "best.json"
+FULL_BYTES = 2**20
 _STEP = re.compile(r"global_step_(\d+)")
 
 
@@ -25,6 +26,11 @@ class Checkpoints:
     def __init__(self, folder: Path, settings: CheckpointSettings) -> None:
         self.folder = folder
         self.settings = settings
+
+    def clear_leftovers(self) -> None:
+        """Remove what a killed run was writing or deleting; call it before the first checkpoint is written."""
+        for leftover in [*self.folder.glob(".partial_*"), *self.folder.glob(".old_*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
 
     @contextmanager
     def writing(self, step: int) -> Iterator[Path]:
@@ -38,17 +44,24 @@ class Checkpoints:
         try:
             yield partial
         except Exception as error:
+            full = self._is_full(error)
             shutil.rmtree(partial, ignore_errors=True)
-            if "No space left on device" in str(error):
+            if full:
+                whole = self.latest()
                 raise UserError(
                     f"the disk of {self.folder} is full: checkpoint {step} was not written, "
-                    f"the last whole one is {self.latest()}; free space and go on with --resume"
+                    f"{f'the last whole one is {whole.name}' if whole else 'there is none before it'}; "
+                    "free space and go on with --resume"
                 ) from error
             raise
-        target = self.path(step)
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(partial, target)
+        self._delete(self.path(step))
+        os.rename(partial, self.path(step))
         self._prune()
+
+    def _is_full(self, error: Exception) -> bool:
+        """Whether a write failed for want of space. torch.save does not say so: "PytorchStreamWriter failed writing file"."""
+        said = any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
+        return said or shutil.disk_usage(self.folder).free < FULL_BYTES
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, or None."""
@@ -72,18 +85,30 @@ class Checkpoints:
         best = self.best()
         for old in self._all()[: -self.settings.keep_last]:
             if best is None or self.step_of(old) != best["step"]:
-                shutil.rmtree(old)
+                self._delete(old)
+
+    def _delete(self, folder: Path) -> None:
+        """Out of sight first: a run that is killed meanwhile leaves no half checkpoint under a whole one's name."""
+        if folder.exists():
+            hidden = self.folder / f".old_{folder.name}"
+            shutil.rmtree(hidden, ignore_errors=True)
+            os.rename(folder, hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
 
     def best(self) -> dict[str, Any] | None:
         """What `set_best` kept: step, metric and value of the best validation, and validations since."""
         path = self.folder / BEST
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    def set_best(self, record: dict[str, Any]) -> None:
-        """Remember the best validation; its checkpoint is spared by pruning."""
+    def set_best(self, record: dict[str, Any] | None) -> None:
+        """Remember the best validation (None: there is none); its checkpoint is spared by pruning."""
+        if record is None:
+            (self.folder / BEST).unlink(missing_ok=True)
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / BEST) as temporary:
             temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        self._prune()
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies or would lie."""

@@ -119,7 +119,7 @@ def resolve(
     derived = derive.Derivation(tree, origin, media_root)
     derived.run()
     resolved = _finish(preset, task, tuple(variants), tree, origin, tuple(derived.notes))
-    consistency.check(resolved.verl, resolved.agent, resolved.app, derived.model)
+    consistency.check(task, resolved.verl, resolved.agent, resolved.app, derived.model)
     return resolved
 
 

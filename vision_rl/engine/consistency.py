@@ -8,6 +8,7 @@ from typing import Any
 
 from vision_rl.errors import UserError
 from vision_rl.models import ModelInfo, check_pairing
+from vision_rl.rewards.grounding import KINDS
 from vision_rl.settings import AgentSettings, AppSettings
 
 _GROUPED = (
@@ -22,7 +23,12 @@ _GROUPED = (
 )
 
 
-def check(verl: Mapping[str, Any], agent: AgentSettings, app: AppSettings, model: ModelInfo | None) -> None:
+REWARDS = {"vqa": ("official", "similarity", "judge"), "grounding": KINDS}
+PACKAGES = {"vemlp_wandb": "volcengine_ml_platform", "console": "verl", "file": "verl"}
+"""Where a tracking backend's package has another name than the backend."""
+
+
+def check(task: str, verl: Mapping[str, Any], agent: AgentSettings, app: AppSettings, model: ModelInfo | None) -> None:
     """Raise `UserError` for settings that contradict each other."""
     actor_rollout = verl["actor_rollout_ref"]
     _groups(verl)
@@ -30,7 +36,8 @@ def check(verl: Mapping[str, Any], agent: AgentSettings, app: AppSettings, model
     if model is not None:
         _model(actor_rollout, model)
     _engine(actor_rollout)
-    _ours(agent, app)
+    _tracking(verl["trainer"])
+    _ours(task, agent, app)
 
 
 def _model(actor_rollout: Mapping[str, Any], model: ModelInfo) -> None:
@@ -48,6 +55,11 @@ def _model(actor_rollout: Mapping[str, Any], model: ModelInfo) -> None:
 def _groups(verl: Mapping[str, Any]) -> None:
     n = verl["actor_rollout_ref"]["rollout"]["n"]
     estimator = verl["algorithm"]["adv_estimator"]
+    if estimator in ("gae", "remax"):
+        raise UserError(
+            f"algorithm.adv_estimator={estimator} needs a {'critic' if estimator == 'gae' else 'greedy baseline rollout'}, "
+            "which this trainer leaves out; use grpo or rloo, or reinforce_plus_plus without groups"
+        )
     if estimator in _GROUPED and n < 2:
         raise UserError(
             f"actor_rollout_ref.rollout.n={n} leaves {estimator} without a group to compare with, so nothing "
@@ -65,6 +77,10 @@ def _batches(verl: Mapping[str, Any]) -> None:
         actor["ppo_mini_batch_size"],
         actor["ppo_micro_batch_size_per_gpu"],
     )
+    if trainer["total_training_steps"] is not None and trainer["total_training_steps"] < 1:
+        raise UserError(
+            f"--max-steps {trainer['total_training_steps']} must be at least 1 (trainer.total_training_steps)"
+        )
     if mini > train:
         raise UserError(
             f"actor_rollout_ref.actor.ppo_mini_batch_size={mini} is larger than data.train_batch_size={train}; "
@@ -123,7 +139,24 @@ def _engine(actor_rollout: Mapping[str, Any]) -> None:
         )
 
 
-def _ours(agent: AgentSettings, app: AppSettings) -> None:
+def _tracking(trainer: Mapping[str, Any]) -> None:
+    """verl would find a missing package after the model has been loaded."""
+    for backend in trainer["logger"]:
+        package = PACKAGES.get(backend, backend)
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"trainer.logger asks for {backend}, which is not installed: pip install {package}, or take it out; "
+                "metrics.jsonl and report.html are written in any case"
+            )
+
+
+def _ours(task: str, agent: AgentSettings, app: AppSettings) -> None:
+    if agent.reward not in REWARDS[task]:
+        raise UserError(f"agent.reward={agent.reward} is no reward of --task {task}; use {', '.join(REWARDS[task])}")
+    if not app.validation.metric.startswith("val/"):
+        raise UserError(
+            f"app.validation.metric={app.validation.metric} must name a validation metric, such as val/reward"
+        )
     if app.rollouts.unresponsive_seconds < agent.timeout_seconds:
         raise UserError(
             f"app.rollouts.unresponsive_seconds={app.rollouts.unresponsive_seconds} must be at least "
@@ -140,6 +173,9 @@ def _ours(agent: AgentSettings, app: AppSettings) -> None:
         ("app.images_per_prompt", app.images_per_prompt),
         ("agent.max_turns", agent.max_turns),
         ("app.rollouts.max_attempts", app.rollouts.max_attempts),
+        ("app.checkpoints.keep_last", app.checkpoints.keep_last),
+        ("app.collapse.window", app.collapse.window),
+        ("app.collapse.persist_steps", app.collapse.persist_steps),
     ):
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1")

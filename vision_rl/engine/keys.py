@@ -9,6 +9,7 @@ true one.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,13 +17,17 @@ from typing import Any
 from vision_rl.engine.schema import FREE_FORM, VLLM_KWARGS, Key, vllm_arguments
 from vision_rl.errors import UserError
 
+_ROWS = "the application reads the rows (docs/data.md)"
 _NO_REWARD_MODEL = "nothing reads it here: the agent computes and emits the reward (see vision_rl/rewards)"
 _LORA = "actor_rollout_ref.model.lora_rank"
+_SHORT = ("model", "actor", "rollout", "ref")
 # prefix or key -> (the true key, why); from the guides that circulate for these tasks.
 OBSOLETE: dict[str, tuple[str, str]] = {
     "actor_rollout_ref.model.peft.lora_alpha": ("actor_rollout_ref.model.lora_alpha", "verl 0.6.1 has no peft section"),
     "actor_rollout_ref.model.peft.lora_r": (_LORA, "verl 0.6.1 has no peft section"),
     "actor_rollout_ref.model.peft": (_LORA, "verl 0.6.1 has no peft section; a rank above 0 switches LoRA on"),
+    "actor_rollout_ref.model.lora_r": (_LORA, "as verl spells it"),
+    "actor_rollout_ref.actor.optim.learning_rate": ("actor_rollout_ref.actor.optim.lr", "as verl spells it"),
     "actor_rollout_ref.model.backend": (
         "actor_rollout_ref.actor.strategy",
         "use strategy=megatron, or --preset megatron",
@@ -58,6 +63,31 @@ OBSOLETE: dict[str, tuple[str, str]] = {
         "vLLM below 0.10 only; set 0",
     ),
 }
+# Keys of verl's tree that its own trainer or its own data sets read, and nothing under this project's trainer -> what does.
+UNREAD: dict[str, str] = {
+    "algorithm.rollout_correction": "mismatch/* compares both sides of every token, and the run stops where they differ",
+    "algorithm.use_pf_ppo": "it belongs to PPO with a critic",
+    "data.prompt_key": _ROWS,
+    "data.image_key": _ROWS,
+    "data.video_key": _ROWS,
+    "data.reward_fn_key": _ROWS,
+    "data.custom_cls": _ROWS,
+    "data.filter_overlong_prompts": "prompts over data.max_prompt_length are dropped and counted; lower agent.max_pixels",
+    "data.return_multi_modal_inputs": "pixels are rebuilt from the trace",
+    "actor_rollout_ref.rollout.val_kwargs": "validation is greedy, one rollout a row",
+    "actor_rollout_ref.rollout.multi_turn": "the agent takes turns: agent.max_turns, agent.max_tool_calls (--variant tools)",
+    "trainer.resume_from_path": "--resume goes on from the newest whole checkpoint of --run-dir",
+    "trainer.default_local_dir": "checkpoints are kept in --run-dir",
+    "trainer.default_hdfs_dir": "checkpoints are kept in --run-dir",
+    "trainer.del_local_ckpt_after_load": "checkpoints are kept in --run-dir",
+    "trainer.max_actor_ckpt_to_keep": "set app.checkpoints.keep_last",
+    "trainer.max_critic_ckpt_to_keep": "there is no critic; for the actor set app.checkpoints.keep_last",
+    "trainer.val_only": "evaluate_agent.py --checkpoint scores a checkpoint",
+    "trainer.log_val_generations": "rollouts.jsonl and report.html have the validation's replies",
+    "trainer.rollout_data_dir": "rollouts.jsonl has every rollout",
+    "trainer.validation_data_dir": "rollouts.jsonl and report.html have the validation's replies",
+    "trainer.esi_redundant_time": "set trainer.save_freq",
+}
 # Keys that exist, with the only values that make sense under Agent Lightning.
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "data.val_batch_size": (
@@ -66,6 +96,10 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "reward_model.enable": ((False,), f"no reward model runs here, {_NO_REWARD_MODEL}"),
     "actor_rollout_ref.rollout.mode": (("async",), "Agent Lightning's trainer asserts it"),
+    "algorithm.use_kl_in_reward": (
+        (False,),
+        "the KL term is in the loss here: actor_rollout_ref.actor.use_kl_loss and kl_loss_coef (--variant kl_strong)",
+    ),
     "actor_rollout_ref.hybrid_engine": ((True,), "verl 0.6.1 supports nothing else"),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -121,7 +155,18 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "rloo",
         "rloo_vectorized",
     ),
-    "trainer.resume_mode": ("auto", "disable", "resume_path"),
+    "trainer.resume_mode": ("auto", "disable"),
+    "trainer.logger": (
+        "console",
+        "file",
+        "tensorboard",
+        "wandb",
+        "mlflow",
+        "swanlab",
+        "trackio",
+        "clearml",
+        "vemlp_wandb",
+    ),
     "agent.answer_format": ("bbox", "click", "native"),
     "agent.image_transport": ("file", "data"),
     "agent.tool_protocol": ("text", "function"),
@@ -133,9 +178,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 def check(key: str, value: Any, keys: Mapping[str, Key], source: str) -> None:
     """Raise `UserError` unless `key` exists in `keys` and `value` fits; `source` (file, override) opens the message."""
+    whole = key if key.split(".", 1)[0] not in _SHORT else f"actor_rollout_ref.{key}"  # as guides abbreviate
     for prefix, (truth, why) in OBSOLETE.items():
-        if key == prefix or key.startswith(prefix + "."):
+        if whole == prefix or whole.startswith(prefix + "."):
             raise UserError(f"{source}: {key} is not used, the true setting is {truth} ({why})")
+    for prefix, cure in UNREAD.items():
+        if (key == prefix or key.startswith(prefix + ".")) and source != "flag":
+            raise UserError(f"{source}: {key} is a setting of verl's that nothing reads here: {cure}")
     if key in FIXED and value not in FIXED[key][0]:
         allowed = " or ".join(_show(v) for v in FIXED[key][0])
         raise UserError(f"{source}: {key} must be {allowed}, not {_show(value)}: {FIXED[key][1]}")
@@ -154,10 +203,11 @@ def check(key: str, value: Any, keys: Mapping[str, Key], source: str) -> None:
     expected = mismatch(value, known)
     if expected:
         raise UserError(f"{source}: {key} must be {expected}, not {_show(value)}")
-    if key in CHOICES and value not in CHOICES[key] and not _is_interpolation(value):
-        near = difflib.get_close_matches(str(value), CHOICES[key], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"{source}: {key} must be one of {', '.join(CHOICES[key])}, not {_show(value)}{hint}")
+    for one in value if isinstance(value, (list, tuple)) else [value]:
+        if key in CHOICES and one not in CHOICES[key] and not _is_interpolation(one):
+            near = difflib.get_close_matches(str(one), CHOICES[key], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{source}: {key} must be one of {', '.join(CHOICES[key])}, not {_show(one)}{hint}")
 
 
 def _check_vllm(key: str, source: str) -> None:
@@ -238,11 +288,7 @@ def _is_interpolation(value: Any) -> bool:
 
 
 def _show(value: Any) -> str:
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, repr(value))
-        if not isinstance(value, (list, dict))
-        else repr(value)
-    )
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def _example(key: str, keys: Mapping[str, Any]) -> str:

@@ -33,10 +33,11 @@ class VisionTaskRunner:
         """Build workers and trainer from a complete verl configuration, and train."""
         from agentlightning.verl.dataset import LoadedDataset
         from omegaconf import OmegaConf
-        from verl.trainer.main_ppo import TaskRunner, create_rl_sampler
+        from verl.trainer.main_ppo import TaskRunner
         from verl.utils import hf_processor, hf_tokenizer
         from verl.utils.dataset.rl_dataset import collate_fn
 
+        from vision_rl.engine.data_order import training_sampler
         from vision_rl.engine.trainer import VisionTrainer
 
         tree = OmegaConf.create(config)
@@ -60,7 +61,7 @@ class VisionTaskRunner:
             train_dataset=train_dataset,
             val_dataset=LoadedDataset(val),
             collate_fn=collate_fn,
-            train_sampler=create_rl_sampler(tree.data, train_dataset),
+            train_sampler=training_sampler(tree.data, train_dataset),
             store=store,
         )
         trainer.init_workers()

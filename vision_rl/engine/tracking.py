@@ -1,0 +1,51 @@
+"""verl's tracking (console, file, TensorBoard, Weights & Biases, ...), with its files in the run directory."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from verl.utils.tracking import Tracking
+
+from vision_rl.errors import UserError
+
+TENSORBOARD = "tensorboard"
+WANDB_ID = "wandb_id"
+
+
+def places(run_dir: Path, step: int) -> dict[str, str]:
+    """The environment variables by which the backends find their places; `step` is the one that the run goes on from.
+
+    verl would write below the working directory, and its file logger would empty the file of a run that is resumed.
+    The kept id lets Weights & Biases go on with the same run.
+    """
+    kept = run_dir / WANDB_ID
+    if not kept.exists():
+        kept.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+    return {
+        "TENSORBOARD_DIR": str(run_dir / TENSORBOARD),
+        "VERL_FILE_LOGGER_PATH": str(run_dir / f"verl_metrics_after_{step}.jsonl"),
+        "WANDB_DIR": str(run_dir),
+        "WANDB_RUN_ID": kept.read_text(encoding="utf-8").strip(),
+        "WANDB_RESUME": "allow",
+        "WANDB_SILENT": "true",
+    }
+
+
+def start_tracking(trainer: Any, tree: dict[str, Any], run_dir: Path, step: int) -> Tracking:
+    """The backends of `trainer.logger`; `tree` is the whole configuration. What the user's environment says wins.
+
+    Raises `UserError` where a backend does not start: no network, no key.
+    """
+    for name, value in places(run_dir, step).items():
+        os.environ.setdefault(name, value)
+    try:
+        return Tracking(trainer.project_name, trainer.experiment_name, list(trainer.logger), tree)
+    except Exception as error:  # whatever a backend raises: each has its own classes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"trainer.logger={list(trainer.logger)} does not start: {reason}; without a network WANDB_MODE=offline keeps "
+            "Weights & Biases' files in the run directory (`wandb sync` sends them later), or take the backend out"
+        ) from error
