@@ -110,7 +110,7 @@ class Worker:
             trust_env=False,
         )
         self.stopping = asyncio.Event()
-        self.claimed = self.succeeded = self.failed = 0
+        self.claiming = self.claimed = self.succeeded = self.failed = 0
         self.away_since: float | None = None
 
     async def run(self) -> None:
@@ -138,8 +138,9 @@ class Worker:
 
     async def _loop(self) -> None:
         pause = 0.5
-        while not self.stopping.is_set() and not (self.max_rollouts and self.claimed >= self.max_rollouts):
+        while not self.stopping.is_set() and not self._has_enough():
             try:
+                self.claiming += 1
                 rollout = await self._claim()
             except httpx.HTTPError as error:
                 if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 401:
@@ -152,12 +153,18 @@ class Worker:
                     await asyncio.wait_for(self.stopping.wait(), pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, MAX_PAUSE_SECONDS)
                 continue
+            finally:
+                self.claiming -= 1
             if self.away_since is not None:
                 self._say(f"the trainer is back after {time.monotonic() - self.away_since:.0f} s")
             pause, self.away_since = 0.5, None
             if rollout is not None:
                 self.claimed += 1
                 await self._work(rollout)
+
+    def _has_enough(self) -> bool:
+        """Whether `max_rollouts` are claimed, or would be with the claims that are under way."""
+        return bool(self.max_rollouts) and self.claimed + self.claiming >= self.max_rollouts
 
     async def _claim(self) -> dict[str, Any] | None:
         request = asyncio.ensure_future(
@@ -240,7 +247,7 @@ class Worker:
         while True:
             try:
                 reply = await self.http.post("/report", json=report)
-                if reply.status_code < 500:
+                if reply.status_code < 500 and reply.status_code != 429:
                     return reply.status_code == 200 and bool(reply.json()["accepted"])
             except httpx.HTTPError as error:
                 self._is_away(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import http.client
 import io
@@ -33,6 +34,7 @@ from vision_rl.engine.trace import reward_from_spans, turns_from_spans
 from vision_rl.errors import UserError
 from vision_rl.messages import user_message
 from vision_rl.settings import AgentSettings
+from worker import Worker
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "the-token-of-this-test"
@@ -246,6 +248,29 @@ def test_pictures_are_served_from_the_data_directory_only(stack: Stack, trainer:
 
 
 @pytest.mark.parametrize(
+    "path",
+    [
+        "/../../../../etc/passwd",
+        "/..%2f..%2f..%2f..%2fetc/passwd",
+        "/assets/../../../../../../etc/passwd",
+        "/assets/..%2f..%2f..%2f..%2f..%2f..%2fetc/passwd",
+        "//etc/passwd",
+        "/v1/rollouts/../../etc/passwd/images/0",
+        "/v1/rollouts/%2e%2e%2f%2e%2e%2fetc%2fpasswd/images/0",
+    ],
+)
+@pytest.mark.parametrize("server", ["proxy", "store"])
+def test_no_path_leads_to_a_file(stack: Stack, server: str, path: str) -> None:
+    """Sent as it stands: HTTP libraries would tidy it up."""
+    address = httpx.URL(stack.address if server == "proxy" else stack.store.endpoint)
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=10)
+    connection.request("GET", path, headers={"Authorization": f"Bearer {TOKEN}"})
+    content = connection.getresponse().read()
+    connection.close()
+    assert b"root:" not in content
+
+
+@pytest.mark.parametrize(
     "url", ["file:///etc/passwd", "file://{media}/../secret.png", "http://10.0.0.1/a.png", "ftp://x/a"]
 )
 @pytest.mark.parametrize("traced", [True, False])
@@ -419,6 +444,37 @@ def test_the_rollouts_of_a_worker_that_vanished_are_done_by_another(stack: Stack
     for rollout_id in ids:
         latest = stack.call(stack.store.query_spans(rollout_id, attempt_id="latest"))
         assert len(turns_from_spans(list(latest))) == 1
+
+
+def test_a_worker_does_no_more_than_it_was_told(stack: Stack, media: Path) -> None:
+    ids = stack.queue([task(media / "a.png") for _ in range(7)], RETRIED)
+    worker = start_worker(stack, "--max-rollouts", "5")
+    output, _ = worker.communicate(timeout=30)
+    assert worker.returncode == 0 and "5 rollouts succeeded, 0 failed" in output
+    assert stack.wait(ids, 0) == {"succeeded": 5, "unfinished": 2}
+    rest = start_worker(stack)
+    assert stack.wait(ids, 20) == {"succeeded": 7}
+    stop(rest)
+
+
+def test_a_report_waits_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """429 is not an answer to the report: the reward would be lost."""
+    answers = [429, 503, 429, 200]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(answers.pop(0), json={"accepted": True})
+
+    async def report() -> bool:
+        worker = Worker(None, "http://trainer/v1", "key")  # type: ignore[arg-type]
+        worker.http = httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://trainer")
+        return await worker._report({"reward": 1.0})
+
+    async def no_pause(seconds: float) -> None:
+        pass
+
+    monkeypatch.setattr(asyncio, "sleep", no_pause)
+    assert asyncio.run(report())
+    assert not answers
 
 
 def test_a_wrong_key_ends_the_worker_with_one_sentence(stack: Stack) -> None:
