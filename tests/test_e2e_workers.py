@@ -191,3 +191,27 @@ def nobody_gets_in_without_the_token(proxy: str, store: str) -> None:
             f"{store}/v1/agl/queues/rollouts/dequeue",
         ):
             assert client.post(url, json={"worker_id": "x"}).status_code == 401, url
+
+
+@pytest.mark.parametrize("who", ["the server's process", "its engine"])
+def test_a_model_server_that_dies_ends_the_run_with_a_checkpoint(machines: Machines, tmp_path: Path, who: str) -> None:
+    run_dir = tmp_path / "run"
+    command = ["train_agent.py", "--run-dir", str(run_dir), *SMALL]
+    trainer = machines.start("trainer", *command, "--max-steps", "500")
+    wait(lambda: last_step(run_dir) >= 1, 300, "no step was done")
+    everyone = psutil.Process(trainer.pid).children(recursive=True)
+    # Ray calls the process after its class; the engine is its fork.
+    [server] = [one for one in everyone if one.cmdline()[0] == "ray::VisionHttpServer"]
+    victim = server if who == "the server's process" else server.children()[0]
+    victim.kill()
+    died = time.monotonic()
+    assert trainer.wait(90) == 2, machines.said("trainer")[-3000:]
+    assert time.monotonic() - died < 60
+    [said] = [line for line in machines.said("trainer").splitlines() if line.startswith("error:")]
+    done = last_step(run_dir)
+    assert "model server" in said and f"step {done} is saved, go on with --resume" in said
+    assert "Traceback" not in machines.said("trainer")
+    assert (run_dir / "checkpoints" / f"global_step_{done}" / "actor").is_dir()
+    again = machines.start("again", *command, "--max-steps", str(done + 1), "--resume")
+    assert again.wait(300) == 0, machines.said("again")[-3000:]
+    assert [rollout for rollout in counted(run_dir, done + 1) if rollout["failure"]] == []

@@ -7,7 +7,10 @@ and Ray, verl's imports and the runners' start overlap.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 
 import agentlightning as agl
 
+from vision_rl.engine.checkpoints import Checkpoints
 from vision_rl.engine.config import Resolved
 from vision_rl.errors import UserError
 from vision_rl.telemetry import RunLog
@@ -58,9 +62,12 @@ class VisionVERL(agl.Algorithm):
                 self.launch.watch()
             try:
                 ray.get(training)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise error.cause from None
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None) or error
+                if isinstance(cause, UserError):
+                    raise cause from None
+                if isinstance(cause, ray.exceptions.ActorDiedError) and not cause.actor_init_failed:
+                    raise UserError(self._of_the_dead(cause)) from error
                 raise
             finally:
                 self.launch.watch()
@@ -68,15 +75,27 @@ class VisionVERL(agl.Algorithm):
             self._keep_logs()
             ray.shutdown()
 
+    def _of_the_dead(self, error: Exception) -> str:
+        """What to tell of a worker process that was killed: Ray's reason is a page long."""
+        folder = self.launch.context.run_dir
+        whole = Checkpoints(folder / "checkpoints", self.launch.context.app.checkpoints).latest()
+        go_on = f"go on with --resume (from {whole.name})" if whole else "there is no checkpoint yet to go on from"
+        name = re.search(r"class_name: (\w+)", str(error))
+        return (
+            f"a process of the trainer ({name.group(1) if name else 'a Ray actor'}) died: killed, most often for want of main "
+            f"memory (`dmesg | grep -i oom` says so), or crashed ({folder / 'logs'} has what it printed); {go_on}"
+        )
+
     def _keep_logs(self) -> None:
         """Copy what the workers printed into the run directory: Ray keeps it in a folder that the next run replaces."""
         from ray._private.worker import _global_node
 
         target = self.launch.context.run_dir / "logs"
-        target.mkdir(exist_ok=True)
         if _global_node is not None and _global_node.head:
-            for log in Path(_global_node.get_logs_dir_path()).glob("worker*.*"):
-                shutil.copy(log, target)
+            with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
+                target.mkdir(exist_ok=True)
+                for log in Path(_global_node.get_logs_dir_path()).glob("worker*.*"):
+                    shutil.copy(log, target)
 
     def _start_ray(self) -> None:
         """On one machine a fresh local cluster; on several, the one whose address the preset or RAY_ADDRESS names."""
@@ -86,4 +105,7 @@ class VisionVERL(agl.Algorithm):
         if self.launch.cpu:
             environment["worker_process_setup_hook"] = "vision_rl.engine.verl_cpu.apply"
         options = dict(self.launch.resolved.verl["ray_kwargs"]["ray_init"])
+        ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         ray.init(**options, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+        for number, handler in ours.items():  # Ray's own for SIGTERM ends the process at once, without a checkpoint
+            signal.signal(number, handler)

@@ -27,6 +27,7 @@ from vision_rl.engine.reach import Reach
 from vision_rl.engine.rollouts import FinishedRollout, failures, rollout_metrics, trajectory_samples, transition_samples
 from vision_rl.engine.trace import reward_from_spans, turns_from_spans
 from vision_rl.engine.vision_batch import BatchBuilder
+from vision_rl.engine.vitals import ModelDied, Vitals
 from vision_rl.errors import UserError
 from vision_rl.settings import AppSettings
 from vision_rl.telemetry import RunLog
@@ -34,6 +35,7 @@ from vision_rl.tool_telemetry import write_tool_logs
 
 SET_UP_SECONDS = 300.0
 PROGRESS_SECONDS = 1.0
+VITALS_SECONDS = 2.0
 STALL_SECONDS = 5.0
 """A rollout slower than this is counted as stalled by single-turn runs on the tiny model (see the summary)."""
 
@@ -58,6 +60,7 @@ class VisionDaemon(AgentModeDaemon):
             picture_dir,
             host=reach.host,
             access_host=reach.address,
+            advertised=reach.advertised,
             port=reach.proxy_port,
             token=reach.token,
             media_roots=reach.media_roots,
@@ -73,6 +76,7 @@ class VisionDaemon(AgentModeDaemon):
         self.finished: dict[str, FinishedRollout] = {}
         self.collected: list[str] = []  # rollouts that the store may forget
         self.last_progress = 0.0
+        self.vitals: Vitals | None = None
 
     async def _async_set_up(self, data: dict[str, Any], server_addresses: list[str], is_train: bool = True) -> None:
         """Start the proxy once, publish the model's address, and queue every task (`rollout.n` times for training).
@@ -117,9 +121,13 @@ class VisionDaemon(AgentModeDaemon):
         )
 
     async def _async_run_until_finished(self, verbose: bool = True) -> None:
-        """Collect every queued rollout; those that are not done by the deadline are counted as failed."""
+        """Collect every queued rollout; those that are not done by the deadline are counted as failed.
+
+        Raises `ModelDied` if a process is gone without which they cannot be done.
+        """
         policy = self.app.rollouts
         deadline = time.monotonic() + policy.timeout_seconds * policy.max_attempts + policy.span_deadline_seconds
+        look_at_vitals = time.monotonic() + VITALS_SECONDS
         while pending := [rollout_id for rollout_id in self.tasks if rollout_id not in self.finished]:
             if time.monotonic() > deadline:
                 for rollout_id in pending:
@@ -130,7 +138,26 @@ class VisionDaemon(AgentModeDaemon):
             if time.monotonic() - self.last_progress > PROGRESS_SECONDS:
                 self.last_progress = time.monotonic()
                 self.log.event("collected", done=len(self.finished), total=len(self.tasks))
+            if time.monotonic() > look_at_vitals:
+                await self._check_vitals()
+                look_at_vitals = time.monotonic() + VITALS_SECONDS
             await asyncio.sleep(policy.poll_seconds)
+        if any(rollout.failure for rollout in self.finished.values()):
+            await self._check_vitals()  # the rollouts of a dead server fail within a second
+
+    async def _check_vitals(self) -> None:
+        self.vitals = self.vitals or Vitals.of_this_run()
+        await self.vitals.check(self.backend_llm_server_addresses)
+
+    def death(self, error: Exception) -> ModelDied | None:
+        """The death of a model server that is behind an error of a step, if there is one."""
+        if isinstance(error, ModelDied):
+            return error
+        try:
+            asyncio.run_coroutine_threadsafe(self._check_vitals(), self._internal_loop).result(SET_UP_SECONDS)
+        except ModelDied as died:
+            return died
+        return None
 
     async def _collect(self, rollout: Rollout) -> FinishedRollout:
         """The rollout's trace; for a while it may not have arrived yet (spans of other workers' tracers can be late)."""

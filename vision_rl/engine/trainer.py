@@ -17,6 +17,7 @@ from pydoc import locate
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from agentlightning.verl.trainer import AgentLightningTrainer
 from omegaconf import OmegaConf
@@ -25,18 +26,19 @@ from verl.protocol import pad_dataproto_to_divisor, unpad_dataproto
 from verl.trainer.ppo.core_algos import agg_loss
 from verl.trainer.ppo.metric_utils import compute_data_metrics, compute_throughout_metrics, compute_timing_metrics
 from verl.utils.metric import reduce_metrics
-from verl.utils.tracking import Tracking
 
-from vision_rl.collapse import CollapseWatcher, episodes
+from vision_rl.collapse import CollapseWatcher, episodes, restored_steps
 from vision_rl.engine.advantages import group_metrics, pad_masked, rollout_advantages
+from vision_rl.engine.best import VALIDATED, best_of, judged
 from vision_rl.engine.checkpoints import Checkpoints
 from vision_rl.engine.context import RunContext
 from vision_rl.engine.daemon import VisionDaemon
 from vision_rl.engine.mismatch import check_mismatch, mismatch_metrics, reference_metrics
-from vision_rl.errors import UserError
+from vision_rl.engine.tracking import start_tracking
+from vision_rl.engine.vitals import ModelDied
 from vision_rl.gpu import GpuMeter
 from vision_rl.run_dir import STOP_FILE
-from vision_rl.telemetry import METRICS, RunLog, read_jsonl
+from vision_rl.telemetry import EVENTS, METRICS, RunLog, read_jsonl
 from vision_rl.tokens import forbidden_token_ids
 
 
@@ -60,13 +62,9 @@ class VisionTrainer(AgentLightningTrainer):
     def fit(self) -> None:
         """Train until `trainer.total_training_steps`, or until the run is asked to stop."""
         trainer = self.config.trainer
-        self.tracking = Tracking(
-            project_name=trainer.project_name,
-            experiment_name=trainer.experiment_name,
-            default_backend=trainer.logger,
-            config=OmegaConf.to_container(self.config, resolve=True),
-        )
         self.global_steps = self._resume() if trainer.resume_mode == "auto" else 0
+        tree = OmegaConf.to_container(self.config, resolve=True)
+        self.tracking = start_tracking(trainer, tree, self.run.run_dir, self.global_steps)
         if self.global_steps == 0:
             self.actor_rollout_wg.load_checkpoint(None)  # verl offloads model and optimizer here
         self.agent_mode_daemon = self._start_daemon()
@@ -82,13 +80,15 @@ class VisionTrainer(AgentLightningTrainer):
         trainer = self.config.trainer
         while self.global_steps < self.total_training_steps and not self.stop_reason():
             self.global_steps += 1
-            metrics = self._train_step(next(self.batches))
+            with self._saved_if_the_server_dies():
+                metrics = self._train_step(next(self.batches))
             last = self.global_steps >= self.total_training_steps or bool(self.stop_reason())
             if trainer.test_freq > 0 and (last or self.global_steps % trainer.test_freq == 0):
-                metrics.update(self._validate())
+                with self._saved_if_the_server_dies(metrics):
+                    metrics.update(self._validate())
             self._record(metrics)
             self._watch(metrics)
-            if trainer.save_freq > 0 and (last or self.global_steps % trainer.save_freq == 0):
+            if trainer.save_freq > 0 and (last or self.early_stop or self.global_steps % trainer.save_freq == 0):
                 self._save()
 
     def _train_step(self, batch_dict: dict[str, Any]) -> dict[str, float]:
@@ -185,9 +185,12 @@ class VisionTrainer(AgentLightningTrainer):
         order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(self.global_steps))
         batch.reorder(order)
         padded = pad_masked(batch, self.actor_rollout_wg.world_size)
+        balance: dict[str, float] = {}
+        if self.config.trainer.balance_batch and self.actor_rollout_wg.world_size > 1:
+            self._balance_batch(padded, metrics=balance)
         with self._timed("update_actor"):
             output = self.actor_rollout_wg.update_actor(padded)
-        return dict(reduce_metrics(output.meta_info["metrics"]))
+        return {**reduce_metrics(output.meta_info["metrics"]), **balance}
 
     def _validate(self) -> dict[str, float]:
         """Greedy rollouts of the fixed validation rows."""
@@ -203,19 +206,11 @@ class VisionTrainer(AgentLightningTrainer):
 
     def _judge(self, metrics: dict[str, float]) -> None:
         """Keep the best validation and its checkpoint; stop after `patience` validations without improvement."""
-        rule, best = self.run.app.validation, self.checkpoints.best()
-        if rule.metric not in metrics:
-            names = ", ".join(sorted(name for name in metrics if name.startswith("val/")))
-            raise UserError(f"app.validation.metric={rule.metric} is not measured; choose one of {names}")
-        value = metrics[rule.metric]
-        gain = float("inf") if best is None else (value - best["value"]) * (1 if rule.maximize else -1)
-        if gain > rule.min_delta:
-            self.checkpoints.set_best({"step": self.global_steps, "metric": rule.metric, "value": value, "since": 0})
-            if self.run.app.checkpoints.keep_best and self.global_steps > 0 and self.config.trainer.save_freq > 0:
-                self._save()
-            return
-        assert best is not None
-        best["since"] += 1
+        rule = self.run.app.validation
+        best = judged(self.checkpoints.best(), self.global_steps, metrics, rule)
+        saves = self.run.app.checkpoints.keep_best and self.config.trainer.save_freq > 0
+        if saves and best["step"] == self.global_steps > 0:
+            self._save()  # before it is called the best: a run that is killed in between must not name what is not there
         self.checkpoints.set_best(best)
         if rule.patience and best["since"] >= rule.patience:
             self.early_stop = (
@@ -234,16 +229,17 @@ class VisionTrainer(AgentLightningTrainer):
             if action == "restore_best" and best is not None and self.checkpoints.has(best["step"]):
                 self.actor_rollout_wg.load_checkpoint(str(self.checkpoints.path(best["step"]) / "actor"))
                 self.watcher = CollapseWatcher(self.run.app.collapse)
-                self.log.event("warning", text=f"{alarm.name}: went back to the checkpoint of step {best['step']}")
+                text = f"{alarm.name}: weights and optimizer are those of step {best['step']} again, the best so far"
+                self.log.event("restored", step=self.global_steps, checkpoint=best["step"], text=text)
             else:
                 self.early_stop = f"collapse watch: {text}"
             return
 
     def _record(self, metrics: dict[str, float]) -> None:
         self.log.metrics(self.global_steps, metrics)
-        if "val/reward" in metrics:
+        if VALIDATED in metrics:
             self._judge(metrics)
-        self.tracking.log(data=metrics, step=self.global_steps)
+        self.tracking.log(data={name: float(value) for name, value in metrics.items()}, step=self.global_steps)
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         """Training batches without end; the loader's state, kept in checkpoints, continues in the middle of an epoch."""
@@ -293,13 +289,37 @@ class VisionTrainer(AgentLightningTrainer):
         self.async_rollout_manager.sleep()
         return ADAPTER_NAME
 
-    def _save(self) -> None:
+    @contextmanager
+    def _saved_if_the_server_dies(self, done: dict[str, float] | None = None) -> Iterator[None]:
+        """Around a step, or around the validation after one whose metrics are `done`: keeps what is trained.
+
+        The model server is needed before the update only: if it dies in a step, the weights are those of the last one.
+        """
+        data = self.train_dataloader.state_dict()
+        try:
+            yield
+        except (ModelDied, ray.exceptions.RayTaskError) as error:
+            died = self.agent_mode_daemon.death(error)
+            if died is None:
+                raise
+            if done is None:
+                self.global_steps -= 1
+            else:
+                self._record(done)
+            saved = "no step was done yet, start the run again"
+            if self.global_steps:
+                self._save(data)
+                saved = f"step {self.global_steps} is saved, go on with --resume"
+            raise ModelDied(f"{died}; what it said last is in logs/ of the run directory; {saved}") from error
+
+    def _save(self, data: dict[str, Any] | None = None) -> None:
+        """`data`: the state of the data's order, if it is not the one of now."""
         if self.checkpoints.has(self.global_steps):
             return
         started = time.monotonic()
         with self.checkpoints.writing(self.global_steps) as folder:
             self.actor_rollout_wg.save_checkpoint(str(folder / "actor"), None, self.global_steps)
-            torch.save(self.train_dataloader.state_dict(), folder / "data.pt")
+            torch.save(data or self.train_dataloader.state_dict(), folder / "data.pt")
             torch.save(
                 {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()},
                 folder / "rng.pt",
@@ -308,8 +328,10 @@ class VisionTrainer(AgentLightningTrainer):
 
     def _resume(self) -> int:
         """Load the newest whole checkpoint; returns its step, 0 if there is none."""
+        self.checkpoints.clear_leftovers()
         folder = self.checkpoints.latest()
         if folder is None:
+            self._rewind(-1)
             return 0
         self.actor_rollout_wg.load_checkpoint(str(folder / "actor"))
         self.train_dataloader.load_state_dict(torch.load(folder / "data.pt", weights_only=False))
@@ -318,10 +340,16 @@ class VisionTrainer(AgentLightningTrainer):
         np.random.set_state(states["numpy"])
         torch.set_rng_state(states["torch"])
         step = self.checkpoints.step_of(folder)
-        self.log.forget_after(step)
-        self.watcher, _ = episodes(self.run.app.collapse, read_jsonl(self.run.run_dir / METRICS)[0])
-        self.log.event("resumed", step=step)
+        self._rewind(step)
         return step
+
+    def _rewind(self, step: int) -> None:
+        """Forget what came after `step` (-1: everything) in the files, the best validation and the collapse watch."""
+        self.log.forget_after(step)
+        self.log.event("resumed", step=max(step, 0))
+        lines, events = (read_jsonl(self.run.run_dir / name)[0] for name in (METRICS, EVENTS))
+        self.checkpoints.set_best(best_of(lines, self.run.app.validation))
+        self.watcher, _ = episodes(self.run.app.collapse, lines, restored_steps(events))
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
