@@ -3,6 +3,7 @@
     python benchmarks/simulate.py                       # the tables of docs/scale.md
     python benchmarks/simulate.py --validate            # predicted against measured rollouts per second, 1 to 8 runners
     python benchmarks/simulate.py --measured FILE       # the same with what benchmarks/throughput.py --output FILE measured
+    python benchmarks/simulate.py --train DIR           # predicted against measured steps per hour of real trainings
 
 Discrete events: every rollout passes from its runner to the store, through a proxy to a model server and back, turn by turn,
 then its reward goes to the store; a step ends with its last rollout, then comes the update. The store and each proxy are one
@@ -16,6 +17,7 @@ import argparse
 import heapq
 import json
 import random
+import statistics
 import subprocess
 import sys
 from collections import deque
@@ -231,6 +233,38 @@ def validate(measured: Callable[[int], dict[str, Any]], rollouts: int) -> None:
     Console().print(table)
 
 
+def validate_training(folder: Path, steps: int) -> None:
+    """Train the tiny model with 1 to 8 runners. The time of a request alone and of an update are those of one runner."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("runners", "measured rollouts/s", "predicted", "measured steps/hour", "predicted", "difference")
+    setup = Setup()
+    for runners in (1, 2, 4, 8):
+        rollouts, sampling, whole = train(folder / str(runners), runners, steps)
+        if runners == 1:
+            around = setup.runner_ms + setup.proxy_ms + 3 * setup.store_ms
+            alone = 1000 * sampling / rollouts - around
+            setup = replace(setup, rollouts=rollouts, prefill_ms=alone, update_s=whole - sampling)
+        seconds, _ = simulate_step(replace(setup, runners=runners))
+        predicted = 3600 / (seconds + setup.update_s)
+        figures = [rollouts / sampling, rollouts / seconds, 3600 / whole, predicted]
+        table.add_row(str(runners), *(f"{figure:.1f}" for figure in figures), f"{predicted * whole / 3600 - 1:+.0%}")
+    Console(width=100).print(table)
+
+
+def train(run_dir: Path, runners: int, steps: int) -> tuple[int, float, float]:
+    """(rollouts a step, median seconds of sampling, of a whole step) of a real training; its first two steps warm up."""
+    command = [sys.executable, "train_agent.py", "--run-dir", str(run_dir.absolute()), "--overwrite"]
+    command += ["--n-runners", str(runners), "--max-steps", str(steps + 2), "trainer.val_before_train=false"]
+    command += ["trainer.test_freq=-1", "trainer.save_freq=-1"]
+    subprocess.run(command, cwd=Path(__file__).parent.parent, check=True, stdout=subprocess.DEVNULL)
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()][2:]
+    rollouts = sum(1 for _ in (run_dir / "rollouts.jsonl").open(encoding="utf-8")) // (steps + 2)
+    sampling, whole = (statistics.median(line[f"timing_s/{name}"] for line in lines) for name in ("generate", "step"))
+    return rollouts, sampling, whole
+
+
 def measure(runners: int, rollouts: int) -> dict[str, Any]:
     script = Path(__file__).with_name("throughput_line.py")
     command = [sys.executable, str(script), "ours data", str(runners), str(rollouts), "0"]
@@ -244,12 +278,18 @@ def main() -> None:
         "--validate", action="store_true", help="compare with measured runs on this machine (2 minutes)"
     )
     parser.add_argument("--measured", type=Path, help="compare with the lines that throughput.py --output wrote")
+    parser.add_argument(
+        "--train", type=Path, metavar="DIR", help="compare with real trainings, one folder each (4 minutes)"
+    )
+    parser.add_argument("--steps", type=int, default=6, help="steps per real training")
     parser.add_argument("--rollouts", type=int, default=300, help="rollouts per measured run")
     args = parser.parse_args()
     if args.measured:
         lines = [json.loads(line) for line in args.measured.read_text(encoding="utf-8").splitlines()]
         ours = {line["runners"]: line for line in lines if line["variant"] == "ours data"}
         validate(ours.__getitem__, ours[1]["rollouts"])
+    elif args.train:
+        validate_training(args.train, args.steps)
     elif args.validate:
         validate(lambda runners: measure(runners, args.rollouts), args.rollouts)
     else:
