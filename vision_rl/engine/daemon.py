@@ -150,13 +150,19 @@ class VisionDaemon(AgentModeDaemon):
         await self.vitals.check(self.backend_llm_server_addresses)
 
     def death(self, error: Exception) -> ModelDied | None:
-        """The death of a model server that is behind an error of a step, if there is one."""
+        """The death of a model server that is behind an error of a step, if there is one.
+
+        Raises Ray's `RayActorError` if a training worker is dead.
+        """
         if isinstance(error, ModelDied):
             return error
-        try:
-            asyncio.run_coroutine_threadsafe(self._check_vitals(), self._internal_loop).result(SET_UP_SECONDS)
-        except ModelDied as died:
-            return died
+        deadline = time.monotonic() + 2 * VITALS_SECONDS  # it takes a moment until a death is known
+        while time.monotonic() < deadline:
+            try:
+                asyncio.run_coroutine_threadsafe(self._check_vitals(), self._internal_loop).result(SET_UP_SECONDS)
+            except ModelDied as died:
+                return died
+            time.sleep(0.5)
         return None
 
     async def _collect(self, rollout: Rollout) -> FinishedRollout:

@@ -298,7 +298,7 @@ class VisionTrainer(AgentLightningTrainer):
         data = self.train_dataloader.state_dict()
         try:
             yield
-        except (ModelDied, ray.exceptions.RayTaskError) as error:
+        except (ModelDied, ray.exceptions.RayError) as error:
             died = self.agent_mode_daemon.death(error)
             if died is None:
                 raise
