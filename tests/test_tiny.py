@@ -414,7 +414,7 @@ def score(example: Any, reply: str, truth: Any) -> float:
     return grounding_reward(reply, [truth]).components["iou"]
 
 
-@pytest.mark.parametrize(("task", "lowest", "highest"), [("vqa", 0.25, 0.6), ("grounding", 0.3, 0.75)])
+@pytest.mark.parametrize(("task", "lowest", "highest"), [("vqa", 0.25, 0.42), ("grounding", 0.3, 0.75)])
 def test_there_is_room_to_learn(greedy: Any, task: str, lowest: float, highest: float) -> None:
     scores = [score(example, reply, example.answer) for example, reply in greedy[task]]
     assert lowest <= sum(scores) / len(scores) <= highest
