@@ -53,6 +53,8 @@ async def agent(task: dict[str, Any], llm: agl.LLM, rollout: agl.AttemptedRollou
         sys.exit(3)
     if kind == "kill always" or (kind == "kill" and first):
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "stuck" and first:
+        await asyncio.sleep(3600)
     if kind in ("none", "text"):
         return None if kind == "none" else "a text"
     agl.emit_reward({"reward": float("nan") if kind == "nan" else 0.5}, primary_key="reward")
@@ -77,11 +79,14 @@ class Scenario(agl.Algorithm):
         kinds = ["ok"] * 4
         if self.name == "agents":
             kinds += AGENT_FAULTS + SERVER_FAULTS + ["ok"] * 4
+        elif self.name.startswith("clock jumps"):
+            kinds = ["SLEEP3"] * 2 + ["ok"] * 21 + ["stuck"]
         else:
             kinds += ["SLEEP0.2"] * 20
         resources = (await self.get_store().add_resources({"main_llm": proxy.as_resource()})).resources_id
+        config = CONFIG.model_copy(update={"timeout_seconds": 6.0} if "stuck" in kinds else {})
         requests = [
-            EnqueueRolloutRequest(input={"kind": kind}, mode="train", resources_id=resources, config=CONFIG)
+            EnqueueRolloutRequest(input={"kind": kind}, mode="train", resources_id=resources, config=config)
             for kind in kinds
         ]
         ids = [rollout.rollout_id for rollout in await self.get_store().enqueue_many_rollouts(requests)]
@@ -99,7 +104,7 @@ class Scenario(agl.Algorithm):
 
     async def harm(self, proxy: VisionProxy) -> None:
         """What the scenario does to the run while it works."""
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.5 if self.name.startswith("clock jumps") else 0.5)
         if self.name == "proxy dies":
             process = proxy.server_launcher._proc
             assert process is not None and process.pid is not None
@@ -163,7 +168,7 @@ def main(name: str) -> None:
     reach = ReachByRelay(free_port(), proxy_port=free_port())
     with tempfile.TemporaryDirectory() as folder, fake_backend.running(free_port()) as backend:
         scenario = Scenario(name, backend, Path(folder), reach)
-        trainer_of(scenario, 3, reach).fit(agent, train_dataset=[1])
+        trainer_of(scenario, 4, reach).fit(agent, train_dataset=[1])
     print(json.dumps(scenario.result))
 
 

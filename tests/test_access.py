@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import io
 import logging
 from typing import Any
 
@@ -130,6 +131,21 @@ def test_logs_hide_keys(message: str, arguments: tuple[Any, ...]) -> None:
     assert HideKeys().filter(record)
     assert "abcdef123456" not in record.getMessage()
     assert "***" in record.getMessage()
+
+
+def test_tracebacks_hide_keys() -> None:
+    """An endpoint's own error message may repeat the key that it refuses."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(HideKeys())
+    logger = logging.Logger("x")
+    logger.addHandler(handler)
+    try:
+        raise RuntimeError("Incorrect API key provided: sk-abcdef123456")
+    except RuntimeError:
+        logger.exception("a rollout failed")
+    assert "Incorrect API key provided: sk-***" in stream.getvalue()
+    assert "abcdef" not in stream.getvalue()
 
 
 def test_logs_keep_the_rest() -> None:

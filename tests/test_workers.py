@@ -180,6 +180,17 @@ def test_two_proxies_on_one_store(stack: Stack, trainer: httpx.Client, media: Pa
         assert len(turns_from_spans(list(stack.call(stack.store.query_spans(rollout_id))))) == 1
 
 
+def test_the_reason_of_a_failure_holds_no_key(stack: Stack, trainer: httpx.Client, media: Path) -> None:
+    [queued] = stack.queue([task(media / "a.png")])
+    rollout = claim(trainer)
+    identity = {key: rollout[key] for key in ("rollout_id", "attempt_id")}
+    failure = "AuthenticationError: Incorrect API key provided: sk-abcdef123456"
+    assert trainer.post("/v1/rollouts/report", json={**identity, "failure": failure}).json() == {"accepted": True}
+    attempt = stack.call(stack.store.get_latest_attempt(queued))
+    assert attempt is not None and attempt.metadata is not None
+    assert attempt.metadata["failure"] == "AuthenticationError: Incorrect API key provided: sk-***"
+
+
 def test_nothing_to_claim_is_204(trainer: httpx.Client) -> None:
     assert trainer.post("/v1/rollouts/claim", json={"worker_id": "curl"}).status_code == 204
 

@@ -15,6 +15,7 @@ import orjson
 MAX_BODY_BYTES = 64 * 2**20
 MAX_REQUESTS_PER_SECOND = 2000
 """Of one client address; far above what a machine full of workers sends, low enough to stop a loop gone wild."""
+_FORMATTER = logging.Formatter()
 _TOKEN = re.compile(r"(?i)(bearer\s+|api[_-]?key['\"]?\s*[:=]\s*['\"]?|sk-)[A-Za-z0-9._~+/=-]{6,}")
 
 
@@ -130,14 +131,23 @@ def _error(message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "access"}}
 
 
+def without_keys(text: str) -> str:
+    """The text with `***` for tokens and keys."""
+    return _TOKEN.sub(r"\1***", text)
+
+
 class HideKeys(logging.Filter):
-    """A logging filter that blots out tokens and keys, in messages and in their arguments."""
+    """A logging filter that blots out tokens and keys, in messages, in their arguments and in tracebacks."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        hidden = _TOKEN.sub(r"\1***", message)
+        hidden = without_keys(message)
         if hidden != message:
             record.msg, record.args = hidden, ()
+        if record.exc_info and not record.exc_text:
+            record.exc_text = without_keys(
+                _FORMATTER.formatException(record.exc_info)
+            )  # what formatters print, if it is set
         return True
 
 

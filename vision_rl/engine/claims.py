@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 from agentlightning import LLM, emit_reward
 
-from vision_rl.engine.access import read_body, send_json
+from vision_rl.engine.access import read_body, send_json, without_keys
 from vision_rl.engine.calls import CallError
 from vision_rl.engine.store import UnknownAttempt
 
@@ -98,7 +98,8 @@ class ClaimRoutes:
         """The end of a rollout: its reward with named components, or why there is none."""
         identity = body["rollout_id"], body["attempt_id"]
         if "failure" in body:
-            return 200, {"accepted": await proxy.store.record(*identity, [], "failed", str(body["failure"])[:300])}
+            failure = without_keys(str(body["failure"]))[:300]
+            return 200, {"accepted": await proxy.store.record(*identity, [], "failed", failure)}
         values = {"reward": body["reward"], **body.get("components", {})}
         for name, value in values.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

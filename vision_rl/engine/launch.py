@@ -56,6 +56,9 @@ def fit(
 ) -> None:
     """Run to the end. Runners are forked before Ray starts: a fork of a process with Ray's threads breaks."""
     logging.getLogger("agentlightning").setLevel(logging.ERROR)
+    # It logs what it raises, with a traceback: a `UserError` would be said twice.
+    logging.getLogger("agentlightning.execution").setLevel(logging.CRITICAL)
+    logging.getLogger("agentlightning.trainer.trainer").addFilter(is_no_user_error)
     reach = launch.context.reach
     if reach.external_store and not check_store(reach.external_store, reach.token):
         raise UserError(f"no store answers at {reach.external_store}; start it with train_agent.py --role store")
@@ -65,6 +68,11 @@ def fit(
     if reach.token:
         os.environ[TOKEN_VARIABLE] = reach.token  # for the runners, which are forked
     trainer.fit(agent, train_dataset=train, val_dataset=val)
+
+
+def is_no_user_error(record: logging.LogRecord) -> bool:
+    """A filter for loggers: a `UserError` is told once, as one sentence, by the command line."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
 
 
 def trainer_of(algorithm: agl.Algorithm, n_runners: int, reach: Reach) -> agl.Trainer:

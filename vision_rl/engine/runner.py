@@ -23,6 +23,8 @@ from agentlightning.tracer.base import with_active_tracer_context
 from agentlightning.tracer.dummy import DummyTracer
 from agentlightning.types import AttemptedRollout, Span, SpanCoreFields
 
+from vision_rl.engine.access import without_keys
+
 logger = logging.getLogger(__name__)
 
 MAX_REASON = 300
@@ -62,6 +64,7 @@ class VisionRunner(LitAgentRunner[Any]):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(KeepingTracer(), **kwargs)
+        self._told: set[str] = set()  # kinds of errors
 
     def get_worker_id(self) -> str:
         """Distinct over machines, and over groups of runners on one machine."""
@@ -75,8 +78,8 @@ class VisionRunner(LitAgentRunner[Any]):
         try:
             spans = await self._run_agent(next_rollout)
         except (Exception, SystemExit) as error:
-            logger.exception("rollout %s failed", next_rollout.rollout_id)
-            failure = f"{type(error).__name__}: {error}"[:MAX_REASON]
+            self._tell(next_rollout.rollout_id, error)
+            failure = without_keys(f"{type(error).__name__}: {error}")[:MAX_REASON]
             if raise_on_exception:
                 raise
         finally:
@@ -94,6 +97,18 @@ class VisionRunner(LitAgentRunner[Any]):
         except Exception:  # the store's own deadlines will end the attempt, and another runner gets it
             logger.exception("the end of rollout %s could not be reported", next_rollout.rollout_id)
         return next_rollout.rollout_id
+
+    def _tell(self, rollout_id: str, error: BaseException) -> None:
+        """Say once for each kind of error what happened, with its traceback if it may be the agent's own fault.
+
+        The others stand in rollouts.jsonl: when a server dies, the sentence that says so must not drown.
+        """
+        kind = type(error).__name__
+        if kind not in self._told:
+            self._told.add(kind)
+            of_the_call = type(error).__module__.startswith("openai")
+            text = "rollout %s failed: %s: %s; rollouts.jsonl has the others that fail so"
+            logger.error(text, rollout_id, kind, error, exc_info=not of_the_call)
 
     async def _run_agent(self, rollout: AttemptedRollout) -> list[SpanCoreFields]:
         """Call the agent; returns what it emitted. Raises what it raises, and `ValueError` without a usable reward."""
