@@ -118,7 +118,9 @@ def convert_screenspot(args: argparse.Namespace) -> int:
     rows_found = screenspot.iter_rows(
         args.input, image_dir=args.image_dir, extract_dir=target / "images", form=args.form, on_bad=bad.handler
     )
-    rows = list(_shown(rows_found, "rows"))
+    if args.max_samples is not None and args.max_samples < 1:
+        raise UserError(f"--max-samples {args.max_samples} leaves no rows; give 1 or more")
+    rows = list(_not_empty(_shown(rows_found, "rows"), args.output or args.output_dir, bad))
     if args.max_samples is not None and args.max_samples < len(rows):
         keep = sorted(random.Random(args.seed).sample(range(len(rows)), args.max_samples))
         rows = [rows[index] for index in keep]
@@ -261,6 +263,8 @@ def sample(args: argparse.Namespace) -> int:
 
 def stats(args: argparse.Namespace) -> int:
     summary = summarise(iter_rows(args.file))
+    if not summary["rows"]:
+        raise _no_rows(args.file)
     print(json.dumps(summary, ensure_ascii=False, indent=2) if args.json else as_text(summary))
     return 0
 
@@ -270,17 +274,27 @@ def show(args: argparse.Namespace) -> int:
         keep = set(map(int, args.rows.split(","))) if args.rows else _chosen(args.file, args.count, args.seed)
     except ValueError as error:
         raise UserError(f"--rows {args.rows} is not a list of row numbers like 3,17") from error
-    rows = [row for number, row in enumerate(islice(iter_rows(args.file), max(keep, default=-1) + 1)) if number in keep]
+    if min(keep) < 0:
+        raise UserError(f"--rows {args.rows} has a number below 0; rows are counted from 0")
+    rows = [row for number, row in enumerate(islice(iter_rows(args.file), max(keep) + 1)) if number in keep]
+    if len(rows) < len(keep):
+        raise UserError(f"{args.file} has no row {max(keep)}; give --rows numbers from 0 to its last")
     save_sheet(contact_sheet(rows, columns=args.columns), args.output)
     print(f"{args.output}: {len(rows)} rows")
     return 0
 
 
 def _chosen(file: Path, count: int, seed: int) -> set[int]:
+    if count < 1:
+        raise UserError(f"--count {count} chooses no rows; give 1 or more")
     total = sum(1 for _ in iter_rows(file))
-    if count < 1 or not total:
-        raise UserError(f"cannot choose {count} of the {total} rows of {file}; --count must be at least 1")
+    if not total:
+        raise _no_rows(file)
     return set(random.Random(seed).sample(range(total), min(count, total)))
+
+
+def _no_rows(file: Path) -> UserError:
+    return UserError(f"{file} holds no rows; convert a data set into it")
 
 
 def _add_verify(commands: Any) -> None:
@@ -363,24 +377,26 @@ class _BadRows:
 
 
 def _write_converted(output: Path, rows: Iterator[dict[str, Any]], bad: _BadRows) -> int:
-    count = write_rows(output, _not_empty(_shown(rows, "rows"), output))
+    count = write_rows(output, _not_empty(_shown(rows, "rows"), output, bad))
     bad.report()
     print(f"{output}: {count} rows" + f", {len(bad.reasons)} left out" * bool(bad.reasons))
     return 0
 
 
-def _not_empty(rows: Iterable[dict[str, Any]], output: Path) -> Iterator[dict[str, Any]]:
+def _not_empty(rows: Iterable[dict[str, Any]], output: Path, bad: _BadRows) -> Iterator[dict[str, Any]]:
     count = 0
     for row in rows:
         count += 1
         yield row
     if not count:
-        raise UserError(f"no record could be converted; {output} was not written")
+        why = f" (the first one: {bad.reasons[0]})" if bad.reasons else ""
+        raise UserError(f"no record could be converted{why}; {output} was not written")
 
 
 def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    # Where there is no terminal to draw on, rich would still leave an empty line.
+    return Progress(*columns, console=Console(stderr=True, quiet=not sys.stderr.isatty()), transient=True)
 
 
 def _shown(items: Iterable[Any], label: str, total: int = 0) -> Iterator[Any]:

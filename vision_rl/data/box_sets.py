@@ -8,7 +8,7 @@ finding" row: an empty list of boxes, which the reward takes as an answer in its
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,17 @@ from typing import Any
 
 from vision_rl.data.geometry import to_unit_xyxy
 from vision_rl.data.images import image_size
-from vision_rl.data.records import OnBad, Record, converted, extract_image, find_image, iter_records, read_json
+from vision_rl.data.records import (
+    OnBad,
+    Record,
+    checked,
+    converted,
+    extra_fields,
+    extract_image,
+    find_image,
+    iter_records,
+    read_json,
+)
 from vision_rl.errors import UserError
 
 DEFAULT_QUESTION = "Locate every finding in this image."
@@ -26,13 +36,16 @@ _LABEL_FIELDS = ("label", "class_name", "category_name", "category", "class", "f
 _QUESTION_FIELDS = ("question", "instruction", "label_text", "sentence", "phrase")
 _LIST_FIELDS = ("boxes", "bboxes", "bbox", "box", "ground_truth")
 # Four columns whose names tell the format; `box_format` is asked for only where a list of numbers does not.
-_NAMED_COLUMNS = {
+_NAMED_COLUMNS: dict[tuple[str, ...], str] = {
     ("x_min", "y_min", "x_max", "y_max"): "xyxy",
     ("xmin", "ymin", "xmax", "ymax"): "xyxy",
     ("x1", "y1", "x2", "y2"): "xyxy",
     ("x", "y", "w", "h"): "xywh",
     ("x", "y", "width", "height"): "xywh",
 }
+# Not w, h, width and height: those may be the picture's.
+_CORNERS = {name: None for columns in _NAMED_COLUMNS for name in columns if name[0] in "xy"}
+_BOX_COLUMNS = "name them " + ", or ".join(" ".join(columns) for columns in _NAMED_COLUMNS) + ", or a list `boxes`"
 
 
 @dataclass(frozen=True)
@@ -52,14 +65,12 @@ class BoxOptions:
 
 @dataclass
 class _Group:
-    """One row in the making."""
+    """One row of a COCO file in the making; boxes: (COCO's bbox, label)."""
 
     where: str
-    image: Path
+    image: Record
     question: str
     boxes: list[tuple[list[float], str]] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    meta: Record = field(default_factory=dict)
 
 
 def iter_rows(path: str | Path, options: BoxOptions, *, on_bad: OnBad | None = None) -> Iterator[Record]:
@@ -73,30 +84,55 @@ def iter_rows(path: str | Path, options: BoxOptions, *, on_bad: OnBad | None = N
     if isinstance(coco, dict):
         yield from converted(_coco_groups(path, coco, options), partial(_coco_row, options), on_bad)
         return
+    items = list(_keyed(path, options, on_bad))
+    _require_known_fields(path, [record for _, _, record in items], options)
     groups: dict[tuple[str, str], list[tuple[int, Record]]] = {}
-    for number, record in iter_records(path):
-        for key in _group_keys(record, options, f"{path}, record {number}"):
+    for keys, number, record in items:
+        for key in keys:
             groups.setdefault(key, []).append((number, record))
     yield from converted(groups.items(), partial(_table_row, path, options), on_bad)
 
 
 def _coco_groups(path: Path, coco: Record, options: BoxOptions) -> Iterator[_Group]:
-    if not isinstance(coco.get("images"), list) or not isinstance(coco.get("annotations"), list):
-        raise UserError(f"{path} is neither a COCO file (images, annotations, categories) nor a list of records")
-    names = {item["id"]: str(item["name"]) for item in coco.get("categories", [])}
-    by_image: dict[Any, list[Record]] = {}
-    for annotation in coco["annotations"]:
+    names = {
+        item["id"]: str(item["name"]) for item in _coco_items(path, coco, "categories", ("id", "name"), optional=True)
+    }
+    images = _coco_items(path, coco, "images", ("id", "file_name"))
+    by_image: dict[Any, list[Record]] = {image["id"]: [] for image in images}
+    if len(by_image) < len(images):
+        raise UserError(f"{path} gives the same id to several images; make them unique")
+    for number, annotation in enumerate(_coco_items(path, coco, "annotations", ("image_id", "bbox"))):
+        for key, known in (("image_id", by_image), ("category_id", names)):
+            if key in annotation and annotation[key] not in known:
+                raise UserError(
+                    f"{path}: annotation {number} has {key} {annotation[key]}, which the file does not list"
+                )
         if not annotation.get("iscrowd"):  # one box around a crowd is no target
-            by_image.setdefault(annotation["image_id"], []).append(annotation)
-    for image in coco["images"]:
-        found = by_image.get(image["id"], [])
-        where = f"{path}, image {image['id']}"
-        labelled = [(annotation, names.get(annotation.get("category_id"), "")) for annotation in found]
+            by_image[annotation["image_id"]].append(annotation)
+    for image in images:
+        labelled = [(annotation, names.get(annotation.get("category_id"), "")) for annotation in by_image[image["id"]]]
         for label in _labels_of_rows([label for _, label in labelled], options):
-            group = _Group(where, Path(image["file_name"]), _question(options.question, label))
+            group = _Group(f"{path}, image {image['id']}", image, _question(options.question, label))
             group.boxes = [(a["bbox"], name) for a, name in labelled if label is None or name == label]
-            group.meta = {"image_id": image["id"]}
             yield group
+
+
+def _coco_items(
+    path: Path, coco: Record, name: str, needed: tuple[str, ...], *, optional: bool = False
+) -> list[Record]:
+    """The objects of one of COCO's lists, each with the fields that are needed."""
+    items = coco.get(name)
+    if items is None and optional:
+        return []
+    if not isinstance(items, list):
+        raise UserError(f"{path} is neither a COCO file (images, annotations, categories) nor a list of records")
+    for number, item in enumerate(items):
+        missing = [key for key in needed if not isinstance(item, dict) or item.get(key) is None]
+        if missing or not all(isinstance(item[key], (int, str)) for key in needed if key.endswith("id")):
+            raise UserError(
+                f"{path}: {name}[{number}] has no usable {' and '.join(missing or needed)}; it is not COCO's"
+            )
+    return items
 
 
 def _labels_of_rows(labels: list[str], options: BoxOptions) -> list[str | None]:
@@ -111,13 +147,61 @@ def _question(template: str, label: str | None) -> str:
 
 
 def _coco_row(options: BoxOptions, group: _Group) -> Record:
-    image = find_image(str(group.image), options.image_dir, group.where)
+    image = find_image(str(group.image["file_name"]), options.image_dir, group.where)
     size = image_size(image)
+    stated = (group.image.get("width", size[0]), group.image.get("height", size[1]))
+    if stated != size:
+        raise UserError(
+            f"{group.where}: the file says {stated[0]} x {stated[1]} pixels, but {image} has {size[0]} x {size[1]}; "
+            "its boxes are of another version of the picture"
+        )
     boxes = [
         to_unit_xyxy(_four(box, group.where), size, box_format="xywh", space="pixels", where=group.where)
         for box, _ in group.boxes
     ]
-    return _row(image, size, group.question, boxes, [label for _, label in group.boxes], options.source, group.meta)
+    labels = [label for _, label in group.boxes]
+    row = _row(image, size, group.question, boxes, labels, options.source, {"image_id": group.image["id"]})
+    return checked(row, group.where)
+
+
+def _keyed(
+    path: Path, options: BoxOptions, on_bad: OnBad | None
+) -> Iterator[tuple[list[tuple[str, str]], int, Record]]:
+    """(keys of its rows, number, record) of every record that names a picture; the others go to `on_bad`."""
+    for number, record in iter_records(path):
+        try:
+            yield _group_keys(record, options, f"{path}, record {number}"), number, record
+        except UserError as error:
+            if on_bad is None:
+                raise
+            on_bad(str(error))
+
+
+def _require_known_fields(path: Path, records: Sequence[Record], options: BoxOptions) -> None:
+    """`UserError` where a field of the options is in no record, or no record says anything about boxes.
+
+    A misspelt field would leave labels out, and a table whose box columns have other names would be a set without any
+    finding.
+    """
+    names = dict.fromkeys(name for record in records for name in record)
+    for option in ("label_field", "question_field"):
+        chosen = getattr(options, option)
+        if records and chosen and chosen not in names:
+            raise UserError(f"no record of {path} has --{option.replace('_', '-')} {chosen}; it has {', '.join(names)}")
+    if records and not any(_speaks_of_boxes(record, options) for record in records):
+        raise UserError(f"no record of {path} has a box in a known column; it has {', '.join(names)}: {_BOX_COLUMNS}")
+
+
+def _speaks_of_boxes(record: Record, options: BoxOptions) -> bool:
+    """Whether a record has a box, an empty list of them, or a label that says that there is none."""
+    if any(name in record for name in _LIST_FIELDS) or _named_columns(record) is not None:
+        return True
+    return all(label.lower() in NO_FINDING - {""} for label in _record_labels(record, options))
+
+
+def _named_columns(record: Record) -> tuple[str, ...] | None:
+    """The four columns of `_NAMED_COLUMNS` that a record fills in."""
+    return next((columns for columns in _NAMED_COLUMNS if all(column in record for column in columns)), None)
 
 
 def _group_keys(record: Record, options: BoxOptions, where: str) -> list[tuple[str, str]]:
@@ -159,33 +243,58 @@ def _table_row(path: Path, options: BoxOptions, item: tuple[tuple[str, str], lis
             space = options.space or _ask(where, "--space pixels or --space unit")
             boxes.append(to_unit_xyxy(box, size, box_format=box_format, space=space, where=where))
             labels.append(label)
-    return _row(image, size, question, boxes, labels, options.source, _extra(records[0][1]))
+    row = _row(image, size, question, boxes, labels, options.source, _extra(records[0][1]))
+    return checked(row, f"{path}, record {records[0][0]}")
 
 
 def _record_boxes(record: Record, options: BoxOptions, where: str) -> Iterator[tuple[list[float], str, str]]:
     """(numbers, xyxy or xywh, label) of each box of a record."""
     labels = _record_labels(record, options)
-    for columns, box_format in _NAMED_COLUMNS.items():
-        if all(column in record for column in columns):
-            yield _four([record[column] for column in columns], where), box_format, labels[0]
-            return
-    boxes = _first(record, _LIST_FIELDS, None) or []
-    if isinstance(boxes, str):  # a CSV cell
-        try:
-            boxes = json.loads(boxes)
-        except ValueError as error:
-            raise UserError(f"{where}: boxes {boxes!r} are not a JSON list of numbers") from error
-    if boxes and not isinstance(boxes[0], (list, tuple, dict)):
-        boxes = [boxes]
+    if columns := _named_columns(record):
+        yield _four([record[column] for column in columns], where), _NAMED_COLUMNS[columns], labels[0]
+        return
+    boxes = _first(record, _LIST_FIELDS, None)
+    if boxes is None:
+        _require_no_finding(record, labels, where)
+        return
+    boxes = _as_list(boxes, where)
     if boxes and len(labels) not in (1, len(boxes)):
         raise UserError(f"{where} has {len(labels)} labels for {len(boxes)} boxes, expected one each")
     for index, box in enumerate(boxes):
         label = labels[index] if len(labels) == len(boxes) else labels[0]
         if isinstance(box, dict):
-            yield from ((numbers, form, label) for numbers, form, _ in _record_boxes(box, options, where))
+            columns = _named_columns(box)
+            if columns is None:
+                raise UserError(f"{where}: box {box} has none of the known keys: {_BOX_COLUMNS}")
+            yield _four([box[column] for column in columns], where), _NAMED_COLUMNS[columns], label
         else:
             box_format = options.box_format or _ask(where, "--box-format xyxy or --box-format xywh")
             yield _four(box, where), box_format, label
+
+
+def _as_list(boxes: Any, where: str) -> list[Any]:
+    """A list of boxes from itself, from a single box, or from the JSON of a CSV cell."""
+    if isinstance(boxes, str):
+        try:
+            boxes = json.loads(boxes)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: boxes {boxes!r} are not a JSON list of numbers") from error
+    if isinstance(boxes, dict):
+        return [boxes]
+    if not isinstance(boxes, (list, tuple)):
+        raise UserError(f"{where}: boxes {boxes!r} are not a list of boxes")
+    return list(boxes) if not boxes or isinstance(boxes[0], (list, tuple, dict)) else [list(boxes)]
+
+
+def _require_no_finding(record: Record, labels: Sequence[str], where: str) -> None:
+    """A record without a box is "no finding" only if nothing in it says otherwise."""
+    left = [name for name in _CORNERS if name in record]
+    if left:
+        raise UserError(f"{where} fills in only a part of its box ({', '.join(left)}); complete or remove it")
+    if not all(label.lower() in NO_FINDING for label in labels):
+        raise UserError(
+            f"{where} has the label {labels[0]!r} and no box; fill it in, label it 'No finding', or give it an empty list"
+        )
 
 
 def _row(
@@ -210,10 +319,10 @@ def _row(
 
 
 def _extra(record: Record) -> Record:
-    """Scalar fields that are not the row's own, kept for breakdowns."""
+    """Fields that are not the row's own, kept for breakdowns."""
     used = {*_IMAGE_FIELDS, *_LABEL_FIELDS, *_QUESTION_FIELDS, *_LIST_FIELDS, "labels", "id"}
     used.update(column for columns in _NAMED_COLUMNS for column in columns)
-    return {k: v for k, v in record.items() if k not in used and isinstance(v, (str, int, float, bool))}
+    return extra_fields(record, used)
 
 
 def _first(record: Record, names: tuple[str, ...], chosen: str | None) -> Any:

@@ -27,8 +27,11 @@ def check_images(
 ) -> Iterator[ImageCheck]:
     """Yield one `ImageCheck` per path, in order, opened by `workers` threads (default: one per core).
 
-    Threads, because Pillow and hashlib release the interpreter lock where the time goes.
+    Threads, because Pillow and hashlib release the interpreter lock where the time goes. Raises `UserError` for fewer
+    than one worker.
     """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers} is too small; give 1 or more")
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         yield from pool.map(partial(check_image, limit_pixels=limit_pixels), paths)
 

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from vision_rl.data.images import image_size
-from vision_rl.data.records import OnBad, Record, converted, extract_image, find_image, iter_records
+from vision_rl.data.records import (
+    OnBad,
+    Record,
+    checked,
+    converted,
+    extra_fields,
+    extract_image,
+    find_image,
+    iter_records,
+)
 from vision_rl.data.video import sample_frames
 from vision_rl.errors import UserError
 
@@ -48,17 +57,25 @@ def _row(path: Path, options: CustomOptions, numbered: tuple[int, Record]) -> Re
     number, record = numbered
     where = f"{path}, record {number}"
     images, media = _pictures(record, options, where)
-    return {
+    row = {
         "id": str(record.get("id", f"{path.stem}-{number}")),
         "task": "vqa",
         "image_paths": [str(image) for image in images],
         "media": media,
         "question": _required(record, _QUESTION_FIELDS, where),
-        "answers": [str(answer) for answer in _as_list(_required(record, _ANSWER_FIELDS, where))],
+        "answers": _answers(record, where),
         "image_sizes": [list(image_size(image)) for image in images],
         "source": options.source,
-        "meta": {k: v for k, v in record.items() if k not in _KNOWN and isinstance(v, (str, int, float, bool))},
+        "meta": extra_fields(record, _KNOWN),
     }
+    return checked(row, where)
+
+
+def _answers(record: Record, where: str) -> list[str]:
+    answers = _as_list(_required(record, _ANSWER_FIELDS, where))
+    if not answers or not all(isinstance(answer, (str, int, float)) for answer in answers):
+        raise UserError(f"{where}: answers {answers!r} are not texts; give one text or a list of texts")
+    return [str(answer) for answer in answers]
 
 
 def _pictures(record: Record, options: CustomOptions, where: str) -> tuple[list[Path], str]:

@@ -12,12 +12,25 @@ from pathlib import Path
 from vision_rl.errors import UserError
 
 
+class WriteError(UserError, OSError):
+    """A file could not be written. An `OSError` too, for those who go on without the file."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        super().__init__(f"cannot write {path} ({reason}); free space or choose an output in a writable directory")
+        self.errno, self.strerror = error.errno, reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; it becomes `path` when the block ends, and is removed when it fails.
 
     A process that is killed outright leaves a hidden `.name.*.tmp`, never a half `path`; the next writer of the same
-    path removes it (a lock tells it from the file of a writer that is still alive).
+    path removes it (a lock tells it from the file of a writer that is still alive). Raises `WriteError` for what the
+    file system refuses, inside the block too.
     """
     path = Path(path)
     try:
@@ -25,13 +38,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _remove_leftovers(path)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}); choose an output in a writable directory") from error
+        raise WriteError(path, error) from error
     temporary = Path(name)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
+    except WriteError:  # of a file that the block wrote
+        raise
+    except OSError as error:
+        raise WriteError(path, error) from error
     finally:
         os.close(handle)
         temporary.unlink(missing_ok=True)

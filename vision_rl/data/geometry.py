@@ -27,7 +27,8 @@ def pixel_box_to_unit(xyxy: Sequence[float], size: tuple[int, int], where: str) 
     """xyxy in a space of `size` as unit xyxy, clipped to the image.
 
     Annotators cross the border by a few pixels; a box of which less than half remains is another image's or in another
-    space. Raises `UserError` starting with `where` for that, for swapped corners, an empty box and numbers not finite.
+    space; so is one that lies within the first pixel. Raises `UserError` starting with `where` for these, for swapped
+    corners, an empty box and numbers not finite.
     """
     width, height = size
     x1, y1, x2, y2 = xyxy
@@ -35,6 +36,10 @@ def pixel_box_to_unit(xyxy: Sequence[float], size: tuple[int, int], where: str) 
         raise UserError(f"{where}: box {list(xyxy)} is not finite; correct or remove it")
     if x2 <= x1 or y2 <= y1:
         raise UserError(f"{where}: box {list(xyxy)} (as xyxy) is empty or has swapped corners; check xyxy against xywh")
+    if max(x2, y2) <= 1 < max(size):
+        raise UserError(
+            f"{where}: box {list(xyxy)} lies within one pixel of its image; is it in 0..1 and not in pixels?"
+        )
     left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
     if max(right - left, 0) * max(bottom - top, 0) < 0.5 * (x2 - x1) * (y2 - y1):
         raise UserError(

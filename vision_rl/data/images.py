@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import stat
 import struct
 import warnings
 import zlib
@@ -88,11 +89,16 @@ def _opened(path: str | Path | io.BytesIO, limit_pixels: int) -> Iterator[Image.
 
 
 def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise UserError(f"{path} does not exist; check the image directory")
-    if not path.is_file():
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} does not exist; check the image directory") from None
+    except (OSError, ValueError) as error:
+        name, reason = str(path), getattr(error, "strerror", None) or error
+        raise UserError(f"{name[:200]} is not a name that can be opened ({reason}); correct it") from error
+    if not stat.S_ISREG(found.st_mode):
         raise UserError(f"{path} is not a file; name an image file")
-    if path.stat().st_size == 0:
+    if found.st_size == 0:
         raise UserError(f"{path} is empty (0 bytes); fetch it again")
 
 

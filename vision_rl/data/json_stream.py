@@ -36,10 +36,18 @@ def iter_array(path: str | Path, key: str | None, *, window: int = WINDOW) -> It
             yield from _items(text)
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8"
+    except (ValueError, RecursionError) as error:
+        reason = _reason(error)
         what = f"a JSON object with the array {key!r}" if key else "a JSON array of objects"
         raise UserError(f"{path} is not {what}, or is incomplete ({reason}); download it again") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
 
 
 class _Window:

@@ -7,7 +7,8 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from vision_rl.data.files import write_bytes
 from vision_rl.data.images import FORMATS, image_size
-from vision_rl.data.schema import open_parquet
+from vision_rl.data.schema import normalise_row, numbered_rows, open_parquet
 from vision_rl.errors import UserError
 
 Record = dict[str, Any]
@@ -40,19 +41,35 @@ def converted(
             yield row
 
 
+def checked(row: Record, where: str) -> Record:
+    """The row itself if it fits the schema; `UserError` starting with `where` otherwise."""
+    try:
+        normalise_row(row)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    return row
+
+
+def extra_fields(record: Record, known: Collection[str]) -> Record:
+    """The fields that are not the row's own, for `meta`: texts, finite numbers, and lists of them."""
+    return {name: value for name, value in record.items() if name not in known and _is_plain(value)}
+
+
 def iter_records(path: str | Path) -> Iterator[tuple[int, Record]]:
     """Yield (number from 0, record) of a CSV, TSV, JSON (list of objects), JSONL or parquet file, by its suffix.
 
     Empty CSV cells and NaN are left out of a record. Raises `UserError` for a file that is not of that kind.
     """
     path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is not there, or not a file; check --input")
     readers = {
         ".csv": _csv,
         ".tsv": _csv,
         ".json": _json,
         ".jsonl": _json_lines,
         ".ndjson": _json_lines,
-        ".parquet": lambda file: (record for _, record in numbered_parquet_rows(file)),
+        ".parquet": lambda file: (record for _, record in parquet_records(file)),
     }
     if path.suffix.lower() not in readers:
         raise UserError(f"{path} has none of the known suffixes {', '.join(readers)}; export it as one of them")
@@ -62,21 +79,17 @@ def iter_records(path: str | Path) -> Iterator[tuple[int, Record]]:
         yield number, {key: value for key, value in record.items() if not _is_empty(value)}
 
 
-def numbered_parquet_rows(path: Path) -> Iterator[tuple[int, Record]]:
+def parquet_records(path: Path) -> Iterator[tuple[int, Record]]:
     """Yield (number from 0, row) with embedded bytes, a few rows in memory at a time."""
     with open_parquet(path) as file:
-        number = 0
-        for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
-            for row in batch.to_pylist():
-                yield number, row
-                number += 1
+        yield from numbered_rows(file, path, batch_rows=_PARQUET_BATCH)
 
 
 def read_json(path: Path) -> Any:
     """The value of a JSON file; `UserError` when it is not one."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); check or download it again") from error
 
 
@@ -100,11 +113,12 @@ def extract_image(value: Any, directory: Path, where: str) -> Path:
 def find_image(name: str, image_dir: Path, where: str) -> Path:
     """The absolute path of a picture named by a record: as it stands in `image_dir`, or with a known suffix added."""
     path = image_dir / name
-    candidates = [path, *(path.with_name(path.name + suffix) for suffix in IMAGE_SUFFIXES)]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate.absolute()
-    raise UserError(f"{where}: {path} does not exist; check --image-dir (DICOM must be exported to PNG first)")
+    for suffix in ("", *IMAGE_SUFFIXES):
+        candidate = f"{path}{suffix}"
+        if os.path.isfile(candidate):
+            return Path(candidate).absolute()
+    shown = str(path)[:200].encode(errors="replace").decode()
+    raise UserError(f"{where}: {shown} does not exist; check --image-dir (DICOM must be exported to PNG first)")
 
 
 def _suffix(data: bytes, where: str) -> str:
@@ -120,12 +134,25 @@ def _is_empty(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+
+
 def _csv(path: Path) -> Iterator[Record]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            yield from csv.DictReader(file, dialect="excel-tab" if path.suffix.lower() == ".tsv" else "excel")
+            reader = csv.DictReader(file, dialect="excel-tab" if path.suffix.lower() == ".tsv" else "excel")
+            for record in reader:
+                if None in record:  # cut off, an answer with a comma would be another answer
+                    raise UserError(
+                        f"{path}, line {reader.line_num} has more cells than the header; put a cell with a comma in "
+                        "quotes"
+                    )
+                yield record
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a readable CSV file ({error}); save it as UTF-8") from error
+        raise UserError(f"{path} is not a readable CSV file ({error}); save it as UTF-8 CSV") from error
 
 
 def _json(path: Path) -> Iterator[Any]:
@@ -142,7 +169,7 @@ def _json_lines(path: Path) -> Iterator[Any]:
                 if line.strip():
                     try:
                         yield json.loads(line)
-                    except ValueError as error:
-                        raise UserError(f"{path}, line {number + 1} is not JSON ({error})") from error
+                    except (ValueError, RecursionError) as error:
+                        raise UserError(f"{path}, line {number + 1} is not JSON ({error}); correct it") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable JSONL file ({error})") from error

@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -136,11 +136,33 @@ def iter_raw_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     with open_parquet(path) as file:
         columns = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
-        number = 0
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+        _require_columns(path, columns)
+        yield from numbered_rows(file, path, batch_rows=_BATCH_ROWS, columns=columns)
+
+
+def numbered_rows(
+    file: pq.ParquetFile, path: str | Path, *, batch_rows: int, columns: list[str] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 0, row) of an open file, `batch_rows` in memory at a time; `UserError` where it is damaged."""
+    number = 0
+    try:
+        for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
             for row in batch.to_pylist():
                 yield number, row
                 number += 1
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged after row {number} ({error}); convert or download it again") from error
+
+
+def _require_columns(path: str | Path, columns: Sequence[str]) -> None:
+    have = {ALIASES.get(name, name) for name in columns}
+    for name in ("image_paths", "question"):
+        if name not in have:
+            names = " or ".join([name, *(alias for alias, target in ALIASES.items() if target == name)])
+            raise UserError(
+                f"{path} has no column {names}; its columns are {', '.join(columns) or 'none'}: "
+                "data_utils.py converts other layouts"
+            )
 
 
 def with_absolute_paths(row: dict[str, Any], base_dir: str | Path) -> dict[str, Any]:
@@ -183,6 +205,7 @@ def normalise_row(raw: Mapping[str, Any], *, number: int = 0) -> dict[str, Any]:
         "meta": {**meta, **_meta(fields.get("meta"))},
     }
     _check(row)
+    _check_text(row)
     return row
 
 
@@ -205,6 +228,19 @@ def _check(row: dict[str, Any]) -> None:
         raise ValueError(f"{len(row['image_sizes'])} image_sizes for {len(row['image_paths'])} images")
 
 
+def _check_text(row: dict[str, Any]) -> None:
+    """What JSON can escape and UTF-8 cannot hold, and what is no JSON, is refused before it reaches a file."""
+    try:
+        texts = (row["id"], row["question"], row["source"], *row["image_paths"], *row["answers"], *row["labels"])
+        for text in (*texts, json.dumps(row["meta"], ensure_ascii=False, allow_nan=False)):
+            if not text.isascii():
+                text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a text of it holds half a character (a lone surrogate); write it as UTF-8") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"meta cannot be kept as JSON ({error})") from error
+
+
 def _resolve_aliases(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     fields: dict[str, Any] = {}
     meta: dict[str, Any] = {}
@@ -212,7 +248,7 @@ def _resolve_aliases(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
         target = ALIASES.get(name, name)
         if target not in SCHEMA.names:
             if value is None or isinstance(value, (str, int, float, bool)):
-                meta[name] = value
+                meta[name] = None if isinstance(value, float) and not math.isfinite(value) else value
         elif target != name and raw.get(target) is not None:
             meta[name] = value  # both spellings are filled in: the schema's own counts
         else:
@@ -274,8 +310,8 @@ def _size(value: Any) -> list[int]:
 def _meta(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value else {}
-        except json.JSONDecodeError as error:
+            value = json.loads(value, parse_constant=lambda name: None) if value else {}  # NaN is no JSON
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"meta is not JSON ({error})") from error
     if value is None:
         return {}

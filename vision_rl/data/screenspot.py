@@ -17,7 +17,7 @@ from typing import Any
 
 from vision_rl.data.geometry import pixel_box_to_unit
 from vision_rl.data.images import image_size
-from vision_rl.data.records import OnBad, converted, extract_image, numbered_parquet_rows, read_json
+from vision_rl.data.records import OnBad, checked, converted, extra_fields, extract_image, parquet_records, read_json
 from vision_rl.errors import UserError
 
 FORMS = ("auto", "hf", "v2", "pro")
@@ -50,7 +50,7 @@ def iter_rows(
         if file.suffix == ".parquet":
             _require(form in ("auto", "hf"), f"{file} is a parquet file, but --form {form} asks for JSON")
             convert = partial(_parquet_row, file, Path(extract_dir))
-            yield from converted(numbered_parquet_rows(file), convert, on_bad)
+            yield from converted(parquet_records(file), convert, on_bad)
         else:
             items = read_json(file)
             _require(isinstance(items, list) and bool(items), f"{file} is not a JSON list of annotations")
@@ -85,9 +85,8 @@ def _parquet_row(file: Path, extract_dir: Path, numbered: tuple[int, dict[str, A
     inside = all(-0.01 <= value <= 1.01 for value in box)
     _require(inside, f"{where}: bbox {box} is not in 0..1; take the file from rootsautomation/ScreenSpot")
     image = extract_image(item["image"], extract_dir, where)
-    return _row(
-        item, f"{file.stem}-{number}", image, image_size(image), pixel_box_to_unit(box, (1, 1), where), "screenspot"
-    )
+    unit = pixel_box_to_unit(box, (1, 1), where)
+    return checked(_row(item, f"{file.stem}-{number}", image, image_size(image), unit, "screenspot"), where)
 
 
 def _json_row(file: Path, image_dir: Path, form: str, numbered: tuple[int, Any]) -> dict[str, Any]:
@@ -97,16 +96,17 @@ def _json_row(file: Path, image_dir: Path, form: str, numbered: tuple[int, Any])
     missing = {"img_filename", "bbox", "instruction"} - item.keys()
     _require(not missing, f"{where} has no {', '.join(sorted(missing))}; it is not ScreenSpot's JSON form")
     is_pro = ("ui_type" in item or "img_size" in item) if form == "auto" else form == "pro"
-    image = (image_dir / item["img_filename"]).absolute()
+    image = (image_dir / str(item["img_filename"])).absolute()
     size = image_size(image)
-    if is_pro and item.get("img_size"):
-        said = tuple(item["img_size"])
-        _require(said == size, f"{where}: img_size {said} but {image} is {size}; download the image again")
+    said = item.get("img_size")
+    if is_pro and said:
+        _require(said == list(size), f"{where}: img_size {said} but {image} is {list(size)}; download the image again")
     box = _numbers(item["bbox"], where)
     if not is_pro:
         box = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
     identity = str(item.get("id", f"{file.stem}-{number}"))
-    return _row(item, identity, image, size, pixel_box_to_unit(box, size, where), _source_name(file, is_pro))
+    unit = pixel_box_to_unit(box, size, where)
+    return checked(_row(item, identity, image, size, unit, _source_name(file, is_pro)), where)
 
 
 def _source_name(file: Path, is_pro: bool) -> str:
@@ -116,8 +116,7 @@ def _source_name(file: Path, is_pro: bool) -> str:
 def _row(
     item: dict[str, Any], identity: str, image: Path, size: tuple[int, int], box: list[float], source: str
 ) -> dict[str, Any]:
-    known = ("image", "bbox", "instruction", "instruction_cn", "id")
-    meta = {key: value for key, value in item.items() if key not in known}
+    meta = extra_fields(item, ("image", "bbox", "instruction", "instruction_cn", "id"))
     # Pro calls the element's kind ui_type and its system platform: the official breakdown's names are added to them.
     meta.setdefault("data_type", item.get("ui_type", ""))
     meta.setdefault("data_source", item.get("platform", ""))
@@ -137,7 +136,7 @@ def _row(
 
 
 def _numbers(value: Any, where: str) -> list[float]:
-    good = isinstance(value, (list, tuple)) and len(value) == 4 and all(isinstance(n, (int, float)) for n in value)
+    good = isinstance(value, (list, tuple)) and len(value) == 4 and all(type(n) in (int, float) for n in value)
     _require(good, f"{where}: bbox {value!r} is not four numbers")
     return [float(number) for number in value]
 

@@ -18,6 +18,7 @@ _CELL = 320
 _PICTURE = 240
 _MARGIN = 8
 _TEXT_LINES = 5
+_MOST_PICTURES = 8  # of a row; more would be too narrow to see
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
 
 
@@ -28,6 +29,8 @@ def contact_sheet(rows: Sequence[dict[str, Any]], *, columns: int = 4) -> Image.
     """
     if not rows:
         raise UserError("there are no rows to show")
+    if columns < 1:
+        raise UserError(f"--columns {columns} is too small; give 1 or more")
     columns = min(columns, len(rows))
     text_height = 16 * _TEXT_LINES + _MARGIN
     cell_height = _PICTURE + text_height + 2 * _MARGIN
@@ -47,10 +50,10 @@ def save_sheet(sheet: Image.Image, path: str | Path) -> None:
 
 
 def _pictures(row: dict[str, Any]) -> Image.Image:
-    """All images of a row in one strip of the cell's width."""
+    """The images of a row (the first eight) in one strip of the cell's width."""
     width = _CELL - 2 * _MARGIN
     strip = Image.new("RGB", (width, _PICTURE), "#eeeeee")
-    paths = row["image_paths"]
+    paths = row["image_paths"][:_MOST_PICTURES]
     share = width // len(paths)
     for index, path in enumerate(paths):
         try:
@@ -91,8 +94,10 @@ def _caption(row: dict[str, Any]) -> list[str]:
     else:
         answer = f"{len(row['boxes'])} boxes" if row["boxes"] else "no finding"
         answer = answer.replace("1 boxes", "1 box") if len(row["boxes"]) == 1 else answer
+    hidden = len(row["image_paths"]) - _MOST_PICTURES
+    more = f"  and {hidden} more pictures" if hidden > 0 else ""
     return [
-        f"{row['id']}  [{row['source']}]"[:wide],
+        f"{row['id']}  [{row['source']}]{more}"[:wide],
         *question,
         *textwrap.wrap(answer, wide, max_lines=2, placeholder=" ..."),
     ]

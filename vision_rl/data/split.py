@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +30,8 @@ def assign_splits(
     to the split that is relatively furthest from its share of rows, so every split with a share gets a group as long as
     there are enough. Validation groups beyond `max_validation` rows go to "train". Raises `UserError` for bad shares.
     """
+    if max_validation is not None and max_validation < 0:
+        raise UserError(f"--max-validation {max_validation} is below 0; give the most rows that validation may have")
     if not fractions or any(share < 0 for share in fractions.values()) or sum(fractions.values()) <= 0:
         raise UserError(f"split shares {dict(fractions)} must be numbers above 0, for instance 60/20/20")
     groups = connected_groups(image_keys)
@@ -111,6 +114,6 @@ def parse_shares(text: str) -> dict[str, float]:
         shares = [float(part) for part in text.split("/")]
     except ValueError as error:
         raise UserError(f"--shares {text!r} is not like 60/20/20") from error
-    if not 2 <= len(shares) <= 3 or min(shares) < 0 or sum(shares) <= 0:
+    if not 2 <= len(shares) <= 3 or not all(0 <= share < math.inf for share in shares) or sum(shares) <= 0:
         raise UserError(f"--shares {text!r} is not like 60/20/20 (train/validation/test)")
     return dict(zip(SPLITS, shares, strict=False))

@@ -83,6 +83,8 @@ def verify(
     """
     checks = checks or Checks()
     get_family(checks.family)
+    if not 0 < checks.min_pixels <= checks.max_pixels:
+        raise UserError(f"--min-pixels {checks.min_pixels} and --max-pixels {checks.max_pixels} leave no size between")
     _require_rows(path)
     pictures = _open_all([path, *against], image_base_dir, checks, progress)
     elsewhere = _contents_elsewhere(against, image_base_dir, pictures)

@@ -59,6 +59,8 @@ def convert(
     """
     if missing_images not in MISSING_IMAGES:
         raise UserError(f"missing_images is {missing_images!r}; choose one of {', '.join(MISSING_IMAGES)}")
+    if max_samples is not None and max_samples < 1:
+        raise UserError(f"--max-samples {max_samples} leaves no rows; give 1 or more")
     images = _ImageFolder(Path(image_dir), Path(output).parent, read_sizes=image_sizes)
     items = _joined(questions, annotations)
     if max_samples is not None:
@@ -90,9 +92,14 @@ def _joined(questions: str | Path, annotations: str | Path | None) -> Iterator[d
             question_id = item["question_id"]
             if question_id in asked:
                 raise UserError(f"{questions}, question {number}: question_id {question_id} occurs twice")
-            asked[question_id] = (item["image_id"], item["question"])
+            image_id, text = item["image_id"], item["question"]
+            if not isinstance(image_id, int) or not isinstance(text, str):
+                raise TypeError("image_id is no whole number, or question no text")
+            asked[question_id] = (image_id, text)
         except KeyError as error:
             raise UserError(f"{questions}, question {number} has no {error}; this is not a VQAv2 file") from error
+        except TypeError as error:
+            raise UserError(f"{questions}, question {number} is not VQAv2's ({error}); download it again") from error
     if annotations is None:
         for question_id, (image_id, text) in asked.items():
             yield {"question_id": question_id, "image_id": image_id, "question": text, "answers": []}
@@ -104,6 +111,10 @@ def _joined(questions: str | Path, annotations: str | Path | None) -> Iterator[d
             raise UserError(
                 f"{annotations}, annotation {number}: no unanswered question {error} in {questions}; "
                 "take both files from the same split"
+            ) from error
+        except TypeError as error:
+            raise UserError(
+                f"{annotations}, annotation {number} is not VQAv2's ({error}); download it again"
             ) from error
         yield item
     if asked:
@@ -129,7 +140,7 @@ def _table(items: list[dict[str, Any]], images: _ImageFolder) -> pa.Table:
             "meta": [json.dumps({key: item[key] for key in _META_FIELDS if key in item}) for item in items],
         }
         return pa.table(columns, schema=SCHEMA)
-    except (KeyError, TypeError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (KeyError, TypeError, ValueError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
         first = items[0].get("question_id")
         raise UserError(
             f"an annotation after question_id {first} is not in VQAv2's layout ({error!r}); download the file again"
