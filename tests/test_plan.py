@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +120,38 @@ def test_the_cache_is_what_the_share_leaves_and_costs_bytes_per_token() -> None:
     shape = small.shape  # Qwen2-VL-7B: 28 layers, keys and values of 4 heads of 128, two bytes
     assert shape.layers * shape.kv_width * 2 == 57_344
     assert large.kv_tokens - small.kv_tokens == pytest.approx(0.1 * 80 * GB / 57_344, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "low", "high"), [("Qwen/Qwen2.5-VL-7B-Instruct", 15.0, 16.0), ("Qwen/Qwen2.5-VL-3B-Instruct", 6.9, 7.1)]
+)
+def test_weights_in_bfloat16_are_the_size_of_the_published_files(model: str, low: float, high: float) -> None:
+    assert low < estimate("8x80gb", model=model).rollout["vLLM weights"] < high
+
+
+def test_a_cpu_plan_speaks_of_main_memory_and_of_vllms_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    small = estimate("cpu", model=str(TINY))
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+    large = estimate("cpu", model=str(TINY))
+    assert large.kv_tokens == pytest.approx(3 * small.kv_tokens, abs=3)
+    text = render_plan(small)
+    assert "million parameters" in text and "GPU" not in text
+
+
+@pytest.mark.e2e
+@pytest.mark.long
+def test_the_update_is_what_verls_actor_takes() -> None:
+    """On a CPU, in float32; the allocator is told to give back at once, or its leftovers are measured."""
+    done = subprocess.run(
+        [sys.executable, "benchmarks/plan_check.py", "--size", "small", "--micro", "2"],
+        cwd=TINY.parents[2],
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
+        capture_output=True, text=True, check=True, timeout=600,
+    )  # fmt: skip
+    found = re.search(r"estimated ([\d.]+) GB, measured ([\d.]+) GB", done.stdout)
+    assert found is not None
+    assert 0.8 < float(found[1]) / float(found[2]) < 1.4
 
 
 def test_a_model_that_leaves_no_cache_is_told_so() -> None:

@@ -2,7 +2,8 @@
 
 Update: weights, gradients, optimizer state, activations of language model and vision tower, logits. Rollout: vLLM's
 weights and KV cache within its share, beside what the actor keeps on the GPU meanwhile. Formulas count bytes of
-tensors; allocator slack is the stated margin. An estimate for choosing settings, not a promise.
+tensors; allocator slack is the stated margin. An estimate for choosing settings, not a promise: on a CPU, in float32, the
+update's terms are within a fifth of what verl's actor takes (benchmarks/plan_check.py); on a GPU they were not measured yet.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vision_rl.engine.config import Resolved
+from vision_rl.engine.environment import run_environment
 from vision_rl.engine.shapes import Shape, shape_of
 from vision_rl.models import model_info
 
 GB = 1024**3
 CONTEXT_GB = 1.5  # CUDA context, NCCL and workspaces of the actor's process
+ENGINE_GB = 1.0  # CUDA context and graphs of vLLM's own process, which stay while it sleeps
 SLACK = 1.1  # fragmentation of PyTorch's allocator
 _BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 
@@ -55,7 +58,7 @@ def plan(resolved: Resolved, gpu_gb: float | None = None) -> Plan:
     size = gpu_gb or resolved.app.gpu_memory_gb
     gpus = resolved.verl["trainer"]["n_gpus_per_node"] * resolved.verl["trainer"]["nnodes"]
     state, host = _states(resolved, shape, gpus)
-    update = {**state, **_activations(resolved, shape, gpus), "context": CONTEXT_GB}
+    update = {**state, **_activations(resolved, shape, gpus), "contexts": _contexts(resolved)}
     update["allocator slack"] = (SLACK - 1) * sum(update.values())
     rollout, kv_tokens = _rollout(resolved, shape, state, size)
     if not resolved.verl["actor_rollout_ref"]["rollout"]["free_cache_engine"]:
@@ -146,6 +149,9 @@ def _rollout(resolved: Resolved, shape: Shape, state: dict[str, float], gpu_gb: 
     weights = shape.parameters * width / parallel / GB
     profile = rollout["max_num_batched_tokens"] * (4 * shape.hidden + 2 * shape.inner) * width / parallel / GB
     cache = max(0.0, share - weights - profile - 0.5)
+    if _on_cpu(resolved):  # there vLLM takes what this variable says, not a share
+        cache = float(run_environment(True)["VLLM_CPU_KVCACHE_SPACE"])
+        share = weights + cache + profile
     token = shape.layers * shape.kv_width * width / max(1, parallel)
     held = {"actor, kept on the GPU": 0.0}
     if resolved.strategy != "megatron":
@@ -154,8 +160,17 @@ def _rollout(resolved: Resolved, shape: Shape, state: dict[str, float], gpu_gb: 
         held["actor, kept on the GPU"] += 0 if fsdp["optimizer_offload"] else state["optimizer"]
     else:
         held["actor, kept on the GPU"] += state["weights"] + state["gradients"] + state["optimizer"]
-    parts = {"vLLM weights": weights, "KV cache and profile": max(cache + profile + 0.5, share - weights), **held}
-    return {**parts, "context": CONTEXT_GB}, int(cache * GB / token)
+    parts = {"vLLM weights": weights, "KV cache and profile": max(cache + profile, share - weights), **held}
+    return {**parts, "contexts": _contexts(resolved)}, int(cache * GB / token)
+
+
+def _contexts(resolved: Resolved) -> float:
+    """GB that the two processes on a GPU take before they hold anything; on a CPU they are counted apart."""
+    return 0.0 if _on_cpu(resolved) else CONTEXT_GB + ENGINE_GB
+
+
+def _on_cpu(resolved: Resolved) -> bool:
+    return resolved.preset == "cpu"
 
 
 def _advice(
@@ -195,21 +210,29 @@ def _advice(
     return found
 
 
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} billion" if parameters >= 1e8 else f"{parameters / 1e6:.2f} million"
+
+
 def render_plan(estimate: Plan) -> str:
     """The estimate as text: parts of both phases, host memory, cache, verdict and what to change."""
     shape = estimate.shape
+    cpu = estimate.preset == "cpu"
+    device, digits = ("", 2) if cpu else (" per GPU", 1)
     lines = [
-        f"{estimate.model}: {shape.parameters / 1e9:.2f} billion parameters, "
-        f"{shape.vision_parameters / 1e9:.2f} of them in the vision part",
-        f"preset {estimate.preset}: {estimate.gpus} x {estimate.gpu_gb:g} GB",
+        f"{estimate.model}: {_count(shape.parameters)} parameters, {_count(shape.vision_parameters)} of them in the vision part",
+        f"preset {estimate.preset}: {estimate.gpu_gb:g} GB of main memory"
+        if cpu
+        else f"preset {estimate.preset}: {estimate.gpus} x {estimate.gpu_gb:g} GB",
     ]
     for title, parts in (("update", estimate.update), ("rollout", estimate.rollout)):
-        lines.append(f"{title}: {sum(parts.values()):.1f} GB per GPU")
-        lines += [f"  {name:<24}{value:7.1f}" for name, value in parts.items() if value >= 0.05]
-    lines.append(f"host memory: {estimate.host_gb:.0f} GB per node")
+        lines.append(f"{title}: {sum(parts.values()):.{digits}f} GB{device}")
+        lines += [f"  {name:<24}{value:7.{digits}f}" for name, value in parts.items() if value >= 0.5 * 10**-digits]
+    if cpu:
+        lines.append("beside it: the run's dozen processes with their libraries, about 7 GB")
+    else:
+        lines.append(f"host memory for what is offloaded: {estimate.host_gb:.0f} GB per node")
     lines.append(f"KV cache: {estimate.kv_tokens} tokens per engine")
-    if estimate.preset == "cpu":
-        lines.append("without a GPU all of this is main memory, and the processes themselves take about 7 GB more")
     lines.append("fits" if estimate.fits else "does not fit; change, in this order:")
     lines += [f"  - {item}" for item in estimate.advice]
     return "\n".join(lines)
