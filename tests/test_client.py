@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests import fake_backend
@@ -53,6 +54,21 @@ def test_one_client_per_event_loop() -> None:
     assert asyncio.run(two())
     first, second = asyncio.run(one()), asyncio.run(one())
     assert first is not second, "a closed loop's client must not be used by the next loop"
+
+
+@pytest.mark.parametrize(("trainer", "direct"), [(True, True), (False, False)])
+def test_a_web_proxy_serves_the_world_and_not_the_way_to_the_trainer(
+    trainer: bool, direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    async def way() -> bool:
+        client = shared_client(trainer=trainer)._client
+        return client._transport_for_url(httpx.URL("http://10.0.0.5:8080/rollout/r")) is client._transport
+
+    assert asyncio.run(way()) is direct
 
 
 @pytest.mark.parametrize(
