@@ -136,7 +136,7 @@ def test_a_cpu_plan_speaks_of_main_memory_and_of_vllms_own_variable(monkeypatch:
     large = estimate("cpu", model=str(TINY))
     assert large.kv_tokens == pytest.approx(3 * small.kv_tokens, abs=3)
     text = render_plan(small)
-    assert "million parameters" in text and "GPU" not in text
+    assert "million parameters" in text and "per GPU" not in text and "8 GB of main memory" in text
 
 
 @pytest.mark.e2e

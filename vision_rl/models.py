@@ -266,7 +266,7 @@ MEGATRON = ("Qwen2.5-VL", "Qwen3-VL")
 
 def render_models() -> str:
     """The table as text, one family a line, refusals with their reason below."""
-    header = ("family", "example", "vLLM", "SGLang", "coordinates", "positions", "tokens per image", "memory class", "")
+    header = ("family", "example", "vLLM", "SGLang", "coordinates", "positions", "tokens per image", "memory class", "trained here")
     rows = [
         (
             row.name,
@@ -277,7 +277,7 @@ def render_models() -> str:
             row.positions,
             row.tokens_per_image,
             row.memory,
-            "not trained" if row.refused else "micro-batch 1" if row.single_batch else "",
+            "no" if row.refused else "micro-batch 1" if row.single_batch else "yes",
         )
         for row in TABLE
     ]

@@ -153,13 +153,13 @@ def _rollout(resolved: Resolved, shape: Shape, state: dict[str, float], gpu_gb: 
         cache = float(run_environment(True)["VLLM_CPU_KVCACHE_SPACE"])
         share = weights + cache + profile
     token = shape.layers * shape.kv_width * width / max(1, parallel)
-    held = {"actor, kept on the GPU": 0.0}
+    held = {"actor, kept meanwhile": 0.0}
     if resolved.strategy != "megatron":
         fsdp = worker["actor"]["fsdp_config"]
-        held["actor, kept on the GPU"] += 0 if fsdp["param_offload"] else state["weights"]
-        held["actor, kept on the GPU"] += 0 if fsdp["optimizer_offload"] else state["optimizer"]
+        held["actor, kept meanwhile"] += 0 if fsdp["param_offload"] else state["weights"]
+        held["actor, kept meanwhile"] += 0 if fsdp["optimizer_offload"] else state["optimizer"]
     else:
-        held["actor, kept on the GPU"] += state["weights"] + state["gradients"] + state["optimizer"]
+        held["actor, kept meanwhile"] += state["weights"] + state["gradients"] + state["optimizer"]
     parts = {"vLLM weights": weights, "KV cache and profile": max(cache + profile, share - weights), **held}
     return {**parts, "contexts": _contexts(resolved)}, int(cache * GB / token)
 
