@@ -266,7 +266,17 @@ MEGATRON = ("Qwen2.5-VL", "Qwen3-VL")
 
 def render_models() -> str:
     """The table as text, one family a line, refusals with their reason below."""
-    header = ("family", "example", "vLLM", "SGLang", "coordinates", "positions", "tokens per image", "memory class", "trained here")
+    header = (
+        "family",
+        "example",
+        "vLLM",
+        "SGLang",
+        "coordinates",
+        "positions",
+        "tokens per image",
+        "memory class",
+        "trained here",
+    )
     rows = [
         (
             row.name,
