@@ -222,6 +222,8 @@ def train(args: argparse.Namespace, cpu: bool) -> None:
 
     console = Console()
     console.print(f"{args.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}")
+    for note in resolved.notes:
+        console.print(f"note: {note}", style="dim", highlight=False)
     from vision_rl.engine.launch import Launch, fit, tasks_of, validation_rows
 
     if resolved.app.n_runners == 0 and not args.llm_proxy:

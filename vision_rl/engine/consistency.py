@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
+from vision_rl.engine.schema import package_dir
 from vision_rl.errors import UserError
 from vision_rl.models import ModelInfo, check_pairing
 from vision_rl.rewards.grounding import KINDS
@@ -125,6 +126,12 @@ def _engine(actor_rollout: Mapping[str, Any]) -> None:
                 "the rollout engine sglang is not installed: pip install 'sglang[srt,openai]==0.5.5' (the release that "
                 "verl 0.6.1 allows), or leave --rollout-engine out to use vLLM"
             )
+        if not sglang_gives_token_ids():
+            raise UserError(
+                "the installed sglang answers chat without token ids (its openai/protocol.py knows no return_token_ids), and "
+                "training is built from exactly those: train with vLLM, and use SGLang for evaluation "
+                "(evaluate_agent.py --endpoint URL --model NAME)"
+            )
         return
     if actor_rollout["actor"]["freeze_vision_tower"]:
         return
@@ -137,6 +144,12 @@ def _engine(actor_rollout: Mapping[str, Any]) -> None:
             f"actor_rollout_ref.rollout.{key} must be {value} while the vision tower is trained: vLLM would answer "
             "images it has seen from embeddings of the old weights; or freeze the tower (--variant freeze_vision)"
         )
+
+
+def sglang_gives_token_ids() -> bool:
+    """Whether SGLang's chat endpoint can return the tokens that it read and wrote; 0.5.5, which verl pins, cannot."""
+    protocol = package_dir("sglang") / "srt" / "entrypoints" / "openai" / "protocol.py"
+    return protocol.exists() and "return_token_ids" in protocol.read_text(encoding="utf-8")
 
 
 def _tracking(trainer: Mapping[str, Any]) -> None:

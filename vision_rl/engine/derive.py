@@ -115,7 +115,7 @@ class Derivation:
             self.notes.append(
                 "SGLang: engine_kwargs.vllm, agent.max_pixels (set it in the model's preprocessor_config.json) and "
                 "file:// limits do not reach it; its embedding cache is switched off by the environment variable "
-                "SGLANG_VLM_CACHE_SIZE_MB=0, and it has no token ids in its chat replies"
+                "SGLANG_VLM_CACHE_SIZE_MB=0; it was never run with this project"
             )
             return
         # verl drops false flags on the way to vLLM, and vLLM's default is true: say it as vLLM's own negative flag.
