@@ -58,6 +58,16 @@ def test_a_full_disk_before_the_first_checkpoint_says_so(tmp_path: Path, said: s
     assert names(tmp_path) == []
 
 
+def test_a_record_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match=r"best\.json cannot be written \(No space left on device\)"):
+        Checkpoints(tmp_path, CheckpointSettings()).set_best({"step": 1, "metric": "m", "value": 1.0, "since": 0})
+    assert names(tmp_path) == []
+
+
 def test_torchs_error_on_a_full_disk_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.save says "PytorchStreamWriter failed writing file": only the disk itself tells why."""
     checkpoints = Checkpoints(tmp_path, CheckpointSettings())

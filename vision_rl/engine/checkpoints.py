@@ -106,8 +106,13 @@ class Checkpoints:
             (self.folder / BEST).unlink(missing_ok=True)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self.folder / BEST) as temporary:
-            temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        try:
+            with replacing(self.folder / BEST) as temporary:
+                temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{self.folder / BEST} cannot be written ({error.strerror}); free space and go on with --resume"
+            ) from error
         self._prune()
 
     def path(self, step: int) -> Path:

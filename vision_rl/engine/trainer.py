@@ -239,7 +239,10 @@ class VisionTrainer(AgentLightningTrainer):
         self.log.metrics(self.global_steps, metrics)
         if VALIDATED in metrics:
             self._judge(metrics)
-        self.tracking.log(data={name: float(value) for name, value in metrics.items()}, step=self.global_steps)
+        try:
+            self.tracking.log(data={name: float(value) for name, value in metrics.items()}, step=self.global_steps)
+        except OSError as error:  # a full disk; our own files wait in memory, and the next checkpoint tells
+            self.log.event("warning", text=f"trainer.logger did not take step {self.global_steps}: {error.strerror}")
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         """Training batches without end; the loader's state, kept in checkpoints, continues in the middle of an epoch."""
