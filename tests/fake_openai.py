@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from baselines.constant import running
 
@@ -71,7 +72,8 @@ def fake_openai(
         try:
             time.sleep(fake.delay)
             if (fault := fake.fault(number, body)) is not None:
-                return JSONResponse(fault[2], fault[0], headers=fault[1])
+                # Not JSONResponse, which cannot send what is JSON but no UTF-8.
+                return Response(json.dumps(fault[2]), fault[0], fault[1], "application/json")
             answer = fake.reply(body)
             message = {"content": answer} if isinstance(answer, str) else answer
             choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": "stop"}

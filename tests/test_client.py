@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests import fake_backend
+from tests.fake_openai import fake_openai
 from vision_rl.client import chat, openai_base_url, shared_client
 from vision_rl.engine.reach import free_port
 from vision_rl.messages import user_message
@@ -103,3 +104,46 @@ def test_a_web_proxy_of_the_environment_is_not_used(backend: str, monkeypatch: p
     monkeypatch.delenv("NO_PROXY", raising=False)
     completion = asyncio.run(chat(backend, fake_backend.MODEL, [user_message("hello")], timeout_seconds=5))
     assert completion.choices[0].message.content == fake_backend.REPLY
+
+
+def completion_with(**choice: object) -> dict[str, object]:
+    message = {"role": "assistant", "content": "red"}
+    choices = [{"index": 0, "finish_reason": "stop", "message": message, **choice}]
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "fake", "choices": choices}
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ([], "no chat completion"),
+        (None, "no chat completion"),
+        ("please log in", "no chat completion"),
+        ({"error": {"message": "overloaded"}}, "without choices"),
+        ({**completion_with(), "choices": []}, "without choices"),
+        (completion_with(message=None), "no text"),
+        (completion_with(message={"content": [{"type": "text", "text": "red"}]}), "no text"),
+        (completion_with(message={"content": 5}), "no text"),
+    ],
+)
+def test_what_is_no_chat_completion_is_refused_by_name(body: object, reason: str) -> None:
+    async def ask(url: str) -> None:
+        with pytest.raises(ValueError, match=reason) as refusal:
+            await chat(url, "fake", [user_message("hi")], timeout_seconds=10)
+        assert url in str(refusal.value)
+
+    with fake_openai(fault=lambda number, request: (200, {}, body)) as fake:
+        asyncio.run(ask(fake.url))
+
+
+def test_half_a_character_becomes_a_question_mark() -> None:
+    """JSON can say it, rows.jsonl and rollouts.jsonl cannot hold it."""
+
+    async def ask(url: str) -> str | None:
+        completion = await chat(url, "fake", [user_message("hi")], timeout_seconds=10)
+        return completion.choices[0].message.content
+
+    def respond(number: int, request: object) -> tuple[int, dict[str, str], dict[str, object]]:
+        return 200, {}, completion_with(message={"role": "assistant", "content": "\ud83d réd"})
+
+    with fake_openai(fault=respond) as fake:
+        assert asyncio.run(ask(fake.url)) == "? réd"

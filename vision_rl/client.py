@@ -9,6 +9,7 @@ loop. One shared client has no such race and saves the TLS context that each new
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import weakref
 from collections.abc import Mapping, Sequence
@@ -67,8 +68,8 @@ async def chat(
 ) -> ChatCompletion:
     """One chat completion; `parameters` are sampling parameters and tools.
 
-    Raises `openai.OpenAIError` once its retries are spent, and `ValueError` for a reply without choices, which some
-    servers send with status 200.
+    Raises `openai.OpenAIError` once its retries are spent, and `ValueError` for a reply with status 200 that is no chat
+    completion, as proxies and overloaded servers send them.
     """
     # Only the trainer's own proxy has such addresses; nobody else must see its token.
     trainer = "/rollout/" in endpoint
@@ -77,7 +78,24 @@ async def chat(
     client = client.with_options(
         api_key=token or client.api_key, base_url=openai_base_url(endpoint), timeout=timeout_seconds
     )
-    completion = await client.chat.completions.create(model=model, messages=messages, **parameters)  # type: ignore[arg-type, call-overload]
+    try:
+        completion = await client.chat.completions.create(model=model, messages=messages, **parameters)  # type: ignore[arg-type, call-overload]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{endpoint} answered with broken JSON ({error})") from error
+    return _checked(completion, endpoint)
+
+
+def _checked(completion: Any, endpoint: str) -> ChatCompletion:
+    """The completion if its first choice has a message of text; the client library checks nothing of it."""
+    if not isinstance(completion, ChatCompletion):
+        raise ValueError(f"{endpoint} answered with something that is no chat completion: {str(completion)[:80]!r}")
     if not completion.choices:
         raise ValueError(f"{endpoint} answered without choices")
+    message = completion.choices[0].message
+    content = getattr(message, "content", None)
+    if message is None or not (content is None or isinstance(content, str)):
+        raise ValueError(f"{endpoint} answered with a message that is no text: {str(content)[:80]!r}")
+    if content is not None and not content.isascii():
+        # JSON can hold half a surrogate pair; the files that replies are kept in cannot.
+        message.content = content.encode(errors="replace").decode()
     return completion

@@ -74,7 +74,7 @@ def _run(answer: Answer, row: dict[str, Any], endpoint: str, model: str, args: a
     llm = agl.LLM(endpoint=endpoint, model=model, sampling_parameters={"temperature": args.temperature})
     try:
         reply, reward = asyncio.run(answer({**row, "settings": settings}, llm))
-    except openai.OpenAIError as error:
+    except (openai.OpenAIError, ValueError) as error:
         raise UserError(
             f"{endpoint} did not answer for model {model}: {error}; check the address, the name and OPENAI_API_KEY"
         ) from error

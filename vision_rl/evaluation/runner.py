@@ -155,9 +155,15 @@ async def _tried(task: Row, answer: Answer, llm: agl.LLM, limits: Limits) -> tup
         except (openai.APIError, ValueError) as error:
             attempt += 1
             if attempt >= limits.attempts:
-                return "", None, f"{type(error).__name__}: {error}"
+                return "", None, _failure(error)
             wait = _backoff(attempt)
         await asyncio.sleep(wait)
+
+
+def _failure(error: Exception) -> str:
+    """An error in a line; of a failed connection the cause, which its own text leaves out."""
+    cause = f" ({error.__cause__})" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
+    return f"{type(error).__name__}: {error}{cause}"
 
 
 def _said(error: openai.APIStatusError) -> str:

@@ -124,4 +124,5 @@ def _tokens(response: httpx.Response) -> tuple[int, int]:
     usage = body.get("usage") if isinstance(body, dict) else None
     if not isinstance(usage, dict):
         return 0, 0
-    return int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return prompt if isinstance(prompt, int) else 0, completion if isinstance(completion, int) else 0
