@@ -184,3 +184,30 @@ def test_the_agents_judge_comes_from_the_environment(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("JUDGE_MODEL", "m")
     assert shared_judge() is shared_judge()
     shared_judge.cache_clear()
+
+
+@pytest.mark.parametrize("address", ["", "judge", "ftp://judge/v1", "http://", "http://[::1"])
+def test_an_address_that_cannot_be_one_is_refused_at_once(address: str) -> None:
+    with pytest.raises(UserError, match="JUDGE_BASE_URL"):
+        Judge(address, "m")
+
+
+def test_a_cache_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "junk").write_bytes(b"junk" * 1000)
+    for path in (tmp_path / "junk", tmp_path, tmp_path / "missing" / "cache.sqlite"):
+        with pytest.raises(UserError, match=r"cache .* cannot be used"):
+            Judge("http://judge.test/v1", "m", cache=path)
+
+
+def test_a_cache_that_fails_later_costs_no_reward(tmp_path: Path) -> None:
+    one = judge(lambda request: reply_with('{"score": 1}'), cache=tmp_path / "cache.sqlite")
+    one._cache.execute("DROP TABLE verdicts")
+    one._cache.execute("CREATE TABLE verdicts (key TEXT PRIMARY KEY, score REAL CHECK (score < 0))")
+    assert one.reward("q", "no", ["yes"]).value == 1.0
+
+
+def test_a_retry_after_that_is_no_number_is_waited_out(no_sleep: list[float]) -> None:
+    answers = iter([httpx.Response(429, headers={"Retry-After": "nan"}), reply_with('{"score": 1}')])
+    one = judge(lambda request: next(answers))
+    assert one.reward("q", "yes", ["yes"]).components["judge/fallback"] == 0.0
+    assert all(0 < seconds < 31 for seconds in no_sleep)

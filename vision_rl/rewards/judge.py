@@ -10,6 +10,8 @@ import asyncio
 import functools
 import hashlib
 import json
+import logging
+import math
 import os
 import sqlite3
 import threading
@@ -38,6 +40,8 @@ Reply with one line of JSON and nothing else: {"score": 0} or {"score": 0.5} or 
 SCORES = (0.0, 0.5, 1.0)
 _LONGEST_WAIT = 30.0
 
+logger = logging.getLogger(__name__)
+
 
 class _Busy(Exception):
     """The server asked for a pause, or has a passing fault."""
@@ -60,9 +64,10 @@ def parse_verdict(text: str) -> float | None:
 
 def _retry_after(headers: httpx.Headers) -> float | None:
     try:
-        return min(max(float(headers.get("retry-after", "")), 0.0), _LONGEST_WAIT)
+        seconds = float(headers.get("retry-after", ""))
     except ValueError:
         return None
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), _LONGEST_WAIT)
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
@@ -73,13 +78,32 @@ def _wait(state: tenacity.RetryCallState) -> float:
     return tenacity.wait_exponential_jitter(initial=0.5, max=_LONGEST_WAIT)(state)
 
 
+def _require_address(base_url: str) -> None:
+    try:
+        address = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise UserError(f"the judge's address {base_url!r} is not a URL ({error}); correct JUDGE_BASE_URL") from error
+    if address.scheme not in ("http", "https") or not address.host:
+        raise UserError(f"the judge's address {base_url!r} is not like http://host:8000/v1; correct JUDGE_BASE_URL")
+
+
+def _open_cache(path: str | Path | None) -> sqlite3.Connection:
+    try:
+        cache = sqlite3.connect(path or ":memory:", timeout=30, check_same_thread=False)
+        with cache:
+            cache.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, score REAL NOT NULL)")
+    except sqlite3.Error as error:
+        raise UserError(f"the judge's cache {path} cannot be used ({error}); delete it or name another file") from error
+    return cache
+
+
 class Judge:
     """Scores VQA replies with a judge model.
 
     base_url: of the API, with its /v1. cache: a SQLite file that processes may share (None: in memory only).
     concurrency: requests under way at once in this process. attempts: tries per verdict; connection errors, status 408,
     429 and 5xx are tried again. max_chars: a longer answer is not sent, it falls back. counts: asked, cached,
-    fallback.
+    fallback. Raises `UserError` for an address or a cache that cannot be used.
     """
 
     def __init__(
@@ -96,6 +120,7 @@ class Judge:
         terms: Terms = DEFAULT_TERMS,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        _require_address(base_url)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.model = model
         self.max_chars = max_chars
@@ -112,9 +137,7 @@ class Judge:
             retry=tenacity.retry_if_exception_type((_Busy, httpx.TransportError)),
             reraise=True,
         )
-        self._cache = sqlite3.connect(cache or ":memory:", timeout=30, check_same_thread=False)
-        with self._lock, self._cache:
-            self._cache.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, score REAL NOT NULL)")
+        self._cache = _open_cache(cache)
 
     def close(self) -> None:
         """Close the connections to the server and to the cache."""
@@ -155,12 +178,21 @@ class Judge:
         try:
             with self._slots:
                 verdict = parse_verdict(self._retrying(self._ask, case))
-        except (_Busy, httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
+        except (_Busy, httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+            if not self.counts["fallback"]:  # told once; the count says how often
+                logger.warning("the judge gave no verdict (%r); the official metric takes its place", error)
             return None
         if verdict is not None:
+            self._keep(key, verdict)
+        return verdict
+
+    def _keep(self, key: str, verdict: float) -> None:
+        """Remember a verdict; a full disk costs the memory of it and not the reward."""
+        try:
             with self._lock, self._cache:
                 self._cache.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (key, verdict))
-        return verdict
+        except sqlite3.Error as error:
+            logger.warning("a verdict of the judge was not kept (%s)", error)
 
     def _ask(self, case: str) -> str:
         self._count("asked")
