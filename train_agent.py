@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parser().parse_args(argv)
+    args = parser().parse_intermixed_args(argv)  # overrides may stand between flags
     with cli_errors():
         cpu = not has_cuda()
         os.environ.update(run_environment(cpu))

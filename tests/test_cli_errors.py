@@ -143,3 +143,11 @@ def test_too_few_cores_and_too_little_memory(
     with pytest.raises(SystemExit):
         train_agent.main(arguments)
     assert "memory" in capsys.readouterr().err
+
+
+def test_overrides_may_stand_between_flags(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_agent.main(["data.seed=3", "--max-steps", "5", "agent.max_tokens=9", "--dry-run", "app.n_runners=1"])
+    shown = {line.split(":")[0]: line for line in capsys.readouterr().out.splitlines()}
+    for key, value in (("data.seed", "3"), ("trainer.total_training_steps", "5"), ("agent.max_tokens", "9")):
+        assert f" {value} " in shown[key]
+    assert shown["app.n_runners"].endswith("# override")

@@ -204,6 +204,7 @@ def test_a_full_disk_ends_the_run_in_one_sentence(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
     shutil.rmtree(run_dir / "checkpoints" / "global_step_1")  # a user makes room
     process = start(run_dir, "--resume", "--max-steps", "4")
-    assert process.wait(timeout=600) == 0
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
     assert steps_of(run_dir) == [1, 2, 3, 4]
     assert_one_step_further(load(run_dir, 2), load(run_dir, 3))
