@@ -34,7 +34,7 @@ SIZES: dict[str, dict[str, Any]] = {
 PATCH, MERGE = 14, 2
 
 
-def model_folder(folder: Path, text: tuple[int, ...], vision_inner: int) -> Path:
+def model_folder(folder: Path, text: tuple[int, int, int, int, int, int], vision_inner: int) -> Path:
     """A folder with the config of such a model; the vision tower is 16 layers of 640."""
     config = _qwen2_5(*text, True, vision_inner)
     config["text_config"]["rope_scaling"] = {"type": "mrope", "mrope_section": [8, 12, 12]}
