@@ -211,6 +211,13 @@ def test_the_shown_size_is_one_that_the_processor_keeps(
     assert min(view.size) >= LIMITS.factor and view.size[0] * view.size[1] <= LIMITS.max_pixels
 
 
+def test_crops_are_enlarged_by_lanczos() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    crop, view = zoom(picture, (0.5, 0.0, 0.78, 0.28), 2, LIMITS)
+    expected = picture.crop((100, 0, 156, 56)).resize((112, 112), Image.Resampling.LANCZOS)
+    assert view.size == (112, 112) and crop.tobytes() == expected.tobytes()
+
+
 @given(regions(), units, units, st.integers(80, 300), st.integers(80, 300), st.floats(1, 4))
 @settings(max_examples=60, deadline=None)
 def test_what_is_seen_at_a_place_of_the_view_lies_at_the_mapped_place_of_the_picture(
