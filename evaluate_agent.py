@@ -80,6 +80,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     if (args.endpoint is None) != (args.model is None):
         raise UserError("--endpoint and --model go together; --checkpoint and --tiny need no --model")
+    if args.model == "":
+        raise UserError("--model is empty; give the model's name at --endpoint")
     cpu = not has_cuda()
     task, data, rows = rows_of(args)
     folder = model_folder(args)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -78,6 +79,9 @@ def run_api(args: argparse.Namespace, console: Console) -> int:
 
     if (args.price_in is None) != (args.price_out is None):
         raise UserError("--price-in and --price-out go together, each per million tokens")
+    for name, least in (("price_in", 0), ("price_out", 0), ("image_bytes", 1), ("image_side", 1)):
+        if (value := getattr(args, name)) is not None and not least <= value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} {value} makes no sense; give {least} or more")
     base_url = args.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
     if base_url == OPENAI and not os.environ.get("OPENAI_API_KEY") and not args.dry_run:
         raise UserError("OPENAI_API_KEY is not set; export it, or OPENAI_BASE_URL for a server that needs no key")

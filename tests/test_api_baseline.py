@@ -144,6 +144,10 @@ def test_reasoning_models_get_their_own_parameter(tasks: Any, tmp_path: Path) ->
     ("arguments", "words"),
     [
         (("--model", "m", "--price-in", "1"), "--price-in and --price-out go together"),
+        (("--model", "m", "--price-in", "-1", "--price-out", "1"), "--price-in -1.0 makes no sense"),
+        (("--model", "m", "--price-in", "1", "--price-out", "nan"), "--price-out nan makes no sense"),
+        (("--model", "m", "--image-side", "0"), "--image-side 0 makes no sense"),
+        (("--model", "m", "--image-bytes", "-5"), "--image-bytes -5 makes no sense"),
         (("--model", "m"), "OPENAI_API_KEY is not set"),
         (("--trivial", "mean-box"), "is for grounding, but"),
         (("--trivial", "most-common-answer"), "needs --train"),

@@ -15,6 +15,7 @@ from tests import fake_backend
 from tests.fake_openai import fake_openai
 from vision_rl.client import chat, openai_base_url, shared_client
 from vision_rl.engine.reach import free_port
+from vision_rl.errors import UserError
 from vision_rl.messages import user_message
 
 ROOT = Path(__file__).parent.parent
@@ -147,3 +148,11 @@ def test_half_a_character_becomes_a_question_mark() -> None:
 
     with fake_openai(fault=respond) as fake:
         assert asyncio.run(ask(fake.url)) == "? réd"
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["", "host:8000", "ftp://host/v1", "http://[::1", "http://host:port/v1", "http://"]
+)
+def test_what_is_no_address_is_refused_by_name(endpoint: str) -> None:
+    with pytest.raises(UserError, match="is not a URL"):
+        openai_base_url(endpoint)

@@ -43,6 +43,33 @@ def test_pairing_finds_what_single_intervals_hide(tmp_path: Path) -> None:
     assert "difference" not in first
 
 
+def test_a_row_that_failed_and_was_asked_again_counts_once(tmp_path: Path) -> None:
+    rows = answered([True, False])
+    failed = {**rows[1], "failure": "500", "reward": None, "components": {}}
+    folder = evaluation(tmp_path / "a", [rows[0], failed])
+    with open_store(folder, {**IDENTITY, "task": "vqa", "data_sha256": "a"}) as store:
+        store.add(rows[1])
+    runs = load([folder, evaluation(tmp_path / "b", rows)])
+    assert [list(run.records) for run in runs] == [[0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("rows.jsonl", "{broken\n", r"rows\.jsonl has a line that is not JSON"),
+        ("rows.jsonl", '{"row": 5}\n', r"rows\.jsonl, line 1 is not a scored row"),
+        ("rows.jsonl", "[]\n", r"rows\.jsonl, line 1 is not a scored row"),
+        ("evaluation.json", "[]", r"evaluation\.json is not a JSON object"),
+        ("evaluation.json", '{"task": "vqa"}', "does not say its data, data_sha256"),
+    ],
+)
+def test_damaged_evaluations_are_named(name: str, text: str, reason: str, tmp_path: Path) -> None:
+    folders = [evaluation(tmp_path / label, answered([True])) for label in ("a", "b")]
+    (folders[1] / name).write_text(text)
+    with pytest.raises(UserError, match=reason):
+        load(folders)
+
+
 def test_chance_is_called_chance(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     folders = [evaluation(tmp_path / name, answered(list(rng.random(100) < 0.5))) for name in ("a", "b")]

@@ -12,6 +12,7 @@ import pytest
 from vision_rl.engine.export import fold_adapter, merged_checkpoint, run_of
 from vision_rl.errors import UserError
 from vision_rl.evaluation.targets import _with_pixel_limits, agent_settings
+from vision_rl.rewards.judge import shared_judge
 from vision_rl.tiny import checkpoint_dir
 
 
@@ -59,6 +60,13 @@ def test_a_checkpoint_is_scored_as_it_was_trained(tmp_path: Path) -> None:
 def test_bad_settings(overrides: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words.replace("*", r"\*")):
         settings_of("grounding", *overrides, model_dir=None)
+
+
+def test_a_judge_that_nobody_named_is_said_before_a_server_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_BASE_URL", raising=False)
+    shared_judge.cache_clear()
+    with pytest.raises(UserError, match="JUDGE_BASE_URL"):
+        settings_of("vqa", "agent.reward=judge", model_dir=None)
 
 
 def test_pixel_limits_reach_the_served_folder() -> None:

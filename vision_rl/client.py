@@ -20,6 +20,7 @@ import httpx
 import openai
 from openai.types.chat import ChatCompletion
 
+from vision_rl.errors import UserError
 from vision_rl.settings import TOKEN_VARIABLE
 
 # Uvicorn closes an idle connection after 5 s; leaving the pool earlier means never writing into a closing socket.
@@ -51,10 +52,18 @@ def shared_client(*, trainer: bool = False) -> openai.AsyncOpenAI:
 def openai_base_url(endpoint: str) -> str:
     """Agent Lightning's endpoints come with and without `/v1`; the client wants it.
 
-    A bare host gets it too; any other path is the API's own (`/v1beta/openai`) and stays.
+    A bare host gets it too; any other path is the API's own (`/v1beta/openai`) and stays. Raises `UserError` for what is
+    no address.
     """
     endpoint = endpoint.rstrip("/")
-    path = urlsplit(endpoint).path
+    try:
+        parts = urlsplit(endpoint)
+        parts.port  # noqa: B018  # read for its ValueError
+    except ValueError as error:
+        raise UserError(f"{endpoint} is not a URL ({error}); give one like http://host:8000/v1") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"{endpoint!r} is not a URL; give one like http://host:8000/v1")
+    path = parts.path
     return endpoint + "/v1" if not path or (path.startswith("/rollout/") and not path.endswith("/v1")) else endpoint
 
 

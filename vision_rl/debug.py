@@ -36,6 +36,8 @@ def main(answer: Answer, task: str) -> None:
     with cli_errors():
         if (args.endpoint is None) != (args.model is None):
             raise UserError("--endpoint and --model go together")
+        if args.row < 0:
+            raise UserError(f"--row {args.row} is below 0; rows are counted from 0")
         row = _row(args, task)
         with contextlib.ExitStack() as stack:
             endpoint, name = (args.endpoint, args.model) if args.endpoint else stack.enter_context(_tiny_server())

@@ -122,7 +122,8 @@ def _write(temporary: Path, path: Path, rows: Iterable[Mapping[str, Any]]) -> in
 def open_parquet(path: str | Path) -> pq.ParquetFile:
     """Open a parquet file, or raise `UserError` that says why not."""
     if not Path(path).is_file():
-        raise UserError(f"{path} does not exist; create it with data_utils.py convert")
+        state = "is not a file" if Path(path).exists() else "does not exist"
+        raise UserError(f"{path} {state}; create one with data_utils.py convert")
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:

@@ -38,6 +38,8 @@ def load(directories: Sequence[Path], labels: Sequence[str] | None = None) -> li
     runs = []
     for index, directory in enumerate(directories):
         identity = read_identity(directory)
+        if missing := {"task", "data", "data_sha256"} - identity.keys():
+            raise UserError(f"{directory} does not say its {', '.join(sorted(missing))}; evaluate again")
         rows = {row["row"]: row for row in metrics.scored(read_records(directory).values())}
         runs.append(Evaluation(labels[index] if labels else directory.name, identity, rows))
     if len({run.label for run in runs}) < len(runs):

@@ -23,6 +23,7 @@ from vision_rl.telemetry import read_jsonl
 
 IDENTITY = "evaluation.json"
 ROWS = "rows.jsonl"
+_KEYS = {"row", "task", "image_paths", "answers", "boxes", "meta", "reply", "reward", "components", "failure", "usage"}
 Record = dict[str, Any]
 """One line of rows.jsonl: what `runner.record_of` makes."""
 
@@ -70,10 +71,10 @@ def open_store(
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process writes to {directory}; wait for it or name another --output") from None
-        lines, whole = read_jsonl(directory / ROWS)
+        records, whole = _read_rows(directory)
         # A line that a kill cut short would run into the next one.
         os.truncate(directory / ROWS, whole)
-        yield EvaluationStore(directory, file, {line["row"]: line for line in lines})
+        yield EvaluationStore(directory, file, records)
 
 
 def _check_identity(directory: Path, identity: dict[str, Any]) -> None:
@@ -120,8 +121,20 @@ def read_identity(directory: str | Path) -> dict[str, Any]:
 
 def read_records(directory: str | Path) -> dict[int, Record]:
     """The last line of every row, by row number, in the order of the rows."""
-    lines, _ = read_jsonl(Path(directory) / ROWS)
-    return dict(sorted((line["row"], line) for line in lines))
+    return dict(sorted(_read_rows(Path(directory))[0].items()))
+
+
+def _read_rows(directory: Path) -> tuple[dict[int, Record], int]:
+    """(last line of every row, bytes of whole lines); `UserError` where the file was damaged."""
+    path = directory / ROWS
+    try:
+        lines, whole = read_jsonl(path)
+    except ValueError as error:
+        raise UserError(f"{path} has a line that is not JSON ({error}); remove it, or evaluate anew") from error
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, dict) or not line.keys() >= _KEYS:
+            raise UserError(f"{path}, line {number} is not a scored row; remove it, or evaluate anew")
+    return {line["row"]: line for line in lines}, whole
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,6 +17,7 @@ from vision_rl.engine.config import resolve
 from vision_rl.engine.export import run_of
 from vision_rl.errors import UserError
 from vision_rl.rewards.grounding import KINDS
+from vision_rl.rewards.judge import shared_judge
 from vision_rl.run_dir import CONFIG
 from vision_rl.settings import AgentSettings
 
@@ -52,6 +53,8 @@ def agent_settings(
     settings = asdict(resolve(preset, layers, task=task, model=model_dir).agent)
     if settings["answer_format"] == "native" and settings["family"] == "unit":
         raise UserError("agent.answer_format=native needs agent.family, the model family whose format it is")
+    if settings["reward"] == "judge":
+        shared_judge()  # what it lacks is said before a server starts
     return settings
 
 
