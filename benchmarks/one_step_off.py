@@ -2,24 +2,25 @@
 
     python benchmarks/one_step_off.py RUN_DIR [--steps 12]
 
-Trains the tiny model and looks every 50 ms at how many cores of the machine are busy. A step is then cut into what needs the
-model server (sampling) and what needs the trainer (log-probabilities and update). Done side by side, both together take at
-least as long as the longer of them, and at least as long as the machine needs for their work on all of its cores. Nothing is
-assumed to be lost by doing so, neither time to a second copy of the weights nor steps to stale rollouts.
+Trains the tiny model and looks four times a second at the processor time of all its processes. A step is then cut into what
+needs the model server (sampling) and what needs the trainer (log-probabilities and update). Done side by side, both together
+take at least as long as the longer of them, and at least as long as the machine needs for their work on all of its cores.
+Nothing is assumed to be lost by doing so, neither time to a second copy of the weights nor steps to stale rollouts.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from rich.console import Console
 from rich.table import Table
@@ -30,23 +31,32 @@ sys.path.insert(0, str(ROOT))
 from vision_rl.telemetry import METRICS, read_jsonl  # noqa: E402
 
 SAMPLING, TRAINING = ("weight_sync", "generate", "batch", "sleep"), ("old_log_prob", "adv", "update_actor")
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.25
+FAMILY_SECONDS = 5.0
 WARM_UP_STEPS = 2
 
 
-def busy_cores(stop: threading.Event) -> list[tuple[float, float]]:
-    """(time, core seconds used by the whole machine until then), until told to stop."""
-    looks = []
+def work_done(stop: threading.Event) -> list[tuple[float, float]]:
+    """(time, core seconds that this process's descendants have used until then), until told to stop."""
+    looks: list[tuple[float, float]] = []
+    family: list[psutil.Process] = []
+    seconds: dict[int, float] = {}
+    looked = 0.0
     while not stop.wait(LOOK_SECONDS):
-        times = psutil.cpu_times()
-        looks.append((time.time(), times.user + times.nice + times.system))
+        if time.monotonic() > looked + FAMILY_SECONDS:
+            looked, family = time.monotonic(), psutil.Process().children(recursive=True)
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended; what it used stays counted
+                seconds[process.pid] = sum(process.cpu_times()[:2])
+        looks.append((time.time(), sum(seconds.values())))
     return looks
 
 
 def used(looks: list[tuple[float, float]], start: float, end: float) -> float:
-    """Core seconds between two moments."""
-    first, last = (min(bisect_left(looks, (moment,)), len(looks) - 1) for moment in (start, end))
-    return looks[last][1] - looks[first][1]
+    """Core seconds between two moments, which may lie between two looks."""
+    times, work = zip(*looks, strict=True)
+    first, last = np.interp([start, end], times, work)
+    return float(last - first)
 
 
 def phases(line: dict[str, Any]) -> dict[str, tuple[float, float]]:
@@ -69,7 +79,7 @@ def main() -> None:
     command += ["--max-steps", str(args.steps), "trainer.val_before_train=false", "trainer.test_freq=-1"]
     looks: list[tuple[float, float]] = []
     stop = threading.Event()
-    watcher = threading.Thread(target=lambda: looks.extend(busy_cores(stop)))
+    watcher = threading.Thread(target=lambda: looks.extend(work_done(stop)))
     watcher.start()
     try:
         subprocess.run([*command, "trainer.save_freq=-1"], cwd=ROOT, check=True, stdout=sys.stderr)

@@ -203,26 +203,24 @@ def tables() -> None:
 def validate(measured: Callable[[int], dict[str, Any]], rollouts: int) -> None:
     """Compare with `measured(runners)`, a line of throughput_line.py.
 
-    The CPU times are those of one runner; the runs with more are predicted.
-
-    What other programs took of the machine during a run is measured with it, and lowers what it could do at most.
+    The CPU times are those of the line that others disturbed least; the rates of all are predicted. What other programs took of the machine during a run is measured with it, and lowers what it could do at most.
     """
     from rich.console import Console
     from rich.table import Table
 
     table = Table("runners", "others' cores", "measured rollouts/s", "predicted rollouts/s", "difference")
     setup = Setup(prefill_ms=0.0, rollouts=rollouts)
-    for runners in (1, 2, 4, 8):
-        line = measured(runners)
-        if runners == 1:
-            cpu = line["cpu_ms"]
-            setup = replace(
-                setup,
-                runner_ms=cpu["runners"],
-                proxy_ms=cpu["proxy"],
-                store_ms=cpu["store"] / 3,
-                server_cpu_ms=line["backend_ms"],
-            )
+    lines = {runners: measured(runners) for runners in (1, 2, 4, 8)}
+    calmest = min(lines.values(), key=lambda line: line["others_cores"])
+    cpu = calmest["cpu_ms"]
+    setup = replace(
+        setup,
+        runner_ms=cpu["runners"],
+        proxy_ms=cpu["proxy"],
+        store_ms=cpu["store"] / 3,
+        server_cpu_ms=calmest["backend_ms"],
+    )
+    for runners, line in lines.items():
         slower = setup.cores / max(setup.cores - line["others_cores"], 0.2)
         times = ("runner_ms", "proxy_ms", "store_ms", "server_cpu_ms")
         crowded = replace(setup, runners=64, **{name: getattr(setup, name) * slower for name in times})
