@@ -203,7 +203,8 @@ def tables() -> None:
 def validate(measured: Callable[[int], dict[str, Any]], rollouts: int) -> None:
     """Compare with `measured(runners)`, a line of throughput_line.py.
 
-    The CPU times are those of the line that others disturbed least; the rates of all are predicted. What other programs took of the machine during a run is measured with it, and lowers what it could do at most.
+    The CPU times are those of the line that others disturbed least; the rates of all are predicted. What other programs
+    took of the machine during a run is measured with it, and lowers what it could do at most.
     """
     from rich.console import Console
     from rich.table import Table
