@@ -34,15 +34,14 @@ def settings(*backends: str) -> SimpleNamespace:
 def test_a_resumed_run_adds_to_its_files(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from vision_rl.engine.tracking import start_tracking
+    from vision_rl.engine.tracking import tracking
 
     with pytest.MonkeyPatch.context() as patch:
         for life, steps in ((0, (1, 2)), (2, (3,))):
             patch.delenv("VERL_FILE_LOGGER_PATH", raising=False)
-            tracking = start_tracking(settings("file", "tensorboard"), TREE, tmp_path, life)
-            for step in steps:
-                tracking.log({"train/reward": step / 10}, step=step)
-            del tracking
+            with tracking(settings("file", "tensorboard"), TREE, tmp_path, life) as backends:
+                for step in steps:
+                    backends.log({"train/reward": step / 10}, step=step)
     lines = [json.loads(line) for path in sorted(tmp_path.glob("*.jsonl")) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     written = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -59,22 +58,26 @@ def test_weights_and_biases_goes_on_with_the_same_run(tmp_path: Path) -> None:
 
 
 def test_what_the_user_has_set_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vision_rl.engine.tracking import start_tracking
+    from vision_rl.engine.tracking import tracking
 
     monkeypatch.setenv("TENSORBOARD_DIR", str(tmp_path / "mine"))
-    del start_tracking(settings("tensorboard"), TREE, tmp_path / ".", 0).logger["tensorboard"]
+    with tracking(settings("tensorboard"), TREE, tmp_path, 0):
+        pass
     assert list((tmp_path / "mine").iterdir()) and not (tmp_path / "tensorboard").exists()
 
 
 def test_a_backend_that_does_not_start_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
-    from vision_rl.engine.tracking import start_tracking
+    from vision_rl.engine.tracking import tracking
 
     def refused(**_: object) -> None:
         raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.\nMore lines")
 
     monkeypatch.setattr(wandb, "init", refused)
-    with pytest.raises(UserError, match=r"does not start: No API key configured.*WANDB_MODE=offline") as caught:
-        start_tracking(settings("console", "wandb"), TREE, tmp_path, 0)
+    with (
+        pytest.raises(UserError, match=r"does not start: No API key configured.*WANDB_MODE=offline") as caught,
+        tracking(settings("console", "wandb"), TREE, tmp_path, 0),
+    ):
+        raise AssertionError("it started")
     assert "\n" not in str(caught.value)

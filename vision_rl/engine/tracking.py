@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +37,26 @@ def places(run_dir: Path, step: int) -> dict[str, str]:
     }
 
 
-def start_tracking(trainer: Any, tree: dict[str, Any], run_dir: Path, step: int) -> Tracking:
-    """The backends of `trainer.logger`; `tree` is the whole configuration. What the user's environment says wins.
+@contextmanager
+def tracking(trainer: Any, tree: dict[str, Any], run_dir: Path, step: int) -> Iterator[Tracking]:
+    """The backends of `trainer.logger`, closed at the end; `tree` is the whole configuration. The user's environment wins.
 
+    verl leaves closing to `Tracking.__del__`, which a Ray actor never comes to: TensorBoard would lack the last two minutes.
     Raises `UserError` where a backend does not start: no network, no key.
     """
     for name, value in places(run_dir, step).items():
         os.environ.setdefault(name, value)
+    backends = _start(trainer, tree)
+    try:
+        yield backends
+    finally:
+        for backend in backends.logger.values():
+            with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
+                getattr(backend, "finish", lambda: None)()
+        backends.logger.clear()
+
+
+def _start(trainer: Any, tree: dict[str, Any]) -> Tracking:
     try:
         return Tracking(trainer.project_name, trainer.experiment_name, list(trainer.logger), tree)
     except Exception as error:  # whatever a backend raises: each has its own classes

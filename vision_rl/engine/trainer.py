@@ -34,7 +34,7 @@ from vision_rl.engine.checkpoints import Checkpoints
 from vision_rl.engine.context import RunContext
 from vision_rl.engine.daemon import VisionDaemon
 from vision_rl.engine.mismatch import check_mismatch, mismatch_metrics, reference_metrics
-from vision_rl.engine.tracking import start_tracking
+from vision_rl.engine.tracking import tracking
 from vision_rl.engine.vitals import ModelDied
 from vision_rl.gpu import GpuMeter
 from vision_rl.run_dir import STOP_FILE
@@ -64,15 +64,14 @@ class VisionTrainer(AgentLightningTrainer):
         trainer = self.config.trainer
         self.global_steps = self._resume() if trainer.resume_mode == "auto" else 0
         tree = OmegaConf.to_container(self.config, resolve=True)
-        self.tracking = start_tracking(trainer, tree, self.run.run_dir, self.global_steps)
         if self.global_steps == 0:
             self.actor_rollout_wg.load_checkpoint(None)  # verl offloads model and optimizer here
         self.agent_mode_daemon = self._start_daemon()
-        if trainer.val_before_train and self.global_steps == 0:
-            self._record(self._validate())
         self.batches = self._batches()
         self.gpu = GpuMeter()
-        with self.gpu:
+        with tracking(trainer, tree, self.run.run_dir, self.global_steps) as self.tracking, self.gpu:
+            if trainer.val_before_train and self.global_steps == 0:
+                self._record(self._validate())
             self._loop()
         self.log.event("finished", step=self.global_steps, reason=self.stop_reason() or "all steps done")
 
@@ -229,7 +228,8 @@ class VisionTrainer(AgentLightningTrainer):
             if action == "restore_best" and best is not None and self.checkpoints.has(best["step"]):
                 self.actor_rollout_wg.load_checkpoint(str(self.checkpoints.path(best["step"]) / "actor"))
                 self.watcher = CollapseWatcher(self.run.app.collapse)
-                text = f"{alarm.name}: weights and optimizer are those of step {best['step']} again, the best so far"
+                back = f"weights and optimizer are those of step {best['step']} again, the best so far"
+                text = f"{alarm.name} at step {self.global_steps}: {back}"
                 self.log.event("restored", step=self.global_steps, checkpoint=best["step"], text=text)
             else:
                 self.early_stop = f"collapse watch: {text}"
