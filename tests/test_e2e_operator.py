@@ -46,8 +46,7 @@ def checkpoints(run_dir: Path) -> set[int]:
 @pytest.fixture(scope="module")
 def restored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("collapse") / "run"
-    options = ["--max-steps", "36", "app.collapse.action=restore_best", "trainer.logger=[console,file,tensorboard]"]
-    run(run_dir, "--task", "vqa", *COLLAPSE, *options)
+    run(run_dir, "--task", "vqa", *COLLAPSE, "--max-steps", "36", "app.collapse.action=restore_best")
     return run_dir
 
 
@@ -77,15 +76,16 @@ def test_the_last_and_the_best_checkpoint_stay(restored: Path) -> None:
     assert checkpoints(restored) == {36, kept["step"]}
 
 
-def test_verls_tracking_leaves_its_files_in_the_run_directory(restored: Path) -> None:
+def check_tracking(run_dir: Path) -> None:
+    """verl's tracking has every step, and its files are in the run directory."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    written = EventAccumulator(str(restored / "tensorboard"))
+    written = EventAccumulator(str(run_dir / "tensorboard"))
     written.Reload()
-    expected = [(line["step"], line["train/reward"]) for line in metrics_of(restored) if "train/reward" in line]
+    expected = [(line["step"], line["train/reward"]) for line in metrics_of(run_dir) if "train/reward" in line]
     shown = [(scalar.step, scalar.value) for scalar in written.Scalars("train/reward")]
     assert shown == [(step, pytest.approx(value, abs=1e-6)) for step, value in expected]
-    lines = [json.loads(line) for line in (restored / "verl_metrics_after_0.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run_dir / "verl_metrics_after_0.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/reward" in line["data"]] == [step for step, _ in expected]
 
 
@@ -157,11 +157,14 @@ def test_a_run_without_progress_ends_in_time(tmp_path: Path) -> None:
     """Patience: with a learning rate of nothing every validation is the first one again."""
     run_dir = tmp_path / "run"
     options = [f"{OPTIM}.lr=0", "trainer.test_freq=1", "app.validation.samples=16", "app.validation.patience=2"]
-    summary = run(run_dir, "--task", "vqa", "--max-steps", "20", *options)
+    summary = run(
+        *(run_dir, "--task", "vqa", "--max-steps", "20", *options, "trainer.logger=[console,file,tensorboard]")
+    )
     assert summary["steps"] == 2
     [ended] = events(run_dir, "finished")
     assert ended["reason"] == "val/reward has not improved for 2 validations (best at step 0)"
     assert checkpoints(run_dir) == {2}
+    check_tracking(run_dir)
 
 
 def test_a_collapse_ends_the_run_if_asked(tmp_path: Path) -> None:

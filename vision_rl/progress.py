@@ -20,9 +20,8 @@ class RunProgress:
         self.console = console
         self.run_dir = run_dir
         self.started = time.time()
-        self._offsets = {
-            name: (run_dir / name).stat().st_size if (run_dir / name).exists() else 0 for name in (EVENTS, METRICS)
-        }
+        self._offsets = {name: read_jsonl(run_dir / name)[1] for name in (EVENTS, METRICS)}
+        self._shown = -1  # a resumed run writes its metrics anew; those up to this step were there before
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -69,12 +68,15 @@ class RunProgress:
         elif kind == "resumed":
             self._bar.console.print(f"[dim]{seconds:6.1f} s  resumed after step {event['step']}[/dim]")
             self._bar.update(self._task, completed=event["step"])
+            self._offsets[METRICS], self._shown = 0, event["step"] or -1
         elif kind == "finished" and event["reason"] != "all steps done":
             self._bar.console.print(f"ended after step {event['step']}: {event['reason']}")
         elif kind == "queued" and event["mode"] == "val":
             self._bar.update(self._task, status=f"validating on {event['total']} rows {self._validation}")
 
     def _show_metrics(self, metrics: dict[str, Any]) -> None:
+        if metrics["step"] <= self._shown:
+            return
         if "val/reward" in metrics:
             self._validation = f"val {metrics['val/reward']:.3f}"
             self._bar.console.print(f"  step {metrics['step']:4d}  validation reward {metrics['val/reward']:.3f}")

@@ -51,7 +51,7 @@ class RunLog:
         What a killed run left half written goes too, of the events as well, which otherwise stay.
         """
         _, whole = read_jsonl(self.run_dir / EVENTS)
-        if whole:
+        if (self.run_dir / EVENTS).exists():
             os.truncate(self.run_dir / EVENTS, whole)
         details = (path.relative_to(self.run_dir).as_posix() for path in self.run_dir.glob(f"{DETAILS}/*.jsonl"))
         for name in (METRICS, ROLLOUTS, *details):

@@ -1,0 +1,36 @@
+"""The bar of a run follows its files, also when a resumed run takes lines back."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from vision_rl.progress import RunProgress
+from vision_rl.telemetry import EVENTS, RunLog
+
+
+def step(log: RunLog, number: int) -> None:
+    log.metrics(number, {"train/reward": 0.1 * number, "val/reward": 0.1 * number, "timing_s/step": 1.0})
+
+
+@pytest.mark.parametrize(("last", "kept"), [(5, 3), (5, 5), (2, 0)])
+def test_a_resumed_run_shows_its_new_steps_once(last: int, kept: int, tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    for number in range(1, last + 1):
+        step(log, number)
+    with open(tmp_path / EVENTS, "a", encoding="utf-8") as file:
+        file.write('{"time": 1, "half a li')  # the run before was killed here
+    shown = io.StringIO()
+    with RunProgress(tmp_path, 10, Console(file=shown, width=100)) as progress:
+        log.forget_after(kept if kept else -1)
+        progress.update()
+        log.event("resumed", step=kept)
+        step(log, kept + 1)
+        progress.update()
+        step(log, kept + 2)
+        progress.update()
+    validations = [line for line in shown.getvalue().splitlines() if "validation reward" in line]
+    assert [int(line.split()[1]) for line in validations] == [kept + 1, kept + 2]
