@@ -68,8 +68,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    with cli_errors():
-        sys.exit(run(args, Console(stderr=True)))
+    from vision_rl.evaluation.session import resumable
+
+    console = Console(stderr=True)
+    with cli_errors(), resumable(console):
+        sys.exit(run(args, console))
 
 
 def run(args: argparse.Namespace, console: Console) -> int:

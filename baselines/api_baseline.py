@@ -66,8 +66,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    with cli_errors():
-        console = Console(stderr=True)
+    from vision_rl.evaluation.session import resumable
+
+    console = Console(stderr=True)
+    with cli_errors(), resumable(console):
         sys.exit(run_trivial(args, console) if args.trivial else run_api(args, console))
 
 

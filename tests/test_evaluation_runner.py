@@ -228,15 +228,20 @@ def test_a_full_disk_is_one_sentence_and_the_rows_before_it_stay(data: Path, tmp
 
 
 @pytest.mark.e2e
-def test_a_killed_command_goes_on_where_it_stopped(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGKILL, -9, ""), (signal.SIGINT, 130, "interrupted")])
+def test_a_killed_command_goes_on_where_it_stopped(
+    number: signal.Signals, code: int, said: str, data: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
     with fake_openai("red", delay=0.15) as fake:
         command = [sys.executable, str(REPO / "evaluate_agent.py"), "--data", str(data), "--output", str(output)]
         command += ["--endpoint", fake.url, "--model", MODEL, "--concurrency", "2"]
         first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         _wait_for(lambda: (output / ROWS).exists() and len((output / ROWS).read_bytes().splitlines()) >= 5, first)
-        first.send_signal(signal.SIGKILL)
-        first.wait()
+        first.send_signal(number)
+        error = first.communicate()[1].decode()
+        assert first.returncode == code
+        assert said in error and "Traceback" not in error
         done = set(read_records(output))
         asked = len(fake.requests)
         assert 5 <= len(done) < 24

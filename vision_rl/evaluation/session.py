@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,16 @@ def evaluate(job: Job, answer: Answer, server: Server, console: Console) -> dict
             if store.records:
                 summary = conclude(job, store.records)
     return summary
+
+
+@contextlib.contextmanager
+def resumable(console: Console) -> Iterator[None]:
+    """Turn Ctrl-C into one line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("interrupted; finished rows are kept: the same command goes on", highlight=False)
+        raise SystemExit(130) from None
 
 
 def conclude(job: Job, records: Mapping[int, Record]) -> dict[str, Any]:
