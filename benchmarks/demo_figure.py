@@ -42,8 +42,8 @@ def answer(axes: Any, rollout: dict[str, Any]) -> None:
     for box, color in [*((b, "lime") for b in rollout["boxes"]), *((b, "red") for b in parse_boxes(reply, "bbox"))]:
         x, y, right, bottom = (v * s for v, s in zip(box, picture.size * 2, strict=True))
         axes.add_patch(Rectangle((x, y), right - x, bottom - y, fill=False, edgecolor=color, linewidth=1.5))
-    said = reply if not rollout["boxes"] else f"reward {rollout['reward']['reward']:.2f}"
-    axes.set_title(f"{rollout['question']}\n{said}", fontsize=6.5)
+    said = "" if rollout["boxes"] else f"{reply}: "
+    axes.set_title(f"{rollout['question']}\n{said}reward {rollout['reward']['reward']:.2f}", fontsize=6.5)
 
 
 def last_validation(run_dir: Path, number: int) -> list[dict[str, Any]]:
