@@ -194,6 +194,12 @@ def test_vqa_pages_have_no_overlay_and_show_several_pictures(tmp_path: Path) -> 
     assert len(case_of({**row, "image_paths": paths * 3}, SETTINGS).pictures) == 4
 
 
+def test_a_long_answer_is_cut_beside_its_scrolling_reply(tmp_path: Path) -> None:
+    row = record(0, "vqa", "x" * 5000, answers=["red"] * 10, image_paths=[picture(tmp_path)])
+    page = page_of(tmp_path, [row], "vqa")
+    assert [len(text) for text in page.texts if text.startswith("xxx")] == [200, 5000]
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; the tests above check the page's content")
 def test_chromium_draws_the_boxes_where_they_belong(tmp_path: Path) -> None:
     reply = gold_reply([PREDICTED], decimals=6)

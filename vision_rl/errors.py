@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -13,9 +14,18 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def cli_errors() -> Iterator[None]:
-    """Turn a `UserError` into one line on stderr and exit code 2; other exceptions are defects and keep their traceback."""
+    """Turn a `UserError` into one line on stderr and exit code 2; other exceptions are defects and keep their traceback.
+
+    A reader of the output that leaves early (`| head`) ends the program with 141, as the shell's own tools end.
+    """
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

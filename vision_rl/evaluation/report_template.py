@@ -167,7 +167,8 @@ reward {{ "%.3f"|format(record.reward) }}
 &ensp;stated confidence {{ "%.2f"|format(record.components.confidence) }}
 {% endif %}</p>
 {% if summary.task == "vqa" %}
-<p>answered <b>{{ record.reply|answer or "nothing" }}</b>; people said {{ human(record.answers) }}</p>
+<p>answered <bdi><b>{{ record.reply|answer|truncate(200) or "nothing" }}</b></bdi>; people said
+<bdi>{{ human(record.answers) }}</bdi></p>
 {% elif not case.true %}
 <p>there is nothing to find</p>
 {% endif %}
