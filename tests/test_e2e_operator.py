@@ -157,9 +157,8 @@ def test_a_run_without_progress_ends_in_time(tmp_path: Path) -> None:
     """Patience: with a learning rate of nothing every validation is the first one again."""
     run_dir = tmp_path / "run"
     options = [f"{OPTIM}.lr=0", "trainer.test_freq=1", "app.validation.samples=16", "app.validation.patience=2"]
-    summary = run(
-        *(run_dir, "--task", "vqa", "--max-steps", "20", *options, "trainer.logger=[console,file,tensorboard]")
-    )
+    options += ["--max-steps", "20", "trainer.logger=[console,file,tensorboard]"]
+    summary = run(run_dir, "--task", "vqa", *options)
     assert summary["steps"] == 2
     [ended] = events(run_dir, "finished")
     assert ended["reason"] == "val/reward has not improved for 2 validations (best at step 0)"
