@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from rich.console import Console
 
@@ -309,3 +310,21 @@ def test_bad_command_lines_exit_with_2_and_one_sentence(
 def test_retry_after(headers: dict[str, str], seconds: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vision_rl.evaluation.traffic.time.time", lambda: NOW)
     assert retry_after(httpx.Headers(headers)) == seconds
+
+
+REQUEST = httpx.Request("POST", "http://host/v1/chat/completions")
+
+
+@pytest.mark.parametrize(
+    ("failure", "line"),
+    [
+        (openai.APIConnectionError(request=REQUEST), "APIConnectionError: Connection error. (refused)"),
+        (openai.APITimeoutError(request=REQUEST), "APITimeoutError: Request timed out. (refused)"),
+        (ValueError("no choices"), "ValueError: no choices"),
+    ],
+)
+def test_a_failed_connection_says_its_cause(failure: Exception, line: str) -> None:
+    failure.__cause__ = OSError("refused")
+    assert runner._failure(failure) == line
+    failure.__cause__ = httpx.ReadTimeout("")
+    assert runner._failure(failure) == line.replace(" (refused)", "")

@@ -162,8 +162,8 @@ async def _tried(task: Row, answer: Answer, llm: agl.LLM, limits: Limits) -> tup
 
 def _failure(error: Exception) -> str:
     """An error in a line; of a failed connection the cause, which its own text leaves out."""
-    cause = f" ({error.__cause__})" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
-    return f"{type(error).__name__}: {error}{cause}"
+    cause = str(error.__cause__ or "") if isinstance(error, openai.APIConnectionError) else ""
+    return f"{type(error).__name__}: {error}" + (f" ({cause})" if cause else "")
 
 
 def _said(error: openai.APIStatusError) -> str:
