@@ -20,16 +20,6 @@ from vision_rl.tool_telemetry import FILES
 
 TWO_STEPS = ["--max-steps", "2", "trainer.test_freq=-1", "trainer.val_before_train=false"]
 LEVEL = "agentlightning.trace_aggregator"
-# The tools as the template writes them take a thousand of the tiny tokenizer's tokens.
-FUNCTIONS = [
-    *("agent.tool_protocol=function", "data.max_prompt_length=1536", f"{LEVEL}.trajectory_max_prompt_length=1536"),
-    *(
-        f"{LEVEL}.trajectory_max_response_length=1536",
-        "actor_rollout_ref.rollout.engine_kwargs.vllm.max_model_len=2048",
-    ),
-    *("data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4"),
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32",
-]
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
@@ -76,19 +66,6 @@ def test_both_levels_see_what_vllm_saw(level: str, transport: str, arguments: li
     schemes = {ref.partition(":")[0] for r in read_jsonl(tmp_path / "run" / ROLLOUTS)[0] for ref in r["image_refs"][0]}
     assert schemes == {"file" if transport == "file" else "sha256"}
     assert all((tmp_path / "run" / DETAILS / f"{name}.jsonl").exists() for name in FILES)
-
-
-def test_function_calls_reach_vllm_and_turns_that_it_writes_anew_fall_back(
-    arguments: list[str], tmp_path: Path
-) -> None:
-    """The template writes a call with other white space than the model did, so that no second turn continues the first."""
-    run(tmp_path / "run", *arguments, *TWO_STEPS, *FUNCTIONS)
-    steps = metrics_of(tmp_path / "run")
-    assert two_turns(tmp_path / "run") >= 5
-    assert max(line["mismatch/logprob_max"] for line in steps) <= 1e-4
-    rollouts, turns, samples, unmerged = counted(steps)
-    assert samples == pytest.approx(turns) and unmerged > 0 and unmerged == pytest.approx(turns - rollouts)
-    assert sum(line["train/turns_unmerged/tokens"] for line in steps) == unmerged
 
 
 def small_and_large(run_dir: Path, data: Path, output: Path, *overrides: str) -> tuple[float, float]:

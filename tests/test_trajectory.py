@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from vision_rl.engine.rollouts import FinishedRollout, trajectory_samples, trans
 from vision_rl.engine.trace import Turn
 from vision_rl.engine.trainer import sample_limits
 from vision_rl.engine.vision_batch import BatchBuilder, Sample
+from vision_rl.grounding_prompts import system_text
+from vision_rl.tiny.zoom_warmstart import call_text, zoom_processor
+from vision_rl.tools import TOOLS
 
 LONG = {"max_prompt_length": 512, "max_response_length": 512}
 REPLIES = ["red", "blue square", "2"]
@@ -195,6 +199,38 @@ def test_a_retokenised_turn_falls_back_to_transitions_and_is_counted(
         dataclasses.asdict(s) for s in transition_samples([broken])
     ]
     assert builder(tiny_processor, picture_dir).build(result.samples).dropped == {}
+
+
+@pytest.mark.parametrize("protocol", ["text", "function"])
+def test_the_shipped_template_keeps_calls_as_text_and_writes_function_calls_anew(protocol: str) -> None:
+    """With function tools the second turn does not continue the first, token by token: it is counted, not merged."""
+    processor = zoom_processor()
+    call = call_text((0.5, 0.0, 1.0, 0.5))
+    arguments = json.loads(call.removeprefix("<tool_call>").removesuffix("</tool_call>"))["arguments"]
+    function = {"type": "function", "function": {"name": "zoom_ui_element", "arguments": arguments}}
+    as_text = protocol == "text"
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": system_text(as_text)},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Find it."}]},
+    ]
+    reply = (
+        {"role": "assistant", "content": call}
+        if as_text
+        else {"role": "assistant", "content": "", "tool_calls": [function]}
+    )
+    result = {"role": "user" if as_text else "tool", "content": "Picture 2 shows it."}
+
+    def ids(messages: list[dict[str, Any]]) -> list[int]:
+        text = processor.apply_chat_template(messages, tools=None if as_text else TOOLS, add_generation_prompt=True)
+        found: list[int] = processor.tokenizer(text).input_ids
+        return found
+
+    response = processor.tokenizer(call + "<|im_end|>").input_ids
+    first = Turn(ids(messages), response, [-1.0] * len(response), ["a"], call, "stop")
+    second = Turn(ids([*messages, reply, result]), [5, 6], [-1.0] * 2, ["a"], "", "stop")
+    rollout = FinishedRollout("r1", "g1", {}, turns=[first, second], reward={"reward": 0.7})
+    made = trajectory_samples([rollout], max_prompt_length=4096, max_response_length=4096)
+    assert (len(made.samples), made.breaks) == ((1, {}) if as_text else (2, {"tokens": 1}))
 
 
 def test_a_later_turn_can_go_on_after_a_break(rollout: FinishedRollout) -> None:
