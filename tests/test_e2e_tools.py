@@ -21,6 +21,17 @@ from vision_rl.tool_telemetry import FILES
 TWO_STEPS = ["--max-steps", "2", "trainer.test_freq=-1", "trainer.val_before_train=false"]
 LEVEL = "agentlightning.trace_aggregator"
 
+# The tools as the template writes them take a thousand of the tiny tokenizer's tokens.
+FUNCTIONS = [
+    *("agent.tool_protocol=function", "data.max_prompt_length=1536", f"{LEVEL}.trajectory_max_prompt_length=1536"),
+    *(
+        f"{LEVEL}.trajectory_max_response_length=1536",
+        "actor_rollout_ref.rollout.engine_kwargs.vllm.max_model_len=2048",
+    ),
+    *("data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4"),
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32",
+]
+
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 
@@ -66,6 +77,14 @@ def test_both_levels_see_what_vllm_saw(level: str, transport: str, arguments: li
     schemes = {ref.partition(":")[0] for r in read_jsonl(tmp_path / "run" / ROLLOUTS)[0] for ref in r["image_refs"][0]}
     assert schemes == {"file" if transport == "file" else "sha256"}
     assert all((tmp_path / "run" / DETAILS / f"{name}.jsonl").exists() for name in FILES)
+
+
+def test_vllm_takes_function_tools(arguments: list[str], tmp_path: Path) -> None:
+    """vLLM refuses them if it is not started for them. The tiny model has never seen such a prompt and calls nothing right."""
+    summary = run(tmp_path / "run", *arguments, *TWO_STEPS, *FUNCTIONS)
+    assert summary["rollouts_failed"] == 0 and summary["logprob_mismatch_max"] <= 1e-4
+    rollouts = read_jsonl(tmp_path / "run" / ROLLOUTS)[0]
+    assert min(rollout["prompt_tokens"][0] for rollout in rollouts) > 1000, "the template wrote the tools"
 
 
 def small_and_large(run_dir: Path, data: Path, output: Path, *overrides: str) -> tuple[float, float]:
