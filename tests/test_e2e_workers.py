@@ -22,6 +22,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.test_e2e_kills import wait_until_gone
 from vision_rl.engine.reach import free_port, outbound_address
 from vision_rl.settings import TOKEN_VARIABLE
 from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, read_jsonl
@@ -212,6 +213,7 @@ def test_a_model_server_that_dies_ends_the_run_with_a_checkpoint(machines: Machi
     assert "model server" in said and f"step {done} is saved, go on with --resume" in said
     assert "Traceback" not in machines.said("trainer")
     assert (run_dir / "checkpoints" / f"global_step_{done}" / "actor").is_dir()
+    wait_until_gone(everyone, 60)
     again = machines.start("again", *command, "--max-steps", str(done + 1), "--resume")
     assert again.wait(300) == 0, machines.said("again")[-3000:]
     assert [rollout for rollout in counted(run_dir, done + 1) if rollout["failure"]] == []

