@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision_rl.rewards.calibration import brier_score, calibration_report, correlation, expected_calibration_error
+from vision_rl.rewards.calibration import brier_score, correlation, expected_calibration_error
 
 units = st.floats(0, 1)
 
@@ -60,17 +60,3 @@ def test_unequal_lengths_are_refused() -> None:
     for function in (expected_calibration_error, brier_score, correlation):
         with pytest.raises(ValueError, match=r"shorter|longer|correlation"):
             function([0.1, 0.2], [0.1])
-
-
-def test_report_of_an_overconfident_model() -> None:
-    report = calibration_report([0.9, None, 0.9, 0.8, 0.8], [0.1, 1.0, 0.9, 0.2, 0.0])
-    assert report == {
-        "calibration/stated": pytest.approx(0.8),
-        "calibration/ece": pytest.approx((0.8 + 1.6) / 4),
-        "calibration/brier": pytest.approx((0.81 + 0.01 + 0.64 + 0.64) / 4),
-        "calibration/correlation": pytest.approx(np.corrcoef([0.9, 0.9, 0.8, 0.8], [0.1, 0.9, 0.2, 0.0])[0, 1]),
-        "calibration/confidence": pytest.approx(0.85),
-        "calibration/accuracy": pytest.approx(0.25),
-        "calibration/overconfidence": pytest.approx(0.6),
-    }
-    assert calibration_report([], []) == dict.fromkeys(report, 0.0)

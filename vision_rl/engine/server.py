@@ -3,7 +3,7 @@
 verl 0.6.1 loads a training adapter into vLLM under a fixed id and passes it along in its own `generate` calls
 (vllm_async_server.py:364), which Agent Lightning never makes: its runners call the HTTP server, which does not know the
 adapter and answers from the base model. Rollouts then never change, and nothing fails. Here the HTTP server learns the
-adapter's name, and the daemon asks for it. `tests/test_e2e_lora.py` shows the mismatch without it.
+adapter's name, and the daemon asks for it. `tests/test_e2e_families.py` shows the mismatch without it.
 """
 
 from __future__ import annotations

@@ -49,28 +49,3 @@ def correlation(a: Sequence[float], b: Sequence[float]) -> float:
     top = math.fsum(x * y for x, y in zip(da, db, strict=True))
     value = top / math.sqrt(math.fsum(x * x for x in da) * math.fsum(y * y for y in db))
     return max(-1.0, min(1.0, value))
-
-
-def calibration_report(
-    confidences: Sequence[float | None], ious: Sequence[float], right_iou: float = 0.5
-) -> dict[str, float]:
-    """The calibration of many answers; None stands for an answer that stated no confidence.
-
-    An answer is right from `right_iou` on (for VQA pass accuracies instead of IoUs). Keys: calibration/stated (share),
-    and over the answers that state one: ece, brier, correlation (with the IoU), confidence (mean), accuracy (share of
-    right ones), overconfidence (confidence - accuracy), each after "calibration/".
-    """
-    pairs = [(c, iou) for c, iou in zip(confidences, ious, strict=True) if c is not None]
-    stated, scores = [c for c, _ in pairs], [iou for _, iou in pairs]
-    right = [float(iou >= right_iou) for iou in scores]
-    n = max(1, len(pairs))
-    confidence, accuracy = math.fsum(stated) / n, math.fsum(right) / n
-    return {
-        "calibration/stated": len(pairs) / max(1, len(confidences)),
-        "calibration/ece": expected_calibration_error(stated, right),
-        "calibration/brier": brier_score(stated, right),
-        "calibration/correlation": correlation(stated, scores),
-        "calibration/confidence": confidence,
-        "calibration/accuracy": accuracy,
-        "calibration/overconfidence": confidence - accuracy,
-    }

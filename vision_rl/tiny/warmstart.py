@@ -16,7 +16,6 @@ gradient moves the rows; weight decay alone would take millions of steps.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from vision_rl.data.schema import TASKS
 from vision_rl.prompts import GROUNDING_PROMPT, VQA_PROMPT
 from vision_rl.tiny.alignment import Alignment
 from vision_rl.tiny.model import END
+from vision_rl.tiny.optimizer import adamw, schedule, update
 from vision_rl.tiny.scenes import PLACES, Box, Example, draw_example, place, unit_box
 from vision_rl.tokens import forbidden_token_ids
 
@@ -37,8 +37,8 @@ LOOK_STEPS, LOOK_RATE = 200, 3e-3
 LEARN_STEPS, LEARN_RATE = 700, 2.5e-3
 CONFUSE_STEPS, CONFUSE_RATE = 100, 5e-4
 PLAIN_MISTAKES, OTHER_MISTAKES = 0.35, 0.68
+WARM_UP_STEPS = 40
 SILENT_LOGIT = -100.0
-FORBIDDEN_LOGIT, FORBIDDEN_SCALE = -10.0, 5.0
 DESCRIBE_PROMPT = "Describe."
 
 Progress = Callable[[int, int, float], None]
@@ -118,22 +118,22 @@ def warm_start(
     steps = LOOK_STEPS + LEARN_STEPS + CONFUSE_STEPS
     model.train()
     alignment = Alignment(model, processor)
-    optimizer = _optimizer(alignment.learning())
+    optimizer = adamw(alignment.learning())
     for step in range(LOOK_STEPS):
         loss = alignment(rng, BATCH)
-        _update(optimizer, loss, LOOK_RATE * _schedule(step, LOOK_STEPS))
+        update(optimizer, loss, LOOK_RATE * schedule(step, LOOK_STEPS, WARM_UP_STEPS))
         progress(step + 1, steps, loss.item())
     model.model.visual.requires_grad_(False)
-    optimizer = _optimizer([parameter for parameter in model.parameters() if parameter.requires_grad])
+    optimizer = adamw([parameter for parameter in model.parameters() if parameter.requires_grad])
     for step in range(LEARN_STEPS + CONFUSE_STEPS):
         if step < LEARN_STEPS:
-            rate = LEARN_RATE * _schedule(step, LEARN_STEPS)
+            rate = LEARN_RATE * schedule(step, LEARN_STEPS, WARM_UP_STEPS)
             lessons = _lessons(step / LEARN_STEPS, rng)
         else:
             rate = CONFUSE_RATE
             lessons = [_confused(draw_example(TASKS[row % len(TASKS)], rng), rng) for row in range(BATCH)]
         loss = _loss(model, supervised_batch(processor, lessons))
-        _update(optimizer, loss, rate)
+        update(optimizer, loss, rate)
         progress(LOOK_STEPS + step + 1, steps, loss.item())
     model.model.visual.requires_grad_(True)
     model.eval()
@@ -184,21 +184,3 @@ def _loss(model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, torch.Tens
     logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits[:, :-1]
     losses = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return 2 * (losses.sum(1) / (labels != -100).sum(1)).mean()
-
-
-def _optimizer(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.01)
-
-
-def _update(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
-    group = optimizer.param_groups[0]
-    group["lr"] = rate
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
-    optimizer.step()
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up over 40 steps, then a cosine down to a twentieth."""
-    return min(1.0, (step + 1) / 40) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))

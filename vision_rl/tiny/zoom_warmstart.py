@@ -10,9 +10,8 @@
 from __future__ import annotations
 
 import json
-import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +24,15 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from vision_rl.boxes import Box
 from vision_rl.grounding_prompts import LAST_TURN, request, results_text, system_text
 from vision_rl.tiny.model import END, PIXELS, build_processor
-from vision_rl.tiny.warmstart import FORBIDDEN_LOGIT, FORBIDDEN_SCALE
+from vision_rl.tiny.optimizer import adamw, schedule, update
 from vision_rl.tiny.zoom_scenes import INSTRUCTION, ZoomScene, draw_scene
 from vision_rl.tokens import forbidden_token_ids
 from vision_rl.tools import region_text
 from vision_rl.zoom import WHOLE, SizeLimits, View, zoom
 
 BATCH = 48
+WARM_UP_STEPS = 30
+FORBIDDEN_LOGIT, FORBIDDEN_SCALE = -10.0, 5.0
 LOOK_STEPS, NAME_STEPS, TALK_STEPS = 100, 200, 300
 LOOK_RATE, NAME_RATE, TALK_RATE = 3e-3, 1e-3, 1e-3
 ZOOM_SHARE, AIM_SHARE = 0.3, 0.8
@@ -204,41 +205,23 @@ def zoom_warm_start(
     steps = LOOK_STEPS + NAME_STEPS + TALK_STEPS
     model.train()
     looking = Looking(model, processor)
-    optimizer = _optimizer(model.model.visual.parameters())
+    optimizer = adamw(model.model.visual.parameters())
     for step in range(LOOK_STEPS):
         loss = looking(rng)
-        _update(optimizer, loss, LOOK_RATE * _schedule(step, LOOK_STEPS))
+        update(optimizer, loss, LOOK_RATE * schedule(step, LOOK_STEPS, WARM_UP_STEPS))
         progress(step + 1, steps, loss.item())
-    optimizer = _optimizer(model.parameters())
+    optimizer = adamw(model.parameters())
     for step in range(NAME_STEPS + TALK_STEPS):
         if step < NAME_STEPS:
-            rate = NAME_RATE * _schedule(step, NAME_STEPS)
+            rate = NAME_RATE * schedule(step, NAME_STEPS, WARM_UP_STEPS)
             dialogues = [single_picture(rng) for _ in range(BATCH)]
         else:
-            rate = TALK_RATE * _schedule(step - NAME_STEPS, TALK_STEPS)
+            rate = TALK_RATE * schedule(step - NAME_STEPS, TALK_STEPS, WARM_UP_STEPS)
             dialogues = [draw_dialogue(rng, (step - NAME_STEPS) / TALK_STEPS) for _ in range(BATCH)]
         inputs: dict[str, Any] = dialogue_batch(processor, dialogues)
         output = model(**inputs)
-        _update(optimizer, output.loss + torch.relu(output.logits[..., forbidden] - FORBIDDEN_LOGIT).mean(), rate)
+        update(optimizer, output.loss + torch.relu(output.logits[..., forbidden] - FORBIDDEN_LOGIT).mean(), rate)
         progress(LOOK_STEPS + step + 1, steps, output.loss.item())
     with torch.no_grad():
         model.lm_head.weight[forbidden] *= FORBIDDEN_SCALE
     model.eval()
-
-
-def _optimizer(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.01)
-
-
-def _update(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
-    group = optimizer.param_groups[0]
-    group["lr"] = rate
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
-    optimizer.step()
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up over 30 steps, then a cosine down to a twentieth."""
-    return min(1.0, (step + 1) / 30) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
