@@ -75,6 +75,9 @@ class VisionVERL(agl.Algorithm):
             self._keep_logs()
             ray.shutdown()
 
+    def _engine(self) -> str:
+        return str(self.launch.resolved.verl["actor_rollout_ref"]["rollout"]["name"])
+
     def _of_the_dead(self, error: Exception) -> str:
         """What to tell of a worker process that was killed: Ray's reason is a page long."""
         folder = self.launch.context.run_dir
@@ -103,7 +106,8 @@ class VisionVERL(agl.Algorithm):
 
         environment: dict[str, Any] = {"env_vars": self.launch.environment}
         if self.launch.cpu:
-            environment["worker_process_setup_hook"] = "vision_rl.engine.verl_cpu.apply"
+            shim = "verl_cpu" if self._engine() == "vllm" else "sglang_cpu"
+            environment["worker_process_setup_hook"] = f"vision_rl.engine.{shim}.apply"
         options = dict(self.launch.resolved.verl["ray_kwargs"]["ray_init"])
         ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         ray.init(**options, runtime_env=environment, log_to_driver=False, logging_level="ERROR")

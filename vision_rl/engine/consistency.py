@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
-from vision_rl.engine.schema import package_dir
 from vision_rl.errors import UserError
 from vision_rl.models import ModelInfo, check_pairing
 from vision_rl.rewards.grounding import KINDS
@@ -25,6 +25,7 @@ _GROUPED = (
 
 
 REWARDS = {"vqa": ("official", "similarity", "judge"), "grounding": KINDS}
+SGLANG_VERSION = "0.5.5"
 PACKAGES = {"vemlp_wandb": "volcengine_ml_platform", "console": "verl", "file": "verl"}
 """Where a tracking backend's package has another name than the backend."""
 
@@ -120,20 +121,11 @@ def _model_parallel(actor: Mapping[str, Any]) -> int:
 
 def _engine(actor_rollout: Mapping[str, Any]) -> None:
     rollout = actor_rollout["rollout"]
+    frozen = actor_rollout["actor"]["freeze_vision_tower"]
     if rollout["name"] == "sglang":
-        if importlib.util.find_spec("sglang") is None:
-            raise UserError(
-                "the rollout engine sglang is not installed: pip install 'sglang[srt,openai]==0.5.5' (the release that "
-                "verl 0.6.1 allows), or leave --rollout-engine out to use vLLM"
-            )
-        if not sglang_gives_token_ids():
-            raise UserError(
-                "the installed sglang answers chat without token ids (its openai/protocol.py knows no return_token_ids), and "
-                "training is built from exactly those: train with vLLM, and use SGLang for evaluation "
-                "(evaluate_agent.py --endpoint URL --model NAME)"
-            )
+        _sglang(rollout["engine_kwargs"]["sglang"], actor_rollout["model"], frozen)
         return
-    if actor_rollout["actor"]["freeze_vision_tower"]:
+    if frozen:
         return
     arguments = rollout["engine_kwargs"]["vllm"]
     cached = arguments.get("mm_processor_cache_gb", 4) != 0
@@ -146,10 +138,26 @@ def _engine(actor_rollout: Mapping[str, Any]) -> None:
         )
 
 
-def sglang_gives_token_ids() -> bool:
-    """Whether SGLang's chat endpoint can return the tokens that it read and wrote; 0.5.5, which verl pins, cannot."""
-    protocol = package_dir("sglang") / "srt" / "entrypoints" / "openai" / "protocol.py"
-    return protocol.exists() and "return_token_ids" in protocol.read_text(encoding="utf-8")
+def _sglang(arguments: Mapping[str, Any], model: Mapping[str, Any], frozen: bool) -> None:
+    installed = importlib.util.find_spec("sglang") is not None
+    version = importlib.metadata.version("sglang") if installed else ""
+    if version != SGLANG_VERSION:
+        raise UserError(
+            f"the rollout engine sglang is {f'installed as {version}' if installed else 'not installed'}, and this project "
+            f"needs {SGLANG_VERSION}, the release that verl 0.6.1 allows (docs/sglang.md says how to install it); or leave "
+            "--rollout-engine out to use vLLM"
+        )
+    if model["lora_rank"] > 0:
+        raise UserError(
+            "LoRA adapters do not reach SGLang: verl 0.6.1 syncs whole weights to it only (sglang_rollout.py, "
+            "ServerAdapter.update_weights); train LoRA with --rollout-engine vllm"
+        )
+    if arguments["mm_embedding_cache_mb"] and not frozen:
+        raise UserError(
+            "actor_rollout_ref.rollout.engine_kwargs.sglang.mm_embedding_cache_mb must be 0 while the vision tower is "
+            "trained: SGLang would answer images it has seen from embeddings of the old weights; or freeze the tower "
+            "(--variant freeze_vision)"
+        )
 
 
 def _tracking(trainer: Mapping[str, Any]) -> None:

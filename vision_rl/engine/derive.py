@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vision_rl.engine.schema import VLLM_KWARGS
+from vision_rl.engine.schema import SGLANG_KWARGS, VLLM_KWARGS
 from vision_rl.models import ModelInfo, model_info
 
 # Layers that state a default; anything later is somebody's choice and is left alone.
@@ -21,6 +21,7 @@ _DECODER_LAYERS = {
     "qwen2": "Qwen2DecoderLayer",
     "qwen3": "Qwen3DecoderLayer",
 }
+_SGLANG_CACHE_MB = 100  # its own default
 _MODEL = "actor_rollout_ref.model"
 _ROLLOUT = "actor_rollout_ref.rollout"
 
@@ -50,6 +51,9 @@ class Derivation:
         """The value of a dotted key, interpolations resolved; None where it is absent."""
         return OmegaConf.select(self.tree, key)
 
+    def _serves(self, engine: str) -> bool:
+        return bool(self.get(f"{_ROLLOUT}.name") == engine)
+
     def is_weak(self, key: str) -> bool:
         """Whether nobody chose `key` in a preset, variant, flag or override."""
         return self.origin.get(key, "verl").split(" ", 1)[0] in _WEAK
@@ -71,9 +75,12 @@ class Derivation:
             if name not in limits and value is not None:
                 OmegaConf.update(self.tree, f"agent.{name}", value)
                 self.origin[f"agent.{name}"] = "derived: the model's processor"
-        if limits and self.model.family.resizes and self.get(f"{_ROLLOUT}.name") == "vllm":
-            # verl hands engine arguments over as command-line text, hence JSON
-            self.put(f"{VLLM_KWARGS}.mm_processor_kwargs", json.dumps(limits), "agent.min_pixels, agent.max_pixels")
+        if limits and self.model.family.resizes:
+            reason = "agent.min_pixels, agent.max_pixels"
+            if self._serves("vllm"):  # verl hands vLLM's arguments over as command-line text, hence JSON
+                self.put(f"{VLLM_KWARGS}.mm_processor_kwargs", json.dumps(limits), reason)
+            else:
+                self.put(f"{SGLANG_KWARGS}.mm_processor_kwargs", limits, reason)
 
     def _attention(self) -> None:
         if (
@@ -103,21 +110,41 @@ class Derivation:
                 self.put(key, [_DECODER_LAYERS[text_type]], f"the text part is a {text_type}")
 
     def _caches(self) -> None:
-        """Prefix caching and vLLM's multimodal cache come back where the vision tower is frozen, projector included."""
+        """What may be kept of a picture over a weight update: all where the vision tower, projector included, is frozen."""
         frozen = self.get("actor_rollout_ref.actor.freeze_vision_tower")
-        if frozen and self.model is not None and self.model.family.visual and self.get(f"{_ROLLOUT}.name") == "vllm":
-            reason = "the vision tower is frozen: its embeddings stay true, and verl resets the prefix cache"
+        stays = frozen and self.model is not None and self.model.family.visual
+        reason = "the vision tower is frozen: its embeddings stay true, and verl resets the prefix cache"
+        if self._serves("sglang"):
+            trained = "the vision tower is trained: SGLang would answer from embeddings of its old weights"
+            cache = _SGLANG_CACHE_MB if stays else 0
+            self.put(f"{SGLANG_KWARGS}.mm_embedding_cache_mb", cache, reason if stays else trained)
+        elif stays:
             self.put(f"{_ROLLOUT}.enable_prefix_caching", True, reason)
             self.put(f"{VLLM_KWARGS}.mm_processor_cache_gb", None, reason)
 
     def _engine_flags(self) -> None:
-        if self.get(f"{_ROLLOUT}.name") != "vllm":
-            self.notes.append(
-                "SGLang: engine_kwargs.vllm, agent.max_pixels (set it in the model's preprocessor_config.json) and "
-                "file:// limits do not reach it; its embedding cache is switched off by the environment variable "
-                "SGLANG_VLM_CACHE_SIZE_MB=0; it was never run with this project"
-            )
-            return
+        served_folder = self.get("agent.image_transport") == "file" and self.media_root is not None
+        tools = self.get("agent.tool_protocol") == "function" and self.get("agent.max_tool_calls")
+        if self._serves("vllm"):
+            self._vllm_flags(tools)
+        else:
+            self._sglang_flags(tools)
+        if served_folder:
+            section = VLLM_KWARGS if self._serves("vllm") else SGLANG_KWARGS
+            self.put(f"{section}.allowed_local_media_path", str(self.media_root), "the folder of the data's images")
+
+    def _sglang_flags(self, tools: bool) -> None:
+        self.put(f"{_ROLLOUT}.skip_tokenizer_init", False, "chat needs SGLang's tokenizer")
+        reason = "the model's generation_config.json would change what is sampled, not the log-probabilities"
+        self.put(f"{SGLANG_KWARGS}.sampling_defaults", "openai", reason)
+        if tools:
+            self.put(f"{SGLANG_KWARGS}.tool_call_parser", "qwen25", "agent.tool_protocol=function, as Qwen writes calls")
+        self.notes.append(
+            "SGLang: what stands under engine_kwargs.vllm, rollout.enable_prefix_caching and max_num_batched_tokens does not "
+            "reach it; it keeps a prefix cache, which verl empties at every weight update"
+        )
+
+    def _vllm_flags(self, tools: bool) -> None:
         # verl drops false flags on the way to vLLM, and vLLM's default is true: say it as vLLM's own negative flag.
         off = not self.get(f"{_ROLLOUT}.enable_prefix_caching")
         self.put(f"{VLLM_KWARGS}.no_enable_prefix_caching", off or None, "rollout.enable_prefix_caching")
@@ -128,9 +155,7 @@ class Derivation:
         self.put(
             f"{VLLM_KWARGS}.limit_mm_per_prompt", json.dumps({"image": images, "video": 0}), "app.images_per_prompt"
         )
-        if self.get("agent.tool_protocol") == "function" and self.get("agent.max_tool_calls"):
+        if tools:
             # else vLLM refuses every request with tools; the parser of another model is a matter of an override
             self.put(f"{VLLM_KWARGS}.enable_auto_tool_choice", True, "agent.tool_protocol=function")
             self.put(f"{VLLM_KWARGS}.tool_call_parser", "hermes", "agent.tool_protocol=function, as Qwen writes calls")
-        if self.get("agent.image_transport") == "file" and self.media_root is not None:
-            self.put(f"{VLLM_KWARGS}.allowed_local_media_path", str(self.media_root), "the folder of the data's images")

@@ -25,6 +25,7 @@ CPU_ONLY = {
     "VLLM_CPU_OMP_THREADS_BIND": "all",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     FORK_ENGINE: "1",
+    "SGLANG_USE_CPU_ENGINE": "1",
 }
 
 

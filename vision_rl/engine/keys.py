@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vision_rl.engine.schema import FREE_FORM, VLLM_KWARGS, Key, vllm_arguments
+from vision_rl.engine.schema import FREE_FORM, SGLANG_KWARGS, VLLM_KWARGS, Key, sglang_arguments, vllm_arguments
 from vision_rl.errors import UserError
 
 _ROWS = "the application reads the rows (docs/data.md)"
@@ -188,9 +188,13 @@ def check(key: str, value: Any, keys: Mapping[str, Key], source: str) -> None:
     if key in FIXED and value not in FIXED[key][0]:
         allowed = " or ".join(_show(v) for v in FIXED[key][0])
         raise UserError(f"{source}: {key} must be {allowed}, not {_show(value)}: {FIXED[key][1]}")
-    if key.startswith(VLLM_KWARGS + "."):
-        _check_vllm(key, source)
-        return
+    for section, engine, arguments in (
+        (VLLM_KWARGS, "vLLM", vllm_arguments),
+        (SGLANG_KWARGS, "SGLang", sglang_arguments),
+    ):
+        if key.startswith(section + "."):
+            _check_engine(key, source, section, engine, arguments())
+            return
     if any(key == free or key.startswith(free + ".") for free in FREE_FORM):
         return
     if key not in keys:
@@ -210,14 +214,14 @@ def check(key: str, value: Any, keys: Mapping[str, Key], source: str) -> None:
             raise UserError(f"{source}: {key} must be one of {', '.join(CHOICES[key])}, not {_show(one)}{hint}")
 
 
-def _check_vllm(key: str, source: str) -> None:
-    arguments = vllm_arguments()
-    name = key[len(VLLM_KWARGS) + 1 :].split(".", 1)[0]
+def _check_engine(key: str, source: str, section: str, engine: str, arguments: frozenset[str]) -> None:
+    """Whether the engine has the argument; anything goes where it is not installed."""
+    name = key[len(section) + 1 :].split(".", 1)[0]
     if arguments and name not in arguments:
         near = difflib.get_close_matches(name, arguments, n=1)
-        hint = f"; did you mean {VLLM_KWARGS}.{near[0]}?" if near else ""
+        hint = f"; did you mean {section}.{near[0]}?" if near else ""
         raise UserError(
-            f"{source}: unknown setting {key}: the installed vLLM has no argument --{name.replace('_', '-')}{hint}"
+            f"{source}: unknown setting {key}: the installed {engine} has no argument --{name.replace('_', '-')}{hint}"
         )
 
 

@@ -1,7 +1,7 @@
 """Which configuration keys exist and what may stand behind them, read from the installed packages, never imported.
 
 verl's YAML files give keys and defaults (composed with hydra, as verl does), its dataclasses give further fields and
-types, and vLLM's argument classes give the keys of `engine_kwargs.vllm`. The Python files are parsed, never executed:
+types, and the argument classes of vLLM and SGLang give the keys of `engine_kwargs`. The Python files are parsed, never executed:
 importing verl, vLLM or Agent Lightning costs ten seconds each, composing costs a third of one.
 """
 
@@ -21,7 +21,6 @@ from vision_rl.errors import UserError
 
 # Dictionaries whose keys verl passes on unread to something that has its own opinion of them.
 FREE_FORM = (
-    "actor_rollout_ref.rollout.engine_kwargs.sglang",
     "actor_rollout_ref.model.override_config",
     "actor_rollout_ref.model.fused_kernel_options",
     "actor_rollout_ref.actor.optim.override_optimizer_config",
@@ -38,6 +37,9 @@ FREE_FORM = (
     "data.apply_chat_template_kwargs",
 )
 VLLM_KWARGS = "actor_rollout_ref.rollout.engine_kwargs.vllm"
+SGLANG_KWARGS = "actor_rollout_ref.rollout.engine_kwargs.sglang"
+# Arguments that SGLang 0.5.5 does not have and `sglang_server.py` reads, the first two under vLLM's names.
+SGLANG_OWN = ("mm_processor_kwargs", "allowed_local_media_path", "mm_embedding_cache_mb")
 RAY_INIT = "ray_kwargs.ray_init"
 # Keys that neither YAML nor dataclass names and that code reads all the same, with the type of their value.
 UNLISTED = {
@@ -146,6 +148,15 @@ def vllm_arguments() -> frozenset[str]:
             if "bool" in annotation:
                 names.add(f"no_{name}")
     return frozenset(names)
+
+
+@functools.cache
+def sglang_arguments() -> frozenset[str]:
+    """Fields of SGLang's `ServerArgs`, and those that this project reads; empty where SGLang is not installed."""
+    if importlib.util.find_spec("sglang") is None:
+        return frozenset()
+    _, fields = _class_fields(package_dir("sglang") / "srt" / "server_args.py")["ServerArgs"]
+    return frozenset((*fields, *SGLANG_OWN))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,15 @@ def processor_options(model: str) -> dict[str, bool]:
     return {"use_fast": True} if model_info(model).model_type.startswith("qwen") else {}
 
 
+def _register_server(engine: str) -> None:
+    """Let verl start this project's model server. Only the engine that is used needs to be installed."""
+    if engine == "vllm":
+        from vision_rl.engine.server import register
+    else:
+        from vision_rl.engine.sglang_server import register
+    register()
+
+
 @ray.remote(num_cpus=1)
 class VisionTaskRunner:
     """Does what `agentlightning.verl.entrypoint.TaskRunner` does, with verl's own choice of workers.
@@ -41,10 +50,7 @@ class VisionTaskRunner:
         from vision_rl.engine.trainer import VisionTrainer
 
         tree = OmegaConf.create(config)
-        if tree.actor_rollout_ref.rollout.name == "vllm":
-            from vision_rl.engine.server import register
-
-            register()
+        _register_server(tree.actor_rollout_ref.rollout.name)
         model = tree.actor_rollout_ref.model.path
         upstream = TaskRunner()
         worker_cls, group_cls = upstream.add_actor_rollout_worker(tree)
