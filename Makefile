@@ -4,8 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.10 || command -v p
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
+SGLANG := $(VENV)/.sglang
 
-.PHONY: install demo demo-grounding test test-fast test-e2e test-long lint clean
+.PHONY: install sglang demo demo-grounding test test-fast test-e2e test-long lint clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overrides.txt
@@ -17,6 +18,13 @@ $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overr
 	  --constraints requirements/cpu-constraints.txt --overrides requirements/cpu-overrides.txt \
 	  --editable '.[cpu,dev]' ./packaging/vllm-alias
 	touch $(STAMP)
+
+sglang: install $(SGLANG)
+
+$(SGLANG): $(STAMP) requirements/sglang-cpu.txt packaging/sgl-kernel-stub/sgl_kernel/__init__.py
+	env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/uv pip install --python $(RUN) --compile-bytecode --no-deps \
+	  --requirement requirements/sglang-cpu.txt ./packaging/sgl-kernel-stub
+	touch $(SGLANG)
 
 demo: install
 	$(RUN) train_agent.py --task vqa --run-dir runs/demo-vqa --overwrite
@@ -34,10 +42,10 @@ lint: install
 test-fast: install
 	$(RUN) -m pytest -m "not e2e" -n 2
 
-test-e2e: install
+test-e2e: sglang
 	$(RUN) -m pytest -m "e2e and not long"
 
-test-long: install
+test-long: sglang
 	$(RUN) -m pytest -m "e2e and long"
 
 clean:

@@ -269,35 +269,6 @@ def test_contradictions_are_refused(overrides: tuple[str, ...], message: str, mo
         cpu(*overrides)
 
 
-def test_sglang_is_taken_where_installed_and_says_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = derive.importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: name == "sglang" or real(name, *a))
-    monkeypatch.setattr("vision_rl.engine.consistency.sglang_gives_token_ids", lambda: True)
-    resolved = cpu(flags={f"{ROLLOUT}.name": "sglang"})
-    assert any("SGLANG_VLM_CACHE_SIZE_MB=0" in note for note in resolved.notes)
-    with pytest.raises(UserError, match="cannot be served by sglang"):
-        resolve("gpu_24gb", [f"{ROLLOUT}.name=sglang"], task="vqa", model="OpenGVLab/InternVL3-2B-hf")
-
-
-@pytest.mark.parametrize(
-    ("protocol", "trains"), [("return_token_ids: bool = False", True), ("stop_token_ids: Any", False)]
-)
-def test_an_sglang_without_token_ids_is_refused(
-    protocol: str, trains: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A training batch is made of the very tokens that the server read and wrote."""
-    path = tmp_path / "sglang" / "srt" / "entrypoints" / "openai" / "protocol.py"
-    path.parent.mkdir(parents=True)
-    (tmp_path / "sglang" / "__init__.py").touch()
-    path.write_text(protocol)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    if trains:
-        assert cpu(f"{ROLLOUT}.name=sglang").notes
-        return
-    with pytest.raises(UserError, match=r"answers chat without token ids.*train with vLLM"):
-        cpu(f"{ROLLOUT}.name=sglang")
-
-
 def test_reinforce_may_run_without_groups() -> None:
     assert cpu(
         f"{ROLLOUT}.n=1", "algorithm.adv_estimator=reinforce_plus_plus", f"{ACTOR}.ppo_micro_batch_size_per_gpu=8"

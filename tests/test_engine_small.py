@@ -20,6 +20,7 @@ from verl import DataProto
 
 from vision_rl.engine.advantages import group_metrics, pad_masked, rollout_advantages
 from vision_rl.engine.checkpoints import Checkpoints
+from vision_rl.engine.daemon import VisionDaemon
 from vision_rl.engine.mismatch import check_mismatch, mismatch_metrics
 from vision_rl.engine.rollouts import FinishedRollout, rollout_metrics, transition_samples
 from vision_rl.engine.trace import Turn, pack, turn_attributes, turns_from_spans, unpack
@@ -27,7 +28,7 @@ from vision_rl.errors import UserError
 from vision_rl.run_dir import open_run_dir
 from vision_rl.settings import Checkpoints as CheckpointSettings
 from vision_rl.settings import Integrity
-from vision_rl.telemetry import METRICS, RunLog, read_jsonl
+from vision_rl.telemetry import METRICS, ROLLOUTS, RunLog, read_jsonl
 
 TASK = {"id": "1", "question": "?", "image_paths": ["a.png"], "answers": ["yes"], "boxes": []}
 TURN = Turn([1, 2, 3], [4, 5], [-0.5, -0.25], ["file:///a.png"], "yes", "stop")
@@ -194,3 +195,29 @@ def test_cpu_shims_let_verl_open_a_process_group() -> None:
     }
     assert codes["with"] == 0
     assert codes["without"] != 0
+
+
+@pytest.mark.parametrize(
+    ("good", "failed", "least", "ends"),
+    [(0, 32, 32, True), (0, 31, 32, False), (1, 31, 32, False), (0, 2, 1, True), (1, 1, 1, False), (0, 0, 1, False)],
+)
+def test_a_step_without_one_usable_rollout_ends_the_run(
+    good: int, failed: int, least: int, ends: bool, tmp_path: Path
+) -> None:
+    """A model server that answers every call with an error would else cost all attempts of all rollouts first."""
+    daemon = VisionDaemon.__new__(VisionDaemon)
+    daemon.log, daemon.step, daemon.is_train, daemon.tasks = (
+        RunLog(tmp_path),
+        3,
+        True,
+        {str(n): ("g", TASK) for n in range(99)},
+    )
+    rollouts = [FinishedRollout(f"g{n}", "g", TASK, [TURN], {"reward": 0.0}) for n in range(good)]
+    rollouts += [FinishedRollout(f"f{n}", "g", TASK, failure="Odd", reason="Odd: code 500") for n in range(failed)]
+    daemon.finished = {rollout.rollout_id: rollout for rollout in rollouts}
+    if not ends:
+        daemon._check_hope(least)
+        return
+    with pytest.raises(UserError, match=rf"first {failed} of 99 train rollouts of step 3 all failed .*Odd: code 500"):
+        daemon._check_hope(least)
+    assert [line["rollout_id"] for line in read_jsonl(tmp_path / ROLLOUTS)[0]] == [r.rollout_id for r in rollouts]

@@ -36,6 +36,8 @@ from vision_rl.tool_telemetry import write_tool_logs
 SET_UP_SECONDS = 300.0
 PROGRESS_SECONDS = 1.0
 VITALS_SECONDS = 2.0
+HOPELESS = 32
+"""So many rollouts in a row, the first of a step, end a run if they all failed: the others would only take longer."""
 STALL_SECONDS = 5.0
 """A rollout slower than this is counted as stalled by single-turn runs on the tiny model (see the summary)."""
 
@@ -75,6 +77,7 @@ class VisionDaemon(AgentModeDaemon):
         self.tasks: dict[str, tuple[str, dict[str, Any]]] = {}  # rollout id -> (data id, task)
         self.finished: dict[str, FinishedRollout] = {}
         self.collected: list[str] = []  # rollouts that the store may forget
+        self.step = 0  # of the rollouts under way; the trainer sets it
         self.last_progress = 0.0
         self.vitals: Vitals | None = None
 
@@ -123,7 +126,7 @@ class VisionDaemon(AgentModeDaemon):
     async def _async_run_until_finished(self, verbose: bool = True) -> None:
         """Collect every queued rollout; those that are not done by the deadline are counted as failed.
 
-        Raises `ModelDied` if a process is gone without which they cannot be done.
+        Raises `ModelDied` if a process is gone without which they cannot be done, `UserError` if all of them fail.
         """
         policy = self.app.rollouts
         deadline = time.monotonic() + policy.timeout_seconds * policy.max_attempts + policy.span_deadline_seconds
@@ -132,7 +135,7 @@ class VisionDaemon(AgentModeDaemon):
             if time.monotonic() > deadline:
                 for rollout_id in pending:
                     self.finished[rollout_id] = FinishedRollout(rollout_id, *self.tasks[rollout_id], failure="deadline")
-                return
+                break
             for rollout in await self.store.wait_for_rollouts(rollout_ids=pending, timeout=0):
                 self.finished[rollout.rollout_id] = await self._collect(rollout)
             if time.monotonic() - self.last_progress > PROGRESS_SECONDS:
@@ -141,9 +144,24 @@ class VisionDaemon(AgentModeDaemon):
             if time.monotonic() > look_at_vitals:
                 await self._check_vitals()
                 look_at_vitals = time.monotonic() + VITALS_SECONDS
+                self._check_hope(HOPELESS)
             await asyncio.sleep(policy.poll_seconds)
         if any(rollout.failure for rollout in self.finished.values()):
             await self._check_vitals()  # the rollouts of a dead server fail within a second
+        self._check_hope(1)
+
+    def _check_hope(self, least: int) -> None:
+        """Raise `UserError` if at least `least` rollouts are done and none of them can be used."""
+        done = list(self.finished.values())
+        if len(done) < least or any(not rollout.failure for rollout in done):
+            return
+        mode = "train" if self.is_train else "val"
+        self.log.rollouts(rollout.record(self.step, mode) for rollout in done)
+        reason = next((f", one of them with {rollout.reason!r}" for rollout in done if rollout.reason), "")
+        raise UserError(
+            f"the first {len(done)} of {len(self.tasks)} {mode} rollouts of step {self.step} all failed "
+            f"({dict(failures(done))}){reason}; see rollouts.jsonl and logs/"
+        )
 
     async def _check_vitals(self) -> None:
         self.vitals = self.vitals or Vitals.of_this_run()

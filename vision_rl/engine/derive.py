@@ -138,7 +138,9 @@ class Derivation:
         reason = "the model's generation_config.json would change what is sampled, not the log-probabilities"
         self.put(f"{SGLANG_KWARGS}.sampling_defaults", "openai", reason)
         if tools:
-            self.put(f"{SGLANG_KWARGS}.tool_call_parser", "qwen25", "agent.tool_protocol=function, as Qwen writes calls")
+            self.put(
+                f"{SGLANG_KWARGS}.tool_call_parser", "qwen25", "agent.tool_protocol=function, as Qwen writes calls"
+            )
         self.notes.append(
             "SGLang: what stands under engine_kwargs.vllm, rollout.enable_prefix_caching and max_num_batched_tokens does not "
             "reach it; it keeps a prefix cache, which verl empties at every weight update"

@@ -27,7 +27,7 @@ class DeviceArguments(ServerArgs):
 
     def __post_init__(self) -> None:
         if not torch.cuda.is_available():
-            vars(self).update(_CPU)
+            self.__dict__.update(_CPU)
         elif torch.cuda.get_device_capability()[0] != _HOPPER:
             for name in ("attention_backend", "mm_attention_backend"):
                 if getattr(self, name) == "fa3":

@@ -55,9 +55,9 @@ class VisionTrainer(AgentLightningTrainer):
         self.watcher = CollapseWatcher(run.app.collapse)
 
     def init_workers(self) -> None:
-        self.log.event("phase", text="starting the model's workers and the vLLM server")
+        self.log.event("phase", text="starting the model's workers and its server")
         super().init_workers()
-        self.log.event("phase", text="vLLM is up; starting the LLM proxy")
+        self.log.event("phase", text="the model is served; starting the LLM proxy")
 
     def fit(self) -> None:
         """Train until `trainer.total_training_steps`, or until the run is asked to stop."""
@@ -107,7 +107,7 @@ class VisionTrainer(AgentLightningTrainer):
         return metrics
 
     def _rollouts(self, batch_dict: dict[str, Any]) -> tuple[DataProto, dict[str, float]]:
-        """New weights to vLLM, then `rollout.n` rollouts of every task, then the batch."""
+        """New weights to the server, then `rollout.n` rollouts of every task, then the batch."""
         with self._timed("gen"):
             with self._timed("weight_sync"):
                 self.async_rollout_manager.wake_up()
@@ -133,6 +133,7 @@ class VisionTrainer(AgentLightningTrainer):
 
     def _run_tasks(self, batch_dict: dict[str, Any], *, is_train: bool) -> None:
         addresses = self.async_rollout_manager.server_addresses
+        self.agent_mode_daemon.step = self.global_steps
         self.agent_mode_daemon.set_up_data_and_server(batch_dict, addresses, is_train=is_train)
         self.agent_mode_daemon.run_until_all_finished(verbose=False)
 
@@ -276,12 +277,12 @@ class VisionTrainer(AgentLightningTrainer):
         return daemon
 
     def _pixel_limits(self) -> dict[str, int]:
-        """The limits that vLLM was given too (`mm_processor_kwargs`, set by `config.derive`)."""
+        """The limits that the server was given too (`mm_processor_kwargs`, set by `config.derive`)."""
         limits = {"min_pixels": self.run.agent.min_pixels, "max_pixels": self.run.agent.max_pixels}
         return {name: value for name, value in limits.items() if value is not None}
 
     def _served_model(self) -> str:
-        """The name to ask vLLM for. With LoRA, verl's first weight sync carries the base model and only the next ones the
+        """The name to ask the server for. With LoRA, verl's first weight sync carries the base model and only the next ones the
         adapter: an empty round at the start makes sure that every request, also the first after --resume, finds it."""
         model = self.config.actor_rollout_ref.model
         if not model.lora_rank:

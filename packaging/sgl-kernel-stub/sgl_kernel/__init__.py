@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 __version__ = "0.3.16.post5"
-__path__: list[str] = []
 
 
 class Absent:
