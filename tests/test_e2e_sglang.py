@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import json
 import subprocess
@@ -20,11 +21,12 @@ from tests.data_samples import picture
 from tests.test_e2e_training import ROOT, metrics_of, run
 from vision_rl.data.images import open_image
 
-pytest.importorskip("sglang", reason="make sglang installs it")
-pytestmark = pytest.mark.e2e
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(importlib.util.find_spec("sglang") is None, reason="make sglang installs it"),
+]
 
 MAX_PIXELS = 10_000
-START_SECONDS = 240
 
 
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
