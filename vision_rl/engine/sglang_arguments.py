@@ -16,6 +16,8 @@ _CPU = {
     "disable_overlap_schedule": True,
     "enable_memory_saver": False,
 }
+_CPU_TOKENS = 65_536
+"""Of the KV cache. SGLang would take `mem_fraction_static` of the main memory, as if it were a GPU's."""
 
 
 @dataclasses.dataclass
@@ -28,6 +30,7 @@ class DeviceArguments(ServerArgs):
     def __post_init__(self) -> None:
         if not torch.cuda.is_available():
             self.__dict__.update(_CPU)
+            self.max_total_tokens = self.max_total_tokens or _CPU_TOKENS
         elif torch.cuda.get_device_capability()[0] != _HOPPER:
             for name in ("attention_backend", "mm_attention_backend"):
                 if getattr(self, name) == "fa3":

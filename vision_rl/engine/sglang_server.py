@@ -11,11 +11,14 @@ What stock lacks, each shown by `tests/test_e2e_sglang.py`:
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import io
+import multiprocessing as mp
 import os
 import time
 from base64 import b64decode
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -36,6 +39,7 @@ from vision_rl.data.images import open_image
 from vision_rl.engine import sglang_cpu
 from vision_rl.engine.sglang_arguments import DeviceArguments
 
+WATCH_SECONDS = 1.0
 _VerlServer = async_sglang_server.SGLangHttpServer.__ray_metadata__.modified_class
 
 
@@ -77,6 +81,13 @@ class TokenChat(OpenAIServingChat):
         content["prompt_token_ids"] = adapted_request.prompt_token_ids
         content["choices"][0]["token_ids"] = generated["output_ids"]
         return ORJSONResponse(content)
+
+
+async def end_with_any(processes: Sequence[mp.process.BaseProcess]) -> None:
+    """End this process once one of SGLang's own has died: it would go on to accept requests and answer none."""
+    while all(process.is_alive() for process in processes):
+        await asyncio.sleep(WATCH_SECONDS)
+    os._exit(1)
 
 
 def see_as_the_actor(limits: dict[str, int], media_root: str | None) -> None:
@@ -134,6 +145,7 @@ class VisionSGLangServer(_VerlServer):  # type: ignore[misc, valid-type]
             if not torch.cuda.is_available():
                 sglang_cpu.process_pictures_on_cpu(self.tokenizer_manager)
             name_the_model(self.tokenizer_manager.mm_processor)
+        self.watch = asyncio.create_task(end_with_any(mp.active_children()))
 
 
 def register() -> None:
