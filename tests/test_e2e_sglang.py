@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
+import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ from PIL import Image
 
 from tests.data_samples import picture
 from tests.test_e2e_training import ROOT, metrics_of, run
+from tests.tiny_families import build
 from vision_rl.data.images import open_image
+from vision_rl.tokens import forbidden_token_ids
 
 pytestmark = [
     pytest.mark.e2e,
@@ -112,6 +116,32 @@ def test_tokens_and_log_probabilities_are_those_of_transformers(
     assert [token["logprob"] for token in choice["logprobs"]["content"]] == pytest.approx(log_probs, abs=1e-4)
     text = tiny_processor.tokenizer.decode(choice["token_ids"], skip_special_tokens=True)
     assert choice["message"]["content"] == text
+
+
+@pytest.mark.long
+def test_qwen3_vl_agrees_when_it_is_busy(folder: Path, tmp_path: Path) -> None:
+    """Another patch size, deepstack, and a batch of requests. Its random weights also write placeholders of pictures."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+    from verl.utils import hf_processor
+
+    checkpoint = build("qwen3_vl", tmp_path / "model")
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    processor = hf_processor(str(checkpoint), use_fast=True)
+    forbidden = set(forbidden_token_ids(processor.tokenizer))
+    cases = [files for name, files in PICTURES.items() if name != "two"] * 4
+    with served(checkpoint, folder) as address, ThreadPoolExecutor(len(cases)) as pool:
+        replies = list(pool.map(lambda files: ask(address, data_uris(files), temperature=0.7).json(), cases))
+    checked = 0
+    for files, reply in zip(cases, replies, strict=True):
+        choice = reply["choices"][0]
+        clean = list(itertools.takewhile(lambda token: token not in forbidden, choice["token_ids"]))
+        prompt, log_probs = expected(model, processor, files, clean, 0.7)
+        assert reply["prompt_token_ids"] == prompt
+        said = [token["logprob"] for token in choice["logprobs"]["content"]][: len(clean)]
+        assert said == pytest.approx(log_probs, abs=1e-4)
+        checked += len(clean)
+    assert checked > 3 * len(cases)
 
 
 def test_files_are_read_in_the_data_folder_only(server: str, folder: Path, tmp_path: Path) -> None:

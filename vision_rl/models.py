@@ -74,8 +74,9 @@ TABLE: tuple[ModelFamily, ...] = (
         notes="its config.json says qwen2_5_vl, so it is treated as Qwen2.5-VL; the guide's 'SGLang only' is outdated",
     ),
     ModelFamily(
-        "LLaVA-1.5", ("llava-hf/llava-1.5-7b-hf",), ("llava",), ("LlavaForConditionalGeneration",), True, True,
+        "LLaVA-1.5", ("llava-hf/llava-1.5-7b-hf",), ("llava",), ("LlavaForConditionalGeneration",), True, False,
         "unit", "plain", "576", "40 GB: 7B by LoRA; 8x80 GB: 7B full", r"llava-1\.5|llava-v1\.5",
+        notes="SGLang has no processor for its CLIP tower in transformers' format",
     ),
     ModelFamily(
         "LLaVA-NeXT (1.6)", ("llava-hf/llava-v1.6-vicuna-7b-hf",), ("llava_next",),

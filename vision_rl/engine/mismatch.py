@@ -35,6 +35,6 @@ def check_mismatch(metrics: dict[str, float], limits: Integrity, step: int) -> N
         if limit is not None and not value <= limit:
             raise UserError(
                 f"step {step}: the actor's log-probabilities are off from the rollout's by {value:.3g} ({name}), more than "
-                f"app.integrity.logprob_mismatch_{name}={limit:g}: it does not see what vLLM saw (pixels, positions or "
+                f"app.integrity.logprob_mismatch_{name}={limit:g}: it does not see what the server saw (pixels, positions or "
                 "weights differ); see docs/troubleshooting.md, or raise the limit if the precision is to blame"
             )
