@@ -8,11 +8,11 @@ Left out, because no preset uses them: critics, reward models, ReMax baselines.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from pydoc import locate
 from typing import Any
 
@@ -27,18 +27,17 @@ from verl.trainer.ppo.core_algos import agg_loss
 from verl.trainer.ppo.metric_utils import compute_data_metrics, compute_throughout_metrics, compute_timing_metrics
 from verl.utils.metric import reduce_metrics
 
-from vision_rl.collapse import CollapseWatcher, episodes, restored_steps
 from vision_rl.engine.advantages import group_metrics, pad_masked, rollout_advantages
-from vision_rl.engine.best import VALIDATED, best_of, judged
+from vision_rl.engine.best import VALIDATED
 from vision_rl.engine.checkpoints import Checkpoints
 from vision_rl.engine.context import RunContext
 from vision_rl.engine.daemon import VisionDaemon
 from vision_rl.engine.mismatch import check_mismatch, mismatch_metrics, reference_metrics
+from vision_rl.engine.supervisor import Supervisor
 from vision_rl.engine.tracking import tracking
 from vision_rl.engine.vitals import ModelDied
 from vision_rl.gpu import GpuMeter
-from vision_rl.run_dir import STOP_FILE
-from vision_rl.telemetry import EVENTS, METRICS, RunLog, read_jsonl
+from vision_rl.telemetry import RunLog
 from vision_rl.tokens import forbidden_token_ids
 
 
@@ -51,8 +50,8 @@ class VisionTrainer(AgentLightningTrainer):
         self.log = RunLog(run.run_dir)
         self.checkpoints = Checkpoints(run.run_dir / "checkpoints", run.app.checkpoints)
         self.timing: dict[str, float] = {}
-        self.early_stop = ""
-        self.watcher = CollapseWatcher(run.app.collapse)
+        saves = self.config.trainer.save_freq > 0
+        self.supervisor = Supervisor(run.app, self.log, self.checkpoints, saves=saves)
 
     def init_workers(self) -> None:
         self.log.event("phase", text="starting the model's workers and its server")
@@ -73,21 +72,22 @@ class VisionTrainer(AgentLightningTrainer):
             if trainer.val_before_train and self.global_steps == 0:
                 self._record(self._validate())
             self._loop()
-        self.log.event("finished", step=self.global_steps, reason=self.stop_reason() or "all steps done")
+        self.log.event("finished", step=self.global_steps, reason=self.supervisor.stop_reason() or "all steps done")
 
     def _loop(self) -> None:
         trainer = self.config.trainer
-        while self.global_steps < self.total_training_steps and not self.stop_reason():
+        while self.global_steps < self.total_training_steps and not self.supervisor.stop_reason():
             self.global_steps += 1
             with self._saved_if_the_server_dies():
                 metrics = self._train_step(next(self.batches))
-            last = self.global_steps >= self.total_training_steps or bool(self.stop_reason())
+            last = self.global_steps >= self.total_training_steps or bool(self.supervisor.stop_reason())
             if trainer.test_freq > 0 and (last or self.global_steps % trainer.test_freq == 0):
                 with self._saved_if_the_server_dies(metrics):
                     metrics.update(self._validate())
             self._record(metrics)
-            self._watch(metrics)
-            if trainer.save_freq > 0 and (last or self.early_stop or self.global_steps % trainer.save_freq == 0):
+            self.supervisor.watch(self.global_steps, metrics, self._load)
+            due = last or self.supervisor.early_stop or self.global_steps % trainer.save_freq == 0
+            if trainer.save_freq > 0 and due:
                 self._save()
 
     def _train_step(self, batch_dict: dict[str, Any]) -> dict[str, float]:
@@ -204,42 +204,10 @@ class VisionTrainer(AgentLightningTrainer):
         self.async_rollout_manager.sleep()
         return {**metrics, "timing_s/validate": time.monotonic() - started}
 
-    def _judge(self, metrics: dict[str, float]) -> None:
-        """Keep the best validation and its checkpoint; stop after `patience` validations without improvement."""
-        rule = self.run.app.validation
-        best = judged(self.checkpoints.best(), self.global_steps, metrics, rule)
-        saves = self.run.app.checkpoints.keep_best and self.config.trainer.save_freq > 0
-        if saves and best["step"] == self.global_steps > 0:
-            self._save()  # before it is called the best: a run that is killed in between must not name what is not there
-        self.checkpoints.set_best(best)
-        if rule.patience and best["since"] >= rule.patience:
-            self.early_stop = (
-                f"{rule.metric} has not improved for {rule.patience} validations (best at step {best['step']})"
-            )
-
-    def _watch(self, metrics: dict[str, float]) -> None:
-        """Tell alarms of the collapse watch; once one persists, act as `app.collapse.action` says."""
-        action = self.run.app.collapse.action
-        for alarm in self.watcher.update(self.global_steps, metrics):
-            text = f"{alarm.name} since step {alarm.since}: {alarm.seen}. Usual cures: {'; '.join(alarm.cures)}"
-            self.log.event("alarm", step=self.global_steps, text=text, **dataclasses.asdict(alarm))
-            if not alarm.persistent or action == "warn":
-                continue
-            best = self.checkpoints.best()
-            if action == "restore_best" and best is not None and self.checkpoints.has(best["step"]):
-                self.actor_rollout_wg.load_checkpoint(str(self.checkpoints.path(best["step"]) / "actor"))
-                self.watcher = CollapseWatcher(self.run.app.collapse)
-                back = f"weights and optimizer are those of step {best['step']} again, the best so far"
-                text = f"{alarm.name} at step {self.global_steps}: {back}"
-                self.log.event("restored", step=self.global_steps, checkpoint=best["step"], text=text)
-            else:
-                self.early_stop = f"collapse watch: {text}"
-            return
-
     def _record(self, metrics: dict[str, float]) -> None:
         self.log.metrics(self.global_steps, metrics)
         if VALIDATED in metrics:
-            self._judge(metrics)
+            self.supervisor.judge(self.global_steps, metrics, self._save)
         try:
             self.tracking.log(data={name: float(value) for name, value in metrics.items()}, step=self.global_steps)
         except OSError as error:  # a full disk; our own files wait in memory, and the next checkpoint tells
@@ -249,10 +217,6 @@ class VisionTrainer(AgentLightningTrainer):
         """Training batches without end; the loader's state, kept in checkpoints, continues in the middle of an epoch."""
         while True:
             yield from self.train_dataloader
-
-    def stop_reason(self) -> str:
-        """Why the run should end before its last step, or ""."""
-        return "stopped by the user" if (self.run.run_dir / STOP_FILE).exists() else self.early_stop
 
     def _start_daemon(self) -> VisionDaemon:
         rollout = self.config.actor_rollout_ref.rollout
@@ -330,30 +294,26 @@ class VisionTrainer(AgentLightningTrainer):
             )
         self.log.event("checkpoint", step=self.global_steps, seconds=time.monotonic() - started)
 
+    def _load(self, folder: Path) -> None:
+        """Weights and optimizer of a checkpoint."""
+        self.actor_rollout_wg.load_checkpoint(str(folder / "actor"))
+
     def _resume(self) -> int:
         """Load the newest whole checkpoint; returns its step, 0 if there is none."""
         self.checkpoints.clear_leftovers()
         folder = self.checkpoints.latest()
         if folder is None:
-            self._rewind(-1)
+            self.supervisor.rewind(-1)
             return 0
-        self.actor_rollout_wg.load_checkpoint(str(folder / "actor"))
+        self._load(folder)
         self.train_dataloader.load_state_dict(torch.load(folder / "data.pt", weights_only=False))
         states = torch.load(folder / "rng.pt", weights_only=False)
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
         torch.set_rng_state(states["torch"])
         step = self.checkpoints.step_of(folder)
-        self._rewind(step)
+        self.supervisor.rewind(step)
         return step
-
-    def _rewind(self, step: int) -> None:
-        """Forget what came after `step` (-1: everything) in the files, the best validation and the collapse watch."""
-        self.log.forget_after(step)
-        self.log.event("resumed", step=max(step, 0))
-        lines, events = (read_jsonl(self.run.run_dir / name)[0] for name in (METRICS, EVENTS))
-        self.checkpoints.set_best(best_of(lines, self.run.app.validation))
-        self.watcher, _ = episodes(self.run.app.collapse, lines, restored_steps(events))
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
