@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import importlib.util
 import io
 import itertools
@@ -23,6 +24,8 @@ from tests.data_samples import picture
 from tests.test_e2e_training import ROOT, metrics_of, run
 from tests.tiny_families import build
 from vision_rl.data.images import open_image
+from vision_rl.engine.config import resolve
+from vision_rl.serving import serve_sglang
 from vision_rl.tokens import forbidden_token_ids
 
 pytestmark = [
@@ -56,14 +59,15 @@ PICTURES = {
 
 @contextmanager
 def served(model: Path, media_root: Path, cache_mb: int = 0) -> Iterator[str]:
-    command = [sys.executable, "-m", "tests.sglang_server_run", str(model), str(media_root), str(cache_mb)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
-        try:
-            address = next((line for line in server.stdout or [] if line.startswith("http://")), "")
-            assert address, server.stderr.read()[-2000:] if server.stderr else ""
-            yield address.strip()
-        finally:
-            server.kill()
+    overrides = ["agent.image_transport=file", f"agent.max_pixels={MAX_PIXELS}"]
+    flags = {"actor_rollout_ref.rollout.name": "sglang"}
+    resolved = resolve("cpu", overrides, task="vqa", model=model, flags=flags, media_root=media_root)
+    actor_rollout = copy.deepcopy(resolved.verl["actor_rollout_ref"])
+    arguments = actor_rollout["rollout"]["engine_kwargs"]["sglang"]
+    assert arguments["mm_embedding_cache_mb"] == 0
+    arguments["mm_embedding_cache_mb"] = cache_mb
+    with serve_sglang(actor_rollout, cpu=True) as url:
+        yield url.removesuffix("/v1")
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +172,6 @@ def test_no_picture_is_answered_from_an_old_vision_tower(
     cache_mb: int, tiny_dir: Path, tiny_model: Any, tiny_processor: Any, folder: Path, tmp_path: Path
 ) -> None:
     """With SGLang's own cache of 100 MB it is: that is why the cache is off."""
-    import copy
-
     import torch
 
     changed = copy.deepcopy(tiny_model)
@@ -189,6 +191,13 @@ def test_no_picture_is_answered_from_an_old_vision_tower(
     _, old = expected(tiny_model, tiny_processor, files, choice["token_ids"], 1.0)
     assert max(abs(a - b) for a, b in zip(new, old, strict=True)) > 0.05, "the towers can be told apart"
     assert (said == pytest.approx(new, abs=1e-4)) == (cache_mb == 0)
+
+
+def test_the_doctor_asks_the_engine_of_the_run() -> None:
+    command = [sys.executable, "train_agent.py", "--doctor", "--rollout-engine", "sglang"]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "|transformers - sglang|" in checked.stdout
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""A checkpoint folder behind an OpenAI-compatible address, for as long as a block runs: vLLM, on a GPU or on the CPU."""
+"""A checkpoint folder behind an OpenAI-compatible address, for as long as a block runs, on a GPU or on the CPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -51,7 +52,27 @@ def serve(
         *(("--enable-auto-tool-choice", "--tool-call-parser", "hermes") if function_tools else ()),
         *(("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32") if cpu else ()),
     ]
-    with tempfile.NamedTemporaryFile("w+", prefix="vllm-", suffix=".log") as log:
+    with _running("vLLM", command, cpu) as (server, log):
+        _wait("vLLM", server, log, lambda: _healthy(f"http://127.0.0.1:{port}/health"))
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+@contextmanager
+def serve_sglang(actor_rollout: Mapping[str, Any], *, cpu: bool) -> Iterator[str]:
+    """As `serve`, by SGLang as a run would use it: `actor_rollout` is that section of a resolved configuration."""
+    with tempfile.TemporaryDirectory(prefix="sglang-") as folder:
+        config = Path(folder) / "config.json"
+        config.write_text(json.dumps(actor_rollout), encoding="utf-8")
+        command = [sys.executable, "-m", "vision_rl.engine.sglang_serve", str(config)]
+        with _running("SGLang", command, cpu) as (server, log):
+            _wait("SGLang", server, log, lambda: _address(log) is not None)
+            yield f"{_address(log)}/v1"
+
+
+@contextmanager
+def _running(name: str, command: list[str], cpu: bool) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A server's process and the file of what it prints."""
+    with tempfile.NamedTemporaryFile("w+", prefix=f"{name.lower()}-", suffix=".log") as log:
         server = subprocess.Popen(
             command,
             stdout=log,
@@ -61,8 +82,7 @@ def serve(
             preexec_fn=end_with_parent,  # an evaluation that is killed outright must not leave it behind
         )
         try:
-            _wait(server, f"http://127.0.0.1:{port}/health", Path(log.name))
-            yield f"http://127.0.0.1:{port}/v1"
+            yield server, Path(log.name)
         finally:
             os.killpg(server.pid, signal.SIGTERM)
             try:
@@ -71,18 +91,28 @@ def serve(
                 os.killpg(server.pid, signal.SIGKILL)
 
 
-def _wait(server: subprocess.Popen[bytes], health: str, log: Path) -> None:
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _address(log: Path) -> str | None:
+    """What a server printed as its address, once it has."""
+    lines = log.read_text(errors="replace").splitlines()
+    return next((line for line in lines if line.startswith("http://")), None)
+
+
+def _wait(name: str, server: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             raise UserError(
-                f"vLLM ended with exit code {server.returncode} before it served the model; its last lines:\n{tail}"
+                f"{name} ended with exit code {server.returncode} before it served the model; its last lines:\n{tail}"
             )
-        try:
-            if httpx.get(health, timeout=2, trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
+        if ready():
+            return
         time.sleep(0.2)
-    raise UserError(f"vLLM did not serve the model within {START_SECONDS:.0f} s; see its log {log}")
+    raise UserError(f"{name} did not serve the model within {START_SECONDS:.0f} s; see its log {log}")

@@ -37,6 +37,11 @@ class AgentSettings:
     max_images: int | None = None  # per conversation, those of tools included; None: app.images_per_prompt
     max_total_pixels: int | None = None  # of all pictures of a conversation as the model sees them; None: no limit
 
+    def pixel_limits(self) -> dict[str, int]:
+        """What server and actor give the processor, by its names (`mm_processor_kwargs` is set by `engine/derive.py`)."""
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        return {name: value for name, value in limits.items() if value is not None}
+
 
 @dataclass(frozen=True)
 class RolloutPolicy:

@@ -29,8 +29,7 @@ class DeviceArguments(ServerArgs):
 
     def __post_init__(self) -> None:
         if not torch.cuda.is_available():
-            self.__dict__.update(_CPU)
-            self.max_total_tokens = self.max_total_tokens or _CPU_TOKENS
+            self.__dict__.update(_CPU, max_total_tokens=self.max_total_tokens or _CPU_TOKENS)
         elif torch.cuda.get_device_capability()[0] != _HOPPER:
             for name in ("attention_backend", "mm_attention_backend"):
                 if getattr(self, name) == "fa3":

@@ -231,7 +231,7 @@ class VisionTrainer(AgentLightningTrainer):
             processor=self.processor,
             trace_aggregator=self.config.agentlightning.trace_aggregator,
             app=self.run.app,
-            pixel_limits=self._pixel_limits(),
+            pixel_limits=self.run.agent.pixel_limits(),
             run_dir=self.run.run_dir,
             sampling={"temperature": rollout.temperature, "top_p": rollout.top_p},
             forbidden_tokens=forbidden_token_ids(self.tokenizer),
@@ -239,11 +239,6 @@ class VisionTrainer(AgentLightningTrainer):
         )
         daemon.start()
         return daemon
-
-    def _pixel_limits(self) -> dict[str, int]:
-        """The limits that the server was given too (`mm_processor_kwargs`, set by `config.derive`)."""
-        limits = {"min_pixels": self.run.agent.min_pixels, "max_pixels": self.run.agent.max_pixels}
-        return {name: value for name, value in limits.items() if value is not None}
 
     def _served_model(self) -> str:
         """The name to ask the server for. With LoRA, verl's first weight sync carries the base model and only the next ones the

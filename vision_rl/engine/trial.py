@@ -1,7 +1,8 @@
 """One image through everything that a rollout passes: server, proxy, trace, pixels; then log-probabilities, compared once.
 
-The model is served by vLLM, the agent asks it through the run's own store and proxy, and the trace is fed to the model in
-transformers with pixels rebuilt from it. If both agree, what the trainer will compute is what vLLM sampled.
+The model is served by the run's engine, the agent asks it through the run's own store and proxy, and the trace is fed to
+the model in transformers with pixels rebuilt from it. If both agree, what the trainer will compute is what the server
+sampled.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vision_rl.engine.positions import expected_image_tokens
 from vision_rl.engine.trace import Turn, turns_from_spans
 from vision_rl.errors import UserError
 from vision_rl.finding import Finding
-from vision_rl.serving import MODEL_NAME, serve
+from vision_rl.serving import MODEL_NAME, serve, serve_sglang
 
 MISMATCH_NATS = 0.1
 """The mean difference above which something other than rounding is at work, where the preset names no limit."""
@@ -30,9 +31,8 @@ MISMATCH_NATS = 0.1
 def end_to_end(resolved: Resolved, row: Mapping[str, Any], answer: Callable[..., Any], cpu: bool) -> list[Finding]:
     """Findings for server, proxy and trace, reward, image tokens, and the log-probabilities."""
     name = str(resolved.verl["actor_rollout_ref"]["model"]["path"])
-    length = resolved.verl["data"]["max_prompt_length"] + resolved.verl["data"]["max_response_length"]
     with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
-        with serve(name, cpu=cpu, max_model_len=length, images_per_prompt=resolved.app.images_per_prompt) as url:
+        with _served(resolved, cpu) as url:
             task = {**row, "settings": dataclasses.asdict(resolved.agent)}
             turns, reply, reward = asyncio.run(_ask(url, task, answer, Path(folder)))
         found = [
@@ -42,6 +42,20 @@ def end_to_end(resolved: Resolved, row: Mapping[str, Any], answer: Callable[...,
             cure = "the server must be vLLM >= 0.10.2 or an equal that returns token ids"
             return [*found, Finding("trace", False, "the store holds no model call", cure)]
         return [*found, *_compared(name, turns[-1], Path(folder), resolved, cpu)]
+
+
+def _engine(resolved: Resolved) -> str:
+    return str(resolved.verl["actor_rollout_ref"]["rollout"]["name"])
+
+
+def _served(resolved: Resolved, cpu: bool) -> AbstractContextManager[str]:
+    """The base URL of the model on the engine that the run would use."""
+    actor_rollout, data = resolved.verl["actor_rollout_ref"], resolved.verl["data"]
+    if _engine(resolved) == "sglang":
+        return serve_sglang(actor_rollout, cpu=cpu)
+    length = data["max_prompt_length"] + data["max_response_length"]
+    name, images = str(actor_rollout["model"]["path"]), resolved.app.images_per_prompt
+    return serve(name, cpu=cpu, max_model_len=length, images_per_prompt=images)
 
 
 async def _ask(
@@ -92,11 +106,13 @@ def _silent(log: Path) -> Iterator[None]:
 
 
 def _compared(name: str, turn: Turn, folder: Path, resolved: Resolved, cpu: bool) -> list[Finding]:
-    """Findings on the trace and on |transformers - vLLM| over its response."""
+    """Findings on the trace and on |transformers - server| over its response."""
     from verl.utils import hf_processor
 
     processor = hf_processor(name, use_fast=True)
-    inputs = Pixels(processor, folder).inputs(turn.image_refs)
+    # vLLM is started here without the run's limits, SGLang with all that the run would give it.
+    limits = resolved.agent.pixel_limits() if _engine(resolved) == "sglang" else {}
+    inputs = Pixels(processor, folder, limits=limits).inputs(turn.image_refs)
     shown = f"{len(turn.prompt_ids)} prompt and {len(turn.response_ids)} response ids, {len(turn.image_refs)} pictures"
     found = [
         Finding("trace", len(turn.logprobs) == len(turn.response_ids), shown, "the server returns no log-probabilities")
@@ -104,7 +120,7 @@ def _compared(name: str, turn: Turn, folder: Path, resolved: Resolved, cpu: bool
     if "image_grid_thw" in inputs:
         expected = expected_image_tokens(processor, inputs["image_grid_thw"])
         tokens = turn.prompt_ids.count(processor.image_token_id)
-        cure = "the processor of the folder is not the one that vLLM used: check preprocessor_config.json"
+        cure = "the processor of the folder is not the one that the server used: check preprocessor_config.json"
         found.append(
             Finding("image tokens", tokens == expected, f"{tokens} in the prompt, {expected} by the pixels", cure)
         )
@@ -112,13 +128,13 @@ def _compared(name: str, turn: Turn, folder: Path, resolved: Resolved, cpu: bool
             return found
     limit = resolved.app.integrity.logprob_mismatch_mean or MISMATCH_NATS
     mean, largest = logprob_difference(name, turn, inputs, cpu=cpu)
-    text = f"|transformers - vLLM| {mean:.1e} on average, {largest:.1e} at most; limit {limit:g}"
-    cure = "vLLM and transformers compute different models: check versions, dtype and docs/troubleshooting.md"
+    text = f"|transformers - {_engine(resolved)}| {mean:.1e} on average, {largest:.1e} at most; limit {limit:g}"
+    cure = "the server and transformers compute different models: check versions, dtype and docs/troubleshooting.md"
     return [*found, Finding("log-probabilities", mean <= limit, text, cure)]
 
 
 def logprob_difference(name: str, turn: Turn, inputs: Mapping[str, Any], *, cpu: bool) -> tuple[float, float]:
-    """Mean and largest |transformers - vLLM| log-probability of the response tokens, in nats, at temperature 1."""
+    """Mean and largest |transformers - server| log-probability of the response tokens, in nats, at temperature 1."""
     import torch
     from transformers import AutoModelForImageTextToText
 
