@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from vision_rl.errors import UserError, cli_errors
-from vision_rl.tiny.model import build_model, round_weights, save_checkpoint
+from vision_rl.errors import cli_errors
+from vision_rl.tiny.build import build_checkpoint
 from vision_rl.tiny.zoom_scenes import write_zoom_tasks
 from vision_rl.tiny.zoom_warmstart import zoom_processor, zoom_warm_start
 
@@ -20,26 +15,6 @@ def zoom_checkpoint_dir() -> Path:
     """The folder of the warm-started checkpoint that ships with the package; `python -m vision_rl.tiny.zoom model` makes
     it anew."""
     return Path(__file__).resolve().parent / "zoom_checkpoint"
-
-
-def build(output: Path, seed: int) -> None:
-    """Build, warm-start and save the checkpoint; an older one in `output` is replaced at the end, or not at all."""
-    if output.exists() and not (output.is_dir() and (not any(output.iterdir()) or (output / "config.json").exists())):
-        raise UserError(f"{output} exists and is not a checkpoint; choose another --output")
-    processor = zoom_processor()
-    model = build_model(processor.tokenizer, seed)
-    columns = (TextColumn("warm start"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
-    with Progress(*columns, TimeRemainingColumn()) as bar:
-        task = bar.add_task("warm start", total=None, loss=float("nan"))
-        zoom_warm_start(
-            model, processor, seed, lambda done, total, loss: bar.update(task, completed=done, total=total, loss=loss)
-        )
-    round_weights(model)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
-        save_checkpoint(model, processor, Path(temporary) / "new")
-        shutil.rmtree(output, ignore_errors=True)
-        os.replace(Path(temporary) / "new", output)
 
 
 def main() -> None:
@@ -59,7 +34,7 @@ def main() -> None:
         if args.command == "data":
             write_zoom_tasks(args.directory, train=args.train, val=args.val, seed=args.seed)
         else:
-            build(args.output, args.seed)
+            build_checkpoint(args.output, args.seed, zoom_processor(), zoom_warm_start)
     print(f"wrote {args.directory if args.command == 'data' else args.output}")
 
 
