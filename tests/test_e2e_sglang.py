@@ -28,10 +28,8 @@ from vision_rl.engine.config import resolve
 from vision_rl.serving import serve_sglang
 from vision_rl.tokens import forbidden_token_ids
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(importlib.util.find_spec("sglang") is None, reason="make sglang installs it"),
-]
+needs_sglang = pytest.mark.skipif(importlib.util.find_spec("sglang") is None, reason="make sglang installs it")
+pytestmark = [pytest.mark.e2e, needs_sglang]
 
 MAX_PIXELS = 10_000
 

@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 from tests.test_e2e_kills import wait_until_gone
+from tests.test_e2e_sglang import needs_sglang
 from vision_rl.engine.reach import free_port, outbound_address
 from vision_rl.settings import TOKEN_VARIABLE
 from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, read_jsonl
@@ -194,16 +195,27 @@ def nobody_gets_in_without_the_token(proxy: str, store: str) -> None:
             assert client.post(url, json={"worker_id": "x"}).status_code == 401, url
 
 
-@pytest.mark.parametrize("who", ["the server's process", "its engine"])
-def test_a_model_server_that_dies_ends_the_run_with_a_checkpoint(machines: Machines, tmp_path: Path, who: str) -> None:
+@pytest.mark.parametrize(
+    ("engine", "who"),
+    [
+        ("vllm", "the server's process"),
+        ("vllm", "its engine"),
+        pytest.param("sglang", "its engine", marks=needs_sglang),
+    ],
+)
+def test_a_model_server_that_dies_ends_the_run_with_a_checkpoint(
+    machines: Machines, tmp_path: Path, engine: str, who: str
+) -> None:
     run_dir = tmp_path / "run"
-    command = ["train_agent.py", "--run-dir", str(run_dir), *SMALL]
+    command = ["train_agent.py", "--run-dir", str(run_dir), *SMALL, "--rollout-engine", engine]
     trainer = machines.start("trainer", *command, "--max-steps", "500")
     wait(lambda: last_step(run_dir) >= 1, 300, "no step was done")
     everyone = psutil.Process(trainer.pid).children(recursive=True)
-    # Ray calls the process after its class; the engine is its fork.
-    [server] = [one for one in everyone if one.cmdline()[0] == "ray::VisionHttpServer"]
-    victim = server if who == "the server's process" else server.children()[0]
+    # Ray calls a process after its class and what it does; an engine is a fork of the server's, made while it was launched.
+    names = {one: one.cmdline()[0] for one in everyone if one.cmdline()}
+    forks = [one for one, name in names.items() if name.endswith("HttpServer.launch_server")]
+    server_of = {one: parent for one in forks if (parent := one.parent()) and names.get(parent, "").startswith("ray::")}
+    victim = next(iter(server_of)) if who == "its engine" else next(iter(server_of.values()))
     victim.kill()
     died = time.monotonic()
     assert trainer.wait(90) == 2, machines.said("trainer")[-3000:]
