@@ -19,7 +19,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     """`start_tracking` sets variables for its process."""
     from vision_rl.engine.tracking import places
 
-    for name in places(tmp_path, 0):
+    for name in places(tmp_path, 0, ["wandb"]):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv(name, "")  # so that it is taken back afterwards
         monkeypatch.delenv(name)
@@ -52,9 +52,21 @@ def test_a_resumed_run_adds_to_its_files(tmp_path: Path) -> None:
 def test_weights_and_biases_goes_on_with_the_same_run(tmp_path: Path) -> None:
     from vision_rl.engine.tracking import places
 
-    first, second = places(tmp_path, 0), places(tmp_path, 30)
+    first, second = (places(tmp_path, step, ["console", "wandb"]) for step in (0, 30))
     assert first["WANDB_RUN_ID"] == second["WANDB_RUN_ID"] and second["WANDB_RESUME"] == "allow"
     assert first["VERL_FILE_LOGGER_PATH"] != second["VERL_FILE_LOGGER_PATH"]
+
+
+@pytest.mark.parametrize(
+    ("backends", "kept"),
+    [((), False), (("console",), False), (("file", "tensorboard"), False), (("console", "wandb"), True)],
+)
+def test_only_weights_and_biases_leaves_its_id(tmp_path: Path, backends: tuple[str, ...], kept: bool) -> None:
+    from vision_rl.engine.tracking import places
+
+    found = places(tmp_path, 0, backends)
+    assert (tmp_path / "wandb_id").exists() is kept
+    assert ("WANDB_RUN_ID" in found) is kept and "TENSORBOARD_DIR" in found
 
 
 def test_what_the_user_has_set_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

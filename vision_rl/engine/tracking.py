@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,27 @@ from vision_rl.errors import UserError
 
 TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_id"
+WANDB_BACKENDS = frozenset({"wandb", "vemlp_wandb"})
 
 
-def places(run_dir: Path, step: int) -> dict[str, str]:
+def places(run_dir: Path, step: int, backends: Collection[str]) -> dict[str, str]:
     """The environment variables by which the backends find their places; `step` is the one that the run goes on from.
 
     verl would write below the working directory, and its file logger would empty the file of a run that is resumed.
-    The kept id lets Weights & Biases go on with the same run.
     """
+    return {
+        "TENSORBOARD_DIR": str(run_dir / TENSORBOARD),
+        "VERL_FILE_LOGGER_PATH": str(run_dir / f"verl_metrics_after_{step}.jsonl"),
+        **(_wandb_places(run_dir) if WANDB_BACKENDS.intersection(backends) else {}),
+    }
+
+
+def _wandb_places(run_dir: Path) -> dict[str, str]:
+    """Those of Weights & Biases; the id is kept in the run directory, so that a resumed run goes on with the same one."""
     kept = run_dir / WANDB_ID
     if not kept.exists():
         kept.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
     return {
-        "TENSORBOARD_DIR": str(run_dir / TENSORBOARD),
-        "VERL_FILE_LOGGER_PATH": str(run_dir / f"verl_metrics_after_{step}.jsonl"),
         "WANDB_DIR": str(run_dir),
         "WANDB_RUN_ID": kept.read_text(encoding="utf-8").strip(),
         "WANDB_RESUME": "allow",
@@ -44,7 +51,7 @@ def tracking(trainer: Any, tree: dict[str, Any], run_dir: Path, step: int) -> It
     verl leaves closing to `Tracking.__del__`, which a Ray actor never comes to: TensorBoard would lack the last two minutes.
     Raises `UserError` where a backend does not start: no network, no key.
     """
-    for name, value in places(run_dir, step).items():
+    for name, value in places(run_dir, step, trainer.logger).items():
         os.environ.setdefault(name, value)
     backends = _start(trainer, tree)
     try:
