@@ -143,6 +143,7 @@ def test_reasoning_models_get_their_own_parameter(tasks: Any, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("agent.max_tokens=9", "--model", "m", "--dry-run", "agent.rewardd=official"), "agent.reward"),
         (("--model", "m", "--price-in", "1"), "--price-in and --price-out go together"),
         (("--model", "m", "--price-in", "-1", "--price-out", "1"), "--price-in -1.0 makes no sense"),
         (("--model", "m", "--price-in", "1", "--price-out", "nan"), "--price-out nan makes no sense"),

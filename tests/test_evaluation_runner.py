@@ -276,6 +276,7 @@ def _wait_for(ready: Any, process: subprocess.Popen[bytes]) -> None:
         (["--tiny", "--concurrency", "0"], "--concurrency 0"),
         (["--tiny", "trainer.total_epochs=3"], "an evaluation reads agent.* only"),
         (["--tiny", "agent.rewardd=official"], "agent.reward"),
+        (["agent.max_tokens=9", "--tiny", "--limit", "2", "agent.rewardd=official"], "agent.reward"),
     ],
 )
 def test_bad_command_lines_exit_with_2_and_one_sentence(
