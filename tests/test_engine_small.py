@@ -170,6 +170,39 @@ def test_a_run_directory_is_not_overwritten_by_accident(tmp_path: Path) -> None:
         open_run_dir(tmp_path / "other", resume=True, overwrite=False)
 
 
+@pytest.mark.parametrize(
+    ("files", "flags", "words"),
+    [
+        (["config.yaml", "src/main.py"], {"overwrite": True}, "--overwrite would delete src in "),
+        (
+            ["config.yaml", ".git/HEAD", "a", "b", "c"],
+            {"overwrite": True},
+            r"delete \.git, a, b and more in .*, which no run",
+        ),
+        (["config.yaml"], {"overwrite": True, "resume": True}, "give one of the two"),
+        (["config.yaml"], {}, "holds a run"),
+        (["metrics.jsonl"], {}, "holds a run"),
+    ],
+)
+def test_only_a_run_is_ever_deleted(tmp_path: Path, files: list[str], flags: dict[str, bool], words: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("kept")
+    with pytest.raises(UserError, match=words):
+        open_run_dir(tmp_path, **{"resume": False, "overwrite": False, **flags})
+    assert all((tmp_path / name).read_text() == "kept" for name in files)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"), [("file", "is a file"), ("file/below", "cannot be written"), ("/proc/x", "cannot")]
+)
+def test_a_run_directory_that_cannot_be_written_is_one_sentence(tmp_path: Path, place: str, words: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=words) as caught:
+        open_run_dir(tmp_path / place, resume=False, overwrite=False)
+    assert place in str(caught.value)
+
+
 def test_metrics_lines_are_json_even_with_nan(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     log.metrics(1, {"a": float("nan"), "b": np.float32(0.5), "c": 2})

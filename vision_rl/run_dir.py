@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 from vision_rl.errors import UserError
-from vision_rl.telemetry import METRICS
+from vision_rl.telemetry import DETAILS, EVENTS, METRICS, ROLLOUTS
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
@@ -14,19 +16,65 @@ STOP_FILE = "stop"
 """Its presence asks the trainer to end after the current step (Ctrl-C makes it)."""
 
 
-def open_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
-    """Prepare the directory; raises `UserError` if it holds a run and neither `resume` nor `overwrite` was asked for."""
+WRITTEN = (
+    *(CONFIG, SUMMARY, STOP_FILE, METRICS, ROLLOUTS, EVENTS, DETAILS, "checkpoints", "logs", "pictures", "*.html"),
+    *("tensorboard", "wandb", "wandb_id", "verl_metrics_after_*.jsonl", ".*.tmp"),
+)
+"""Patterns of what a run, its backends and its reports leave in the directory: all that --overwrite may delete."""
+
+
+def check_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
+    """The absolute path, if `open_run_dir` may have it; changes nothing.
+
+    Raises `UserError` if it holds a run and neither `resume` nor `overwrite` was asked for, if there is none to resume, and
+    if files that no run wrote would go with `overwrite`.
+    """
     path = path.absolute()
-    holds_run = (path / CONFIG).exists() or (path / METRICS).exists()
-    if resume and not holds_run:
-        raise UserError(f"--resume: {path} holds no run; leave out --resume to start one there")
-    if holds_run and not resume:
-        if not overwrite:
-            raise UserError(
-                f"{path} holds a run; go on with --resume, start anew with --overwrite, or name another --run-dir"
-            )
-        shutil.rmtree(path)
+    if resume and overwrite:
+        raise UserError("--resume goes on with the run that --overwrite would delete; give one of the two")
     if path.exists() and not path.is_dir():
         raise UserError(f"--run-dir {path} is a file; name a directory")
-    path.mkdir(parents=True, exist_ok=True)
+    if resume and not _holds_run(path):
+        raise UserError(f"--resume: {path} holds no run; leave out --resume to start one there")
+    if _holds_run(path) and not resume and not overwrite:
+        raise UserError(
+            f"{path} holds a run; go on with --resume, start anew with --overwrite, or name another --run-dir"
+        )
+    if _holds_run(path) and overwrite:
+        _check_nothing_foreign(path)
     return path
+
+
+def open_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
+    """Prepare the directory, without the run that `overwrite` allows to delete; returns its absolute path.
+
+    Raises `UserError` for what `check_run_dir` refuses, and if the directory cannot be written.
+    """
+    path = check_run_dir(path, resume=resume, overwrite=overwrite)
+    try:
+        if _holds_run(path) and overwrite:
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass  # only a file that was made shows that one can be: root has all rights on a read-only file system too
+    except OSError as error:
+        raise UserError(
+            f"--run-dir {path} cannot be written ({error.strerror}); name a directory that you may write to"
+        ) from error
+    return path
+
+
+def _holds_run(path: Path) -> bool:
+    return (path / CONFIG).exists() or (path / METRICS).exists()
+
+
+def _check_nothing_foreign(path: Path) -> None:
+    """Raise `UserError` if there is more than a run in the directory: a project may have a config.yaml too."""
+    foreign = sorted(
+        entry.name for entry in path.iterdir() if not any(fnmatch(entry.name, pattern) for pattern in WRITTEN)
+    )
+    if foreign:
+        raise UserError(
+            f"--overwrite would delete {', '.join(foreign[:3])}{' and more' if len(foreign) > 3 else ''} in {path}, which no "
+            "run wrote; move them away or name another --run-dir"
+        )
