@@ -17,6 +17,7 @@ STARTED = time.time()
 import argparse  # noqa: E402
 import importlib  # noqa: E402
 import os  # noqa: E402
+import shlex  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -30,7 +31,7 @@ from vision_rl.errors import UserError, cli_errors  # noqa: E402
 from vision_rl.media import check_pictures  # noqa: E402
 from vision_rl.models import render_models  # noqa: E402
 from vision_rl.preflight import check_images, check_machine  # noqa: E402
-from vision_rl.run_dir import CONFIG, open_run_dir  # noqa: E402
+from vision_rl.run_dir import CONFIG, check_run_dir, open_run_dir  # noqa: E402
 from vision_rl.telemetry import RunLog  # noqa: E402
 
 
@@ -132,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             serve_store(reach_of(args, "/"))
         else:
             check_machine(cpu)
-            train(args, cpu)
+            train(args, cpu, sys.argv[1:] if argv is None else argv)
 
 
 def has_cuda() -> bool:
@@ -164,7 +165,7 @@ def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolv
         flags["actor_rollout_ref.rollout.name"] = args.rollout_engine
     if args.resume:
         flags["trainer.resume_mode"] = "auto"
-    return resolve(
+    resolved = resolve(
         preset,
         args.overrides,
         task=args.task,
@@ -174,6 +175,9 @@ def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolv
         flags=flags,
         media_root=media_root,
     )
+    if args.data_path is not None and args.val_data_path is not None:
+        name_data(resolved, args.data_path, args.val_data_path, origin="flag")
+    return resolved
 
 
 def run_dir_of(args: argparse.Namespace) -> Path:
@@ -200,35 +204,52 @@ def data_files(args: argparse.Namespace) -> tuple[Path, Path]:
     return files["train"], files["val"]
 
 
-def train(args: argparse.Namespace, cpu: bool) -> None:
-    """Prepare the run directory, run, and close with a summary, whatever ended the run."""
+def name_data(resolved: Resolved, train: Path, val: Path, *, origin: str) -> None:
+    """Record the data files where verl's tree has a place for them; it does not read them, and its defaults would mislead."""
+    for key, path in (("train_files", train), ("val_files", val)):
+        resolved.verl["data"][key] = str(path.absolute())
+        resolved.origin[f"data.{key}"] = origin
+
+
+def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
+    """Prepare the run directory, run, and close with a summary, whatever ended the run; `command`: the arguments."""
     from rich.console import Console
 
     from vision_rl.engine.context import RunContext
     from vision_rl.progress import RunProgress
-    from vision_rl.report import write_report
-    from vision_rl.summary import render_summary, summarise, write_summary
+    from vision_rl.summary import render_summary, summarise
 
     paths = data_files(args)
     rows, val_rows = (read_rows(path, task=args.task) for path in paths)
-    resolved = configure(args, cpu, media_root=media_root_of([*rows, *val_rows]))
+    media_root = media_root_of([*rows, *val_rows])
+    resolved = configure(args, cpu, media_root=media_root)
+    if args.data_path is None:
+        name_data(resolved, *paths, origin="synthetic tasks")
     rows = rows[: resolved.app.max_train_samples or None]
     check_images(rows, paths[0])
     check_images(val_rows, paths[1])
     for checked, path in ((rows, paths[0]), (val_rows, paths[1])):
         check_pictures(checked, resolved.app.images_per_prompt, path)
+    if resolved.app.n_runners == 0 and not args.llm_proxy:
+        raise UserError("app.n_runners=0 leaves all rollouts to workers elsewhere: add --llm-proxy, or some runners")
+    check_run_dir(run_dir_of(args), resume=args.resume, overwrite=args.overwrite)
+    reach = reach_of(args, media_root)
+    total = total_steps(resolved, len(rows))
+    # All that can be refused is refused above: below, --overwrite deletes a run and config.yaml is written.
     run_dir = open_run_dir(run_dir_of(args), resume=args.resume, overwrite=args.overwrite)
+    console = Console()
+    again = go_on(command)
+    if args.resume and not resumable(run_dir, resolved, total, console):
+        keep_record(run_dir, summarise(run_dir, args.task, STARTED), console)
+        console.print(f"go on: {again}", highlight=False, soft_wrap=True, markup=False)
+        return
     (run_dir / CONFIG).write_text(render_resolved(resolved), encoding="utf-8")
 
-    console = Console()
+    from vision_rl.engine.launch import Launch, fit, tasks_of, validation_rows
+
     console.print(f"{args.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}")
     for note in resolved.notes:
         console.print(f"note: {note}", style="dim", highlight=False)
-    from vision_rl.engine.launch import Launch, fit, tasks_of, validation_rows
-
-    if resolved.app.n_runners == 0 and not args.llm_proxy:
-        raise UserError("app.n_runners=0 leaves all rollouts to workers elsewhere: add --llm-proxy, or some runners")
-    reach = reach_of(args, media_root_of([*rows, *val_rows]))
     for line in worker_lines(reach, args.task) if args.llm_proxy else ():
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     context = RunContext(
@@ -238,7 +259,7 @@ def train(args: argparse.Namespace, cpu: bool) -> None:
         reach=reach,
         daemon=os.environ.get("VISION_RL_DAEMON", RunContext.daemon),
     )
-    with RunProgress(run_dir, total_steps(resolved, len(rows)), console) as progress:
+    with RunProgress(run_dir, total, console) as progress:
         launch = Launch(resolved, context, run_environment(cpu), cpu, progress.update)
         try:
             fit(
@@ -253,12 +274,47 @@ def train(args: argparse.Namespace, cpu: bool) -> None:
         finally:
             progress.update()
             summary = summarise(run_dir, args.task, STARTED)
-            try:
-                write_summary(run_dir, summary)
-                write_report(run_dir)
-            except OSError as error:  # a full disk; it must not hide why the run ended
-                console.print(f"summary and report were not written: {error.strerror}")
-    console.print(render_summary(run_dir, summary), highlight=False, soft_wrap=True)
+            keep_record(run_dir, summary, console)
+    console.print(render_summary(run_dir, summary, again), highlight=False, soft_wrap=True, markup=False)
+
+
+def resumable(run_dir: Path, resolved: Resolved, total: int, console: Any) -> bool:
+    """Tell what has changed since the run began; False, and the run is closed, if it has no step left to do."""
+    from vision_rl.recorded import read_run
+    from vision_rl.resume import changes, close, steps_done
+
+    notes = changes(read_run(run_dir), resolved) if (run_dir / CONFIG).exists() else ()
+    done = steps_done(run_dir, resolved)
+    if done >= total:
+        close(run_dir, resolved, done)
+        console.print(f"{run_dir} has done its {done} steps; --max-steps above {done} goes on", soft_wrap=True)
+        return False
+    for note in notes:
+        console.print(f"note: {note}", style="dim", highlight=False, soft_wrap=True, markup=False)
+    return True
+
+
+def keep_record(run_dir: Path, summary: dict[str, Any], console: Any) -> None:
+    """Write summary and report; what the disk does not take is told, and must not hide why the run ended."""
+    from vision_rl.report import write_report
+    from vision_rl.summary import write_summary
+
+    try:
+        write_summary(run_dir, summary)
+        write_report(run_dir)
+    except OSError as error:
+        console.print(f"summary and report were not written: {error.strerror}")
+
+
+def go_on(command: Sequence[str]) -> str:
+    """The command that resumes the run that `command` (the arguments of this one) has started."""
+    kept, skip = [], False
+    for argument in command:
+        steps = argument.startswith(("--max-steps=", "trainer.total_training_steps="))
+        if not (skip or steps or argument in ("--resume", "--overwrite", "--max-steps")):
+            kept.append(argument)
+        skip = argument == "--max-steps"  # its value is the next one
+    return f"{shlex.join(['python', 'train_agent.py', *kept])} --resume --max-steps N"
 
 
 def examine(args: argparse.Namespace, cpu: bool) -> bool:

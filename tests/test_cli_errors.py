@@ -22,9 +22,11 @@ GOOD_ROW = {"id": "1", "image_path": "a.png", "question": "What is it?", "answer
 
 @pytest.fixture()
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with one good picture; the environment is put back afterwards."""
+    """A working directory with one good picture on a machine with memory; the environment is put back afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train_agent, "run_environment", lambda cpu: {})
+    memory = psutil.virtual_memory()._replace(available=64 * 2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     Image.new("RGB", (84, 84), "red").save(tmp_path / "a.png")
     return tmp_path
 
@@ -114,6 +116,27 @@ def test_one_sentence_and_exit_2(
     for word in words:
         assert word in error
     assert not {"ray", "vllm", "verl"} & (set(sys.modules) - before)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["data.train_batch_size=99"], "99"),
+        (["--n-runners", "0"], "app.n_runners=0"),
+        (["--task", "grounding"], "task"),
+    ],
+)
+def test_a_start_that_is_refused_deletes_and_leaves_no_run(
+    more: list[str], words: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*run_is_there(folder), "--overwrite", *more]
+    with pytest.raises(SystemExit):
+        train_agent.main(arguments)
+    assert words in capsys.readouterr().err
+    assert (folder / "run" / "metrics.jsonl").exists()
+    with pytest.raises(SystemExit):
+        train_agent.main([*arguments, "--run-dir", "new"])
+    assert not (folder / "new").exists()
 
 
 def test_port_in_use(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

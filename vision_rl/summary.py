@@ -44,15 +44,17 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     (run_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
-def render_summary(run_dir: Path, summary: dict[str, Any]) -> str:
-    """The closing lines of a run, with the next command."""
+def render_summary(run_dir: Path, summary: dict[str, Any], go_on: str) -> str:
+    """The closing lines of a run; go_on: the command that resumes it."""
     lines = [f"{summary['steps']} steps, {summary['rollouts']} rollouts, {summary['rollouts_failed']} failed"]
     if summary["step_seconds_median"] is not None:
-        lines.append(f"start-up {summary['startup_seconds']:.0f} s, median step {summary['step_seconds_median']:.2f} s")
+        # A resumed run that was stopped before its first rollout has steps, and no start of its own.
+        began = "" if summary["startup_seconds"] is None else f"start-up {summary['startup_seconds']:.0f} s, "
+        lines.append(f"{began}median step {summary['step_seconds_median']:.2f} s")
         lines.append(f"largest |actor - rollout| log-probability: {summary['logprob_mismatch_max']:.1e}")
     if summary["val_after"] is not None:
         before, after = summary["val_before"], summary["val_after"]
         lines.append(f"validation {summary['metric']}: {before:.3f} before, {after:.3f} after ({after - before:+.3f})")
     lines.append(f"metrics, rollouts and checkpoints: {run_dir}")
-    lines.append(f"go on: python train_agent.py --task {summary['task']} --run-dir {run_dir} --resume --max-steps N")
+    lines.append(f"go on: {go_on}")
     return "\n".join(lines)
