@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.recorded_runs import PEAK, SIZE, STEPS, collapsed_run
+from vision_rl import watch
 from vision_rl.drawing import Chart, chart_uri, picture
 from vision_rl.evaluation.cases import drawable
 from vision_rl.parsing import parse_boxes
@@ -20,7 +22,7 @@ from vision_rl.recorded import read_run
 from vision_rl.report import REPORT, component_table, main, phase_table, render_report
 from vision_rl.report_charts import charts, moving_average
 from vision_rl.report_rollouts import first_mid_last, sample
-from vision_rl.telemetry import METRICS, ROLLOUTS, RunLog
+from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, RunLog
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +138,21 @@ def test_a_line_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
     assert "2 of 40 steps" in render_report(read_run(run))
 
 
+@pytest.mark.parametrize("name", [METRICS, ROLLOUTS, EVENTS])
+@pytest.mark.parametrize("command", [main, lambda arguments: watch.main([*arguments, "--once"])])
+def test_a_damaged_line_is_one_sentence_with_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: Callable[[list[str]], None], name: str
+) -> None:
+    run = collapsed_run(tmp_path / "run", steps=2)
+    with open(run / name, "ab") as file:
+        file.write(b"\0\0\0\n")
+    with pytest.raises(SystemExit) as exit:
+        command([str(run)])
+    message = capsys.readouterr().err
+    assert exit.value.code == 2 and message.startswith(f"error: {run / name} has a line that is not JSON")
+    assert message.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("content", "words"), [(None, "holds no run"), ("a: [1", "is damaged"), ("7", "not a list of settings")]
 )
@@ -147,7 +164,8 @@ def test_what_is_no_run_is_refused_in_one_sentence(
     with pytest.raises(SystemExit) as exit:
         main([str(tmp_path)])
     assert exit.value.code == 2
-    assert words in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert words in message and message.count("\n") == 1
 
 
 def test_one_pass_over_the_rollouts_keeps_what_is_shown(run_dir: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from vision_rl.errors import UserError
 from vision_rl.rewards.grounding import KINDS as GROUNDING_KINDS
 from vision_rl.run_dir import CONFIG
 from vision_rl.settings import AgentSettings, CollapseWatch
-from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, read_jsonl
+from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, parsed, read_jsonl
 
 DEFAULT_ORIGINS = ("verl", "agentlightning", "vision_rl")
 """Origins in config.yaml of values that nobody chose."""
@@ -83,9 +82,9 @@ def read_run(path: str | Path) -> RecordedRun:
         raise UserError(f"{path} holds no run ({CONFIG} is missing); name a --run-dir of train_agent.py")
     try:
         config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-        metrics, events = read_jsonl(path / METRICS)[0], read_jsonl(path / EVENTS)[0]
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore the file or start the run anew") from error
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path / CONFIG} is damaged ({reason}); restore it or start the run anew") from error
     if not isinstance(config, dict):
         raise UserError(f"{path / CONFIG} is not a list of settings; start the run anew")
     return RecordedRun(
@@ -93,8 +92,8 @@ def read_run(path: str | Path) -> RecordedRun:
         config=config,
         settings={**dataclasses.asdict(AgentSettings()), **_section(config, "agent.")},
         collapse=CollapseWatch(**_known(CollapseWatch, _section(config, "app.collapse."))),
-        metrics=metrics,
-        events=events,
+        metrics=read_jsonl(path / METRICS)[0],
+        events=read_jsonl(path / EVENTS)[0],
     )
 
 
@@ -104,7 +103,7 @@ def iter_rollouts(path: Path) -> Iterator[dict[str, Any]]:
         with open(path / ROLLOUTS, "rb") as file:
             for line in file:
                 if line.endswith(b"\n"):
-                    yield json.loads(line)
+                    yield parsed(line, path / ROLLOUTS)
     except FileNotFoundError:
         return
 

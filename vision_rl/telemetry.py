@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_rl.data.files import replacing
+from vision_rl.errors import UserError
 
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts.jsonl"
@@ -96,7 +97,10 @@ def _append_whole(path: Path, content: bytes) -> None:
 
 
 def read_jsonl(path: str | Path, *, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The complete lines of a file from byte `offset` on, and the offset after them; a missing file has none."""
+    """The complete lines of a file from byte `offset` on, and the offset after them; a missing file has none.
+
+    Raises `UserError` for a line that is not JSON: a machine that lost its power may leave zeros in a file.
+    """
     try:
         with open(path, "rb") as file:
             file.seek(offset)
@@ -104,7 +108,16 @@ def read_jsonl(path: str | Path, *, offset: int = 0) -> tuple[list[dict[str, Any
     except FileNotFoundError:
         return [], offset
     whole = content[: content.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines() if line.strip()], offset + len(whole)
+    return [parsed(line, path) for line in whole.splitlines() if line.strip()], offset + len(whole)
+
+
+def parsed(line: bytes, path: str | Path) -> dict[str, Any]:
+    """One line of the JSON lines in `path`; `UserError` if it is damaged."""
+    try:
+        found: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path} has a line that is not JSON ({error}); remove it, or start anew") from error
+    return found
 
 
 def _number(value: Any) -> float | int | None:

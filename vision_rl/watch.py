@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import statistics
 import sys
 import time
@@ -29,7 +28,7 @@ from vision_rl.errors import cli_errors
 from vision_rl.recorded import RecordedRun, read_run
 from vision_rl.report_charts import series
 from vision_rl.summary import METRIC
-from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, read_jsonl
+from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, parsed, read_jsonl
 
 REFRESH_SECONDS = 1.0
 TAIL_BYTES = 200_000
@@ -75,7 +74,7 @@ def last_rollouts(path: Path, count: int = ROLLOUTS_SHOWN) -> list[dict[str, Any
     with contextlib.suppress(FileNotFoundError), open(file, "rb") as opened:
         opened.seek(start)
         lines = opened.read().split(b"\n")[1 if start else 0 : -1]
-        return [json.loads(line) for line in reversed(lines[-count:])]
+        return [parsed(line, file) for line in reversed(lines[-count:])]
     return []
 
 

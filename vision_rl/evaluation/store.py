@@ -127,10 +127,7 @@ def read_records(directory: str | Path) -> dict[int, Record]:
 def _read_rows(directory: Path) -> tuple[dict[int, Record], int]:
     """(last line of every row, bytes of whole lines); `UserError` where the file was damaged."""
     path = directory / ROWS
-    try:
-        lines, whole = read_jsonl(path)
-    except ValueError as error:
-        raise UserError(f"{path} has a line that is not JSON ({error}); remove it, or evaluate anew") from error
+    lines, whole = read_jsonl(path)
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or not line.keys() >= _KEYS:
             raise UserError(f"{path}, line {number} is not a scored row; remove it, or evaluate anew")
