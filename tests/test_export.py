@@ -17,7 +17,7 @@ import yaml
 from vision_rl.engine.export import dtype_of, written_dtype
 from vision_rl.engine.merge import main as merge_in_process
 from vision_rl.errors import UserError
-from vision_rl.export import choose, export
+from vision_rl.export import choose, export, told_step
 from vision_rl.model_card import model_card
 from vision_rl.recorded import read_run
 from vision_rl.telemetry import RunLog
@@ -87,6 +87,52 @@ def test_a_folder_that_holds_something_is_not_overwritten(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="--overwrite"):
         export(a_run(tmp_path / "run", 1), tmp_path / "out")
     assert (tmp_path / "out" / "precious").exists()
+
+
+@pytest.mark.parametrize("output", ["run", "project"])
+def test_overwrite_replaces_an_exported_model_only(tmp_path: Path, output: str) -> None:
+    """A mistyped -o, such as the run itself, must not cost a folder."""
+    run = a_run(tmp_path / "run", 1)
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("x")
+    with pytest.raises(UserError, match=f"{output} is no exported model"):
+        export(run, tmp_path / output, overwrite=True)
+    assert (run / "checkpoints" / "global_step_1").is_dir() and (tmp_path / "project" / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("step", "best", "told"),
+    [
+        ("best", 20, ", global_step_20"),
+        ("best", 0, ", global_step_20 (the best validation was at step 0, of which there is no checkpoint)"),
+        ("best", None, ", global_step_20"),
+        ("last", 0, ", global_step_20"),
+        ("10", 20, ", global_step_10"),
+    ],
+)
+def test_the_command_tells_which_step_it_took(tmp_path: Path, step: str, best: int | None, told: str) -> None:
+    run = a_run(tmp_path / "run", 10, 20, best=best)
+    assert told_step(run, step) == told
+    assert told_step(run / "checkpoints" / "global_step_10", step) == ", global_step_10"
+
+
+@pytest.mark.parametrize("content", ["{", ""])
+def test_a_damaged_record_of_the_best_is_one_sentence(tmp_path: Path, content: str) -> None:
+    run = a_run(tmp_path / "run", 10)
+    (run / "checkpoints" / "best.json").write_text(content)
+    with pytest.raises(UserError, match=r"best\.json is damaged .*; delete it"):
+        choose(run, "best")
+    assert choose(run, "last").name == "global_step_10"
+
+
+def test_half_a_checkpoint_is_one_sentence(tmp_path: Path, tiny_dir: Path) -> None:
+    run = a_run(tmp_path / "run", 1)
+    actor = run / "checkpoints" / "global_step_1" / "actor"
+    tiny_actor(actor, tiny_dir, {})
+    (actor / "model_world_size_1_rank_0.pt").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(UserError, match=r"could not merge .*half a checkpoint") as caught:
+        export(run, tmp_path / "out")
+    assert "\n" not in str(caught.value) and "Error: " in str(caught.value)
 
 
 def test_a_checkpoint_that_cannot_be_merged_leaves_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from vision_rl.engine.checkpoints import BEST, Checkpoints
+from vision_rl.engine.checkpoints import Checkpoints, read_best
 from vision_rl.engine.export import ADAPTER, MERGED, dtype_of, merge, run_of, step_folder, written_dtype
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.model_card import base_model, model_card
@@ -38,8 +38,7 @@ def export(
     without a checkpoint, an output that is there already, and a checkpoint without processor.
     """
     output = Path(output).absolute()
-    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists; name another -o, or replace it with --overwrite")
+    _check_output(output, overwrite)
     checkpoint = choose(Path(source).expanduser().absolute(), step)
     dtype = dtype or dtype_of(checkpoint)
     staging = output.parent / f".{output.name}.export"
@@ -62,6 +61,16 @@ def export(
     return output
 
 
+def _check_output(output: Path, overwrite: bool) -> None:
+    """Raise `UserError` if something stands there that may not be replaced: a mistyped -o must not cost a run."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise UserError(f"{output} exists; name another -o, or replace it with --overwrite")
+    if not all((output / name).exists() for name in (CARD, "config.json")):
+        raise UserError(f"{output} is no exported model, which is all that --overwrite replaces; name another -o")
+
+
 def choose(source: Path, step: str) -> Path:
     """The `global_step_N` folder that is meant; `UserError` if there is none."""
     if not source.is_dir():
@@ -75,10 +84,9 @@ def choose(source: Path, step: str) -> Path:
         return newest
     folder = newest.parent
     if step == "best":
-        best = folder / BEST
-        number = json.loads(best.read_text(encoding="utf-8"))["step"] if best.exists() else None
-        chosen = folder / f"global_step_{number}"
-        return chosen if number is not None and (chosen / "actor").is_dir() else newest
+        best = read_best(folder)
+        chosen = folder / f"global_step_{best['step'] if best else None}"
+        return chosen if (chosen / "actor").is_dir() else newest
     if not _STEP.fullmatch(step):
         raise UserError(f"--step {step} is not best, last or a number")
     chosen = folder / f"global_step_{step}"
@@ -128,6 +136,17 @@ def _check(folder: Path, checkpoint: Path) -> None:
         )
 
 
+def told_step(source: Path, step: str) -> str:
+    """Which checkpoint was taken, and that it is not the best where that one was never saved."""
+    source = source.expanduser().absolute()
+    taken = choose(source, step)
+    best = None if step != "best" or taken in (source, source.parent) else read_best(taken.parent)
+    text = f", {taken.name}"
+    if best and best["step"] != Checkpoints.step_of(taken):
+        text += f" (the best validation was at step {best['step']}, of which there is no checkpoint)"
+    return text
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m vision_rl.export", description=__doc__.partition("\n")[0])
@@ -139,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with cli_errors():
         written = export(args.source, args.output, step=args.step, dtype=args.dtype, overwrite=args.overwrite)
-        print(f"wrote {written}")
+        print(f"wrote {written}{told_step(args.source, args.step)}")
 
 
 if __name__ == "__main__":

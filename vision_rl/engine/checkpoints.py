@@ -97,8 +97,7 @@ class Checkpoints:
 
     def best(self) -> dict[str, Any] | None:
         """What `set_best` kept: step, metric and value of the best validation, and validations since."""
-        path = self.folder / BEST
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return read_best(self.folder)
 
     def set_best(self, record: dict[str, Any] | None) -> None:
         """Remember the best validation (None: there is none); its checkpoint is spared by pruning."""
@@ -122,3 +121,15 @@ class Checkpoints:
     def has(self, step: int) -> bool:
         """Whether a whole checkpoint of this step exists."""
         return self.path(step).is_dir()
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """The record of the best validation in a folder of checkpoints, None if there is none; `UserError` if it is damaged."""
+    path = folder / BEST
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, --resume makes it anew from metrics.jsonl") from error
+    return record

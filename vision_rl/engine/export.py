@@ -28,7 +28,7 @@ def merged_checkpoint(path: str | Path) -> Path:
 
     path: a Hugging Face folder, `global_step_N` (or its `actor`) of a run, or a run directory, whose newest checkpoint
     counts. Weights are merged in the precision that the actor computed in (`dtype_of`); a LoRA adapter is folded into
-    them. Raises `UserError` for anything else, with the last lines of the merger if that fails.
+    them. Raises `UserError` for anything else, with the last line of the merger if that fails.
     """
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
@@ -123,8 +123,10 @@ def merge(step: Path, target: Path, dtype: str, *, keep_adapter: bool = False) -
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode or not (partial / "config.json").exists():
         shutil.rmtree(partial, ignore_errors=True)
-        tail = "\n".join((done.stdout + done.stderr).splitlines()[-8:])
-        raise UserError(f"verl could not merge {actor} (full disk? half a checkpoint?); its last lines:\n{tail}")
+        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip() and not line.startswith(" ")]
+        raise UserError(
+            f"verl could not merge {actor} (full disk? half a checkpoint?): {said[-1] if said else 'it was killed'}"
+        )
     adapter = partial / ADAPTER
     if (partial / "lora_adapter").is_dir():
         os.rename(partial / "lora_adapter", adapter)
