@@ -174,3 +174,14 @@ def test_overrides_may_stand_between_flags(folder: Path, capsys: pytest.CaptureF
     for key, value in (("data.seed", "3"), ("trainer.total_training_steps", "5"), ("agent.max_tokens", "9")):
         assert f" {value} " in shown[key]
     assert shown["app.n_runners"].endswith("# override")
+
+
+@pytest.mark.parametrize("preset", train_agent.presets())
+def test_every_preset_takes_the_flags_of_the_command_line(
+    preset: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_agent.main(["--preset", preset, "--dry-run", "--max-steps", "3", "--seed", "1", "--resume"])
+    shown = capsys.readouterr().out
+    for key, value in (("trainer.default_local_dir", folder / "runs" / "vqa" / "checkpoints"), ("data.seed", 1)):
+        [line] = [line for line in shown.splitlines() if line.startswith(f"{key}: ")]
+        assert str(value) in line and line.endswith("# flag")

@@ -112,8 +112,9 @@ def resolve(
     known = schema.known_keys(tree) | _our_keys()
     under = " (under Megatron; FSDP's settings do not exist there)" if strategy == "megatron" else ""
     for label, values in [*named, *chosen, *top]:
+        source = label if label == "flag" else label + under  # flags may set what `keys.check` refuses to others
         for key, value in values.items():
-            keys.check(key, value, known, label + under)
+            keys.check(key, value, known, source)
             _set(tree, key, value)
             origin[key] = label
     derived = derive.Derivation(tree, origin, media_root)
