@@ -114,7 +114,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             yield args.endpoint, args.model
             return
         os.environ.update(run_environment(cpu))
-        console.print(f"serving {folder} with vLLM", highlight=False)
+        console.print(f"serving {folder} with vLLM", highlight=False, markup=False)
         with served_checkpoint(
             folder, settings, cpu=cpu, images=settings["max_images"], max_model_len=args.max_model_len
         ) as served:
@@ -213,7 +213,8 @@ def report_outcome(summary: dict[str, Any], output: Path, console: Console) -> i
     from vision_rl.evaluation.summary import render_markdown
 
     print(render_markdown(summary))
-    console.print(f"results: {output}   look at: {output / 'report.html'}", highlight=False, soft_wrap=True)
+    results = f"results: {output}   look at: {output / 'report.html'}"
+    console.print(results, highlight=False, soft_wrap=True, markup=False)
     if summary["failed"]:
         console.print(f"{summary['failed']} rows failed; the same command again asks for those only", highlight=False)
     return 1 if summary["failed"] else 0

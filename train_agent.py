@@ -247,9 +247,10 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
 
     from vision_rl.engine.launch import Launch, fit, tasks_of, validation_rows
 
-    console.print(f"{args.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}")
+    rows_text = f"{args.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}"
+    console.print(rows_text, markup=False, soft_wrap=True)
     for note in resolved.notes:
-        console.print(f"note: {note}", style="dim", highlight=False)
+        console.print(f"note: {note}", style="dim", highlight=False, markup=False)
     for line in worker_lines(reach, args.task) if args.llm_proxy else ():
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     context = RunContext(
@@ -287,7 +288,9 @@ def resumable(run_dir: Path, resolved: Resolved, total: int, console: Any) -> bo
     done = steps_done(run_dir, resolved)
     if done >= total:
         close(run_dir, resolved, done)
-        console.print(f"{run_dir} has done its {done} steps; --max-steps above {done} goes on", soft_wrap=True)
+        console.print(
+            f"{run_dir} has done its {done} steps; --max-steps above {done} goes on", soft_wrap=True, markup=False
+        )
         return False
     for note in notes:
         console.print(f"note: {note}", style="dim", highlight=False, soft_wrap=True, markup=False)

@@ -17,7 +17,7 @@ from vision_rl.debug import main
 @pytest.fixture()
 def data(tmp_path: Path) -> str:
     Image.new("RGB", (84, 84), "red").save(tmp_path / "a.png")
-    row = {"id": "1", "image_path": "a.png", "question": "What colour?", "answer": "red"}
+    row = {"id": "1", "image_path": "a.png", "question": "What colour [/b] is [red]it?", "answer": "red"}
     pd.DataFrame([row]).to_parquet(tmp_path / "rows.parquet")
     return str(tmp_path / "rows.parquet")
 
@@ -33,7 +33,7 @@ def test_question_reply_and_reward_are_printed(
     with fake_openai("red") as fake:
         run(monkeypatch, "--data", data, "--endpoint", fake.url, "--model", MODEL)
     printed = capsys.readouterr().out
-    for part in ("a.png", "What colour?", "reply    red", "reward   1.0"):
+    for part in ("a.png", "What colour [/b] is [red]it?", "reply    red", "reward   1.0"):
         assert part in printed.replace("\n", "")
 
 

@@ -34,3 +34,14 @@ def test_a_resumed_run_shows_its_new_steps_once(last: int, kept: int, tmp_path: 
         progress.update()
     validations = [line for line in shown.getvalue().splitlines() if "validation reward" in line]
     assert [int(line.split()[1]) for line in validations] == [kept + 1, kept + 2]
+
+
+@pytest.mark.parametrize("kind", ["phase", "alarm", "warning", "restored"])
+def test_text_with_brackets_is_shown_as_it_is_and_on_one_line(kind: str, tmp_path: Path) -> None:
+    text = f"trainer.logger=[console,wandb] [/x] {'word ' * 30}".strip()
+    shown = io.StringIO()
+    with RunProgress(tmp_path, 10, Console(file=shown, width=100)) as progress:
+        RunLog(tmp_path).event(kind, text=text)
+        RunLog(tmp_path).event("finished", step=1, reason=text)
+        progress.update()
+    assert sum(line.rstrip().endswith(text) for line in shown.getvalue().splitlines()) == 2

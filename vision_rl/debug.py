@@ -81,9 +81,9 @@ def _run(answer: Answer, row: dict[str, Any], endpoint: str, model: str, args: a
             f"{endpoint} did not answer for model {model}: {error}; check the address, the name and OPENAI_API_KEY"
         ) from error
     console = Console()
-    console.print("images  ", ", ".join(row["image_paths"]), highlight=False)
-    console.print("question", row["question"], highlight=False)
-    console.print("gold    ", row["answers"] if row["task"] == "vqa" else row["boxes"], highlight=False)
+    console.print("images  ", ", ".join(row["image_paths"]), highlight=False, markup=False)
+    console.print("question", row["question"], highlight=False, markup=False)
+    console.print("gold    ", row["answers"] if row["task"] == "vqa" else row["boxes"], highlight=False, markup=False)
     console.print("reply   ", reply, highlight=False, markup=False)
     console.print(
         "reward  ", round(reward.value, 4), {name: round(value, 4) for name, value in reward.components.items()}

@@ -58,28 +58,30 @@ class RunProgress:
     def _show_event(self, event: dict[str, Any]) -> None:
         kind, seconds = event["kind"], event["time"] - self.started
         if kind == "phase":
-            self._bar.console.print(f"[dim]{seconds:6.1f} s  {event['text']}[/dim]")
+            self._say(f"{seconds:6.1f} s  {event['text']}", "dim")
         elif kind == "proxy":
-            self._bar.console.print(f"[dim]{seconds:6.1f} s  LLM proxy at {event['address']}[/dim]")
-        elif kind == "alarm":
-            self._bar.console.print(f"[yellow]alarm:[/yellow] {event['text']}")
-        elif kind in ("warning", "restored"):
-            self._bar.console.print(f"[yellow]{kind}:[/yellow] {event['text']}")
+            self._say(f"{seconds:6.1f} s  LLM proxy at {event['address']}", "dim")
+        elif kind in ("alarm", "warning", "restored"):
+            self._say(f"{kind}: {event['text']}", "yellow")
         elif kind == "resumed":
-            self._bar.console.print(f"[dim]{seconds:6.1f} s  resumed after step {event['step']}[/dim]")
+            self._say(f"{seconds:6.1f} s  resumed after step {event['step']}", "dim")
             self._bar.update(self._task, completed=event["step"])
             self._offsets[METRICS], self._shown = 0, event["step"] or -1
         elif kind == "finished" and event["reason"] != "all steps done":
-            self._bar.console.print(f"ended after step {event['step']}: {event['reason']}")
+            self._say(f"ended after step {event['step']}: {event['reason']}")
         elif kind == "queued" and event["mode"] == "val":
             self._bar.update(self._task, status=f"validating on {event['total']} rows {self._validation}")
+
+    def _say(self, text: str, style: str = "") -> None:
+        """One line as it is: no markup in what settings or errors hold in brackets, no break where output is a file."""
+        self._bar.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def _show_metrics(self, metrics: dict[str, Any]) -> None:
         if metrics["step"] <= self._shown:
             return
         if "val/reward" in metrics:
             self._validation = f"val {metrics['val/reward']:.3f}"
-            self._bar.console.print(f"  step {metrics['step']:4d}  validation reward {metrics['val/reward']:.3f}")
+            self._say(f"  step {metrics['step']:4d}  validation reward {metrics['val/reward']:.3f}")
         if "train/reward" in metrics:
             status = f"reward {metrics['train/reward']:.3f} {self._validation} {metrics['timing_s/step']:.1f} s/step"
             self._bar.update(self._task, completed=metrics["step"], status=status)
