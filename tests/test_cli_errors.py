@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 import train_agent
+from vision_rl.tiny import checkpoint_dir
 
 GOOD_ROW = {"id": "1", "image_path": "a.png", "question": "What is it?", "answer": "a cat"}
 
@@ -42,6 +44,13 @@ def data_flags(path: str) -> list[str]:
 
 def missing_model(folder: Path) -> list[str]:
     return ["--model", str(folder / "no-such-model")]
+
+
+def cut_model(folder: Path) -> list[str]:
+    shutil.copytree(checkpoint_dir(), folder / "cut")
+    with open(folder / "cut" / "model.safetensors", "r+b") as file:
+        file.truncate(100_000)
+    return [*data_flags(parquet(folder, [GOOD_ROW])), "--model", str(folder / "cut")]
 
 
 def text_model(folder: Path) -> list[str]:
@@ -88,6 +97,7 @@ def run_is_there(folder: Path) -> list[str]:
 CASES: list[tuple[Callable[[Path], list[str]], list[str]]] = [
     (missing_model, ["no-such-model"]),
     (text_model, ["text", "vision"]),
+    (cut_model, ["model.safetensors has 100000 bytes of", "download"]),
     (without_columns, ["rows.parquet", "image_path"]),
     (missing_image, ["row 1", "gone.png", "verify"]),
     (corrupt_image, ["row 0", "b.png"]),

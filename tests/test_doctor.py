@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import resource
 import shutil
 import socket
@@ -149,6 +150,21 @@ def test_a_model_folder_that_lacks_a_file_is_refused(
     failed = [finding for finding in examined("processor", doctor.model, broken) if finding.ok is False]
     assert [finding.check for finding in failed] == [check]
     assert failed[0].cure
+
+
+@pytest.mark.parametrize(
+    ("kept", "found"),
+    [(-1, r"model\.safetensors has \d+ bytes of \d+"), (3000, "no readable header"), (4, "no readable header")],
+)
+def test_weights_that_are_cut_off_are_told(
+    patient: Patient, tiny_dir: Path, tmp_path: Path, kept: int, found: str
+) -> None:
+    folder = shutil.copytree(tiny_dir, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    resolved = resolve("cpu", task="vqa", model=folder, media_root="/")
+    first = doctor.model(dataclasses.replace(patient, resolved=resolved))[0]
+    assert first.ok is False and re.search(found, first.found) and "download the folder again" in first.cure
 
 
 def test_data_files_that_share_images_are_told(patient: Patient) -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from vision_rl import serving
+from vision_rl.errors import UserError
+
 SERVE = """
 import sys
 from vision_rl import serving
@@ -39,3 +42,15 @@ def test_a_killed_evaluation_leaves_no_server(number: signal.Signals, tmp_path: 
     except psutil.TimeoutExpired:
         server.kill()
         pytest.fail("the server outlived the evaluation")
+
+
+def test_a_server_that_ends_by_itself_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = tmp_path / "server"
+    stub.write_text("#!/bin/sh\necho the weights are cut off >&2\nexit 3\n")
+    stub.chmod(0o755)
+    monkeypatch.setattr(serving.sys, "executable", str(stub))
+    with (
+        pytest.raises(UserError, match=r"exit code 3 before it served .*\n.*cut off"),
+        serving.serve("model", cpu=True),
+    ):
+        raise AssertionError("it served")

@@ -33,7 +33,7 @@ from vision_rl.errors import UserError
 from vision_rl.finding import Finding
 from vision_rl.media import check_pictures
 from vision_rl.models import model_info
-from vision_rl.preflight import check_images, check_machine
+from vision_rl.preflight import check_images, check_machine, cut_off
 
 DISTRIBUTION = "vision-rl"
 GB = 1e9
@@ -249,17 +249,11 @@ def model(patient: Patient) -> list[Finding]:
             Finding("model", None, f"{name} is a hub name ({info.family.name}); its files are fetched at the start")
         ]
     weights = [*Path(name).glob("*.safetensors"), *Path(name).glob("*.bin")]
+    cut = [problem for file in weights if file.suffix == ".safetensors" and (problem := cut_off(file))]
     size = sum(file.stat().st_size for file in weights) / GB
-    found = [
-        Finding(
-            "model",
-            bool(weights),
-            f"{info.family.name}, {len(weights)} weight files, {size:.2f} GB"
-            if weights
-            else f"{name} holds no weights",
-            "download the folder again, with its *.safetensors",
-        )
-    ]
+    shown = f"{info.family.name}, {len(weights)} weight files, {size:.2f} GB" if weights else f"{name} holds no weights"
+    cure = "download the folder again, with its *.safetensors"
+    found = [Finding("model", bool(weights) and not cut, "; ".join([shown, *cut]), cure)]
     return [*found, *processor(name, info.family.name)]
 
 

@@ -1,10 +1,12 @@
-"""Checks before anything heavy starts: the machine and the first image of every row's list."""
+"""Checks before anything heavy starts: the machine, the weights' sizes and the first image of every row's list."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -31,6 +33,29 @@ def check_machine(cpu: bool) -> None:
         raise UserError(
             f"the cpu preset needs {CPU_MEMORY_GIB} GiB of free memory, {available:.1f} GiB are there; close something"
         )
+
+
+def check_weights(folder: Path) -> None:
+    """Raise `UserError` if a weight file of a model folder is cut off: the workers would say so after a minute, at length."""
+    for file in sorted(folder.glob("*.safetensors")):
+        if problem := cut_off(file):
+            raise UserError(f"--model {folder}: {problem}; download the folder again")
+
+
+def cut_off(file: Path) -> str:
+    """What is wrong with the size of a safetensors file, by its own header; "" for a whole one."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        header_size = int.from_bytes(opened.read(8), "little")
+        try:
+            header = json.loads(opened.read(min(header_size, size)))
+            end = max(
+                (tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0
+            )
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return f"{file.name} has no readable header"
+    whole = 8 + header_size + end
+    return "" if size == whole else f"{file.name} has {size} bytes of {whole}"
 
 
 def check_images(rows: Sequence[Mapping[str, Any]], path: object) -> None:
