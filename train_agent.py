@@ -30,7 +30,7 @@ from vision_rl.engine.reach import PROXY_PORT, STORE_PORT, Reach, free_port, pri
 from vision_rl.errors import UserError, cli_errors  # noqa: E402
 from vision_rl.media import check_pictures  # noqa: E402
 from vision_rl.models import render_models  # noqa: E402
-from vision_rl.preflight import check_images, check_machine, check_weights  # noqa: E402
+from vision_rl.preflight import check_images, check_machine, check_model  # noqa: E402
 from vision_rl.run_dir import CONFIG, check_run_dir, open_run_dir  # noqa: E402
 from vision_rl.telemetry import RunLog  # noqa: E402
 
@@ -225,7 +225,7 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     resolved = configure(args, cpu, media_root=media_root)
     if args.data_path is None:
         name_data(resolved, *paths, origin="synthetic tasks")
-    check_weights(Path(resolved.verl["actor_rollout_ref"]["model"]["path"]))
+    check_model(Path(resolved.verl["actor_rollout_ref"]["model"]["path"]))
     rows = rows[: resolved.app.max_train_samples or None]
     check_images(rows, paths[0])
     check_images(val_rows, paths[1])

@@ -53,6 +53,11 @@ def cut_model(folder: Path) -> list[str]:
     return [*data_flags(parquet(folder, [GOOD_ROW])), "--model", str(folder / "cut")]
 
 
+def blind_model(folder: Path) -> list[str]:
+    shutil.copytree(checkpoint_dir(), folder / "blind", ignore=shutil.ignore_patterns("preprocessor_config.json"))
+    return [*data_flags(parquet(folder, [GOOD_ROW])), "--model", str(folder / "blind")]
+
+
 def text_model(folder: Path) -> list[str]:
     (folder / "text").mkdir()
     (folder / "text" / "config.json").write_text(
@@ -97,6 +102,7 @@ def run_is_there(folder: Path) -> list[str]:
 CASES: list[tuple[Callable[[Path], list[str]], list[str]]] = [
     (missing_model, ["no-such-model"]),
     (text_model, ["text", "vision"]),
+    (blind_model, ["blind lacks preprocessor_config.json", "original model"]),
     (cut_model, ["model.safetensors has 100000 bytes of", "download"]),
     (without_columns, ["rows.parquet", "image_path"]),
     (missing_image, ["row 1", "gone.png", "verify"]),

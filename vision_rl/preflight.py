@@ -1,4 +1,4 @@
-"""Checks before anything heavy starts: the machine, the weights' sizes and the first image of every row's list."""
+"""Checks before anything heavy starts: the machine, the model's files and the first image of every row's list."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ CPU_CORES = 2
 CPU_MEMORY_GIB = 9
 """The tiny model's run was measured at 7.3 GB at its peak."""
 
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Where a vision model's folder says how pictures become its input."""
+
 
 def check_machine(cpu: bool) -> None:
     """Raise `UserError` if a CPU run cannot fit this machine."""
@@ -35,8 +38,15 @@ def check_machine(cpu: bool) -> None:
         )
 
 
-def check_weights(folder: Path) -> None:
-    """Raise `UserError` if a weight file of a model folder is cut off: the workers would say so after a minute, at length."""
+def check_model(folder: Path) -> None:
+    """Raise `UserError` if a model folder lacks its processor or half of its weights; a hub name passes.
+
+    The workers would say so after a minute, at length, and in their logs.
+    """
+    if not folder.is_dir():
+        return
+    if not any((folder / name).exists() for name in PROCESSORS):
+        raise UserError(f"--model {folder} lacks {PROCESSORS[0]}; copy it from the original model, or download that again")
     for file in sorted(folder.glob("*.safetensors")):
         if problem := cut_off(file):
             raise UserError(f"--model {folder}: {problem}; download the folder again")
