@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 import train_agent
 from vision_rl.engine.config import Resolved, render_resolved, resolve
 from vision_rl.errors import UserError
 from vision_rl.recorded import read_run
-from vision_rl.resume import MAX_NOTES, changes
+from vision_rl.resume import MAX_NOTES, changes, steps_done
 from vision_rl.run_dir import CONFIG
 from vision_rl.summary import render_summary
 from vision_rl.telemetry import EVENTS, METRICS, RunLog, read_jsonl
@@ -89,6 +90,18 @@ def test_a_run_that_is_done_is_closed_at_once(run_dir: Path) -> None:
     assert [event["step"] for event in read_jsonl(run_dir / EVENTS)[0] if event["kind"] == "resumed"] == [3]
     assert len(read_jsonl(run_dir / METRICS)[0]) == 3
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir())[0] == "global_step_1"
+
+
+@pytest.mark.parametrize("name", ["data.pt", "actor/model_world_size_1_rank_0.pt"])
+def test_a_damaged_checkpoint_is_named_before_anything_starts(run_dir: Path, name: str) -> None:
+    newest = run_dir / "checkpoints" / "global_step_3"
+    for file in ("data.pt", "rng.pt", "actor/model_world_size_1_rank_0.pt"):
+        torch.save({"a": torch.zeros(100)}, newest / file)
+    assert steps_done(run_dir, resolved()) == 3
+    whole = (newest / name).read_bytes()
+    (newest / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=rf"{name} is damaged; delete .*global_step_3, to go on"):
+        steps_done(run_dir, resolved())
 
 
 def test_a_run_with_steps_left_goes_on(run_dir: Path) -> None:

@@ -46,7 +46,9 @@ def check_model(folder: Path) -> None:
     if not folder.is_dir():
         return
     if not any((folder / name).exists() for name in PROCESSORS):
-        raise UserError(f"--model {folder} lacks {PROCESSORS[0]}; copy it from the original model, or download that again")
+        raise UserError(
+            f"--model {folder} lacks {PROCESSORS[0]}; copy it from the original model, or download that again"
+        )
     for file in sorted(folder.glob("*.safetensors")):
         if problem := cut_off(file):
             raise UserError(f"--model {folder}: {problem}; download the folder again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import yaml
@@ -47,9 +48,17 @@ def changes(run: RecordedRun, resolved: Resolved) -> list[str]:
 
 
 def steps_done(run_dir: Path, resolved: Resolved) -> int:
-    """The step of the last whole checkpoint, from which --resume goes on; 0 if there is none."""
+    """The step of the last whole checkpoint, from which --resume goes on; 0 if there is none.
+
+    Raises `UserError` for a file in it that is cut off, as by a machine that lost its power: torch writes zip archives.
+    """
     newest = Checkpoints(run_dir / "checkpoints", resolved.app.checkpoints).latest()
-    return Checkpoints.step_of(newest) if newest else 0
+    if newest is None:
+        return 0
+    for file in sorted(newest.rglob("*.pt")):
+        if not zipfile.is_zipfile(file):
+            raise UserError(f"--resume: {file} is damaged; delete {newest}, to go on from the checkpoint before it")
+    return Checkpoints.step_of(newest)
 
 
 def close(run_dir: Path, resolved: Resolved, step: int) -> None:
