@@ -20,6 +20,7 @@ import yaml
 from jinja2 import Environment
 from PIL import Image, ImageDraw
 
+from vision_rl.data.files import replacing
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.replay import answer_boxes, pictures_of, views_of
 from vision_rl.run_dir import CONFIG
@@ -59,7 +60,8 @@ def write_transcripts(run_dir: Path, records: Sequence[Mapping[str, Any]]) -> Pa
     page = (
         Environment(autoescape=True).from_string(_TEMPLATE).render(title=f"Transcripts of {run_dir.name}", talks=talks)
     )
-    (run_dir / PAGE).write_text(page, encoding="utf-8")
+    with replacing(run_dir / PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return run_dir / PAGE
 
 
@@ -79,7 +81,8 @@ def choose(records: Sequence[Mapping[str, Any]], limit: int) -> list[Mapping[str
     for record in records:
         if not record["failure"]:
             reward = record["reward"]
-            kind = (len(record["replies"]), reward.get("tools/needed"), reward.get("point", 0) == 1.0)
+            right = reward.get("point", reward.get("accuracy", 0)) == 1.0
+            kind = (len(record["replies"]), reward.get("tools/needed"), right)
             kinds.setdefault(kind, []).append(record)
     ordered = sorted(kinds, key=str, reverse=True)
     rounds = [kinds[kind][index] for index in range(limit) for kind in ordered if index < len(kinds[kind])]
@@ -100,12 +103,13 @@ def _talk(run_dir: Path, record: Mapping[str, Any], settings: Mapping[str, Any])
         turns.append(turn)
         shown = len(refs)
     reward = record["reward"]
-    right = reward.get("point", 0) == 1.0
+    right = reward.get("point", reward.get("accuracy", 0)) == 1.0
+    graded = f"IoU {reward['iou']:.2f}" if "iou" in reward else f"accuracy {reward.get('accuracy', 0):.2f}"
     return {
         "question": record["question"],
         "head": f"step {record['step']}, {record['mode']}, {record['id']}",
         "right": right,
-        "outcome": f"{'right' if right else 'wrong'}, IoU {reward['iou']:.2f}, reward {reward['reward']:.2f}",
+        "outcome": f"{'right' if right else 'wrong'}, {graded}, reward {reward['reward']:.2f}",
         "components": ", ".join(f"{name} {value:.3g}" for name, value in sorted(reward.items())),
         "turns": turns,
     }
@@ -144,9 +148,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli_errors():
         records = [line for line in read_jsonl(args.run_dir / ROLLOUTS)[0] if line["mode"] == args.mode]
         if not records:
-            raise UserError(f"{args.run_dir / ROLLOUTS} holds no {args.mode} rollouts")
+            raise UserError(f"{args.run_dir / ROLLOUTS} holds no {args.mode} rollouts; name a run that has some")
         step = records[-1]["step"] if args.step is None else args.step
-        page = write_transcripts(args.run_dir, choose([r for r in records if r["step"] == step], args.limit))
+        talks = choose([record for record in records if record["step"] == step], args.limit)
+        if not talks:
+            there = f"steps {min(r['step'] for r in records)} to {max(r['step'] for r in records)}"
+            raise UserError(f"step {step} has no whole {args.mode} rollout; {args.run_dir / ROLLOUTS} holds {there}")
+        page = write_transcripts(args.run_dir, talks)
     print(f"wrote {page}")
 
 
