@@ -60,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli_errors():
         if not (base_url := os.environ.get("OPENAI_BASE_URL")):
             raise UserError("set OPENAI_BASE_URL to the address that train_agent.py --llm-proxy printed")
+        if not base_url.startswith(("http://", "https://")):
+            raise UserError(f"OPENAI_BASE_URL={base_url} is no address; it looks like http://trainer:8080/v1")
+        if args.concurrency < 1 or args.max_rollouts < 0:
+            raise UserError("--concurrency must be at least 1, --max-rollouts at least 0 (never stop)")
         worker = Worker(
             answer_of(args.task),
             base_url,

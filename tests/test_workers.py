@@ -23,6 +23,7 @@ import pytest
 from agentlightning.types import RolloutConfig
 from PIL import Image
 
+import worker
 from tests import fake_backend
 from tests.engine_stack import Stack, model_entry, running_stack
 from tests.pictures import data_uri, no_size
@@ -493,3 +494,28 @@ def test_a_wrong_key_ends_the_worker_with_one_sentence(stack: Stack) -> None:
     output, _ = worker.communicate(timeout=20)
     assert worker.returncode == 2
     assert "error: the trainer refuses the key" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "words"),
+    [
+        (None, [], "set OPENAI_BASE_URL"),
+        ("trainer:8080", [], "OPENAI_BASE_URL=trainer:8080 is no address"),
+        ("http://127.0.0.1:9/v1", ["--concurrency", "0"], "--concurrency must be at least 1"),
+        ("http://127.0.0.1:9/v1", ["--max-rollouts", "-1"], "--max-rollouts at least 0"),
+    ],
+)
+def test_what_a_worker_cannot_do_is_one_sentence(
+    address: str | None,
+    options: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    if address is not None:
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+    with pytest.raises(SystemExit) as exit_info:
+        worker.main(options)
+    message = capsys.readouterr().err
+    assert exit_info.value.code == 2 and words in message and message.count("\n") == 1
