@@ -34,6 +34,8 @@ from vision_rl.preflight import check_images, check_machine, check_model  # noqa
 from vision_rl.run_dir import CONFIG, check_run_dir, open_run_dir  # noqa: E402
 from vision_rl.telemetry import RunLog  # noqa: E402
 
+Row = dict[str, Any]
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line; everything else is a `key=value` override."""
@@ -211,14 +213,8 @@ def name_data(resolved: Resolved, train: Path, val: Path, *, origin: str) -> Non
         resolved.origin[f"data.{key}"] = origin
 
 
-def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
-    """Prepare the run directory, run, and close with a summary, whatever ended the run; `command`: the arguments."""
-    from rich.console import Console
-
-    from vision_rl.engine.context import RunContext
-    from vision_rl.progress import RunProgress
-    from vision_rl.summary import render_summary, summarise
-
+def prepared(args: argparse.Namespace, cpu: bool) -> tuple[Resolved, list[Row], list[Row], str]:
+    """(configuration, training rows, validation rows, folder of all images), checked as far as is possible beforehand."""
     paths = data_files(args)
     rows, val_rows = (read_rows(path, task=args.task) for path in paths)
     media_root = media_root_of([*rows, *val_rows])
@@ -231,6 +227,18 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     check_images(val_rows, paths[1])
     for checked, path in ((rows, paths[0]), (val_rows, paths[1])):
         check_pictures(checked, resolved.app.images_per_prompt, path)
+    return resolved, rows, val_rows, media_root
+
+
+def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
+    """Prepare the run directory, run, and close with a summary, whatever ended the run; `command`: the arguments."""
+    from rich.console import Console
+
+    from vision_rl.engine.context import RunContext
+    from vision_rl.progress import RunProgress
+    from vision_rl.summary import render_summary, summarise
+
+    resolved, rows, val_rows, media_root = prepared(args, cpu)
     if resolved.app.n_runners == 0 and not args.llm_proxy:
         raise UserError("app.n_runners=0 leaves all rollouts to workers elsewhere: add --llm-proxy, or some runners")
     check_run_dir(run_dir_of(args), resume=args.resume, overwrite=args.overwrite)

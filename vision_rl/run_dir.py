@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import shutil
-import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import IO
 
 from vision_rl.errors import UserError
 from vision_rl.telemetry import DETAILS, EVENTS, METRICS, ROLLOUTS
@@ -16,8 +19,23 @@ STOP_FILE = "stop"
 """Its presence asks the trainer to end after the current step (Ctrl-C makes it)."""
 
 
+LOCK = ".lock"
+_kept: list[IO[str]] = []
 WRITTEN = (
-    *(CONFIG, SUMMARY, STOP_FILE, METRICS, ROLLOUTS, EVENTS, DETAILS, "checkpoints", "logs", "pictures", "*.html"),
+    *(
+        LOCK,
+        CONFIG,
+        SUMMARY,
+        STOP_FILE,
+        METRICS,
+        ROLLOUTS,
+        EVENTS,
+        DETAILS,
+        "checkpoints",
+        "logs",
+        "pictures",
+        "*.html",
+    ),
     *("tensorboard", "wandb", "wandb_id", "verl_metrics_after_*.jsonl", ".*.tmp"),
 )
 """Patterns of what a run, its backends and its reports leave in the directory: all that --overwrite may delete."""
@@ -26,8 +44,8 @@ WRITTEN = (
 def check_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
     """The absolute path, if `open_run_dir` may have it; changes nothing.
 
-    Raises `UserError` if it holds a run and neither `resume` nor `overwrite` was asked for, if there is none to resume, and
-    if files that no run wrote would go with `overwrite`.
+    Raises `UserError` if it holds a run and neither `resume` nor `overwrite` was asked for, if there is none to resume, if
+    files that no run wrote would go with `overwrite`, and if another process runs there.
     """
     path = path.absolute()
     if resume and overwrite:
@@ -42,6 +60,9 @@ def check_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
         )
     if _holds_run(path) and overwrite:
         _check_nothing_foreign(path)
+    if (path / LOCK).exists():
+        with contextlib.suppress(OSError):  # `open_run_dir` tells of one that cannot be written
+            _lock(path)
     return path
 
 
@@ -55,8 +76,7 @@ def open_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
         if _holds_run(path) and overwrite:
             shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass  # only a file that was made shows that one can be: root has all rights on a read-only file system too
+        _lock(path)
     except OSError as error:
         raise UserError(
             f"--run-dir {path} cannot be written ({error.strerror}); name a directory that you may write to"
@@ -66,6 +86,25 @@ def open_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
 
 def _holds_run(path: Path) -> bool:
     return (path / CONFIG).exists() or (path / METRICS).exists()
+
+
+def _lock(path: Path) -> None:
+    """Keep the directory for this process until it ends, however it does; `UserError` if another one has it.
+
+    A record lock, which children do not inherit: runners that outlive a killed trainer for a moment do not hold it. A file
+    system without locks goes without.
+    """
+    file = open(path / LOCK, "w")  # noqa: SIM115 (closing it would give the lock back)
+    _kept.append(file)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise UserError(
+            f"{path} belongs to a run that is still going on; wait for its end, stop it, or name another --run-dir"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 def _check_nothing_foreign(path: Path) -> None:
