@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
+from vision_rl.data.files import write_text  # noqa: E402
 from vision_rl.data.schema import read_rows  # noqa: E402
 from vision_rl.engine.config import TASKS, Resolved, presets, render_resolved, resolve, variants  # noqa: E402
 from vision_rl.engine.environment import run_environment  # noqa: E402
@@ -252,7 +253,7 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         keep_record(run_dir, summarise(run_dir, args.task, STARTED), console)
         console.print(f"go on: {again}", highlight=False, soft_wrap=True, markup=False)
         return
-    (run_dir / CONFIG).write_text(render_resolved(resolved), encoding="utf-8")
+    write_text(run_dir / CONFIG, render_resolved(resolved))
 
     from vision_rl.engine.launch import Launch, fit, tasks_of, validation_rows
 

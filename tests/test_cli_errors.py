@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 import train_agent
+from vision_rl.engine.config import render_resolved
 from vision_rl.tiny import checkpoint_dir
 
 GOOD_ROW = {"id": "1", "image_path": "a.png", "question": "What is it?", "answer": "a cat"}
@@ -153,6 +155,26 @@ def test_a_start_that_is_refused_deletes_and_leaves_no_run(
     with pytest.raises(SystemExit):
         train_agent.main([*arguments, "--run-dir", "new"])
     assert not (folder / "new").exists()
+
+
+def test_a_full_disk_leaves_the_configuration_of_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = data_flags(parquet(folder, [{**GOOD_ROW, "id": str(number)} for number in range(16)]))
+    (folder / "run").mkdir()
+    kept = render_resolved(train_agent.configure(train_agent.parser().parse_args([]), True, media_root="/"))
+    (folder / "run" / "config.yaml").write_text(kept)
+
+    def full(path: Path, *_: Any, **__: Any) -> int:
+        path.write_bytes(b"")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(SystemExit) as exit_info:
+        train_agent.main([*rows, "--run-dir", "run", "--resume"])
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2 and "config.yaml (No space left on device)" in error, error
+    assert (folder / "run" / "config.yaml").read_text() == kept
 
 
 def test_port_in_use(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,6 +60,12 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8: a full disk leaves what was there before."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def _remove_leftovers(path: Path) -> None:
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         with contextlib.suppress(OSError), leftover.open("rb") as handle:
