@@ -51,10 +51,10 @@ def parser() -> argparse.ArgumentParser:
         "--val-data-path", type=Path, help="validation parquet; must share no image with the training one"
     )
     how = parser.add_argument_group("how to train")
-    how.add_argument("--preset", choices=presets(), help="default: cpu without a CUDA device, gpu_24gb with one")
-    how.add_argument(
-        "--variant", choices=variants(), action="append", default=[], help="an algorithm by one word; repeatable"
-    )
+    named = f"{', '.join(presets())}, or a .yaml file (default: cpu without a CUDA device, gpu_24gb with one)"
+    how.add_argument("--preset", metavar="NAME", help=named)
+    named = f"an algorithm by one word, repeatable: {', '.join(variants())}, or a .yaml file"
+    how.add_argument("--variant", metavar="NAME", action="append", default=[], help=named)
     how.add_argument("--max-steps", type=int, help="training steps in all, those before --resume included")
     how.add_argument(
         "--rollout-engine", choices=("vllm", "sglang"), help="inference server (default: the preset's, vllm)"

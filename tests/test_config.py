@@ -131,7 +131,7 @@ def test_megatron_by_override_refuses_fsdp_settings_of_the_preset() -> None:
         (f"{ACTOR}.use_kl_loss=1", r"must be true or false"),
         (f"{ACTOR}.optim.lr=fast", r"must be a number"),
         (f"{ACTOR}.ppo_micro_batch_size_per_gpu=some", r"must be a whole number or null"),
-        ("data.max_prompt_length=null", r"a whole number, it cannot be null"),
+        ("data.max_prompt_length=null", r"a whole number, not null"),
         ("trainer.logger=console", r"trainer\.logger must be a list"),
         ("app.blank_pixels=maybe", r"must be true or false"),
         ("agent.max_pixels=many", r"must be a whole number or null"),
@@ -259,6 +259,10 @@ def test_good_overrides_are_taken(override: str, key: str | None, value: Any) ->
         (("app.validation.metric=reward",), "such as val/reward"),
         (("app.checkpoints.keep_last=0",), r"app\.checkpoints\.keep_last=0 must be at least 1"),
         (("trainer.total_training_steps=0",), "--max-steps 0 must be at least 1"),
+        (("app.validation.patience=-1",), r"app\.validation\.patience=-1 must be at least 0"),
+        (("app.collapse.reward_drop=5",), r"app\.collapse\.reward_drop=5 must be a share from 0 to 1"),
+        (("data.seed=-1",), r"--seed -1 must be at least 0"),
+        (("actor_rollout_ref.model.lora_rank=8",), r"load_format=dummy leaves the server without the base model"),
     ],
 )
 def test_contradictions_are_refused(overrides: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +271,19 @@ def test_contradictions_are_refused(overrides: tuple[str, ...], message: str, mo
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name in absent else real(name, *a))
     with pytest.raises(UserError, match=message):
         cpu(*overrides)
+
+
+def test_a_lora_rank_brings_what_adapters_need() -> None:
+    """Else the run ends a minute later, in vLLM, over an adapter inside the vision tower."""
+    resolved = resolve("gpu_24gb", ["actor_rollout_ref.model.lora_rank=8"], task="vqa")
+    assert at(resolved, "actor_rollout_ref.model.exclude_modules") == ".*visual.*"
+    assert at(resolved, f"{ROLLOUT}.load_format") == "safetensors"
+
+
+def test_a_section_is_no_suggestion() -> None:
+    with pytest.raises(UserError, match=r"unknown setting app\.x") as refused:
+        cpu("app.x=1")
+    assert "did you mean app?" not in str(refused.value)
 
 
 def test_reinforce_may_run_without_groups() -> None:

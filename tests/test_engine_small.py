@@ -19,6 +19,7 @@ from tensordict import TensorDict
 from verl import DataProto
 
 from vision_rl.engine.advantages import group_metrics, pad_masked, rollout_advantages
+from vision_rl.engine.algorithm import last_error
 from vision_rl.engine.checkpoints import Checkpoints
 from vision_rl.engine.daemon import VisionDaemon
 from vision_rl.engine.mismatch import check_mismatch, mismatch_metrics
@@ -254,3 +255,19 @@ def test_a_step_without_one_usable_rollout_ends_the_run(
     with pytest.raises(UserError, match=rf"first {failed} of 99 train rollouts of step 3 all failed .*Odd: code 500"):
         daemon._check_hope(least)
     assert [line["rollout_id"] for line in read_jsonl(tmp_path / ROLLOUTS)[0]] == [r.rollout_id for r in rollouts]
+
+
+@pytest.mark.parametrize(
+    ("traceback", "said"),
+    [
+        ('  File "a.py", line 1, in f\nValueError: no memory\n', "ValueError: no memory"),
+        (
+            "A: x\nRuntimeError: first\n  File y\npkg.mod.OtherError: 1 fault\n  Value error, too long\n",
+            "pkg.mod.OtherError: 1 fault Value error, too long",
+        ),
+        ("no exception here\nlast line", "last line"),
+        ("ray.exceptions.RayTaskError(KeyError): task\n  File z\nKeyError: 'x'", "KeyError: 'x'"),
+    ],
+)
+def test_the_end_of_a_traceback_is_told(traceback: str, said: str) -> None:
+    assert last_error(traceback) == said

@@ -236,9 +236,10 @@ def check_pairing(
     if not (row.vllm if engine == "vllm" else row.sglang):
         other = "sglang" if engine == "vllm" else "vllm"
         release = "vLLM 0.11.0" if engine == "vllm" else "SGLang 0.5.5"
+        of_sglang = engine == "sglang" and row.notes.startswith("SGLang")
+        reason = row.notes if of_sglang else f"{release} has no {row.architectures[0]}"
         raise UserError(
-            f"{row.name} ({info.path}) cannot be served by {engine}: {release} has no {row.architectures[0]}; "
-            f"use --rollout-engine {other}"
+            f"{row.name} ({info.path}) cannot be served by {engine}: {reason}; use --rollout-engine {other}"
         )
     if row.single_batch and micro_batch > 1:
         raise UserError(

@@ -24,6 +24,11 @@ from vision_rl.errors import UserError
 from vision_rl.telemetry import RunLog
 
 WATCH_SECONDS = 0.1
+MAX_ERROR = 500
+"""Characters of an error that are worth a sentence."""
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")
+FAILED_STARTS = {".launch_server()": "the model server did not start", "init_model()": "the model could not be loaded"}
+"""What has failed, by a call as Ray names it in the traceback that it brings along."""
 
 
 @dataclass
@@ -35,6 +40,13 @@ class Launch:
     environment: dict[str, str]
     cpu: bool
     watch: Callable[[], None]
+
+
+def last_error(traceback: str) -> str:
+    """The message at the end of a traceback, on one line: all that follows the last line that begins with an exception."""
+    lines = traceback.strip().splitlines()
+    begins = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
+    return " ".join(" ".join(lines[begins[-1] if begins else -1 :]).split())[:MAX_ERROR]
 
 
 class VisionVERL(agl.Algorithm):
@@ -68,6 +80,9 @@ class VisionVERL(agl.Algorithm):
                     raise cause from None
                 if isinstance(cause, ray.exceptions.ActorDiedError) and not cause.actor_init_failed:
                     raise UserError(self._of_the_dead(cause)) from error
+                for call, failure in FAILED_STARTS.items():
+                    if call in str(error):
+                        raise UserError(self._of_the_start(failure, error)) from error
                 raise
             finally:
                 self.launch.watch()
@@ -87,6 +102,13 @@ class VisionVERL(agl.Algorithm):
         return (
             f"a process of the trainer ({name.group(1) if name else 'a Ray actor'}) died: killed, most often for want of main "
             f"memory (`dmesg | grep -i oom` says so), or crashed ({folder / 'logs'} has what it printed); {go_on}"
+        )
+
+    def _of_the_start(self, failure: str, error: Exception) -> str:
+        """What to tell of a start that failed: the traceback is pages long, and its reason often stands in another log."""
+        return (
+            f"{failure}: {last_error(str(error))}; {self.launch.context.run_dir / 'logs'} has what was "
+            "printed, --plan estimates the memory, --doctor checks model and versions"
         )
 
     def _keep_logs(self) -> None:

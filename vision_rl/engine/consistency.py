@@ -37,6 +37,7 @@ def check(task: str, verl: Mapping[str, Any], agent: AgentSettings, app: AppSett
     _batches(verl)
     if model is not None:
         _model(actor_rollout, model)
+    _adapters(actor_rollout)
     _engine(actor_rollout)
     _tracking(verl["trainer"])
     _ours(task, agent, app)
@@ -83,6 +84,8 @@ def _batches(verl: Mapping[str, Any]) -> None:
         raise UserError(
             f"--max-steps {trainer['total_training_steps']} must be at least 1 (trainer.total_training_steps)"
         )
+    if verl["data"]["seed"] is not None and verl["data"]["seed"] < 0:
+        raise UserError(f"--seed {verl['data']['seed']} must be at least 0 (data.seed)")
     if mini > train:
         raise UserError(
             f"actor_rollout_ref.actor.ppo_mini_batch_size={mini} is larger than data.train_batch_size={train}; "
@@ -119,6 +122,18 @@ def _model_parallel(actor: Mapping[str, Any]) -> int:
     )
 
 
+def _lora_rank(model: Mapping[str, Any]) -> int:
+    return int(model.get("lora_rank", 0))  # verl's Megatron tree has no such key
+
+
+def _adapters(actor_rollout: Mapping[str, Any]) -> None:
+    if _lora_rank(actor_rollout["model"]) and actor_rollout["rollout"]["load_format"] == "dummy":
+        raise UserError(
+            "actor_rollout_ref.rollout.load_format=dummy leaves the server without the base model that a LoRA adapter changes; "
+            "set it to safetensors"
+        )
+
+
 def _engine(actor_rollout: Mapping[str, Any]) -> None:
     rollout = actor_rollout["rollout"]
     frozen = actor_rollout["actor"]["freeze_vision_tower"]
@@ -147,7 +162,7 @@ def _sglang(arguments: Mapping[str, Any], model: Mapping[str, Any], frozen: bool
             f"needs {SGLANG_VERSION}, the release that verl 0.6.1 allows (docs/sglang.md says how to install it); or leave "
             "--rollout-engine out to use vLLM"
         )
-    if model["lora_rank"] > 0:
+    if _lora_rank(model):
         raise UserError(
             "LoRA adapters do not reach SGLang: verl 0.6.1 syncs whole weights to it only (sglang_rollout.py, "
             "ServerAdapter.update_weights); train LoRA with --rollout-engine vllm"
@@ -200,3 +215,9 @@ def _ours(task: str, agent: AgentSettings, app: AppSettings) -> None:
     ):
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1")
+    for name in ("patience", "samples", "seed"):
+        if getattr(app.validation, name) < 0:
+            raise UserError(f"app.validation.{name}={getattr(app.validation, name)} must be at least 0")
+    for name in ("reward_drop", "entropy_drop", "equal_groups", "format_failures", "wrong_space", "overconfidence"):
+        if not 0 <= getattr(app.collapse, name) <= 1:
+            raise UserError(f"app.collapse.{name}={getattr(app.collapse, name)} must be a share from 0 to 1")

@@ -42,6 +42,7 @@ class Derivation:
         self._attention()
         self._sharding()
         self._caches()
+        self._adapters()
         self._engine_flags()
         self.put("critic.enable", self.get("algorithm.adv_estimator") == "gae", "algorithm.adv_estimator")
         self.put("agent.max_tokens", self.get("data.max_response_length"), "data.max_response_length")
@@ -121,6 +122,12 @@ class Derivation:
         elif stays:
             self.put(f"{_ROLLOUT}.enable_prefix_caching", True, reason)
             self.put(f"{VLLM_KWARGS}.mm_processor_cache_gb", None, reason)
+
+    def _adapters(self) -> None:
+        if self.get(f"{_MODEL}.lora_rank") and self.model is not None:
+            tower = "visual" if self.model.family.visual else "vision_tower"
+            self.put(f"{_MODEL}.exclude_modules", f".*{tower}.*", "vLLM cannot serve adapters inside the vision tower")
+            self.put(f"{_ROLLOUT}.load_format", "safetensors", "only the adapter is synced to the server")
 
     def _engine_flags(self) -> None:
         served_folder = self.get("agent.image_transport") == "file" and self.media_root is not None

@@ -231,15 +231,16 @@ def suggestion(key: str, keys: Mapping[str, Any]) -> str:
     First a key that ends in what was written (its beginning was left out), then the closest spelling of the whole, then
     the closest spelling of its last part.
     """
-    whole = [known for known in keys if known.endswith("." + key)]
+    names = [name for name, known in keys.items() if not isinstance(getattr(known, "default", None), dict)]
+    whole = [known for known in names if known.endswith("." + key)]
     if whole:
         trained = [known for known in whole if known.startswith("actor_rollout_ref.")]  # rather than an unused critic
         return f"; did you mean {min(trained or whole, key=len)}?"
-    near = difflib.get_close_matches(key, list(keys), n=1, cutoff=0.75)
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.75)
     if near:
         return f"; did you mean {near[0]}?"
     leaves: dict[str, str] = {}
-    for known in keys:
+    for known in names:
         leaf = known.rsplit(".", 1)[-1]
         leaves[leaf] = min(known, leaves.get(leaf, known), key=len)
     near = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(leaves), n=1, cutoff=0.75)
@@ -253,7 +254,7 @@ def mismatch(value: Any, known: Key) -> str:
     annotation = known.annotation or _annotation_of(known.default)
     optional = "Optional" in annotation or "None" in annotation
     if value is None:
-        return "" if optional or annotation in ("", "Any") else f"{_words(annotation)}, it cannot be null"
+        return "" if optional or annotation in ("", "Any") else _words(annotation)
     base = re.sub(r"Optional\[(.*)\]", r"\1", annotation).replace("| None", "").strip()
     return "" if _fits(value, base) else _words(base) + (" or null" if optional else "")
 
