@@ -21,6 +21,7 @@ from vision_rl.run_dir import CONFIG
 from vision_rl.summary import render_summary
 from vision_rl.telemetry import EVENTS, METRICS, RunLog, read_jsonl
 
+LORA = ("actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.rollout.load_format=safetensors")
 BEGUN = ("trainer.test_freq=2", "actor_rollout_ref.actor.optim.lr=1e-5")
 
 
@@ -69,7 +70,7 @@ def test_a_long_list_of_changes_is_cut(run_dir: Path) -> None:
     [
         ({"task": "grounding"}, "holds a run of --task vqa, not grounding"),
         ({"model": "Qwen/Qwen2.5-VL-7B-Instruct"}, "actor_rollout_ref.model.path="),
-        ({"overrides": ("actor_rollout_ref.model.lora_rank=8",)}, "lora_rank=0, this command has 8"),
+        ({"overrides": LORA}, "lora_rank=0, this command has 8"),
         ({"overrides": ("trainer.nnodes=2",)}, "trainer.nnodes=1, this command has 2"),
     ],
 )
