@@ -25,6 +25,7 @@ from rich.console import Console
 from vision_rl.engine.config import TASKS
 from vision_rl.engine.environment import run_environment
 from vision_rl.errors import UserError, cli_errors
+from vision_rl.gpu import on_cpu
 
 OUTPUT = Path("runs") / "evaluations"
 
@@ -77,7 +78,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate; returns the exit code."""
-    from train_agent import has_cuda
     from vision_rl.evaluation.session import Job, evaluate
     from vision_rl.evaluation.targets import agent_settings, served_checkpoint
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UserError("--endpoint and --model go together; --checkpoint and --tiny need no --model")
     if args.model == "":
         raise UserError("--model is empty; give the model's name at --endpoint")
-    cpu = not has_cuda()
+    cpu = on_cpu()
     task, data, rows = rows_of(args)
     folder = model_folder(args)
     settings = agent_settings(

@@ -29,9 +29,10 @@ from vision_rl.engine.config import TASKS, Resolved, presets, render_resolved, r
 from vision_rl.engine.environment import run_environment  # noqa: E402
 from vision_rl.engine.reach import PROXY_PORT, STORE_PORT, Reach, free_port, private, published, worker_lines  # noqa: E402
 from vision_rl.errors import UserError, cli_errors  # noqa: E402
+from vision_rl.gpu import on_cpu  # noqa: E402
 from vision_rl.media import check_pictures  # noqa: E402
 from vision_rl.models import render_models  # noqa: E402
-from vision_rl.preflight import check_images, check_machine, check_model  # noqa: E402
+from vision_rl.preflight import check_devices, check_images, check_machine, check_model  # noqa: E402
 from vision_rl.run_dir import CONFIG, check_run_dir, open_run_dir  # noqa: E402
 from vision_rl.telemetry import RunLog  # noqa: E402
 
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "--val-data-path", type=Path, help="validation parquet; must share no image with the training one"
     )
     how = parser.add_argument_group("how to train")
-    named = f"{', '.join(presets())}, or a .yaml file (default: cpu without a CUDA device, gpu_24gb with one)"
+    named = f"{', '.join(presets())}, or a .yaml file (default: gpu_24gb with a CUDA device and vLLM's CUDA build, else cpu)"
     how.add_argument("--preset", metavar="NAME", help=named)
     named = f"an algorithm by one word, repeatable: {', '.join(variants())}, or a .yaml file"
     how.add_argument("--variant", metavar="NAME", action="append", default=[], help=named)
@@ -110,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_intermixed_args(argv)  # overrides may stand between flags
     with cli_errors():
-        cpu = not has_cuda()
+        cpu = on_cpu()
         os.environ.update(run_environment(cpu))
         if args.list_models:
             print(render_models())
@@ -137,14 +138,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             check_machine(cpu)
             train(args, cpu, sys.argv[1:] if argv is None else argv)
-
-
-def has_cuda() -> bool:
-    """Whether a CUDA device is there, without importing torch (3 s)."""
-    return Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in (
-        "",
-        "-1",
-    )
 
 
 def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolved:
@@ -243,6 +236,7 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     if resolved.app.n_runners == 0 and not args.llm_proxy:
         raise UserError("app.n_runners=0 leaves all rollouts to workers elsewhere: add --llm-proxy, or some runners")
     check_run_dir(run_dir_of(args), resume=args.resume, overwrite=args.overwrite)
+    check_devices(resolved.verl, resolved.preset)
     reach = reach_of(args, media_root)
     total = total_steps(resolved, len(rows))
     # All that can be refused is refused above: below, --overwrite deletes a run and config.yaml is written.

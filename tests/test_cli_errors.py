@@ -18,7 +18,9 @@ import pytest
 from PIL import Image
 
 import train_agent
-from vision_rl.engine.config import render_resolved
+from vision_rl import gpu, preflight
+from vision_rl.engine.config import render_resolved, resolve
+from vision_rl.errors import UserError
 from vision_rl.tiny import checkpoint_dir
 
 GOOD_ROW = {"id": "1", "image_path": "a.png", "question": "What is it?", "answer": "a cat"}
@@ -204,6 +206,50 @@ def test_too_few_cores_and_too_little_memory(
     with pytest.raises(SystemExit):
         train_agent.main(arguments)
     assert "memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cpu_build", "devices", "arguments", "words"),
+    [
+        (True, 8, ["--preset", "gpu_24gb"], ["gpu_24gb wants 1 GPU ", "none", "CPU build", "--preset cpu"]),
+        (False, 0, ["--preset", "gpu_24gb"], ["wants 1 GPU ", "none", "nvidia-smi"]),
+        (False, 1, ["--preset", "2x24gb"], ["wants 2 GPUs", "1 can be used", "lower that to 1"]),
+        (False, 8, ["--preset", "8x80gb", "trainer.nnodes=2"], ["wants 16 GPUs", "8 can be used", "Ray's cluster"]),
+        (True, 0, ["--preset", "cpu", "trainer.n_gpus_per_node=2"], ["cpu wants 2 GPUs", "ray_init.num_gpus=2"]),
+    ],
+)
+def test_more_gpus_than_there_are(
+    cpu_build: bool,
+    devices: int,
+    arguments: list[str],
+    words: list[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for module in (preflight, gpu):
+        monkeypatch.setattr(module, "cpu_build", lambda: cpu_build)
+        monkeypatch.setattr(module, "cuda_devices", lambda: devices)
+    rows = data_flags(parquet(folder, [{**GOOD_ROW, "id": str(number)} for number in range(16)]))
+    with pytest.raises(SystemExit) as exit_info:
+        train_agent.main([*rows, *arguments, "--model", str(checkpoint_dir()), "--run-dir", "run"])
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2 and not (folder / "run").exists()
+    for word in words:
+        assert word in error
+
+
+def test_enough_gpus_or_a_cluster_whose_gpus_ray_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(preflight, "cpu_build", lambda: False)
+    monkeypatch.setattr(preflight, "cuda_devices", lambda: 1)
+    for preset, fits in (("gpu_24gb", True), ("multi_node", True), ("cpu", True), ("8x80gb", False)):
+        verl = resolve(preset, task="vqa").verl
+        if not fits:
+            with pytest.raises(UserError):
+                preflight.check_devices(verl, preset)
+            monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+        preflight.check_devices(verl, preset)
 
 
 def test_overrides_may_stand_between_flags(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from vision_rl.engine.daemon import VisionDaemon
 from vision_rl.engine.mismatch import check_mismatch, mismatch_metrics
 from vision_rl.engine.rollouts import FinishedRollout, rollout_metrics, transition_samples
 from vision_rl.engine.trace import Turn, pack, turn_attributes, turns_from_spans, unpack
+from vision_rl.engine.trainer import update_divisor
 from vision_rl.errors import UserError
 from vision_rl.run_dir import open_run_dir
 from vision_rl.settings import Checkpoints as CheckpointSettings
@@ -136,6 +137,28 @@ def test_padding_carries_no_loss() -> None:
     assert not padded.batch["response_mask"][3].any()
     assert not padded.batch["advantages"][3].any()
     assert padded.batch["response_mask"][:3].any()
+
+
+@pytest.mark.parametrize(("samples", "padded"), [(16, 16), (13, 16), (17, 24)])
+def test_megatrons_workers_can_split_what_an_update_brings(samples: int, padded: int) -> None:
+    """A rollout that failed must not end the run: the iterator of verl's Megatron actor asserts whole mini-batches."""
+    config = OmegaConf.create(
+        {
+            "actor": {"strategy": "megatron", "ppo_mini_batch_size": 4},
+            "rollout": {"n": 2},
+            "world": 8,
+            "data_parallel": 2,
+        }
+    )
+    batch = batch_of([1.0] * samples, ["g"] * samples, [str(i) for i in range(samples)])
+    update = pad_masked(batch, update_divisor(config, config.world))
+    assert len(update) == padded
+    assert int(update.batch["response_mask"].any(dim=-1).sum()) == samples
+    per_rank = config.actor.ppo_mini_batch_size * config.rollout.n // config.data_parallel  # megatron_workers.py:273
+    for share in update.chunk(config.data_parallel):
+        assert len(list(share.make_iterator(per_rank, epochs=1))) == padded // 8
+    config.actor.strategy = "fsdp2"
+    assert update_divisor(config, config.world) == 8
 
 
 def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:

@@ -1,14 +1,46 @@
-"""The GPU meter on a stand-in for nvidia-smi: what it averages, and that a machine without one measures nothing."""
+"""The count of devices on a stand-in for NVIDIA's driver; the GPU meter on one for nvidia-smi."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from vision_rl.gpu import GpuMeter
+from vision_rl.engine import vllm_cpu
+from vision_rl.gpu import GpuMeter, cuda_devices
+
+DRIVER = """
+#include <stdlib.h>
+int cuInit(unsigned flags) { const char *ids = getenv("CUDA_VISIBLE_DEVICES"); return ids && !*ids ? 100 : FAILS; }
+int cuDeviceGetCount(int *count) { *count = 3; return 0; }
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to build a driver with")
+@pytest.mark.parametrize(("fails", "visible", "found"), [(0, "0,1,2", 3), (0, "", 0), (999, "0", 0)])
+def test_the_driver_counts_the_devices(
+    fails: int, visible: str, found: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "libcuda.so.1"
+    command = ["cc", "-shared", "-fPIC", f"-DFAILS={fails}", "-o", str(library), "-x", "c", "-"]
+    subprocess.run(command, input=DRIVER, text=True, check=True)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert cuda_devices() == found
+    library.unlink()
+    assert cuda_devices() == 0
+
+
+@pytest.mark.parametrize(("cpu_build", "chosen"), [(True, "vision_rl.engine.vllm_cpu_platform"), (False, "None")])
+def test_vllms_build_decides_its_platform(cpu_build: bool, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the devices: Ray hides these from the server's actor, which asks for none."""
+    monkeypatch.setattr(vllm_cpu, "cpu_build", lambda: cpu_build)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert str(vllm_cpu.platform()).startswith(chosen)
 
 
 @pytest.fixture

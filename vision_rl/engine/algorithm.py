@@ -27,7 +27,11 @@ WATCH_SECONDS = 0.1
 MAX_ERROR = 500
 """Characters of an error that are worth a sentence."""
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")
-FAILED_STARTS = {".launch_server()": "the model server did not start", "init_model()": "the model could not be loaded"}
+FAILED_STARTS = {
+    "_check_resource_available": "Ray's cluster is too small",
+    ".launch_server()": "the model server did not start",
+    "init_model()": "the model could not be loaded",
+}
 """What has failed, by a call as Ray names it in the traceback that it brings along."""
 
 

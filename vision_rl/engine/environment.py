@@ -19,6 +19,14 @@ COMMON = {
     "NO_PROXY": "localhost,127.0.0.1",  # a web proxy must not catch the run's own traffic
 }
 
+# What verl's own entry point sets (trainer/constants_ppo.py; Agent Lightning's does not), for NCCL and Megatron.
+GPU_ONLY = {
+    "NCCL_DEBUG": "WARN",
+    "NCCL_CUMEM_ENABLE": "0",  # else the weight sync to vLLM can hang
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's overlap of communication relies on the order of launches
+    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",  # does not work between processes that verl starts
+}
+
 CPU_ONLY = {
     "OMP_NUM_THREADS": "1",  # with Dynamo off: 13 requests/s instead of 3 on two cores
     "TORCHDYNAMO_DISABLE": "1",
@@ -28,8 +36,12 @@ CPU_ONLY = {
     "SGLANG_USE_CPU_ENGINE": "1",
 }
 
+# The CPU build on a machine that has a GPU must not see it. No device has the number -1; an empty text would hide them too,
+# but Ray looks the ids of its logical GPUs up in this list (worker.py:1120), one for each that the preset tells it of.
+HIDDEN_GPUS = {"CUDA_VISIBLE_DEVICES": ",".join(["-1"] * 8)}
+
 
 def run_environment(cpu: bool) -> dict[str, str]:
-    """The variables of a run; what the user has set already wins."""
-    chosen = {**COMMON, **(CPU_ONLY if cpu else {})}
-    return {name: os.environ.get(name, value) for name, value in chosen.items()}
+    """The variables of a run's processes; what the user has set already wins, but for the GPUs that a CPU run hides."""
+    chosen = {**COMMON, **(CPU_ONLY if cpu else GPU_ONLY)}
+    return {name: os.environ.get(name, value) for name, value in chosen.items()} | (HIDDEN_GPUS if cpu else {})

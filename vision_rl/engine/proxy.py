@@ -15,6 +15,7 @@ import hashlib
 import io
 import logging
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -35,6 +36,7 @@ from vision_rl.engine.calls import CallError, CallRoute, image_urls, turn_of
 from vision_rl.engine.claims import ClaimRoutes
 from vision_rl.engine.trace import SPAN_NAME, Turn, turn_attributes
 from vision_rl.errors import UserError
+from vision_rl.orphans import end_with_parent
 
 # Seconds. vLLM's uvicorn closes idle connections after 5 s; litellm would keep them for 120 s and now and then write
 # into one that is just closing: HTTP 500 "Connection error". tests/test_proxy.py shows both.
@@ -156,6 +158,8 @@ class VisionProxy(LLMProxy):
         import litellm.proxy.proxy_server as server
 
         hide_keys()
+        # Ray mostly ends the children of a worker that dies; this one was seen to stay, with its port and 800 MB.
+        end_with_parent(signal.SIGKILL)
         handler.AIOHTTP_KEEPALIVE_TIMEOUT = server.AIOHTTP_KEEPALIVE_TIMEOUT = BACKEND_IDLE_SECONDS
         async with super()._serve_context():
             yield

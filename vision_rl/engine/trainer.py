@@ -8,6 +8,7 @@ Left out, because no preset uses them: critics, reward models, ReMax baselines.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -184,7 +185,7 @@ class VisionTrainer(AgentLightningTrainer):
         """One pass of policy updates. A partial last mini-batch is trained on, not dropped as upstream does."""
         order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(self.global_steps))
         batch.reorder(order)
-        padded = pad_masked(batch, self.actor_rollout_wg.world_size)
+        padded = pad_masked(batch, update_divisor(self.config.actor_rollout_ref, self.actor_rollout_wg.world_size))
         balance: dict[str, float] = {}
         if self.config.trainer.balance_batch and self.actor_rollout_wg.world_size > 1:
             self._balance_batch(padded, metrics=balance)
@@ -315,6 +316,14 @@ class VisionTrainer(AgentLightningTrainer):
         started = time.monotonic()
         yield
         self.timing[name] = self.timing.get(name, 0.0) + time.monotonic() - started
+
+
+def update_divisor(actor_rollout: Any, world_size: int) -> int:
+    """What the number of samples in an update must be a multiple of: every rank gets as many. FSDP's workers take a partial
+    last mini-batch; Megatron's refuse one (verl/protocol.py:823)."""
+    if actor_rollout.actor.strategy != "megatron":
+        return world_size
+    return math.lcm(world_size, actor_rollout.actor.ppo_mini_batch_size * actor_rollout.rollout.n)
 
 
 def sample_limits(config: Any) -> tuple[int, int]:

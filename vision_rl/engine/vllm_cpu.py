@@ -11,15 +11,18 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
+from vision_rl.gpu import cpu_build
+
 FORK_ENGINE = "VISION_RL_FORK_ENGINE"
 """Environment variable: fork the engine process instead of spawning it (16 s to 5 s; there is no CUDA context to lose)."""
 
 
 def platform() -> str | None:
-    """The platform class for vLLM to use, or None to leave the choice to vLLM (a CUDA machine, or IPEX is there)."""
-    import torch
+    """The platform class for vLLM to use, or None to leave the choice to vLLM (its CUDA build, or IPEX is there).
 
-    if torch.cuda.is_available() or find_spec("intel_extension_for_pytorch") is not None:
+    The build decides, not the devices: Ray hides these from actors that ask for none, such as the server's.
+    """
+    if not cpu_build() or find_spec("intel_extension_for_pytorch") is not None:
         return None
     return "vision_rl.engine.vllm_cpu_platform.NoIpexCpuPlatform"
 

@@ -1,0 +1,55 @@
+"""What a run sets in its processes: verl's own variables on GPUs, and GPUs out of sight on the CPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import ray
+from verl.trainer.constants_ppo import PPO_RAY_RUNTIME_ENV
+
+from vision_rl.engine.algorithm import Launch, VisionVERL
+from vision_rl.engine.config import resolve
+from vision_rl.engine.environment import COMMON, run_environment
+from vision_rl.tiny import checkpoint_dir
+
+OURS = {"TOKENIZERS_PARALLELISM", "VLLM_LOGGING_LEVEL"}  # runners are forked; vLLM writes to a file anyway
+UNUSED = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING"}  # a door to load adapters over HTTP; engine/server.py needs none
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in {*run_environment(True), *run_environment(False)}:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_on_gpus_verls_own_variables_are_set() -> None:
+    theirs, ours = PPO_RAY_RUNTIME_ENV["env_vars"], run_environment(False)
+    assert {name: ours.get(name) for name in theirs.keys() - OURS - UNUSED} == {
+        name: value for name, value in theirs.items() if name not in OURS | UNUSED
+    }
+    assert ours.keys() >= OURS and not ours.keys() & UNUSED
+    assert "CUDA_VISIBLE_DEVICES" not in ours and "OMP_NUM_THREADS" not in ours
+
+
+def test_what_the_user_has_set_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert run_environment(False)["NCCL_DEBUG"] == "INFO" and run_environment(True)["OMP_NUM_THREADS"] == "7"
+    assert run_environment(True).keys() > COMMON.keys() < run_environment(False).keys()
+
+
+@pytest.mark.parametrize("visible", ["0", ""])
+def test_a_cpu_run_hides_the_gpus_of_its_machine(visible: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray gives the worker "GPU 0", a logical one; torch would take the real one of that number."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    resolved = resolve("cpu", task="vqa", model=checkpoint_dir())
+    launch = Launch(resolved, None, run_environment(True), True, lambda: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", launch.environment["CUDA_VISIBLE_DEVICES"])  # as the command line does
+    VisionVERL(launch)._start_ray()
+    try:
+        seen = ray.remote(num_gpus=1)(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+        assert set(ray.get(seen.remote()).split(",")) == {"-1"}
+    finally:
+        ray.shutdown()
