@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from transformers import AutoConfig
+from verl.utils.model import update_model_config
 
 from vision_rl.engine import config as config_module
 from vision_rl.engine import derive, keys, schema
@@ -363,6 +365,25 @@ def test_sdpa_is_chosen_where_flash_attention_is_absent(installed: bool, monkeyp
     assert any("SDPA" in note for note in resolved.notes) is not installed
     chosen = resolve("gpu_40gb", ["+actor_rollout_ref.model.override_config.attn_implementation=eager"], task="vqa")
     assert chosen.verl["actor_rollout_ref"]["model"]["override_config"]["attn_implementation"] == "eager"
+
+
+@pytest.mark.parametrize(("flat", "preset"), [(False, "cpu"), (False, "megatron"), (True, "cpu")])
+def test_verl_sees_the_type_of_a_model_that_transformers_has_saved(flat: bool, preset: str, tmp_path: Path) -> None:
+    """By it verl decides whether to apply its patches for Qwen-VL. Models on the hub have a flat config.json."""
+    config = json.loads((TINY / "config.json").read_text())
+    if flat:
+        config |= {key: value for key, value in config.pop("text_config").items() if key not in config}
+    for file in TINY.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert loaded.model_type == ("qwen2_5_vl" if flat else "qwen2_5_vl_text"), "else `Derivation._model_type` can go"
+    override = resolve(preset, task="vqa", model=tmp_path).verl["actor_rollout_ref"]["model"]["override_config"]
+    override = override["model_config"] if preset == "megatron" else override
+    assert ("model_type" in override) is not flat
+    update_model_config(loaded, override)
+    assert loaded.model_type == "qwen2_5_vl"
 
 
 def test_pixel_limits_come_from_the_processor_or_go_to_vllm() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -54,3 +56,29 @@ def test_a_server_that_ends_by_itself_says_why(tmp_path: Path, monkeypatch: pyte
         serving.serve("model", cpu=True),
     ):
         raise AssertionError("it served")
+
+
+@pytest.mark.e2e
+def test_a_models_own_sampling_defaults_do_not_change_what_is_scored(tmp_path: Path, tiny_dir: Path) -> None:
+    """With them the greedy reply would be another one, and samples at any temperature the same."""
+    for file in tiny_dir.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    defaults = json.loads((tiny_dir / "generation_config.json").read_text())
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "generation_config.json").write_text(json.dumps(defaults | {"top_k": 1, "repetition_penalty": 9.0}))
+
+    with (
+        serving.serve(tmp_path, cpu=True, max_model_len=256) as url,
+        httpx.Client(trust_env=False, timeout=120) as client,
+    ):
+
+        def replies(n: int, **parameters: float) -> list[str]:
+            messages = [{"role": "user", "content": "Which shape is it? Which colour is it? How many are there?"}]
+            body = {"model": serving.MODEL_NAME, "messages": messages, "max_tokens": 12, "n": n, **parameters}
+            answer = client.post(f"{url}/chat/completions", json=body).raise_for_status().json()
+            return [choice["message"]["content"] for choice in answer["choices"]]
+
+        greedy = replies(1, temperature=0)
+        assert greedy == replies(1, temperature=0, repetition_penalty=1.0, top_k=-1)
+        assert greedy != replies(1, temperature=0, repetition_penalty=9.0), "the penalty would make no difference here"
+        assert len(set(replies(16, temperature=2.0))) > 1

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import einops
 import pytest
 import torch
+import transformers.modeling_flash_attention_utils as fa
 from omegaconf import OmegaConf
 from PIL import Image
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations import flash_attention
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.models.qwen2_vl import modeling_qwen2_vl
+from verl.models.transformers import qwen2_vl
+from verl.models.transformers.monkey_patch import apply_monkey_patch
+from verl.utils import attention_utils
 
 from vision_rl.engine.config import resolve
 from vision_rl.engine.pixels import Pixels
@@ -79,7 +89,7 @@ def reference_log_probs(model: Any, processor: Any, sample: Sample, images: list
     return torch.stack([logits[n - 1 + i, token] for i, token in enumerate(sample.response_ids)])
 
 
-def actor_log_probs(model: Any, batch: Any) -> torch.Tensor:
+def actor_log_probs(model: Any, batch: Any, **changes: Any) -> torch.Tensor:
     """The same by verl's actor, from the padded batch."""
     from verl.utils.config import omega_conf_to_dataclass
     from verl.workers.actor import DataParallelPPOActor
@@ -87,7 +97,7 @@ def actor_log_probs(model: Any, batch: Any) -> torch.Tensor:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     tree = OmegaConf.create(resolve("cpu", task="vqa", model=checkpoint_dir()).verl)
-    config = omega_conf_to_dataclass(tree.actor_rollout_ref.actor)
+    config = omega_conf_to_dataclass(OmegaConf.merge(tree.actor_rollout_ref.actor, changes))
     actor = DataParallelPPOActor(config, model)
     batch.meta_info = {"micro_batch_size": 8, "temperature": 1.0, "use_dynamic_bsz": False}
     log_probs, _ = actor.compute_log_prob(batch)
@@ -103,6 +113,48 @@ def test_actor_sees_what_transformers_sees(
         images = [builder.pixels.path(ref) for ref in sample.image_refs]
         expected = reference_log_probs(tiny_model, tiny_processor, sample, images)
         torch.testing.assert_close(computed[i, : len(expected)], expected, atol=1e-5, rtol=0)
+
+
+def varlen_attention(q: Any, k: Any, v: Any, cu_seqlens_q: Any, causal: bool, **_: Any) -> torch.Tensor:
+    """What flash-attn's kernel computes: (tokens, heads, size), attention within the sequences that the offsets bound."""
+    bounds = cu_seqlens_q.tolist()
+    parts = [
+        scaled_dot_product_attention(*(x[a:b].transpose(0, 1) for x in (q, k, v)), is_causal=causal).transpose(0, 1)
+        for a, b in pairwise(bounds)
+    ]
+    return torch.cat(parts)
+
+
+def test_actor_sees_the_same_without_padding(
+    builder: BatchBuilder, samples: list[Sample], tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verl's path where flash-attn is installed: it tells the sequences of a batch apart by the positions' zeros."""
+    for module in (modeling_qwen2_vl, modeling_qwen2_5_vl):
+        for name, kind in vars(module).items():
+            if name.endswith(("VLAttention", "VLModel", "VLForConditionalGeneration")):
+                monkeypatch.setattr(kind, "forward", kind.forward)  # put back what `apply_monkey_patch` replaces
+    monkeypatch.setattr(flash_attention, "_flash_attention_forward", flash_attention._flash_attention_forward)
+    monkeypatch.setattr(tiny_model.config, "model_type", "qwen2_5_vl")  # as engine/derive.py lets verl see it
+    stand_ins = (lambda tensor, indices: tensor[indices], fa._pad_input, einops.rearrange, fa._unpad_input)
+    monkeypatch.setattr(attention_utils, "_get_attention_functions", lambda: stand_ins)
+    for name, value in (
+        ("flash_attn_varlen_func", varlen_attention),
+        ("_flash_supports_window_size", False),
+        ("_flash_supports_deterministic", False),
+        ("_flash_use_top_left_mask", False),
+        ("fa_peft_integration_check", lambda *states, **_: states),  # the kernel's bfloat16 would hide what is compared
+    ):
+        monkeypatch.setattr(qwen2_vl, name, value, raising=False)
+    padded = actor_log_probs(tiny_model, builder.build(samples).batch)
+    apply_monkey_patch(tiny_model, use_remove_padding=True)
+    called = []
+    monkeypatch.setattr(
+        qwen2_vl, "flash_attn_varlen_func", lambda **given: called.append(1) or varlen_attention(**given)
+    )
+    unpadded = actor_log_probs(tiny_model, builder.build(samples).batch, use_remove_padding=True)
+    mask = builder.build(samples).batch.batch["response_mask"].bool()
+    torch.testing.assert_close(unpadded[mask], padded[mask], atol=1e-5, rtol=0)
+    assert called
 
 
 @pytest.mark.parametrize("fault", ["no pixels", "swapped pixels", "plain positions"])

@@ -25,6 +25,9 @@ from vision_rl.orphans import end_with_parent
 START_SECONDS = 600.0
 MODEL_NAME = "model"
 """The name under which the checkpoint is served."""
+PLAIN_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
+"""What a request does not say, as verl has it in training (vllm_async_server.py:213). A model's generation_config.json would
+else take part: Qwen2.5-VL's asks for a repetition penalty, Qwen2-VL's for one candidate whatever the temperature."""
 
 
 @contextmanager
@@ -50,6 +53,7 @@ def serve(
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL_NAME),
         *("--max-model-len", str(max_model_len), "--allowed-local-media-path", media_root),
         *("--limit-mm-per-prompt", json.dumps({"image": images_per_prompt, "video": 0})),
+        *("--override-generation-config", json.dumps(PLAIN_SAMPLING)),
         *(("--enable-auto-tool-choice", "--tool-call-parser", "hermes") if function_tools else ()),
         *(("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32") if cpu else ()),
     ]

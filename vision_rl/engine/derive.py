@@ -14,6 +14,7 @@ from vision_rl.models import ModelInfo, model_info
 
 # Layers that state a default; anything later is somebody's choice and is left alone.
 _WEAK = ("verl", "agentlightning", "vision_rl", "base", "strategy", "task")
+_HIDDEN_TYPES = ("qwen2_vl", "qwen2_5_vl")
 _UNNAMED_LAYERS = ("llava", "internvl")
 _DECODER_LAYERS = {
     "llama": "LlamaDecoderLayer",
@@ -39,6 +40,7 @@ class Derivation:
     def run(self) -> None:
         """Apply every rule, in an order in which later rules may read what earlier ones set."""
         self._model()
+        self._model_type()
         self._attention()
         self._sharding()
         self._caches()
@@ -82,6 +84,21 @@ class Derivation:
                 self.put(f"{VLLM_KWARGS}.mm_processor_kwargs", json.dumps(limits), reason)
             else:
                 self.put(f"{SGLANG_KWARGS}.mm_processor_kwargs", limits, reason)
+
+    def _model_type(self) -> None:
+        """Tell verl the model's own type where transformers 4.57 answers with that of the text part: for Qwen2-VL and
+        Qwen2.5-VL folders that it has saved itself (configuration_qwen2_5_vl.py:351). Else verl applies none of its
+        patches for them (monkey_patch.py:292), and counts no FLOPs. It can go with transformers 5.
+        """
+        if self.model is None or self.model.model_type not in _HIDDEN_TYPES:
+            return
+        own = self.model.model_type
+        if self.model.on_disk and self.model.config.get("text_config", {}).get("model_type", own) == own:
+            return
+        section = f"{_MODEL}.override_config"
+        if self.get("actor_rollout_ref.actor.strategy") == "megatron":
+            section += ".model_config"
+        self.put(f"{section}.model_type", own, "config.json, which transformers 4.57 misreads")
 
     def _attention(self) -> None:
         if (

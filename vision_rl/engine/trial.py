@@ -109,7 +109,9 @@ def _compared(name: str, turn: Turn, folder: Path, resolved: Resolved, cpu: bool
     """Findings on the trace and on |transformers - server| over its response."""
     from verl.utils import hf_processor
 
-    processor = hf_processor(name, use_fast=True)
+    from vision_rl.engine.task_runner import processor_options
+
+    processor = hf_processor(name, **processor_options(name))
     # vLLM is started here without the run's limits, SGLang with all that the run would give it.
     limits = resolved.agent.pixel_limits() if _engine(resolved) == "sglang" else {}
     inputs = Pixels(processor, folder, limits=limits).inputs(turn.image_refs)
