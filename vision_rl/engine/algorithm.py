@@ -63,6 +63,7 @@ class VisionVERL(agl.Algorithm):
     def run(self, train_dataset: Any = None, val_dataset: Any = None) -> None:
         """Train; `watch` is called every tenth of a second meanwhile. Raises `UserError` for what the user can mend."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         log = RunLog(self.launch.context.run_dir)
         self._start_ray()
@@ -70,7 +71,9 @@ class VisionVERL(agl.Algorithm):
         try:
             from vision_rl.engine.task_runner import VisionTaskRunner
 
-            runner = VisionTaskRunner.remote()  # type: ignore[attr-defined]
+            # Run directory, pictures and the proxy's address are this machine's; in a cluster Ray might place it elsewhere.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            runner = VisionTaskRunner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
             training = runner.run.remote(
                 self.launch.resolved.verl, list(train_dataset), list(val_dataset), self.get_store(), self.launch.context
             )
@@ -116,14 +119,16 @@ class VisionVERL(agl.Algorithm):
         )
 
     def _keep_logs(self) -> None:
-        """Copy what the workers printed into the run directory: Ray keeps it in a folder that the next run replaces."""
+        """Copy what this run's workers on this machine printed into the run directory: Ray's own folder is soon replaced."""
+        import ray
         from ray._private.worker import _global_node
 
         target = self.launch.context.run_dir / "logs"
-        if _global_node is not None and _global_node.head:
+        if _global_node is not None:
+            job = ray.get_runtime_context().get_job_id()
             with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
                 target.mkdir(exist_ok=True)
-                for log in Path(_global_node.get_logs_dir_path()).glob("worker*.*"):
+                for log in Path(_global_node.get_logs_dir_path()).glob(f"worker-*-{job}-*"):
                     shutil.copy(log, target)
 
     def _start_ray(self) -> None:

@@ -6,6 +6,9 @@ import os
 
 from vision_rl.engine.vllm_cpu import FORK_ENGINE
 
+LOGICAL_GPUS = 8
+"""So many FSDP ranks, each with a "GPU" of Ray's, can a CPU run have."""
+
 COMMON = {
     "TOKENIZERS_PARALLELISM": "false",  # the runners are forked
     "VLLM_NO_USAGE_STATS": "1",
@@ -30,7 +33,7 @@ GPU_ONLY = {
 CPU_ONLY = {
     "OMP_NUM_THREADS": "1",  # with Dynamo off: 13 requests/s instead of 3 on two cores
     "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "all",
+    "VLLM_CPU_OMP_THREADS_BIND": "|".join(["all"] * LOGICAL_GPUS),  # no binding, of any rank
     "VLLM_CPU_KVCACHE_SPACE": "1",
     FORK_ENGINE: "1",
     "SGLANG_USE_CPU_ENGINE": "1",
@@ -38,7 +41,7 @@ CPU_ONLY = {
 
 # The CPU build on a machine that has a GPU must not see it. No device has the number -1; an empty text would hide them too,
 # but Ray looks the ids of its logical GPUs up in this list (worker.py:1120), one for each that the preset tells it of.
-HIDDEN_GPUS = {"CUDA_VISIBLE_DEVICES": ",".join(["-1"] * 8)}
+HIDDEN_GPUS = {"CUDA_VISIBLE_DEVICES": ",".join(["-1"] * LOGICAL_GPUS)}
 
 
 def run_environment(cpu: bool) -> dict[str, str]:

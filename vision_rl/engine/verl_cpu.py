@@ -20,6 +20,8 @@ def apply_without_collecting() -> None:
     if not torch.cuda.is_available():
         _complete_torch_cpu()
         _accept_cpu_process_group()
+        # FSDP2 keeps a reference model in pinned memory (fsdp_workers.py:516); only an accelerator needs that, and has it.
+        torch.Tensor.pin_memory = lambda self, device=None: self  # type: ignore[method-assign, assignment]
 
 
 def apply() -> None:

@@ -23,6 +23,8 @@ class NoIpexCpuPlatform(CpuPlatform):
         scheduler = vllm_config.scheduler_config
         scheduler.enable_chunked_prefill = scheduler.chunked_prefill_enabled = False
         scheduler.max_num_batched_tokens = max(scheduler.max_num_batched_tokens, scheduler.max_model_len)
+        if vllm_config.parallel_config.worker_cls == "vllm.v1.worker.cpu_worker.CPUWorker":
+            vllm_config.parallel_config.worker_cls = "vision_rl.engine.vllm_cpu_worker.AnyRankWorker"
         if vllm_config.cache_config is not None:
             vllm_config.cache_config.enable_prefix_caching = False
         if fork_engine():

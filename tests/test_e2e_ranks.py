@@ -1,0 +1,97 @@
+"""Two FSDP ranks with a model server each, and two nodes of a Ray cluster, on one machine without a GPU.
+
+What several GPUs do to shards, batches and weights; the preset of a task is `cpu`, all else is as on GPUs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from ray.cluster_utils import Cluster
+from safetensors.torch import load_file
+
+from tests.test_e2e_training import metrics_of, run
+from vision_rl.engine.export import merged_checkpoint
+from vision_rl.tiny import checkpoint_dir
+
+ACTOR = "actor_rollout_ref.actor"
+# Fifteen rollouts a step: the batch is padded for two ranks, and each rank's last mini-batch is a partial one.
+ODD = [
+    "--task", "vqa", "trainer.val_before_train=false", "trainer.test_freq=-1", "data.train_batch_size=5",
+    "actor_rollout_ref.rollout.n=3", f"{ACTOR}.ppo_mini_batch_size=5", f"{ACTOR}.ppo_micro_batch_size_per_gpu=7",
+    f"{ACTOR}.entropy_coeff=0.01",
+]  # fmt: skip
+TWO_RANKS = [*ODD, "trainer.n_gpus_per_node=2", "ray_kwargs.ray_init.num_gpus=2"]
+LORA = [
+    "actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.model.lora_alpha=16",
+    "actor_rollout_ref.model.exclude_modules='.*visual.*'", "actor_rollout_ref.rollout.load_format=safetensors",
+    "actor_rollout_ref.rollout.layered_summon=true", f"{ACTOR}.optim.lr=0.01",
+]  # fmt: skip
+
+pytestmark = pytest.mark.e2e
+
+
+def check(run_dir: Path, steps: int) -> None:
+    lines = metrics_of(run_dir)
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    for line in lines:
+        assert line["train/rollouts_failed"] == 0 and line["actor/grad_norm"] > 0
+        assert line["mismatch/logprob_max"] <= 1e-4  # both servers have the weights of the step before
+
+
+def test_two_ranks_train_with_a_reference_model(tmp_path: Path) -> None:
+    """As the GPU presets do: a KL term, and weights and gradients kept in main memory by FSDP2's offload policy."""
+    offload = [f"{ACTOR}.fsdp_config.offload_policy=true", "actor_rollout_ref.ref.fsdp_config.param_offload=true"]
+    changes = ["--variant", "kl_low_var", f"{ACTOR}.optim.lr=1e-3", *offload]
+    run(tmp_path / "run", *TWO_RANKS, "--max-steps", "3", *changes)
+    check(tmp_path / "run", 3)
+    distance = [line["train/kl"] for line in metrics_of(tmp_path / "run")]
+    assert distance[0] == 0 and distance[1] > 0.01
+    shards = (tmp_path / "run" / "checkpoints" / "global_step_3" / "actor").glob("model_world_size_2_rank_*.pt")
+    assert len(list(shards)) == 2
+    before, after = (
+        load_file(Path(path) / "model.safetensors") for path in (checkpoint_dir(), merged_checkpoint(tmp_path / "run"))
+    )
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.long
+def test_two_ranks_resume(tmp_path: Path) -> None:
+    offload = [f"{ACTOR}.fsdp_config.param_offload=true", f"{ACTOR}.fsdp_config.optimizer_offload=true"]
+    for more in (["--max-steps", "2"], ["--max-steps", "4", "--resume"]):
+        run(tmp_path / "run", *TWO_RANKS, *offload, *more)
+    check(tmp_path / "run", 4)
+
+
+@pytest.mark.long
+def test_two_ranks_sync_an_adapter_layer_by_layer(tmp_path: Path) -> None:
+    """As preset lora does: without `layered_summon`, vLLM would drop the base model in its sleep."""
+    run(tmp_path / "run", *TWO_RANKS, *LORA, "--max-steps", "3")
+    check(tmp_path / "run", 3)
+
+
+@pytest.mark.long
+def test_two_ranks_train_through_sglang(tmp_path: Path) -> None:
+    run(tmp_path / "run", *TWO_RANKS, "--rollout-engine", "sglang", "--max-steps", "3", f"{ACTOR}.optim.lr=1e-3")
+    check(tmp_path / "run", 3)
+
+
+@pytest.mark.long
+def test_two_nodes_of_a_cluster(tmp_path: Path) -> None:
+    """As preset multi_node does; the logs of this machine's workers come into the run directory, of this run only."""
+    node = {"num_cpus": 8, "num_gpus": 1, "object_store_memory": 300_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.add_node(**node)
+        theirs = [f"ray_kwargs.ray_init.{name}=null" for name in node]
+        two_nodes = ["trainer.nnodes=2", f"ray_kwargs.ray_init.address={cluster.address}", *theirs]
+        for name in ("first", "second"):
+            run(tmp_path / name, *ODD, *two_nodes, "--max-steps", "2", f"{ACTOR}.optim.lr=1e-3")
+            check(tmp_path / name, 2)
+    finally:
+        cluster.shutdown()
+    first, second = ({log.name for log in (tmp_path / name / "logs").iterdir()} for name in ("first", "second"))
+    assert first and second and not first & second
