@@ -5,15 +5,19 @@ What several GPUs do to shards, batches and weights; the preset of a task is `cp
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
-from tests.test_e2e_training import metrics_of, run
+from tests.test_e2e_training import ROOT, metrics_of, run
+from vision_rl.engine.algorithm import check_shared
 from vision_rl.engine.export import merged_checkpoint
+from vision_rl.errors import UserError
 from vision_rl.tiny import checkpoint_dir
 
 ACTOR = "actor_rollout_ref.actor"
@@ -80,16 +84,23 @@ def test_two_ranks_train_through_sglang(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_two_nodes_of_a_cluster(tmp_path: Path) -> None:
-    """As preset multi_node does; the logs of this machine's workers come into the run directory, of this run only."""
+def test_two_nodes_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As preset multi_node does, with a cluster that was started in another folder; each run gets its own workers' logs."""
+    monkeypatch.chdir(tmp_path)
     node = {"num_cpus": 8, "num_gpus": 1, "object_store_memory": 300_000_000}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     try:
         cluster.add_node(**node)
+        monkeypatch.chdir(ROOT)
+        ray.init(address=cluster.address, log_to_driver=False)
+        check_shared(tmp_path)
+        with pytest.raises(UserError, match=r"node .* does not see .*/on_one_node_only.*--run-dir"):
+            check_shared(tmp_path / "on_one_node_only")
+        ray.shutdown()
         theirs = [f"ray_kwargs.ray_init.{name}=null" for name in node]
         two_nodes = ["trainer.nnodes=2", f"ray_kwargs.ray_init.address={cluster.address}", *theirs]
         for name in ("first", "second"):
-            run(tmp_path / name, *ODD, *two_nodes, "--max-steps", "2", f"{ACTOR}.optim.lr=1e-3")
+            run(Path(os.path.relpath(tmp_path / name)), *ODD, *two_nodes, "--max-steps", "2", f"{ACTOR}.optim.lr=1e-3")
             check(tmp_path / name, 2)
     finally:
         cluster.shutdown()

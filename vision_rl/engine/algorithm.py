@@ -8,6 +8,7 @@ and Ray, verl's imports and the runners' start overlap.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -53,6 +54,25 @@ def last_error(traceback: str) -> str:
     return " ".join(" ".join(lines[begins[-1] if begins else -1 :]).split())[:MAX_ERROR]
 
 
+def check_shared(run_dir: Path) -> None:
+    """Raise `UserError` if a node of Ray's cluster does not see the run directory: its ranks write their shards there."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        return
+    look = ray.remote(num_cpus=0)(os.path.exists)
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    seen = ray.get([look.options(scheduling_strategy=place).remote(str(run_dir)) for place in places])
+    for node, there in zip(nodes, seen, strict=True):
+        if not there:
+            raise UserError(
+                f"node {node['NodeManagerAddress']} of Ray's cluster does not see {run_dir}, where its ranks are to write "
+                "their part of a checkpoint; name a folder on a disk that all nodes share with --run-dir"
+            )
+
+
 class VisionVERL(agl.Algorithm):
     """verl's GRPO with the vision batch, driven over Agent Lightning's store."""
 
@@ -67,6 +87,7 @@ class VisionVERL(agl.Algorithm):
 
         log = RunLog(self.launch.context.run_dir)
         self._start_ray()
+        check_shared(self.launch.context.run_dir)
         log.event("phase", text="Ray is up; importing verl")
         try:
             from vision_rl.engine.task_runner import VisionTaskRunner
