@@ -46,9 +46,12 @@ def check(run_dir: Path, steps: int) -> None:
 
 
 def test_two_ranks_train_with_a_reference_model(tmp_path: Path) -> None:
-    """As the GPU presets do: a KL term, and weights and gradients kept in main memory by FSDP2's offload policy."""
-    offload = [f"{ACTOR}.fsdp_config.offload_policy=true", "actor_rollout_ref.ref.fsdp_config.param_offload=true"]
-    changes = ["--variant", "kl_low_var", f"{ACTOR}.optim.lr=1e-3", *offload]
+    """As the GPU presets do: a KL term, FSDP2's offload policy, and activations that are computed again for the gradient."""
+    memory = [
+        f"{ACTOR}.fsdp_config.offload_policy=true", "actor_rollout_ref.ref.fsdp_config.param_offload=true",
+        "actor_rollout_ref.model.enable_gradient_checkpointing=true",
+    ]  # fmt: skip
+    changes = ["--variant", "kl_low_var", f"{ACTOR}.optim.lr=1e-3", *memory]
     run(tmp_path / "run", *TWO_RANKS, "--max-steps", "3", *changes)
     check(tmp_path / "run", 3)
     distance = [line["train/kl"] for line in metrics_of(tmp_path / "run")]

@@ -29,7 +29,8 @@ def updated(balance: bool, workers: int, step: int = 1) -> tuple[Any, dict[str, 
         return SimpleNamespace(meta_info={"metrics": {"actor/pg_loss": [1.0]}})
 
     trainer = VisionTrainer.__new__(VisionTrainer)
-    trainer.config = OmegaConf.create({"trainer": {"balance_batch": balance}})
+    strategy = {"actor_rollout_ref": {"actor": {"strategy": "fsdp2"}}}
+    trainer.config = OmegaConf.create({"trainer": {"balance_batch": balance}, **strategy})
     trainer.actor_rollout_wg = SimpleNamespace(world_size=workers, update_actor=update_actor)
     trainer.global_steps, trainer.timing = step, {}
     metrics = trainer._update(batch)
