@@ -39,10 +39,9 @@ def test_what_the_user_has_set_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_environment(True).keys() > COMMON.keys() < run_environment(False).keys()
 
 
-@pytest.mark.parametrize("visible", ["0", ""])
-def test_a_cpu_run_hides_the_gpus_of_its_machine(visible: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_run_hides_the_gpus_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray gives the worker "GPU 0", a logical one; torch would take the real one of that number."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     resolved = resolve("cpu", task="vqa", model=checkpoint_dir())
     launch = Launch(resolved, None, run_environment(True), True, lambda: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", launch.environment["CUDA_VISIBLE_DEVICES"])  # as the command line does
