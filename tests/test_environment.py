@@ -39,6 +39,7 @@ def test_what_the_user_has_set_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_environment(True).keys() > COMMON.keys() < run_environment(False).keys()
 
 
+@pytest.mark.e2e
 def test_a_cpu_run_hides_the_gpus_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray gives the worker "GPU 0", a logical one; torch would take the real one of that number."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import random
@@ -325,11 +326,19 @@ def test_bad_calls_are_user_errors(tmp_path: Path, task: str, sizes: dict[str, i
 # What makes learning depend on sight
 
 
+@functools.cache
+def drawn(task: str) -> list[tuple[str, Any, Any]]:
+    """(kind, answer, mistake) of 6,000 examples."""
+    rng = random.Random(5)
+    many = (draw_example(task, rng) for _ in range(6000))
+    return [(example.question_type, example.answer, example.mistake) for example in many]
+
+
 @pytest.mark.parametrize("kind", ["color", "shape", "count", "side"])
 def test_answers_and_mistakes_have_the_same_distribution(kind: str) -> None:
     """Else an actor without sight could gain by preferring the answer that is right more often than it is said."""
-    drawn = [example for example in examples("vqa", 6000) if example.question_type == kind]
-    right, wrong = (Counter(words) for words in zip(*((e.answer, e.mistake) for e in drawn), strict=True))
+    answers, mistakes = zip(*(pair for what, *pair in drawn("vqa") if what == kind), strict=True)
+    right, wrong = Counter(answers), Counter(mistakes)
     for group in (tuple(COLORS), SHAPES, COUNTS):
         total = sum(right[word] for word in group)
         for word in group:
@@ -354,12 +363,12 @@ def test_mistaken_boxes_are_those_of_the_double() -> None:
 
 @pytest.mark.parametrize("kind", ELEMENTS)
 def test_right_and_mistaken_boxes_have_the_same_distribution(kind: str) -> None:
-    drawn = [example for example in examples("grounding", 6000) if example.question_type == kind]
-    right, wrong = Counter(e.answer for e in drawn), Counter(e.mistake for e in drawn)
+    answers, mistakes = zip(*(pair for what, *pair in drawn("grounding") if what == kind), strict=True)
+    right, wrong = Counter(answers), Counter(mistakes)
     assert len(right) == 6
     for box in right:
-        assert abs(right[box] - wrong[box]) < 0.05 * len(drawn)
-        assert abs(right[box] / len(drawn) - 1 / 6) < 0.04
+        assert abs(right[box] - wrong[box]) < 0.05 * len(answers)
+        assert abs(right[box] / len(answers) - 1 / 6) < 0.04
 
 
 def test_things_stand_where_their_boxes_say() -> None:

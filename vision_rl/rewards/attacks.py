@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -280,19 +280,21 @@ def _worst_rows(outcomes: Sequence[Outcome]) -> Iterator[Sequence[str]]:
         yield attack, str(len(cases)), worst.case, f"{worst.honest:.3f}", f"{worst.attacked:.3f}", f"{guide:.3f}"
 
 
-def tables() -> str:
-    """The suite's results as Markdown."""
+def all_outcomes() -> dict[str, list[Outcome]]:
+    """Every attack, by what it is against: grounding, vqa, tools."""
+    return {"grounding": list(grounding_outcomes()), "vqa": list(vqa_outcomes()), "tools": list(tool_outcomes())}
+
+
+def tables(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
+    """The suite's results (of `all_outcomes`) as Markdown."""
     head = ("attack", "cases", "worst case", "honest", "attacked", "guide's reward at most")
     lines: list[str] = []
-    for title, outcomes in (
-        ("Grounding, against the right boxes (guide: max-IoU)", list(grounding_outcomes())),
-        ("VQA, against the right answer (guide: similarity without brevity)", list(vqa_outcomes())),
-        (
-            "Tools, right box, against the better of no tool and one aimed zoom (guide: as published)",
-            list(tool_outcomes()),
-        ),
+    for kind, title in (
+        ("grounding", "Grounding, against the right boxes (guide: max-IoU)"),
+        ("vqa", "VQA, against the right answer (guide: similarity without brevity)"),
+        ("tools", "Tools, right box, against the better of no tool and one aimed zoom (guide: as published)"),
     ):
-        lines += [f"### {title}", "", *_table(head, _worst_rows(outcomes)), ""]
+        lines += [f"### {title}", "", *_table(head, _worst_rows(outcomes[kind])), ""]
     rows = (
         (task, str(k), f"{one:.3f}", f"{all_:.3f}", f"{guide:.3f}") for task, k, one, all_, guide in guessing_rows()
     )
@@ -316,13 +318,13 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables between the markers of this file")
     args = parser.parse_args()
     if args.write is None:
-        print(tables())
+        print(tables(all_outcomes()))
         return
     try:
         document = args.write.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{args.write} cannot be read ({error.strerror}); name an existing file") from None
-    args.write.write_text(insert(document, tables()), encoding="utf-8")
+    args.write.write_text(insert(document, tables(all_outcomes())), encoding="utf-8")
 
 
 if __name__ == "__main__":
