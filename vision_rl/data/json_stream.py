@@ -70,7 +70,7 @@ class _Window:
         """The next character that is not white space; it is not consumed."""
         while True:
             next_one = self.text[self.position : self.position + 1]
-            # Four looks an item: the pattern alone costs a twentieth of a conversion.
+            # Four looks an item: most of them need no pattern.
             if next_one and next_one not in " \t\n\r":
                 return next_one
             found = _SPACE.match(self.text, self.position)
