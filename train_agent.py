@@ -262,7 +262,6 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         app=resolved.app,
         agent=resolved.agent,
         reach=reach,
-        daemon=os.environ.get("VISION_RL_DAEMON", RunContext.daemon),
     )
     with RunProgress(run_dir, total, console) as progress:
         launch = Launch(resolved, context, run_environment(cpu), cpu, progress.update)

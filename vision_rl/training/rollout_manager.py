@@ -124,7 +124,7 @@ class RolloutManager:
     def generate_sequences(self, batch: Any) -> None:
         """Queue every prompt of a batch `n` times and return. batch: `raw_prompt` (tasks as JSON), `uid`, `global_steps`."""
         self.raise_error()
-        uids, tasks = ([str(one) for one in batch[name].tolist()] for name in ("uid", "raw_prompt"))
+        uids, tasks = ([str(one) for one in batch[name]] for name in ("uid", "raw_prompt"))
         self.queue(dict(zip(uids, tasks, strict=True)), "train", int(batch["global_steps"]))
 
     def raise_error(self) -> None:
