@@ -14,8 +14,8 @@ from verl.utils.device import get_device_name
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from vision_rl.errors import UserError
 from vision_rl.engine.pixels import Pixels
+from vision_rl.errors import UserError
 
 VISION_TOWERS = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "vision_encoder")
 """What the families call the part that sees, projector included, below `model` (or `model.model`)."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import agentlightning as agl
 
-from vision_rl.engine.checkpoints import Checkpoints
+from vision_rl.training.checkpoints import Checkpoints
 from vision_rl.engine.config import Resolved
 from vision_rl.errors import UserError
 from vision_rl.telemetry import RunLog

@@ -16,8 +16,8 @@ import torch
 
 from vision_rl.engine.pixels import Pixels
 from vision_rl.engine.positions import expected_image_tokens, position_ids
-from vision_rl.engine.vision_batch import Sample
 from vision_rl.errors import UserError
+from vision_rl.training.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class Drop:
 class RowBuilder:
     """Turns samples into rows; what cannot be trained on is dropped with its reason, never mended."""
 
-    def __init__(
-        self, processor: Any, pixels: Pixels, *, max_prompt_length: int, max_response_length: int
-    ) -> None:
+    def __init__(self, processor: Any, pixels: Pixels, *, max_prompt_length: int, max_response_length: int) -> None:
         self.processor = processor
         self.pixels = pixels
         self.max_prompt_length = max_prompt_length

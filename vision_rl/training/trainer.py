@@ -32,24 +32,24 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from verl.workers.rollout.utils import get_vision_placeholder_token_ids
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
-from vision_rl.engine.best import VALIDATED
-from vision_rl.engine.checkpoints import Checkpoints
-from vision_rl.engine.context import RunContext
-from vision_rl.engine.mismatch import check_mismatch, mismatch_metrics, reference_metrics
 from vision_rl.engine.pixels import Pixels
 from vision_rl.engine.processor import load_processor
 from vision_rl.engine.proxy import VisionProxy
-from vision_rl.engine.rollouts import rollout_metrics
-from vision_rl.engine.supervisor import Supervisor
-from vision_rl.engine.tracking import tracking
-from vision_rl.engine.vitals import ModelDied
 from vision_rl.gpu import GpuMeter
 from vision_rl.telemetry import RunLog
 from vision_rl.training.advantages import TOKEN_LEVEL, group_metrics, rollout_advantages
+from vision_rl.training.best import VALIDATED
+from vision_rl.training.checkpoints import Checkpoints
+from vision_rl.training.context import RunContext
+from vision_rl.training.health import ModelDied
+from vision_rl.training.mismatch import check_mismatch, mismatch_metrics, reference_metrics
 from vision_rl.training.replay import replay_buffer
 from vision_rl.training.rollout_manager import RolloutManager
+from vision_rl.training.rollouts import rollout_metrics
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.steps import StepRecords
+from vision_rl.training.supervisor import Supervisor
+from vision_rl.training.tracking import tracking
 from vision_rl.training.worker import VisionWorker
 
 UPDATE_SECONDS = 300.0

@@ -37,9 +37,7 @@ class VisionWorker(ActorRolloutRefWorker):
         super().init_model()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def open_pictures(
-        self, picture_dir: str, limits: dict[str, int], *, blank: bool, banned_tokens: list[int]
-    ) -> None:
+    def open_pictures(self, picture_dir: str, limits: dict[str, int], *, blank: bool, banned_tokens: list[int]) -> None:
         """Tell the engines where the run's pictures are and which tokens the server never samples.
 
         The batch names its pictures; every rank opens and processes those of its own samples, each once.
