@@ -265,7 +265,8 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         daemon=os.environ.get("VISION_RL_DAEMON", RunContext.daemon),
     )
     with RunProgress(run_dir, total, console) as progress:
-        launch = Launch(resolved, context, run_environment(cpu), cpu, progress.update)
+        environment = run_environment(cpu, megatron=resolved.strategy == "megatron")
+        launch = Launch(resolved, context, environment, cpu, progress.update)
         try:
             fit(
                 agent_of(args.task),
