@@ -264,7 +264,8 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         reach=reach,
     )
     with RunProgress(run_dir, total, console) as progress:
-        launch = Launch(resolved, context, run_environment(cpu), cpu, progress.update)
+        environment = run_environment(cpu, megatron=resolved.strategy == "megatron")
+        launch = Launch(resolved, context, environment, cpu, progress.update)
         try:
             fit(
                 agent_of(args.task),
