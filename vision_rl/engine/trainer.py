@@ -235,7 +235,7 @@ class VisionTrainer(AgentLightningTrainer):
             pixel_limits=self.run.agent.pixel_limits(),
             run_dir=self.run.run_dir,
             sampling={"temperature": rollout.temperature, "top_p": rollout.top_p},
-            forbidden_tokens=forbidden_token_ids(self.tokenizer),
+            forbidden_tokens=forbidden_token_ids(self.processor),
             reach=self.run.reach,
         )
         daemon.start()

@@ -19,7 +19,8 @@ from tensordict import TensorDict
 from verl import DataProto
 
 from vision_rl.engine.pixels import Pixels
-from vision_rl.engine.positions import expected_image_tokens, position_ids
+from vision_rl.engine.positions import position_ids
+from vision_rl.engine.processor import image_token_id
 from vision_rl.errors import UserError
 
 
@@ -58,6 +59,7 @@ class BatchBuilder:
         self, processor: Any, pad_token_id: int, pixels: Pixels, *, max_prompt_length: int, max_response_length: int
     ) -> None:
         self.processor = processor
+        self.image_token_id = image_token_id(processor)
         self.pad_token_id = pad_token_id
         self.pixels = pixels
         self.max_prompt_length = max_prompt_length
@@ -94,13 +96,8 @@ class BatchBuilder:
             inputs = self.pixels.inputs(sample.image_refs)
         except UserError:
             return "unreadable_image", {}
-        grid = inputs.get("image_grid_thw")
-        expected = expected_image_tokens(self.processor, grid) if grid is not None else None
         ids = sample.prompt_ids + sample.response_ids[: self.max_response_length]
-        found = ids.count(self.processor.image_token_id)
-        if expected is not None and found != expected:
-            return "image_tokens_disagree", {}
-        if bool(sample.image_refs) != bool(found):
+        if ids.count(self.image_token_id) != self.pixels.placeholders(sample.image_refs):
             return "image_tokens_disagree", {}
         return "", inputs
 
