@@ -90,7 +90,7 @@ def _serve(jobs: Sequence[Job], asked: Sequence[Cell], folder: Path) -> None:
         served.append(
             {
                 "model": str(job.model),
-                "update": str(job.updated) if job.updated else None,
+                "update": str(_synced(job, folder / f"{number}.synced")) if job.updated else None,
                 "engine": engine,
                 "cells": [cell.to_json() for cell in asked],
                 "forbidden": forbidden_token_ids(load_processor(str(job.model))),
@@ -107,11 +107,28 @@ def _serve(jobs: Sequence[Job], asked: Sequence[Cell], folder: Path) -> None:
         subprocess.run(command, env=environment, stdout=log, stderr=log, check=False)
 
 
+def _synced(job: Job, folder: Path) -> Path:
+    """The weights of `job.updated` as a run sends them to its server, under the names that verl and this project give them."""
+    from safetensors.torch import save_file
+    from verl.utils.model import convert_weight_keys
+    from verl.workers.engine.fsdp.utils import unfuse_moe_params
+
+    from vision_rl.backends.families import server_weights
+    from vision_rl.parity.actor import load_model
+
+    model = load_model(str(job.updated), cpu=job.cpu)
+    parameters = convert_weight_keys(model.state_dict(), model).items()
+    sent = server_weights(model, unfuse_moe_params(parameters, model.config.model_type))
+    folder.mkdir(exist_ok=True)
+    save_file({name: tensor.clone().contiguous() for name, tensor in sent}, folder / "model.safetensors")
+    return folder
+
+
 def _job_results(job: Job, asked: Sequence[Cell], replies: dict[str, Any]) -> list[Result]:
     from vision_rl.engine.pixels import Pixels
     from vision_rl.engine.processor import load_processor
-    from vision_rl.engine.vision_batch import BatchBuilder
-    from vision_rl.parity.actor import load_actor
+    from vision_rl.parity.actor import bare_engine, load_model
+    from vision_rl.training.rows import RowBuilder
 
     if "error" in replies:
         return [
@@ -119,39 +136,38 @@ def _job_results(job: Job, asked: Sequence[Cell], replies: dict[str, Any]) -> li
         ]
     processor = load_processor(str(job.model))
     pixels = Pixels(processor, job.model, limits=job.limits)
-    pad = processor.tokenizer.pad_token_id
-    builder = BatchBuilder(processor, pad, pixels, max_prompt_length=10**6, max_response_length=10**6)
+    builder = RowBuilder(processor, pixels, max_prompt_length=10**6, max_response_length=10**6)
     results, together = [], []
     for path, after in ((job.model, False), (job.updated, True)):
         chosen = [cell for cell in asked if cell.after_update is after]
         if path is None or not chosen:
             continue
-        model = load_actor(str(path), cpu=job.cpu)
+        engine = bare_engine(load_model(str(path), cpu=job.cpu), pixels)
         for cell in chosen:
-            results.append(_cell_result(job.family, cell, replies[cell.name], processor, model, builder))
+            results.append(_cell_result(job.family, cell, replies[cell.name], processor, engine, builder))
         if not after:
             together = [cell for cell in chosen if cell.temperature == 1 and "error" not in replies[cell.name]]
-            results.append(_measured(job.family, TOGETHER, model, builder, [(c, replies[c.name]) for c in together]))
+            results.append(_measured(job.family, TOGETHER, engine, builder, [(c, replies[c.name]) for c in together]))
     return results
 
 
-def _cell_result(family: str, cell: Cell, reply: dict[str, Any], processor: Any, model: Any, builder: Any) -> Result:
+def _cell_result(family: str, cell: Cell, reply: dict[str, Any], processor: Any, engine: Any, builder: Any) -> Result:
     if "error" in reply:
         return Result(family, cell.name, None, None, None, "refused", f"vLLM: {reply['error']}")
-    return _measured(family, cell.name, model, builder, [(cell, reply)], _prompt_equal(processor, cell, reply))
+    return _measured(family, cell.name, engine, builder, [(cell, reply)], _prompt_equal(processor, cell, reply))
 
 
 def _measured(
     family: str,
     name: str,
-    model: Any,
+    engine: Any,
     builder: Any,
     pairs: Sequence[tuple[Cell, dict[str, Any]]],
     prompt_equal: bool | None = None,
 ) -> Result:
     """The differences of all `pairs`, computed in one micro-batch."""
-    from vision_rl.engine.vision_batch import Sample
     from vision_rl.parity.actor import log_probs
+    from vision_rl.training.samples import Sample
 
     samples = [
         Sample(
@@ -165,7 +181,7 @@ def _measured(
         for cell, reply in pairs
     ]
     try:
-        computed = torch.cat(log_probs(model, builder, samples, pairs[0][0].temperature))
+        computed = torch.cat(log_probs(engine, builder, samples, pairs[0][0].temperature))
     except Exception as error:  # whatever stops the trainer is the cell's result
         return Result(family, name, None, None, prompt_equal, "refused", f"trainer: {type(error).__name__}: {error}")
     served = torch.tensor([value for _, reply in pairs for value in reply["logprobs"]])

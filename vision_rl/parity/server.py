@@ -9,14 +9,17 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import sys
+import time
 import traceback
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from vision_rl.parity.cells import conversation
 
-REPLY_TOKENS, CANDIDATES = 12, 8
+REPLY_TOKENS, CANDIDATES, SECONDS = 12, 8, 90.0
 
 
 def main(path: str) -> None:
@@ -27,7 +30,7 @@ def main(path: str) -> None:
     for job in jobs:
         child = os.fork() if job["fork"] else 0
         if child:
-            os.waitpid(child, 0)
+            _wait(child)
             continue
         try:
             with open(job["log"], "w") as log:
@@ -42,6 +45,15 @@ def main(path: str) -> None:
             sys.stderr.flush()
             if job["fork"]:
                 os._exit(0)
+
+
+def _wait(child: int) -> None:
+    """Wait for a forked job; one that computes for too long is ended, and has no result."""
+    deadline = time.monotonic() + SECONDS
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.05)
 
 
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +75,8 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
 def _ask(llm: Any, cell: dict[str, Any], forbidden: list[int]) -> dict[str, Any]:
     """Prompt ids, reply ids and their log-probabilities; {"error": ...} where the server refuses the request.
 
-    Of several candidates the first without a placeholder counts: barring those tokens would change the distribution.
+    Of several candidates the one that goes furthest without a placeholder counts, up to there: barring those tokens would
+    change the distribution.
     """
     from vllm import SamplingParams
 
@@ -75,12 +88,12 @@ def _ask(llm: Any, cell: dict[str, Any], forbidden: list[int]) -> dict[str, Any]
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"}
-    clean = [reply for reply in output.outputs if not set(forbidden) & set(reply.token_ids)]
-    if not clean:
-        return {"error": "every reply holds a vision placeholder"}
-    reply = clean[0]
-    values = [step[token].logprob for token, step in zip(reply.token_ids, reply.logprobs, strict=True)]
-    return {"prompt_ids": list(output.prompt_token_ids), "response_ids": list(reply.token_ids), "logprobs": values}
+    prefixes = [list(takewhile(lambda token: token not in forbidden, reply.token_ids)) for reply in output.outputs]
+    ids, reply = max(zip(prefixes, output.outputs, strict=True), key=lambda pair: len(pair[0]))
+    if not ids:
+        return {"error": "every reply begins with a vision placeholder"}
+    values = [step[token].logprob for token, step in zip(ids, reply.logprobs, strict=False)]
+    return {"prompt_ids": list(output.prompt_token_ids), "response_ids": ids, "logprobs": values}
 
 
 def _data_uri(path: str) -> dict[str, Any]:

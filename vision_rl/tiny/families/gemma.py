@@ -70,6 +70,7 @@ def gemma4() -> tuple[Any, Any]:
     text = {**TEXT, **_special(tok), "vocab_size": len(tok), "sliding_window": 64, "global_head_dim": 32}
     text |= {"layer_types": ["sliding_attention", "full_attention"], "hidden_size_per_layer_input": 0}
     vision = {**_SIGLIP, **sizes, "head_dim": 32, "num_key_value_heads": 2, "position_embedding_size": 512}
+    vision |= {"default_output_length": 70}
     config = Gemma4Config(
         text_config=text,
         vision_config={key: value for key, value in vision.items() if key not in ("image_size", "vision_use_head")},

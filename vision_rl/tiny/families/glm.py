@@ -55,15 +55,20 @@ def glm4v_moe() -> tuple[Any, Any]:
     from transformers import Glm4vMoeConfig, Glm4vMoeForConditionalGeneration
 
     processor, text, ids = _parts("Glm4v")
-    text |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "first_k_dense_replace": 1}
+    text |= {
+        "use_qk_norm": False,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "first_k_dense_replace": 1,
+    }
     config = Glm4vMoeConfig(text_config=text, vision_config=_VISION, **ids)
     return Glm4vMoeForConditionalGeneration(config), processor
 
 
 def glm46v() -> tuple[Any, Any]:
-    """GLM-4.6V-Flash: the dense text model of GLM-4.1V with its own processor."""
-    from transformers import Glm46VConfig, Glm46VForConditionalGeneration
+    """GLM-4.6V-Flash: the model of GLM-4.1V with a processor of its own."""
+    from transformers import Glm4vConfig, Glm4vForConditionalGeneration
 
     processor, text, ids = _parts("Glm46V")
-    text, vision = {**text, "model_type": "glm4v_text"}, {**_VISION, "model_type": "glm4v_vision"}
-    return Glm46VForConditionalGeneration(Glm46VConfig(text_config=text, vision_config=vision, **ids)), processor
+    return Glm4vForConditionalGeneration(Glm4vConfig(text_config=text, vision_config=_VISION, **ids)), processor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ def tokenizer(tokens: Sequence[str] = (), named: Mapping[str, str] | None = None
     raw = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
+    raw.add_tokens(
+        [AddedToken("\n" * count, normalized=False) for count in range(1, 5)]
+    )  # as Gemma's, where vLLM counts
     special = [PAD, TURN, END, *(named or {}).values(), *tokens]
     raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in dict.fromkeys(special)])
     return PreTrainedTokenizerFast(
@@ -73,5 +77,17 @@ def save(model: Any, processor: Any, folder: Path, seed: int) -> Path:
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.float().save_pretrained(folder)
+    _published_names(folder / "model.safetensors")
     processor.save_pretrained(folder)
     return folder
+
+
+def _published_names(weights: Path) -> None:
+    """Name the weights of CLIP and SigLIP towers as published checkpoints do, with the `vision_model.` that transformers 5
+    drops on loading and writes back only for a model that was loaded."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights)
+    if any(re.search(r"vision_tower\.(embeddings|encoder)\.", name) for name in tensors):
+        renamed = {re.sub(r"vision_tower\.", "vision_tower.vision_model.", name): t for name, t in tensors.items()}
+        save_file(renamed, weights, metadata={"format": "pt"})

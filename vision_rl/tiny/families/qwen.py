@@ -13,7 +13,7 @@ _IDS = {
     "video_token_id": "video_pad",
 }
 _PICTURE, _VIDEO = (f"<|vision_start|><|{name}|><|vision_end|>" for name in ("image_pad", "video_pad"))
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
 _VISION = {"depth": 2, "hidden_size": 64, "num_heads": 2, "out_hidden_size": 64}
 
 
@@ -106,7 +106,7 @@ def qwen3_5_moe() -> tuple[Any, Any]:
 
 
 _INTERLEAVED = {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True, "rope_theta": 10000.0}
-_PARTIAL = {**_INTERLEAVED, "mrope_section": [4, 2, 2], "partial_rotary_factor": 0.5}
+_PARTIAL = {**_INTERLEAVED, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25}
 _VISION3 = {**_VISION, "intermediate_size": 96, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
 _VISION3_5 = {**_VISION, "intermediate_size": 96, "num_position_embeddings": 64}
 _LINEAR = {

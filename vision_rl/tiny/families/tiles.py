@@ -137,7 +137,13 @@ def lfm2_vl() -> tuple[Any, Any]:
     )
     processor = Lfm2VlProcessor(images, tok, chat_template=template("<image>", before="{{ bos_token }}"))
     text = _text(tok, "lfm2", layer_types=["conv", "full_attention"], architectures=["Lfm2ForCausalLM"])
-    text |= {"block_ff_dim": 96, "block_auto_adjust_ff_dim": False, "conv_dim": 64, "tie_word_embeddings": True}
+    text |= {
+        "block_ff_dim": 96,
+        "block_auto_adjust_ff_dim": False,
+        "conv_dim": 64,
+        "block_dim": 64,
+        "tie_word_embeddings": True,
+    }
     config = Lfm2VlConfig(
         text_config=text,
         vision_config={**_VISION, "model_type": "siglip2_vision_model", "num_patches": 64, "patch_size": 14},
