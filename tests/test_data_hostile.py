@@ -210,7 +210,7 @@ def test_coco(
     ("write", "change", "reason"),
     [
         (write_screenspot_v2, {"img_filename": 5}, "does not exist"),
-        (write_screenspot_v2, {"img_filename": None}, "does not exist"),
+        (write_screenspot_v2, {"img_filename": None}, "item 0 names no picture"),
         (write_screenspot_v2, {"instruction": None}, "item 0: its question"),
         (write_screenspot_v2, {"instruction": LONE}, "item 0: a text of it holds half a character"),
         (write_screenspot_v2, {"bbox": [True, True, True, True]}, "not four numbers"),

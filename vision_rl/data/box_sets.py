@@ -16,14 +16,13 @@ from typing import Any
 
 from vision_rl.data.geometry import to_unit_xyxy
 from vision_rl.data.images import image_size
+from vision_rl.data.picture_files import picture_file
 from vision_rl.data.records import (
     OnBad,
     Record,
     checked,
     converted,
     extra_fields,
-    extract_image,
-    find_image,
     iter_records,
     read_json,
 )
@@ -147,7 +146,7 @@ def _question(template: str, label: str | None) -> str:
 
 
 def _coco_row(options: BoxOptions, group: _Group) -> Record:
-    image = find_image(str(group.image["file_name"]), options.image_dir, group.where)
+    image = picture_file(group.image["file_name"], options.image_dir, options.extract_dir, group.where)
     size = image_size(image)
     stated = (group.image.get("width", size[0]), group.image.get("height", size[1]))
     if stated != size:
@@ -226,10 +225,7 @@ def _table_row(path: Path, options: BoxOptions, item: tuple[tuple[str, str], lis
     (_, question), records = item
     where = f"{path}, record {records[0][0]}"
     named = _first(records[0][1], _IMAGE_FIELDS, options.image_field)
-    if isinstance(named, (dict, bytes)):
-        image = extract_image(named, options.extract_dir, where)
-    else:
-        image = find_image(str(named), options.image_dir, where)
+    image = picture_file(named, options.image_dir, options.extract_dir, where)
     size = image_size(image)
     boxes, labels = [], []
     for number, record in records:

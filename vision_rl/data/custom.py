@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from vision_rl.data.images import image_size
+from vision_rl.data.picture_files import picture_file
 from vision_rl.data.records import (
     OnBad,
     Record,
     checked,
     converted,
     extra_fields,
-    extract_image,
-    find_image,
     iter_records,
 )
 from vision_rl.data.video import sample_frames
@@ -83,12 +82,7 @@ def _pictures(record: Record, options: CustomOptions, where: str) -> tuple[list[
     if "video" in record or (isinstance(source, str) and (options.image_dir / source).is_dir()):
         return sample_frames(options.image_dir / str(source), options.extract_dir, options.frames), "video"
     value = _required(record, _IMAGE_FIELDS, where)
-    images = [
-        extract_image(item, options.extract_dir, where)
-        if isinstance(item, (dict, bytes))
-        else find_image(str(item), options.image_dir, where)
-        for item in _as_list(value)
-    ]
+    images = [picture_file(item, options.image_dir, options.extract_dir, where) for item in _as_list(value)]
     if not images:
         raise UserError(f"{where} has an empty list of images; fill in a picture or remove it")
     return images, "video" if "frames" in record else "images"

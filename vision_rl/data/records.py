@@ -1,28 +1,20 @@
-"""Tables that people have (CSV, JSON, JSONL, parquet) as plain records, and the pictures that some of them embed."""
+"""Tables that people have (CSV, JSON, JSONL, parquet) as plain records."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import io
 import json
 import math
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image
-
-from vision_rl.data.files import write_bytes
-from vision_rl.data.images import FORMATS, image_size
 from vision_rl.data.schema import normalise_row, numbered_rows, open_parquet
 from vision_rl.errors import UserError
 
 Record = dict[str, Any]
 OnBad = Callable[[str], None]
 Item = TypeVar("Item")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _PARQUET_BATCH = 32
 
 
@@ -91,43 +83,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); check or download it again") from error
-
-
-def extract_image(value: Any, directory: Path, where: str) -> Path:
-    """Write an embedded picture (bytes, or a struct with `bytes`) into `directory` once; returns its absolute path.
-
-    Its name comes from its bytes, so that rows of one picture share one file and a repeated conversion writes nothing.
-    """
-    data = value.get("bytes") if isinstance(value, dict) else value
-    if not isinstance(data, bytes) or not data:
-        raise UserError(f"{where} has no embedded image; download the file again")
-    stem = hashlib.sha256(data).hexdigest()[:20]
-    for suffix in IMAGE_SUFFIXES:
-        if (directory / f"{stem}{suffix}").exists():
-            return (directory / f"{stem}{suffix}").absolute()
-    path = (directory / f"{stem}{_suffix(data, where)}").absolute()
-    write_bytes(path, data)
-    return path
-
-
-def find_image(name: str, image_dir: Path, where: str) -> Path:
-    """The absolute path of a picture named by a record: as it stands in `image_dir`, or with a known suffix added."""
-    path = image_dir / name
-    for suffix in ("", *IMAGE_SUFFIXES):
-        candidate = f"{path}{suffix}"
-        if os.path.isfile(candidate):
-            return Path(candidate).absolute()
-    shown = str(path)[:200].encode(errors="replace").decode()
-    raise UserError(f"{where}: {shown} does not exist; check --image-dir (DICOM must be exported to PNG first)")
-
-
-def _suffix(data: bytes, where: str) -> str:
-    try:
-        image_size(io.BytesIO(data))
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(str(image.format), f".{image.format}".lower())
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _is_empty(value: Any) -> bool:

@@ -17,7 +17,8 @@ from typing import Any
 
 from vision_rl.data.geometry import pixel_box_to_unit
 from vision_rl.data.images import image_size
-from vision_rl.data.records import OnBad, checked, converted, extra_fields, extract_image, parquet_records, read_json
+from vision_rl.data.picture_files import picture_file
+from vision_rl.data.records import OnBad, checked, converted, extra_fields, parquet_records, read_json
 from vision_rl.errors import UserError
 
 FORMS = ("auto", "hf", "v2", "pro")
@@ -84,7 +85,7 @@ def _parquet_row(file: Path, extract_dir: Path, numbered: tuple[int, dict[str, A
     box = _numbers(item["bbox"], where)
     inside = all(-0.01 <= value <= 1.01 for value in box)
     _require(inside, f"{where}: bbox {box} is not in 0..1; take the file from rootsautomation/ScreenSpot")
-    image = extract_image(item["image"], extract_dir, where)
+    image = picture_file(item["image"], extract_dir, extract_dir, where)
     unit = pixel_box_to_unit(box, (1, 1), where)
     return checked(_row(item, f"{file.stem}-{number}", image, image_size(image), unit, "screenspot"), where)
 
@@ -96,7 +97,7 @@ def _json_row(file: Path, image_dir: Path, form: str, numbered: tuple[int, Any])
     missing = {"img_filename", "bbox", "instruction"} - item.keys()
     _require(not missing, f"{where} has no {', '.join(sorted(missing))}; it is not ScreenSpot's JSON form")
     is_pro = ("ui_type" in item or "img_size" in item) if form == "auto" else form == "pro"
-    image = (image_dir / str(item["img_filename"])).absolute()
+    image = picture_file(item["img_filename"], image_dir, image_dir, where)
     size = image_size(image)
     said = item.get("img_size")
     if is_pro and said:
