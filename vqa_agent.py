@@ -12,7 +12,7 @@ import agentlightning as agl
 from vision_rl.client import chat
 from vision_rl.media import show
 from vision_rl.messages import user_message
-from vision_rl.prompts import VQA_PROMPT
+from vision_rl.prompts import vqa_text
 from vision_rl.rewards import Reward
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.rewards.vqa import vqa_reward
@@ -25,7 +25,7 @@ async def answer(task: dict[str, Any], llm: agl.LLM) -> tuple[str, Reward]:
     completion = await chat(
         llm.endpoint,
         llm.model,
-        [user_message(VQA_PROMPT.format(question=task["question"]), images)],
+        [user_message(vqa_text(task["question"], task.get("choices", ())), images)],
         timeout_seconds=settings["timeout_seconds"],
         **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
     )

@@ -305,7 +305,7 @@ def without(name: str) -> pa.Table:
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        (without("question"), "no column question or instruction; its columns are id, image_path, answer"),
+        (without("question"), "no column question or problem or instruction; its columns are id, image_path, answer"),
         (without("image_path"), "no column image_paths or image_path"),
         (pa.table({}), "no column"),
         (pa.Table.from_pylist([GOOD]).slice(0, 0), "no rows"),

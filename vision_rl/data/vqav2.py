@@ -129,9 +129,11 @@ def _table(items: list[dict[str, Any]], images: _ImageFolder) -> pa.Table:
         columns: dict[str, list[Any]] = {
             "id": [str(item["question_id"]) for item in items],
             "task": ["vqa"] * len(items),
+            "metric": ["vqa"] * len(items),
             "image_paths": [[images.stored(item["image_id"])] for item in items],
             "media": ["images"] * len(items),
             "question": [item["question"] for item in items],
+            "choices": [[]] * len(items),
             "answers": [[answer["answer"] for answer in item["answers"]] for item in items],
             "boxes": [[]] * len(items),
             "labels": [[]] * len(items),
