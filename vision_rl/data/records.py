@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +14,10 @@ from vision_rl.errors import UserError
 
 Record = dict[str, Any]
 OnBad = Callable[[str], None]
+Unpack = Callable[[dict[str, Any]], list[Record] | None]
 Item = TypeVar("Item")
 _PARQUET_BATCH = 32
+_PATTERNS = ("*.parquet", "data/*.parquet", "*.jsonl", "*.json", "annotations/*.json", "metadata/*.json")
 
 
 def converted(
@@ -47,10 +49,38 @@ def extra_fields(record: Record, known: Collection[str]) -> Record:
     return {name: value for name, value in record.items() if name not in known and _is_plain(value)}
 
 
-def iter_records(path: str | Path) -> Iterator[tuple[int, Record]]:
+def source_files(source: Path, marks: Sequence[tuple[str, ...]], title: str) -> list[Path]:
+    """The file itself, or the files of a set in a folder: the first kind of `_PATTERNS` of which there are any.
+
+    A parquet file belongs to the set if it has, of each of `marks`, one of the columns: other people's files and our own
+    outputs may lie beside it. Raises `UserError` naming the folder, and why a parquet file in it was passed over.
+    """
+    if not source.is_dir():
+        return [source]
+    passed_over = ""
+    for pattern in _PATTERNS:
+        fitting = []
+        for file in sorted(source.glob(pattern)):
+            lacks = _lacking(file, marks) if file.suffix == ".parquet" else ""
+            if not lacks:
+                fitting.append(file)
+            passed_over = passed_over or (lacks and f" ({file.name} has no column {lacks})")
+        if fitting:
+            return fitting
+    raise UserError(f"{source} holds no file of {title}{passed_over}; name the file with --input")
+
+
+def _lacking(file: Path, marks: Sequence[tuple[str, ...]]) -> str:
+    with open_parquet(file) as opened:
+        columns = set(opened.schema_arrow.names)
+    return next((" or ".join(names) for names in marks if columns.isdisjoint(names)), "")
+
+
+def iter_records(path: str | Path, unpack: Unpack | None = None) -> Iterator[tuple[int, Record]]:
     """Yield (number from 0, record) of a CSV, TSV, JSON (list of objects), JSONL or parquet file, by its suffix.
 
-    Empty CSV cells and NaN are left out of a record. Raises `UserError` for a file that is not of that kind.
+    `unpack` takes the list out of a JSON file that is an object, or gives None if that has none. Empty CSV cells and NaN
+    are left out of a record. Raises `UserError` for a file that is not of that kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,7 +88,7 @@ def iter_records(path: str | Path) -> Iterator[tuple[int, Record]]:
     readers = {
         ".csv": _csv,
         ".tsv": _csv,
-        ".json": _json,
+        ".json": lambda file: _json(file, unpack),
         ".jsonl": _json_lines,
         ".ndjson": _json_lines,
         ".parquet": lambda file: (record for _, record in parquet_records(file)),
@@ -69,6 +99,17 @@ def iter_records(path: str | Path) -> Iterator[tuple[int, Record]]:
         if not isinstance(record, dict):
             raise UserError(f"{path}, record {number} is not an object with named fields")
         yield number, {key: value for key, value in record.items() if not _is_empty(value)}
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list from itself, from a single value, or from the JSON of a CSV cell."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            decoded = json.loads(value)
+        except ValueError:
+            return [value]
+        return decoded if isinstance(decoded, list) else [value]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def parquet_records(path: Path) -> Iterator[tuple[int, Record]]:
@@ -110,8 +151,10 @@ def _csv(path: Path) -> Iterator[Record]:
         raise UserError(f"{path} is not a readable CSV file ({error}); save it as UTF-8 CSV") from error
 
 
-def _json(path: Path) -> Iterator[Any]:
+def _json(path: Path, unpack: Unpack | None) -> Iterator[Any]:
     value = read_json(path)
+    if isinstance(value, dict) and unpack:
+        value = unpack(value)
     if not isinstance(value, list):
         raise UserError(f"{path} is not a JSON list of objects")
     yield from value
