@@ -96,6 +96,7 @@ def _add_set_options(parser: argparse.ArgumentParser) -> None:
         "--answer-as", choices=ANSWER_FORMS, default="", help="what the answer to a question with choices is written as"
     )
     parser.add_argument("--language", default="", help="slake: keep the questions in en or zh")
+    parser.add_argument("--split", default="", help="of a folder with several, such as train or test")
     parser.add_argument("--frames", type=int, default=8, help="pictures to take of a video (default: %(default)s)")
     parser.add_argument("--max-samples", type=int, help="stop after this many rows")
     parser.add_argument("--source", help="name kept in every row (default: that of the set)")
@@ -123,6 +124,7 @@ def convert(args: argparse.Namespace) -> int:
         choices_field=args.choices_field,
         answer_as=args.answer_as,
         language=args.language,
+        split=args.split,
         frames=args.frames,
         allow_unanswered=args.allow_unanswered,
     )

@@ -47,7 +47,7 @@ class DataSet:
     Fields name columns, of which the first that a record has counts. answer_as: how the answer to a question with
     choices is written (`gold_letter`); box_format, space: how boxes are (`to_unit_xyxy`); size: the field with the
     picture's [width, height]; folders: where in the image directory pictures may be; drop: fields not worth keeping in
-    `meta`; mark: fields that tell a parquet file of the set from others (default: the question's).
+    `meta`; mark: fields of which a parquet file of the set has one (default: of the question's and of the picture's).
     `unpack` takes the records out of a JSON object (None: it has none), `unfold` makes flat records of one, `metric_of`
     names a record's metric; `reader` takes the place of all this for a layout of its own.
     """
@@ -84,7 +84,8 @@ class DataSet:
 class Source:
     """What to read. What is named here takes the place of what is declared.
 
-    language: keep only the records in it; frames: pictures to take of a video; name: kept in every row as `source`.
+    language: keep only the records in it; split: of a folder, the files of it; frames: pictures to take of a video;
+    name: kept in every row as `source`.
     """
 
     path: Path
@@ -97,6 +98,7 @@ class Source:
     choices_field: str = ""
     answer_as: str = ""
     language: str = ""
+    split: str = ""
     frames: int = 8
     allow_unanswered: bool = False
 
@@ -111,8 +113,8 @@ def iter_rows(data_set: DataSet, source: Source, *, on_bad: OnBad | None = None)
     if data_set.reader:
         yield from data_set.reader(source, on_bad)
         return
-    mark = data_set.mark or _named(source.question_field, data_set.question)
-    for file in source_files(source.path, (mark, _named(source.image_field, data_set.image)), data_set.title):
+    own = _named(source.question_field, data_set.question), _named(source.image_field, data_set.image)
+    for file in source_files(source.path, (data_set.mark,) if data_set.mark else own, data_set.title, source.split):
         yield from converted(_flat_records(data_set, source, file), partial(_row, data_set, source), on_bad)
 
 
@@ -122,7 +124,8 @@ def _flat_records(data_set: DataSet, source: Source, file: Path) -> Iterator[tup
         where = f"{file}, record {number}"
         if source.language and str(record.get("q_lang", "")).lower() != source.language.lower():
             continue
-        identity = str(_first(record, data_set.identity) or f"{file.stem}-{number}")
+        identity = _first(record, data_set.identity)
+        identity = f"{file.stem}-{number}" if identity is None else str(identity)
         try:
             parts = list(data_set.unfold(record))
         except UserError as error:

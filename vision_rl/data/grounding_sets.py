@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vision_rl.data import box_sets, layouts, screenspot
 from vision_rl.data.data_set import DataSet, Source
-from vision_rl.data.records import OnBad, Record
+from vision_rl.data.records import OnBad, Record, source_files
 
 _HUB = "https://huggingface.co/datasets/"
 _LMMS = "lmms-eval, lmms_eval/tasks/"
@@ -30,7 +30,8 @@ def _radiology(source: Source, on_bad: OnBad | None) -> Iterator[Record]:
         source=source.name,
         metric="iou",
     )
-    return box_sets.iter_rows(source.path, options, on_bad=on_bad)
+    for file in source_files(source.path, (("label_text", "class_name"),), source.name, source.split):
+        yield from box_sets.iter_rows(file, options, on_bad=on_bad)
 
 
 _REFCOCO = DataSet(

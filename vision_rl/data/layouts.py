@@ -53,10 +53,11 @@ def mathvista_metric(record: Record) -> str:
 
 def scienceqa(record: Record) -> Iterable[Record]:
     """The hint is the context of a question; half of the questions have no picture and cannot be asked here."""
+    hint = f"Context: {record['hint']}\n" if record.get("hint") else ""
+    asked = {**record, "question": f"{hint}{record['question']}"}
     if "image" not in record:
         raise UserError("it has no image; take the IMG part, or leave such questions out with --skip-bad")
-    hint = f"Context: {record['hint']}\n" if record.get("hint") else ""
-    return [{**record, "question": f"{hint}{record['question']}"}]
+    return [asked]
 
 
 def verl(record: Record) -> Iterable[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,9 @@ OnBad = Callable[[str], None]
 Unpack = Callable[[dict[str, Any]], list[Record] | None]
 Item = TypeVar("Item")
 _PARQUET_BATCH = 32
-_PATTERNS = ("*.parquet", "data/*.parquet", "*.jsonl", "*.json", "annotations/*.json", "metadata/*.json")
+# test-00000-of-00001.parquet, and train.json
+_SPLIT = re.compile(r"(.+?)-\d{5}-of-\d{5}|(?:train|val|validation|test)(?=\.)")
+_PATTERNS = ("*.parquet", "data/*.parquet", "*.jsonl", "*.json", "annotations/*.json", "metadata/*.json", "*.csv")
 
 
 def converted(
@@ -49,8 +52,10 @@ def extra_fields(record: Record, known: Collection[str]) -> Record:
     return {name: value for name, value in record.items() if name not in known and _is_plain(value)}
 
 
-def source_files(source: Path, marks: Sequence[tuple[str, ...]], title: str) -> list[Path]:
+def source_files(source: Path, marks: Sequence[tuple[str, ...]], title: str, split: str = "") -> list[Path]:
     """The file itself, or the files of a set in a folder: the first kind of `_PATTERNS` of which there are any.
+
+    Where they are of several splits, by their names, `split` says which to take: one file must not mix them.
 
     A parquet file belongs to the set if it has, of each of `marks`, one of the columns: other people's files and our own
     outputs may lie beside it. Raises `UserError` naming the folder, and why a parquet file in it was passed over.
@@ -66,8 +71,20 @@ def source_files(source: Path, marks: Sequence[tuple[str, ...]], title: str) -> 
                 fitting.append(file)
             passed_over = passed_over or (lacks and f" ({file.name} has no column {lacks})")
         if fitting:
-            return fitting
+            return _of_split(fitting, split, source)
     raise UserError(f"{source} holds no file of {title}{passed_over}; name the file with --input")
+
+
+def _of_split(files: list[Path], split: str, source: Path) -> list[Path]:
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        found = _SPLIT.match(file.name)
+        by_split.setdefault((found.group(1) or found.group()) if found else "", []).append(file)
+    if split and split not in by_split:
+        raise UserError(f"{source} has no split {split}; it has {', '.join(filter(None, by_split)) or 'none'}")
+    if not split and len(by_split) > 1:
+        raise UserError(f"{source} holds the splits {', '.join(filter(None, by_split))}; choose one with --split")
+    return by_split[split] if split else files
 
 
 def _lacking(file: Path, marks: Sequence[tuple[str, ...]]) -> str:
