@@ -10,7 +10,7 @@ from typing import Any
 from vision_rl.client import LLM, chat
 from vision_rl.media import show
 from vision_rl.messages import user_message
-from vision_rl.prompts import VQA_PROMPT
+from vision_rl.prompts import vqa_text
 from vision_rl.rewards import Reward
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.rewards.vqa import vqa_reward
@@ -23,7 +23,7 @@ async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     completion = await chat(
         llm.endpoint,
         llm.model,
-        [user_message(VQA_PROMPT.format(question=task["question"]), images)],
+        [user_message(vqa_text(task["question"], task.get("choices", ())), images)],
         timeout_seconds=settings["timeout_seconds"],
         **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
     )
