@@ -35,11 +35,21 @@ _MAX_NUMBER_CHARS = 32
 
 _REASONING_TAG = re.compile(r"<(/?)(think|thinking|reasoning)>", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_MARK = "<|begin_of_box|>"
 _CALL_TAG = re.compile(r"<(/?)(tool_call|use_tool)>", re.IGNORECASE)
 _CONFIDENCE_ELEMENT = re.compile(r"<confidence>([^<]*)</confidence>", re.IGNORECASE)
 _CONFIDENCE_PHRASE = re.compile(
-    r"\bconfidence\b[ \t]{0,4}[:=]?[ \t]{0,4}([0-9][0-9.]{0,31}[ \t]{0,4}%?)", re.IGNORECASE
+    r"\bconfidence\b(?:[ \t]{1,4}(?:level|score|is|of)\b){0,2}[ \t]{0,4}[:=]?[ \t]{0,4}(?=([0-9.][^\n<]{0,79}))",
+    re.IGNORECASE,
 )
+_CONFIDENCE = re.compile(
+    r"([0-9]{0,8}\.?[0-9]{1,16})[ \t]{0,4}(?:(%|percent\b)|(?:/|(?:out[ \t])?of\b)[ \t]{0,4}([0-9]{1,8}(?:\.[0-9]{1,8})?)"
+    # What follows must not make it a range, a list, a decimal comma, an exponent or a longer fraction.
+    r")?(?![\w%])(?![ \t]{0,4}(?:[-\u2013~/,.+]|to\b|or\b)[ \t]{0,4}[0-9.])",
+    re.IGNORECASE,
+)
+_LARGEST_AMBIGUOUS = 10
+"""Above 1 and up to this, a bare number may be out of 10 or out of 100."""
 _NUMBER_PATTERN = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _NUMBER = re.compile(_NUMBER_PATTERN)
 _BETWEEN = rf"\s*,\s*({_NUMBER_PATTERN})"
@@ -169,13 +179,22 @@ def final_text(text: str) -> str:
 
 
 def count_answers(text: str) -> int:
-    """How many <answer> elements the text opens outside of its reasoning."""
-    return sum(not tag[1] for tag in _ANSWER_TAG.finditer(strip_reasoning(text))) if "<" in text else 0
+    """How many answers the text marks outside of its reasoning: <answer> elements, or else GLM's boxes in the last."""
+    if "<" not in text:
+        return 0
+    elements = sum(not tag[1] for tag in _ANSWER_TAG.finditer(strip_reasoning(text)))
+    return max(elements, final_text(text).count(_MARK))
 
 
 def parse_answer(text: str) -> str:
-    """The short answer in a reply: `final_text` without the white space around it; "" if there is none."""
-    return final_text(text).strip()
+    """The short answer in a reply: `final_text` without the white space around it; "" if there is none.
+
+    GLM-4.1V and its successors put it between <|begin_of_box|> and <|end_of_box|>; the last pair counts.
+    """
+    text = final_text(text)
+    if _MARK in text:
+        text = text.rpartition(_MARK)[2].partition("<|end_of_box|>")[0]
+    return text.strip()
 
 
 def parse_number(text: str) -> float | None:
@@ -269,23 +288,31 @@ def format_boxes(boxes: Sequence[Sequence[float]], fmt: str, decimals: int | Non
 
 
 def parse_confidence(text: str) -> float | None:
-    """The confidence that a reply states for its answer, in 0..1; None if it states none, or none that is a confidence.
+    """The confidence that a reply states for its answer, in 0..1; None if it states none, or none without ambiguity.
 
-    The last `<confidence>0.8</confidence>` outside of the reasoning, or else the last "confidence: 0.8". "80%", and 80
-    without the sign, are 0.8; above 100 is no confidence.
+    The last `<confidence>0.8</confidence>` outside of the reasoning, or else the last "confidence: 0.8". A number up to
+    1 is the share itself; "80%", "80 percent", "8/10", "0.8/1.0", "8 out of 10" say their scale, and a bare number above
+    10 is out of 100. Nothing is read from a bare 5 (out of 10 or of 100?), "0,8", "0.7-0.9", "high", or shares above 1.
     """
     text = strip_reasoning(text)
-    stated = _CONFIDENCE_ELEMENT.findall(text) or _CONFIDENCE_PHRASE.findall(text)
+    elements = _CONFIDENCE_ELEMENT.findall(text)
+    stated = elements or _CONFIDENCE_PHRASE.findall(text)
     if not stated:
         return None
     last = stated[-1].strip()
-    percent = last.endswith("%")
-    value = parse_number(last.rstrip("%").rstrip().rstrip("."))
-    if value is None or value < 0:
+    found = _CONFIDENCE.match(last)
+    if found is None or (elements and last[found.end() :].strip(" .")):
         return None
-    if percent or value > 1:
-        value /= 100
-    return value if value <= 1 else None
+    number, percent, whole = float(found[1]), found[2], found[3]
+    if percent:
+        number /= 100
+    elif whole:
+        number = number / float(whole) if float(whole) >= 1 else math.inf
+    elif 1 < number <= _LARGEST_AMBIGUOUS:
+        return None
+    elif number > 1:
+        number /= 100
+    return number if number <= 1 else None
 
 
 def _finite_float(text: str) -> float:

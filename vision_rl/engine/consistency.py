@@ -10,6 +10,8 @@ from typing import Any
 from vision_rl.errors import UserError
 from vision_rl.models import ModelInfo, check_pairing
 from vision_rl.rewards.grounding import KINDS
+from vision_rl.rewards.vqa import KINDS as VQA_KINDS
+from vision_rl.rewards.vqa import OLD_NAMES
 from vision_rl.settings import AgentSettings, AppSettings
 
 _GROUPED = (
@@ -24,7 +26,7 @@ _GROUPED = (
 )
 
 
-REWARDS = {"vqa": ("official", "similarity", "judge"), "grounding": KINDS}
+REWARDS = {"vqa": (*VQA_KINDS, "judge"), "grounding": KINDS}
 SGLANG_VERSION = "0.5.5"
 PACKAGES = {"vemlp_wandb": "volcengine_ml_platform", "console": "verl", "file": "verl"}
 """Where a tracking backend's package has another name than the backend."""
@@ -187,7 +189,7 @@ def _tracking(trainer: Mapping[str, Any]) -> None:
 
 
 def _ours(task: str, agent: AgentSettings, app: AppSettings) -> None:
-    if agent.reward not in REWARDS[task]:
+    if OLD_NAMES.get(agent.reward, agent.reward) not in REWARDS[task]:
         raise UserError(f"agent.reward={agent.reward} is no reward of --task {task}; use {', '.join(REWARDS[task])}")
     if not app.validation.metric.startswith("val/"):
         raise UserError(
