@@ -228,7 +228,7 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     """Prepare the run directory, run, and close with a summary, whatever ended the run; `command`: the arguments."""
     from rich.console import Console
 
-    from vision_rl.engine.context import RunContext
+    from vision_rl.training.context import RunContext
     from vision_rl.progress import RunProgress
     from vision_rl.summary import render_summary, summarise
 
@@ -262,7 +262,6 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         app=resolved.app,
         agent=resolved.agent,
         reach=reach,
-        daemon=os.environ.get("VISION_RL_DAEMON", RunContext.daemon),
     )
     with RunProgress(run_dir, total, console) as progress:
         launch = Launch(resolved, context, run_environment(cpu), cpu, progress.update)

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from vision_rl.engine.rollouts import FinishedRollout, rollout_metrics
+from vision_rl.training.rollouts import FinishedRollout, rollout_metrics
 from vision_rl.engine.trace import Turn
 from vision_rl.parsing import format_boxes
 from vision_rl.rewards.grounding import grounding_reward

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from vision_rl.collapse import FORMAT, REWARD
-from vision_rl.engine.checkpoints import Checkpoints
-from vision_rl.engine.supervisor import Supervisor
+from vision_rl.training.checkpoints import Checkpoints
+from vision_rl.training.supervisor import Supervisor
 from vision_rl.run_dir import STOP_FILE
 from vision_rl.settings import AppSettings, CollapseWatch, Validation
 from vision_rl.telemetry import EVENTS, RunLog, read_jsonl

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from vision_rl.engine.checkpoints import Checkpoints, read_best
+from vision_rl.training.checkpoints import Checkpoints, read_best
 from vision_rl.engine.export import ADAPTER, MERGED, dtype_of, merge, run_of, step_folder, written_dtype
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.model_card import base_model, model_card

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from vision_rl.engine.checkpoints import Checkpoints
+from vision_rl.training.checkpoints import Checkpoints
 from vision_rl.engine.config import Resolved, render_resolved
 from vision_rl.errors import UserError
 from vision_rl.recorded import RecordedRun

@@ -142,17 +142,6 @@ def _engine(actor_rollout: Mapping[str, Any]) -> None:
     if rollout["name"] == "sglang":
         _sglang(rollout["engine_kwargs"]["sglang"], actor_rollout["model"], frozen)
         return
-    if frozen:
-        return
-    arguments = rollout["engine_kwargs"]["vllm"]
-    cached = arguments.get("mm_processor_cache_gb", 4) != 0
-    if cached or rollout["enable_prefix_caching"]:
-        key = "engine_kwargs.vllm.mm_processor_cache_gb" if cached else "enable_prefix_caching"
-        value = "0" if cached else "false"
-        raise UserError(
-            f"actor_rollout_ref.rollout.{key} must be {value} while the vision tower is trained: vLLM would answer "
-            "images it has seen from embeddings of the old weights; or freeze the tower (--variant freeze_vision)"
-        )
 
 
 def _sglang(arguments: Mapping[str, Any], model: Mapping[str, Any], frozen: bool) -> None:

@@ -171,12 +171,6 @@ class Derivation:
         )
 
     def _vllm_flags(self, tools: bool) -> None:
-        # verl drops false flags on the way to vLLM, and vLLM's default is true: say it as vLLM's own negative flag.
-        off = not self.get(f"{_ROLLOUT}.enable_prefix_caching")
-        self.put(f"{VLLM_KWARGS}.no_enable_prefix_caching", off or None, "rollout.enable_prefix_caching")
-        if self.get(f"{_ROLLOUT}.temperature") != 1.0:
-            # vLLM reports log-probabilities from before the temperature; the actor divides its logits by it
-            self.put(f"{VLLM_KWARGS}.logprobs_mode", "processed_logprobs", "rollout.temperature")
         images = self.get("app.images_per_prompt")
         self.put(
             f"{VLLM_KWARGS}.limit_mm_per_prompt", json.dumps({"image": images, "video": 0}), "app.images_per_prompt"

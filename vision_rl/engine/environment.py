@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-from vision_rl.engine.vllm_cpu import FORK_ENGINE
-
 LOGICAL_GPUS = 8
 """So many FSDP ranks, each with a "GPU" of Ray's, can a CPU run have."""
 
@@ -33,9 +31,8 @@ GPU_ONLY = {
 CPU_ONLY = {
     "OMP_NUM_THREADS": "1",  # with Dynamo off: 13 requests/s instead of 3 on two cores
     "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "|".join(["all"] * LOGICAL_GPUS),  # no binding, of any rank
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # no binding, of any rank
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    FORK_ENGINE: "1",
     "SGLANG_USE_CPU_ENGINE": "1",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from verl import DataProto
 from verl.trainer.ppo.core_algos import kl_penalty
 
@@ -9,15 +11,22 @@ from vision_rl.errors import UserError
 from vision_rl.settings import Integrity
 
 
-def mismatch_metrics(batch: DataProto) -> dict[str, float]:
+def mismatch_metrics(batch: DataProto, fresh: np.ndarray) -> dict[str, float]:
     """|actor - rollout| log-probability over the model's own tokens: the largest and the mean, in nats.
 
     Zero up to rounding when both see the same pixels at the same positions with the same weights; about 0.5 on average
-    for an actor without pixels, whose training otherwise looks normal.
+    for an actor without pixels, whose training otherwise looks normal. fresh: (rows,) bool, whether a row was rolled out
+    with the weights that the actor has now. Older rows differ rightly, and are told apart under "stale".
     """
     mask = batch.batch["response_mask"].bool()
-    difference = (batch.batch["old_log_probs"] - batch.batch["rollout_log_probs"]).abs()[mask]
-    return {"mismatch/logprob_max": difference.max().item(), "mismatch/logprob_mean": difference.mean().item()}
+    difference = (batch.batch["old_log_probs"] - batch.batch["rollout_log_probs"]).abs()
+    rows = torch.from_numpy(fresh).unsqueeze(-1)
+    metrics = {}
+    for name, chosen in (("", difference[mask & rows]), ("stale_", difference[mask & ~rows])):
+        if len(chosen):
+            metrics[f"mismatch/{name}logprob_max"] = chosen.max().item()
+            metrics[f"mismatch/{name}logprob_mean"] = chosen.mean().item()
+    return metrics
 
 
 def reference_metrics(batch: DataProto) -> dict[str, float]:
@@ -31,7 +40,7 @@ def reference_metrics(batch: DataProto) -> dict[str, float]:
 def check_mismatch(metrics: dict[str, float], limits: Integrity, step: int) -> None:
     """Raise `UserError` when actor and rollout disagree by more than the run allows."""
     for name, limit in (("max", limits.logprob_mismatch_max), ("mean", limits.logprob_mismatch_mean)):
-        value = metrics[f"mismatch/logprob_{name}"]
+        value = metrics.get(f"mismatch/logprob_{name}", 0.0)
         if limit is not None and not value <= limit:
             raise UserError(
                 f"step {step}: the actor's log-probabilities are off from the rollout's by {value:.3g} ({name}), more than "
