@@ -128,7 +128,7 @@ BUILT_IN = {
         Task(
             name="vqa",
             answer="vqa_agent:answer",
-            rewards=("official", "similarity", "judge"),
+            rewards=("vqa", "official_2021", "similarity", "judge", "official"),  # "official": the old name of "vqa"
             prompt="{question}\nAnswer the question using a single word or phrase.",  # the usual suffix for VQAv2
             score="vqa_agent:score",
             gold="vision_rl.rewards.vqa:gold",
