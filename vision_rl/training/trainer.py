@@ -277,7 +277,7 @@ class VisionTrainer(PPOTrainer):
         yield
         rollouts = getattr(self, "rollouts", None)
         if rollouts is not None:
-            rollouts.version += 1
+            rollouts.weights_changed()
 
     def _validate(self) -> dict[str, float]:
         """Greedy rollouts of the fixed validation rows."""
@@ -358,9 +358,12 @@ class VisionTrainer(PPOTrainer):
     def _restore(self, folder: Path) -> None:
         """Weights and optimizer of a checkpoint, for the actor and for the server, which has this step's already."""
         self._load_weights(folder)
-        self.checkpoint_manager.sleep_replicas()
         with self._weights_arrive():
-            self.checkpoint_manager.update_weights(self.global_steps)
+            self._send_weights()
+
+    def _send_weights(self) -> None:
+        self.checkpoint_manager.sleep_replicas()
+        self.checkpoint_manager.update_weights(self.global_steps)
 
     @contextmanager
     def _saved_if_the_server_dies(self, *, done: bool = False) -> Iterator[None]:
