@@ -88,9 +88,7 @@ def manager(queue: Queue, tiny_processor: Any, tmp_path: Path) -> Iterator[Rollo
         proxy=Proxy(),  # type: ignore[arg-type]
         app=AppSettings(rollouts=policy),
         log=RunLog(tmp_path),
-        rows=RowBuilder(
-            tiny_processor, Pixels(tiny_processor, tmp_path), max_prompt_length=64, max_response_length=8
-        ),
+        rows=RowBuilder(tiny_processor, Pixels(tiny_processor, tmp_path), max_prompt_length=64, max_response_length=8),
         n=N,
         model="m",
         sampling={"temperature": 1.0, "top_p": 0.9},
@@ -203,7 +201,9 @@ def test_too_much_that_is_lost_ends_the_run(manager: RolloutManager, queue: Queu
         records = StepRecords(RunLog(tmp_path), manager, Integrity(drop_rate=limit))
         taken = dict(manager.groups)
         if ends:
-            with pytest.raises(UserError, match=r"38% of step 3 .*'Odd': 2.*unreadable_image.*nowhere\.png.*drop_rate=0\.3"):
+            with pytest.raises(
+                UserError, match=r"38% of step 3 .*'Odd': 2.*unreadable_image.*nowhere\.png.*drop_rate=0\.3"
+            ):
                 records.take(batch_of(queue, *uids), Buffer(), 3)
         else:
             records.take(batch_of(queue, *uids), Buffer(), 3)

@@ -53,10 +53,10 @@ class FileTransfer(CheckpointEngine):
             self.path.unlink(missing_ok=True)
             self.path.parent.rmdir()
 
-    async def send_weights(
-        self, weights: Iterable[tuple[str, torch.Tensor]], global_steps: int | None = None
-    ) -> None:
-        whole = {name: tensor.detach().contiguous().clone() for name, tensor in weights}  # every rank takes part in this
+    async def send_weights(self, weights: Iterable[tuple[str, torch.Tensor]], global_steps: int | None = None) -> None:
+        whole = {
+            name: tensor.detach().contiguous().clone() for name, tensor in weights
+        }  # every rank takes part in this
         if self.is_master:
             partial = self.path.with_suffix(".partial")
             save_file(whole, partial)
@@ -67,7 +67,9 @@ class FileTransfer(CheckpointEngine):
         deadline = time.monotonic() + WAIT_SECONDS
         while not self.path.exists():
             if time.monotonic() > deadline:
-                raise UserError(f"the actor sent no weights within {WAIT_SECONDS:.0f} s; see logs/ of the run directory")
+                raise UserError(
+                    f"the actor sent no weights within {WAIT_SECONDS:.0f} s; see logs/ of the run directory"
+                )
             await asyncio.sleep(0.01)
         for name, tensor in load_file(self.path).items():
             yield name, tensor

@@ -263,7 +263,9 @@ def _check(row: dict[str, Any]) -> None:
     if not isinstance(row["question"], str) or not row["question"].strip():
         raise ValueError("its question (or instruction) is empty")
     for column, truth, other in (
-        ("boxes", "boxes", "grounding"), ("answers", "answers", "vqa"), ("choices", "answers", "vqa")
+        ("boxes", "boxes", "grounding"),
+        ("answers", "answers", "vqa"),
+        ("choices", "answers", "vqa"),
     ):
         if row[column] and task.truth != truth:
             raise ValueError(f"a {task.name} row has {column}; set its task to {other!r} or remove them")

@@ -78,6 +78,13 @@ OBSOLETE: dict[str, tuple[str, str]] = {
         f"{_GONE}; gradients now go with the weights",
     ),
     f"{_ACTOR}.load_weight": ("actor_rollout_ref.model.path", f"{_GONE}; weights are always loaded"),
+    "actor_rollout_ref.ref.load_weight": ("actor_rollout_ref.model.path", f"{_GONE}; weights are always loaded"),
+    "actor_rollout_ref.ref.model": ("actor_rollout_ref.model.path", f"{_GONE}; the reference is the model as it was"),
+    "actor_rollout_ref.ref.megatron.grad_offload": (
+        "actor_rollout_ref.ref.megatron.param_offload",
+        f"{_GONE}; gradients now go with the weights",
+    ),
+    f"{_ROLLOUT}.layer_name_map": (f"{_ROLLOUT}.load_format", f"{_GONE}; the bridge knows the names of the layers"),
     f"{_ROLLOUT}.update_weights_bucket_megabytes": (
         f"{_ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes",
         "as verl spells it now",

@@ -78,9 +78,7 @@ async def _ask(
     try:
         await proxy.start()
         rollout = await store.start_rollout(input=dict(task))
-        base = (
-            f"{proxy.access_endpoint}/rollout/{rollout.rollout_id}/attempt/{rollout.attempt.attempt_id}"
-        )
+        base = f"{proxy.access_endpoint}/rollout/{rollout.rollout_id}/attempt/{rollout.attempt.attempt_id}"
         llm = agl.LLM(endpoint=base, model=MODEL_NAME, sampling_parameters={"temperature": 1.0})
         reply, reward = await answer(dict(task), llm)
         return turns_from_spans(list(await store.query_spans(rollout.rollout_id))), reply, reward
