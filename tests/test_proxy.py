@@ -26,9 +26,10 @@ from litellm.llms.custom_httpx import http_handler
 from litellm.proxy import proxy_server
 
 from tests import fake_backend
+from tests.chat import chat
 from tests.engine_stack import Stack, model_entry, running_stack
 from tests.pictures import data_uri, noise_picture
-from vision_rl.client import chat, shared_client
+from vision_rl.client import shared_client
 from vision_rl.engine.calls import SPARE_LOAD, CallRoute
 from vision_rl.engine.proxy import BACKEND_IDLE_SECONDS, VisionProxy
 from vision_rl.engine.reach import free_port

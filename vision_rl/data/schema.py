@@ -221,7 +221,7 @@ def _check(row: dict[str, Any]) -> None:
     try:
         task = get_task(str(row["task"]))
     except UserError as error:
-        raise ValueError(f"its task is none that is known: {error}") from error
+        raise ValueError(str(error)) from error
     if row["media"] not in MEDIA:
         raise ValueError(f"media is {row['media']!r}, expected one of {', '.join(MEDIA)}")
     if not row["image_paths"] or not all(row["image_paths"]):

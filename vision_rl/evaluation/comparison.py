@@ -76,7 +76,7 @@ def compare(runs: Sequence[Evaluation]) -> dict[str, Any]:
                 }
                 for run in runs
             }
-            for name, measure in metrics.MEASURES[task].items()
+            for name, measure in metrics.measures(task).items()
         },
     }
 
@@ -87,7 +87,7 @@ def difference(reference: Evaluation, other: Evaluation, name: str) -> Figure:
     p is two-sided: twice the smaller share of resamples on either side of zero. verdict: "better" or "worse" where the
     interval leaves out zero, else "no difference shown".
     """
-    measure = metrics.MEASURES[str(reference.identity["task"])][name]
+    measure = metrics.measures(str(reference.identity["task"]))[name]
     rows = list(reference.records)
     gaps = [measure(other.records[n]) - measure(reference.records[n]) for n in rows]
     means = resampled_means(gaps, [reference.records[n]["image_paths"][0] for n in rows])
@@ -127,7 +127,7 @@ def draw_comparison(result: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    names, labels = metrics.HEADLINE[result["task"]], result["runs"]
+    names, labels = metrics.headline(result["task"]), result["runs"]
     canvas = Canvas(figsize=(4.6 * len(names) + 1.2, 0.55 * len(labels) + 1.7), layout="constrained")
     FigureCanvasAgg(canvas)
     for index, name in enumerate(names):
