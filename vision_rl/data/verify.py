@@ -31,7 +31,10 @@ Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Checks:
-    """What to verify against. min_pixels and max_pixels are the areas that the model's processor resizes to."""
+    """What to verify against. min_pixels and max_pixels are the areas that the model's processor resizes to.
+
+    task: the task of rows that name none; a row of another task is bad. None: of any task.
+    """
 
     family: str = "unit"
     answer_format: str = "bbox"
@@ -44,6 +47,7 @@ class Checks:
     workers: int | None = None
     strict: bool = False
     allow_unanswered: bool = False
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,14 @@ def verify(
     for number, raw in progress(iter_raw_rows(path), "rows", 0):
         report.rows += 1
         try:
-            row = with_absolute_paths(normalise_row(raw, number=number), image_base_dir or Path(path).parent)
+            row = normalise_row(raw, number=number, task=checks.task)
         except ValueError as error:
             report.problems.append(Problem(number, str(raw.get("id", "")), str(error)))
             continue
+        if checks.task not in (None, row["task"]):
+            report.problems.append(Problem(number, row["id"], f"it is of task {row['task']}, not {checks.task}"))
+            continue
+        row = with_absolute_paths(row, image_base_dir or Path(path).parent)
         reasons = _image_reasons(row, pictures, checks)
         if not reasons:
             contents = [pictures[image].content for image in row["image_paths"] if image in pictures]

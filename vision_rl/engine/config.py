@@ -228,6 +228,7 @@ def _finish(
     assert isinstance(plain, dict)
     agent = AgentSettings(**plain.pop("agent"))
     app = _build(AppSettings, plain.pop("app"))
+    origin = {**origin, **{f"task.{name}": "flag" for name in task.recorded()}}
     return Resolved(preset, task.name, chosen, plain, app, agent, origin, notes)
 
 
