@@ -16,6 +16,7 @@ from vision_rl.evaluation.intervals import resampled_means
 from vision_rl.evaluation.metrics import Figure
 from vision_rl.evaluation.store import Record, read_identity, read_records
 from vision_rl.evaluation.summary import show, show_interval, show_with_interval
+from vision_rl.tasks import get_task
 
 _WORSE_IF_HIGHER = ("wrong place", "wrong space", "wrong format")
 
@@ -40,6 +41,7 @@ def load(directories: Sequence[Path], labels: Sequence[str] | None = None) -> li
         identity = read_identity(directory)
         if missing := {"task", "data", "data_sha256"} - identity.keys():
             raise UserError(f"{directory} does not say its {', '.join(sorted(missing))}; evaluate again")
+        get_task(str(identity.get("task_source") or identity["task"]))  # known by its name from here on
         rows = {row["row"]: row for row in metrics.scored(read_records(directory).values())}
         runs.append(Evaluation(labels[index] if labels else directory.name, identity, rows))
     if len({run.label for run in runs}) < len(runs):
