@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,3 +115,12 @@ def test_the_tiny_model_is_trained_on_it_and_resumed(tmp_path: Path) -> None:
     assert "chart_qa" in (tmp_path / "run" / "report.html").read_text()
     run("train_agent.py", *options, "--max-steps", 3, "--resume")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 3
+
+
+def test_the_page_shows_the_example() -> None:
+    page, example = (ROOT / "docs" / "add-a-task.md").read_text(), (ROOT / EXAMPLE).read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3 and all(block in example for block in blocks)
+    fields = {field.name for field in dataclasses.fields(Task)} - {"name", "answer", "source"}
+    table = "\n".join(line for line in page.splitlines() if line.startswith("| `"))
+    assert [name for name in sorted(fields) if f"`{name}`" not in table] == []

@@ -79,6 +79,8 @@ def _run(row: dict[str, Any], endpoint: str, model: str, args: argparse.Namespac
         ) from error
     console = Console()
     console.print("images  ", ", ".join(row["image_paths"]), highlight=False, markup=False)
+    if prompt := get_task(row["task"]).part("prompt"):
+        console.print("prompt  ", repr(prompt), highlight=False, markup=False)
     console.print("question", row["question"], highlight=False, markup=False)
     console.print("gold    ", row[get_task(row["task"]).truth], highlight=False, markup=False)
     console.print("reply   ", reply, highlight=False, markup=False)
