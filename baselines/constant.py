@@ -29,8 +29,11 @@ CENTRE = (0.25, 0.25, 0.75, 0.75)
 _START_SECONDS = 30.0
 
 
-def constant_reply(kind: str, task: str, train: Path | None, answer_format: str) -> str:
-    """What a trivial baseline says to every row of a task; `UserError` if it needs a training file and there is none."""
+def constant_reply(kind: str, train: Path | None, answer_format: str, task: str | None = None) -> str:
+    """What a trivial baseline says to every row; task: whose rows of the training file count (None: all).
+
+    Raises `UserError` if it needs a training file and there is none.
+    """
     if kind == "centre-box":
         return gold_reply([CENTRE], answer_format=answer_format)
     if train is None:

@@ -226,7 +226,7 @@ def normalise_row(raw: Mapping[str, Any], *, number: int = 0, task: str | None =
     answers = _strings(fields.get("answers"), "answers")
     row: dict[str, Any] = {
         "id": str(_given(fields.get("id"), number)),
-        "task": _given(fields.get("task"), _default_task(task, "answers" if boxes is None else "boxes")),
+        "task": _given(fields.get("task"), _default_task(task, boxes)),
         "metric": _given(fields.get("metric"), "") or ("multiple_choice" if choices else ""),
         "image_paths": _strings(fields.get("image_paths"), "image_paths"),
         "media": _given(fields.get("media"), "images"),
@@ -244,17 +244,18 @@ def normalise_row(raw: Mapping[str, Any], *, number: int = 0, task: str | None =
     return row
 
 
-def _default_task(wanted: str | None, truth: str) -> str:
-    if wanted is not None and get_task(wanted).truth == truth:
+def _default_task(wanted: str | None, boxes: list[list[float]] | None) -> str:
+    """`wanted` if a row with these boxes (None: no such column) can be of it; an empty list is a truth of its own."""
+    if wanted is not None and (boxes is not None if get_task(wanted).truth == "boxes" else not boxes):
         return wanted
-    return {"answers": "vqa", "boxes": "grounding"}[truth]
+    return "vqa" if boxes is None else "grounding"
 
 
 def _check(row: dict[str, Any]) -> None:
     try:
         task = get_task(str(row["task"]))
     except UserError as error:
-        raise ValueError(f"its task is none that is known: {error}") from error
+        raise ValueError(str(error)) from error
     for name, known in (("media", MEDIA), ("metric", ("", *METRICS))):
         if row[name] not in known:
             raise ValueError(f"{name} is {row[name]!r}{_suggestion(row[name], known)}")
