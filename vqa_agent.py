@@ -12,7 +12,7 @@ from vision_rl.client import LLM, client_for
 from vision_rl.media import show
 from vision_rl.messages import user_message
 from vision_rl.plugins import is_user_reward, rewarded
-from vision_rl.prompts import VQA_PROMPT
+from vision_rl.prompts import vqa_text
 from vision_rl.rewards import Reward
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.rewards.vqa import best_answer, vqa_reward
@@ -24,7 +24,7 @@ async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     images = [picture.url for picture in show(task["image_paths"], settings, task["image_sizes"])]
     completion = await client_for(llm, settings).chat.completions.create(
         model=llm.model,
-        messages=[user_message(VQA_PROMPT.format(question=task["question"]), images)],
+        messages=[user_message(vqa_text(task["question"], task.get("choices", ())), images)],
         **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
     )
     reply = completion.choices[0].message.content or ""

@@ -130,7 +130,7 @@ BUILT_IN = {
         Task(
             name="vqa",
             answer="vqa_agent:answer",
-            rewards=("official", "similarity", "judge"),
+            rewards=("vqa", "official_2021", "similarity", "judge", "official"),  # "official": the old name of "vqa"
             prompt="vision_rl.prompts:VQA_PROMPT",
             score="vqa_agent:score",
             gold="vqa_agent:gold",

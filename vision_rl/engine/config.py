@@ -1,7 +1,7 @@
 """One configuration: verl's own defaults, then small layers, checked key by key, each the origin of what it set.
 
-Layers, later ones win: verl 0.6.1 (hydra-composed) < agentlightning < configs/base < configs/strategies/<strategy> <
-the task's own row < configs/<preset> < configs/variants/<variant>... < flags < overrides. What nobody set by choice
+Layers, later ones win: verl 0.9.1 (hydra-composed) < agentlightning < configs/base < the task's own row <
+configs/<preset> < configs/variants/<variant>... < flags < overrides. What nobody set by choice
 is then derived (attention kernel, pixel limits, vLLM's flags). Nothing here imports torch, verl or vLLM at module
 level: `--dry-run` answers at once.
 """
@@ -104,8 +104,6 @@ def resolve(
     strategy = _last("actor_rollout_ref.actor.strategy", [*named, *chosen, *top])
     if strategy not in keys.CHOICES["actor_rollout_ref.actor.strategy"]:
         raise UserError(f"actor_rollout_ref.actor.strategy={strategy} is unknown; choose fsdp, fsdp2 or megatron")
-    family = "megatron" if strategy == "megatron" else "fsdp2"
-    named.append(_file_layer(f"strategy {family}", CONFIG_DIR / "strategies" / f"{family}.yaml"))
     named.append((f"task {row.name}", row.layer()))
 
     tree, origin = _defaults(strategy == "megatron")
@@ -212,10 +210,6 @@ def _last(key: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
 
 
 def _set(tree: DictConfig, key: str, value: Any) -> None:
-    if key.startswith(VLLM_KWARGS + ".") and isinstance(value, dict):
-        value = json.dumps(
-            value
-        )  # verl turns every engine argument into command-line text with str(), which is not JSON
     OmegaConf.update(tree, key, value, merge=False, force_add=True)
 
 
@@ -262,8 +256,8 @@ def validate_with_verl(resolved: Resolved) -> None:
         omega_conf_to_dataclass(worker.model, dataclass_type=HFModelConfig)
         omega_conf_to_dataclass(config.algorithm)
         omega_conf_to_dataclass(config.critic.optim)
-        if resolved.strategy != "megatron":  # verl 0.6.1's Megatron YAML names a class for it that does not exist
-            omega_conf_to_dataclass(worker.ref.fsdp_config)
+        omega_conf_to_dataclass(worker.ref.megatron if resolved.strategy == "megatron" else worker.ref.fsdp_config)
+        omega_conf_to_dataclass(config.trainer.v1.separate_async.hybrid_rollout)
     except (AssertionError, ValueError, TypeError, NotImplementedError, InstantiationException) as error:
         raise UserError(f"verl refuses this configuration: {' '.join(str(error).split())}") from error
 

@@ -1,6 +1,7 @@
 """Figures of scored rows: what the reward's components say, by the breakdowns of each task's official tables.
 
-Nothing is scored here. VQA: official accuracy, overall, by answer type and by question type. Grounding: point accuracy
+Nothing is scored here. VQA: accuracy (both sides normalised) and that of the strict code of 2021, overall,
+by answer type and by question type. Grounding: point accuracy
 (ScreenSpot's: the centre of the box lies in the true one), mean matched IoU and the share of rows at IoU 0.1 to 0.9, by
 platform and type (ScreenSpot), group and type (ScreenSpot-Pro), by label (radiology) and by target size. Rows without truth (test
 sets) have no figures.
@@ -41,6 +42,7 @@ def _at_iou(level: float) -> Measure:
 _REWARD: dict[str, Measure] = {"reward": lambda record: float(record["reward"])}
 VQA_MEASURES: dict[str, Measure] = {
     "accuracy": _component("accuracy"),
+    "official 2021": _component("official_2021"),
     **_REWARD,
     "format ok": _component("format/ok"),
 }
@@ -95,9 +97,9 @@ def breakdowns(record: Record) -> list[tuple[str, str]]:
 
 
 def vqa_breakdowns(record: Record) -> list[tuple[str, str]]:
-    """By VQAv2's answer and question types."""
+    """By VQAv2's answer and question types; VQA-RAD and SLAKE write "OPEN", "Closed" and "CLOSED "."""
     meta, names = record["meta"], (("answer type", "answer_type"), ("question type", "question_type"))
-    return [(title, str(meta[key])) for title, key in names if meta.get(key)]
+    return [(title, " ".join(str(meta[key]).lower().split())) for title, key in names if meta.get(key)]
 
 
 def grounding_breakdowns(record: Record) -> list[tuple[str, str]]:

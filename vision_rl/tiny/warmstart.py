@@ -174,7 +174,7 @@ def silence(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProc
     hidden = torch.cat([model.model(**part).last_hidden_state.flatten(0, 1) for part in inputs])
     moments = hidden.T @ hidden / len(hidden) + 0.01 * torch.eye(hidden.shape[1])
     row = torch.linalg.solve(moments, hidden.mean(0)) * SILENT_LOGIT
-    model.lm_head.weight[forbidden_token_ids(processor.tokenizer)] = row
+    model.lm_head.weight[forbidden_token_ids(processor)] = row
 
 
 def _loss(model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
