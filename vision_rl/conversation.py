@@ -96,7 +96,7 @@ class _Talk:
             pictures=len(first),
             view=self.settings["answer_view"],
         )
-        self.messages: list[dict[str, Any]] = [
+        self.messages: list[Any] = [
             {"role": "system", "content": system_text(self.settings["tool_protocol"] == "text")},
             user_message(text, [picture.url for picture in self.shown]),
         ]

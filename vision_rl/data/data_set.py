@@ -29,6 +29,7 @@ from vision_rl.data.records import (
 )
 from vision_rl.data.video import sample_frames
 from vision_rl.errors import UserError
+from vision_rl.tasks import get_task
 
 Fields = tuple[str, ...]
 _LAYOUT_ERRORS = (KeyError, IndexError, TypeError, ValueError, AttributeError, SyntaxError)
@@ -158,7 +159,7 @@ def _row(data_set: DataSet, source: Source, item: tuple[str, str, Record | UserE
         "source": source.name,
         "meta": extra_fields(record, known),
     }
-    if data_set.task == "vqa":
+    if get_task(data_set.task).truth == "answers":
         row |= _answer(data_set, source, record, where)
     else:
         row |= _target(data_set, record, sizes[0], where)

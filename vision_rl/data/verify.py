@@ -20,7 +20,9 @@ from vision_rl.data.check_images import ImageCheck, check_images
 from vision_rl.data.images import LIMIT_PIXELS
 from vision_rl.data.schema import iter_raw_rows, normalise_row, with_absolute_paths, write_rows
 from vision_rl.errors import UserError
+from vision_rl.formats import FORMATS
 from vision_rl.rewards import gold_reply, grounding_reward
+from vision_rl.rewards.grounding import answer_space
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import Task, get_task
 
@@ -260,10 +262,16 @@ class _GoldScores:
         checks = self._checks
         own = {key.removeprefix("agent."): value for key, value in task.layer().items() if key.startswith("agent.")}
         model = {"family": checks.family, "min_pixels": checks.min_pixels, "max_pixels": checks.max_pixels}
-        return {**asdict(AgentSettings()), **own, **model, "answer_format": checks.answer_format}
+        settings = {**asdict(AgentSettings()), **own, **model, "answer_format": checks.answer_format}
+        return settings | ({"reward": self._by()} if task.truth == "boxes" and task.source == "" else {})
+
+    def _by(self) -> str:
+        """The reward that a perfect model earns in full: a family that writes points has no boxes to overlap."""
+        written, _ = answer_space(self._checks.answer_format, self._checks.family)
+        return "point" if FORMATS[written].points else "iou"
 
     def _as_rounded(self, boxes: list[list[float]], size: tuple[int, int]) -> float:
-        """The IoU of the true boxes with themselves, once their numbers are rounded as the family writes them."""
+        """The score of the true boxes against themselves, once their numbers are rounded as the family writes them."""
         checks = self._checks
         form: dict[str, Any] = {
             "answer_format": checks.answer_format,
@@ -271,7 +279,7 @@ class _GoldScores:
             "original_size": size,
             "processed_size": _processed_size(size, checks),
         }
-        return grounding_reward(gold_reply(boxes, **form), boxes, kind="iou", **form).value
+        return grounding_reward(gold_reply(boxes, **form), boxes, kind=self._by(), **form).value
 
     def notes(self) -> list[str]:
         notes = [f"gold answers of {name} were not scored: its task has no gold or score" for name in self._unscored]
