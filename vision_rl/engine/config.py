@@ -1,6 +1,6 @@
 """One configuration: verl's own defaults, then small layers, checked key by key, each the origin of what it set.
 
-Layers, later ones win: verl 0.9.1 (hydra-composed) < agentlightning < configs/base < configs/tasks/<task> <
+Layers, later ones win: verl 0.9.1 (hydra-composed) < agentlightning < configs/base < the task's own row <
 configs/<preset> < configs/variants/<variant>... < flags < overrides. What nobody set by choice
 is then derived (attention kernel, pixel limits, vLLM's flags). Nothing here imports torch, verl or vLLM at module
 level: `--dry-run` answers at once.
@@ -26,9 +26,9 @@ from vision_rl.engine import consistency, derive, keys, schema
 from vision_rl.engine.schema import VLLM_KWARGS, Key
 from vision_rl.errors import UserError
 from vision_rl.settings import AgentSettings, AppSettings
+from vision_rl.tasks import Task, get_task
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
-TASKS = ("vqa", "grounding")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Resolved:
 
     def tree(self) -> dict[str, Any]:
         """verl's and our settings in one tree, as --dry-run prints and the run directory keeps it."""
-        return {**self.verl, "agent": dataclasses.asdict(self.agent), "app": dataclasses.asdict(self.app)}
+        ours = {"agent": dataclasses.asdict(self.agent), "app": dataclasses.asdict(self.app)}
+        return {"task": get_task(self.task).recorded(), **self.verl, **ours}
 
 
 def presets() -> list[str]:
@@ -87,8 +88,7 @@ def resolve(
     is a folder or a hub name (None: the preset's own). media_root is the folder under which vLLM may read images by
     file://. Raises `UserError` for anything unknown, mistyped or inconsistent.
     """
-    if task not in TASKS:
-        raise UserError(f"--task {task} is unknown; choose one of {', '.join(TASKS)}")
+    row = get_task(task)
     named = [_file_layer("base", CONFIG_DIR / "base.yaml")]
     chosen = [
         _named_layer("preset", preset, CONFIG_DIR),
@@ -104,7 +104,7 @@ def resolve(
     strategy = _last("actor_rollout_ref.actor.strategy", [*named, *chosen, *top])
     if strategy not in keys.CHOICES["actor_rollout_ref.actor.strategy"]:
         raise UserError(f"actor_rollout_ref.actor.strategy={strategy} is unknown; choose fsdp, fsdp2 or megatron")
-    named.append(_file_layer(f"task {task}", CONFIG_DIR / "tasks" / f"{task}.yaml"))
+    named.append((f"task {row.name}", row.layer()))
 
     tree, origin = _defaults(strategy == "megatron")
     known = schema.known_keys(tree) | _our_keys()
@@ -117,8 +117,8 @@ def resolve(
             origin[key] = label
     derived = derive.Derivation(tree, origin, media_root)
     derived.run()
-    resolved = _finish(preset, task, tuple(variants), tree, origin, tuple(derived.notes))
-    consistency.check(task, resolved.verl, resolved.agent, resolved.app, derived.model)
+    resolved = _finish(preset, row, tuple(variants), tree, origin, tuple(derived.notes))
+    consistency.check(row, resolved.verl, resolved.agent, resolved.app, derived.model)
     return resolved
 
 
@@ -213,7 +213,7 @@ def _set(tree: DictConfig, key: str, value: Any) -> None:
 
 
 def _finish(
-    preset: str, task: str, chosen: tuple[str, ...], tree: DictConfig, origin: dict[str, str], notes: tuple[str, ...]
+    preset: str, task: Task, chosen: tuple[str, ...], tree: DictConfig, origin: dict[str, str], notes: tuple[str, ...]
 ) -> Resolved:
     try:
         plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
@@ -222,7 +222,7 @@ def _finish(
     assert isinstance(plain, dict)
     agent = AgentSettings(**plain.pop("agent"))
     app = _build(AppSettings, plain.pop("app"))
-    return Resolved(preset, task, chosen, plain, app, agent, origin, notes)
+    return Resolved(preset, task.name, chosen, plain, app, agent, origin, notes)
 
 
 def _build(cls: Any, values: Mapping[str, Any]) -> Any:

@@ -11,8 +11,9 @@ from typing import Any
 from vision_rl.engine.ranges import check_ranges
 from vision_rl.errors import UserError
 from vision_rl.models import ModelInfo, check_pairing
-from vision_rl.rewards.grounding import KINDS
+from vision_rl.plugins import check_reward
 from vision_rl.settings import AgentSettings, AppSettings
+from vision_rl.tasks import Task
 
 _GROUPED = (
     "grpo",
@@ -35,13 +36,12 @@ REJECTIONS = (
 """What `algorithm.rollout_correction.rollout_rs` may name (verl/trainer/ppo/rollout_corr_helper.py)."""
 _BOUNDS = re.compile(r"\d*\.?\d+(_\d*\.?\d+)?")
 
-REWARDS = {"vqa": ("official", "similarity", "judge"), "grounding": KINDS}
 SGLANG_VERSION = "0.5.12"
 PACKAGES = {"vemlp_wandb": "volcengine_ml_platform", "console": "verl", "file": "verl"}
 """Where a tracking backend's package has another name than the backend."""
 
 
-def check(task: str, verl: Mapping[str, Any], agent: AgentSettings, app: AppSettings, model: ModelInfo | None) -> None:
+def check(task: Task, verl: Mapping[str, Any], agent: AgentSettings, app: AppSettings, model: ModelInfo | None) -> None:
     """Raise `UserError` for settings that contradict each other."""
     actor_rollout = verl["actor_rollout_ref"]
     check_ranges(verl)
@@ -329,9 +329,8 @@ def _tracking(trainer: Mapping[str, Any]) -> None:
             )
 
 
-def _ours(task: str, agent: AgentSettings, app: AppSettings) -> None:
-    if agent.reward not in REWARDS[task]:
-        raise UserError(f"agent.reward={agent.reward} is no reward of --task {task}; use {', '.join(REWARDS[task])}")
+def _ours(task: Task, agent: AgentSettings, app: AppSettings) -> None:
+    check_reward(task, agent.reward)
     if not app.validation.metric.startswith("val/"):
         raise UserError(
             f"app.validation.metric={app.validation.metric} must name a validation metric, such as val/reward"

@@ -235,7 +235,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
         for role in ("actor", "ref")
         for name in ("param_dtype", "reduce_dtype", "buffer_dtype")
     },
-    f"{_ROLLOUT}.checkpoint_engine.backend": ("naive", "nccl", "nixl", "mooncake", "delta_sharded", "gloo"),
+    f"{_ROLLOUT}.checkpoint_engine.backend": ("naive", "nccl", "nixl", "mooncake", "delta_sharded", "file"),
     "trainer.device": ("cuda", "cpu"),
     "trainer.v1.trainer_mode": ("sync", "colocate_async", "separate_async"),
     "trainer.v1.sampler.max_off_policy_strategy": ("drop", "wait"),

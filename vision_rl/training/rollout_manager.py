@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import time
 import uuid
@@ -22,17 +23,19 @@ import transfer_queue as tq
 from agentlightning.types import EnqueueRolloutRequest, Rollout, RolloutConfig
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from vision_rl.engine.environment import SERVER_KEY
 from vision_rl.engine.proxy import VisionProxy
-from vision_rl.engine.rollouts import FinishedRollout, failures, trajectory_samples, transition_samples
 from vision_rl.engine.trace import reward_from_spans, turns_from_spans
-from vision_rl.engine.vitals import ModelDied, Vitals
 from vision_rl.errors import UserError
 from vision_rl.settings import AppSettings
 from vision_rl.telemetry import RunLog
+from vision_rl.training.health import Health, ModelDied
+from vision_rl.training.rollouts import FinishedRollout, failures
 from vision_rl.training.rows import Drop, RowBuilder, tag_of, truncated
+from vision_rl.training.samples import trajectory_samples, transition_samples
 
 CALL_SECONDS = 300.0
-VITALS_SECONDS = 2.0
+HEALTH_LOOK_SECONDS = 2.0
 FAIL_FAST = 32
 """Stop the run if a step's first rollouts, so many of them, all failed."""
 
@@ -89,7 +92,7 @@ class RolloutManager:
         self.error: BaseException | None = None
         self.group_done = threading.Event()
         self._servers: list[str] = []
-        self._vitals: Vitals | None = None
+        self._health: Health | None = None
         self._owner: dict[str, str] = {}  # rollout id -> group
         self._forget: list[str] = []
         self._watch: asyncio.Task[None] | None = None
@@ -107,13 +110,17 @@ class RolloutManager:
             [
                 {
                     "model_name": self.model,
-                    "litellm_params": {"model": f"hosted_vllm/{self.model}", "api_base": f"http://{address}/v1/"},
+                    "litellm_params": {
+                        "model": f"hosted_vllm/{self.model}",
+                        "api_base": f"http://{address}/v1/",
+                        "api_key": os.environ.get(SERVER_KEY),
+                    },
                 }
                 for address in self._servers
             ]
         )
         await self.proxy.start()
-        self.log.event("proxy", address=self.proxy.server_launcher.access_endpoint)
+        self.log.event("proxy", address=self.proxy.access_endpoint)
         self._watch = asyncio.get_running_loop().create_task(self._collect_for_ever())
 
     def _call(self, coroutine: Any) -> Any:
@@ -124,13 +131,18 @@ class RolloutManager:
     def generate_sequences(self, batch: Any) -> None:
         """Queue every prompt of a batch `n` times and return. batch: `raw_prompt` (tasks as JSON), `uid`, `global_steps`."""
         self.raise_error()
-        uids, tasks = ([str(one) for one in batch[name].tolist()] for name in ("uid", "raw_prompt"))
+        uids, tasks = ([str(one) for one in batch[name]] for name in ("uid", "raw_prompt"))
         self.queue(dict(zip(uids, tasks, strict=True)), "train", int(batch["global_steps"]))
 
     def raise_error(self) -> None:
         """Raise what has ended the watch over the rollouts, if anything has."""
         if self.error is not None:
             raise self.error
+
+    def weights_changed(self) -> None:
+        """The model servers answer with new weights from now on; what the proxy has sampled ahead for a group is void."""
+        self.version += 1
+        self.proxy.weights_changed()
 
     # --- queueing ----------------------------------------------------------------------------------------------------
 
@@ -194,7 +206,7 @@ class RolloutManager:
             total = sum(len(group.waiting) + len(group.finished) for group in self.groups.values())
             self.log.event("collected", done=total - len(self._owner), total=total)
         await self._end_what_never_ends()
-        await self._look_at_vitals(failed=any(rollout.status != "succeeded" for rollout in done))
+        await self._look_at_health(failed=any(rollout.status != "succeeded" for rollout in done))
         self._fail_fast()
 
     async def _settle(self, rollout_id: str, finished: FinishedRollout) -> None:
@@ -260,7 +272,10 @@ class RolloutManager:
 
     def _rows(self, group: Group) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         rollouts = list(group.finished.values())
-        limits = {"max_prompt_length": self.rows.max_prompt_length, "max_response_length": self.rows.max_response_length}
+        limits = {
+            "max_prompt_length": self.rows.max_prompt_length,
+            "max_response_length": self.rows.max_response_length,
+        }
         if self.aggregator["level"] == "trajectory":
             merged = trajectory_samples(rollouts, **limits)
             samples, group.breaks = merged.samples, merged.breaks
@@ -279,22 +294,20 @@ class RolloutManager:
             counts[sample.rollout_id] += 1
             group.rows[key] = sample.rollout_id
             fields.append(row)
-            tags.append(
-                tag_of(row, queued_at=group.step, first_version=group.version, last_version=self.version)
-            )
+            tags.append(tag_of(row, queued_at=group.step, first_version=group.version, last_version=self.version))
         return fields, tags
 
     # --- what must not go on in silence ------------------------------------------------------------------------------
 
-    async def _look_at_vitals(self, *, failed: bool) -> None:
+    async def _look_at_health(self, *, failed: bool) -> None:
         """Every two seconds, and at once after a failure: the rollouts of a dead server fail within a second."""
         if failed or time.monotonic() > self._next_look:
-            self._next_look = time.monotonic() + VITALS_SECONDS
-            await self._check_vitals()
+            self._next_look = time.monotonic() + HEALTH_LOOK_SECONDS
+            await self._check_health()
 
-    async def _check_vitals(self) -> None:
-        self._vitals = self._vitals or Vitals.of_this_run()
-        await self._vitals.check(self._servers)
+    async def _check_health(self) -> None:
+        self._health = self._health or Health.of_this_run()
+        await self._health.check(self._servers)
 
     def death(self, error: BaseException) -> ModelDied | None:
         """The death of a model server that is behind an error of a step, if there is one.
@@ -303,10 +316,10 @@ class RolloutManager:
         """
         if isinstance(error, ModelDied):
             return error
-        deadline = time.monotonic() + 2 * VITALS_SECONDS  # it takes a moment until a death is known
+        deadline = time.monotonic() + 2 * HEALTH_LOOK_SECONDS  # it takes a moment until a death is known
         while time.monotonic() < deadline:
             try:
-                self._call(self._check_vitals())
+                self._call(self._check_health())
             except ModelDied as died:
                 return died
             time.sleep(0.5)

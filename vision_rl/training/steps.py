@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from transfer_queue import KVBatchMeta
 
-from vision_rl.engine.rollouts import failures, rollout_metrics
 from vision_rl.errors import UserError
 from vision_rl.settings import Integrity
 from vision_rl.telemetry import RunLog
 from vision_rl.tool_telemetry import write_tool_logs
 from vision_rl.training.rollout_manager import Group, RolloutManager
+from vision_rl.training.rollouts import failures, rollout_metrics
 
 STALL_SECONDS = 5.0
 """A rollout slower than this is counted as stalled; a single turn of the tiny model takes a tenth of it."""

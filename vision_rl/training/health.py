@@ -24,7 +24,7 @@ class ModelDied(UserError):
     """A model server or its engine has died. What is trained lives elsewhere and can still be saved."""
 
 
-class Vitals:
+class Health:
     """`actors`: Ray's handles of model servers and training workers, by name; verl's have names, so all are found."""
 
     def __init__(self, actors: Mapping[str, Any]) -> None:
@@ -32,7 +32,7 @@ class Vitals:
         self._asked: dict[str, Any] = {}  # name of an actor -> a call that it has not answered yet
 
     @classmethod
-    def of_this_run(cls) -> Vitals:
+    def of_this_run(cls) -> Health:
         """Of all named actors of this Ray job."""
         import ray
 

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from vision_rl.engine import vitals
 from vision_rl.engine.reach import free_port
-from vision_rl.engine.vitals import ModelDied, Vitals
+from vision_rl.training import health
+from vision_rl.training.health import Health, ModelDied
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -34,18 +34,18 @@ def check(answer: Answer | None) -> None:
     async def with_server() -> None:
         port = free_port()
         if answer is None:
-            await Vitals({}).check([f"127.0.0.1:{port}"])
+            await Health({}).check([f"127.0.0.1:{port}"])
             return
         server = await asyncio.start_server(answer, "127.0.0.1", port)
         async with server:
-            await Vitals({}).check([f"127.0.0.1:{port}"])
+            await Health({}).check([f"127.0.0.1:{port}"])
 
     asyncio.run(with_server())
 
 
 @pytest.mark.parametrize("answer", [says("200 OK"), says("404 Not Found"), says("200 OK", 2.0), hangs_up])
 def test_a_server_that_is_merely_busy_is_not_dead(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vitals, "HEALTH_SECONDS", 0.5)
+    monkeypatch.setattr(health, "HEALTH_SECONDS", 0.5)
     check(answer)
 
 

@@ -11,10 +11,9 @@ from vision_rl.settings import AgentSettings, AppSettings
 
 @dataclass(frozen=True)
 class RunContext:
-    """Small enough to be pickled to Ray. `daemon` names the daemon's class; the control experiments in tests pass another."""
+    """Small enough to be pickled to Ray."""
 
     run_dir: Path
     app: AppSettings
     agent: AgentSettings
     reach: Reach
-    daemon: str = "vision_rl.engine.daemon.VisionDaemon"

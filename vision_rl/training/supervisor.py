@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vision_rl.collapse import CollapseWatcher, episodes, restored_steps
-from vision_rl.engine.best import best_of, judged
-from vision_rl.engine.checkpoints import Checkpoints
 from vision_rl.run_dir import STOP_FILE
 from vision_rl.settings import AppSettings
 from vision_rl.telemetry import EVENTS, METRICS, RunLog, read_jsonl
+from vision_rl.training.best import best_of, judged
+from vision_rl.training.checkpoints import Checkpoints
 
 
 class Supervisor:
