@@ -93,7 +93,7 @@ def test_every_variant_begins_with_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("reward", "task", "names"),
     [
-        ("official", "vqa", ["accuracy", "format/ok"]),
+        ("vqa", "vqa", ["accuracy", "format/ok"]),
         ("similarity", "vqa", ["similarity", "format/ok"]),
         ("iou", "grounding", ["task", "format/ok"]),
         ("arc", "grounding", ["iou", "format/ok"]),
