@@ -1,8 +1,8 @@
 """The model table: every vision-language family that the guides name, and what this project can do with it.
 
 One row per family. `model_info` finds the row of a model folder (by its config.json) or of a hub name, `check_pairing`
-refuses what cannot work with the reason. Engine support is that of vLLM 0.11.0's registry and of SGLang 0.5.5, the
-releases that verl 0.6.1 allows; where the guides differ, the releases are right.
+refuses what cannot work with the reason. Engine support is that of vLLM 0.24.0's registry and of SGLang 0.5.12, the
+releases that this project pins; where the guides differ, the releases are right.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def check_pairing(
         raise UserError(f"{row.name} ({info.path}) cannot be trained here: {row.refused}; --list-models shows what can")
     if not (row.vllm if engine == "vllm" else row.sglang):
         other = "sglang" if engine == "vllm" else "vllm"
-        release = "vLLM 0.11.0" if engine == "vllm" else "SGLang 0.5.5"
+        release = "vLLM 0.24.0" if engine == "vllm" else "SGLang 0.5.12"
         of_sglang = engine == "sglang" and row.notes.startswith("SGLang")
         reason = row.notes if of_sglang else f"{release} has no {row.architectures[0]}"
         raise UserError(
@@ -246,24 +246,19 @@ def check_pairing(
             f"{row.name} needs actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1 and the two "
             "log_prob_micro_batch_size_per_gpu=1: its images differ in shape, and verl joins those of a micro-batch"
         )
-    if freeze_vision and not row.visual:
-        raise UserError(
-            f"actor_rollout_ref.actor.freeze_vision_tower does nothing for {row.name}: verl 0.6.1 looks for "
-            "`model.visual` only; leave the variant out"
-        )
     if freeze_vision and strategy == "megatron":
         raise UserError(
-            "actor_rollout_ref.actor.freeze_vision_tower does nothing under Megatron, only FSDP workers read it; "
+            "actor_rollout_ref.actor.freeze_vision_tower does nothing under Megatron, only this project's FSDP engine reads it; "
             "leave the variant out or use an FSDP preset"
         )
     if strategy == "megatron" and row.name not in MEGATRON:
         raise UserError(
-            f"{row.name} cannot be trained by Megatron: verl 0.6.1 knows {', '.join(MEGATRON)}; use an FSDP preset"
+            f"{row.name} cannot be trained by Megatron: verl 0.9.1 knows {', '.join(MEGATRON)}; use an FSDP preset"
         )
 
 
 MEGATRON = ("Qwen2.5-VL", "Qwen3-VL")
-"""Families that verl 0.6.1's Megatron workers know (verl/models/mcore/registry.py)."""
+"""Families that verl 0.9.1's Megatron workers know (verl/models/mcore/registry.py)."""
 
 
 def render_models() -> str:

@@ -36,7 +36,7 @@ REJECTIONS = (
 """What `algorithm.rollout_correction.rollout_rs` may name (verl/trainer/ppo/rollout_corr_helper.py)."""
 _BOUNDS = re.compile(r"\d*\.?\d+(_\d*\.?\d+)?")
 
-SGLANG_VERSION = "0.5.5"
+SGLANG_VERSION = "0.5.12"
 PACKAGES = {"vemlp_wandb": "volcengine_ml_platform", "console": "verl", "file": "verl"}
 """Where a tracking backend's package has another name than the backend."""
 
@@ -302,13 +302,13 @@ def _sglang(arguments: Mapping[str, Any], model: Mapping[str, Any], frozen: bool
     if version != SGLANG_VERSION:
         raise UserError(
             f"the rollout engine sglang is {f'installed as {version}' if installed else 'not installed'}, and this project "
-            f"needs {SGLANG_VERSION}, the release that verl 0.6.1 allows (docs/sglang.md says how to install it); or leave "
+            f"needs {SGLANG_VERSION}, the release that it was written for (docs/sglang.md says how to install it); or leave "
             "--rollout-engine out to use vLLM"
         )
     if model["lora_rank"]:
         raise UserError(
-            "LoRA adapters do not reach SGLang: verl 0.6.1 syncs whole weights to it only (sglang_rollout.py, "
-            "ServerAdapter.update_weights); train LoRA with --rollout-engine vllm"
+            "LoRA adapters do not reach SGLang: this project's server for it answers with the base model only "
+            "(docs/sglang.md); train LoRA with --rollout-engine vllm"
         )
     if arguments["mm_embedding_cache_mb"] and not frozen:
         raise UserError(
