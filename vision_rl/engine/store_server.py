@@ -105,7 +105,9 @@ class StoreRoutes:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["path"].startswith(_PROXY_PATHS):
-            text = "this is the store; workers and OpenAI clients talk to the LLM proxy, whose address the trainer printed"
+            text = (
+                "this is the store; workers and OpenAI clients talk to the LLM proxy, whose address the trainer printed"
+            )
             await send_json(send, 404, {"error": {"message": text, "type": "store"}})
             return
         route = self.routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None

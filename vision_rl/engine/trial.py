@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +77,7 @@ async def _ask(
     try:
         await proxy.start()
         rollout = await store.start_rollout(input=dict(task))
-        base = (
-            f"{proxy.access_endpoint}/rollout/{rollout.rollout_id}/attempt/{rollout.attempt.attempt_id}"
-        )
+        base = f"{proxy.access_endpoint}/rollout/{rollout.rollout_id}/attempt/{rollout.attempt.attempt_id}"
         llm = agl.LLM(endpoint=base, model=MODEL_NAME, sampling_parameters={"temperature": 1.0})
         reply, reward = await answer(dict(task), llm)
         return turns_from_spans(list(await store.query_spans(rollout.rollout_id))), reply, reward
