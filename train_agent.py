@@ -215,7 +215,9 @@ def prepared(args: argparse.Namespace, cpu: bool) -> tuple[Resolved, list[Row], 
     resolved = configure(args, cpu, media_root=media_root)
     if args.data_path is None:
         name_data(resolved, *paths, origin="synthetic tasks")
-    check_model(Path(resolved.verl["actor_rollout_ref"]["model"]["path"]))
+    model = resolved.verl["actor_rollout_ref"]["model"]
+    trusted = bool(model.get("trust_remote_code") and resolved.verl["data"].get("trust_remote_code"))
+    check_model(Path(model["path"]), trusted=trusted)
     rows = rows[: resolved.app.max_train_samples or None]
     check_images(rows, paths[0])
     check_images(val_rows, paths[1])
