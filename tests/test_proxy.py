@@ -22,10 +22,11 @@ import psutil
 import pytest
 
 from tests import fake_backend
+from tests.chat import chat
 from tests.engine_stack import Stack, model_entry, running_stack
 from tests.pictures import data_uri, noise_picture
 from tests.slow_proxy import HOLD_SECONDS
-from vision_rl.client import chat, shared_client
+from vision_rl.client import shared_client
 from vision_rl.engine.calls import SPARE_LOAD, ModelServers, Server
 from vision_rl.engine.proxy import VisionProxy
 from vision_rl.engine.reach import free_port

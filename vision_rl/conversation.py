@@ -14,9 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import agentlightning as agl
-
-from vision_rl.client import chat
+from vision_rl.client import LLM, client_for
 from vision_rl.grounding_prompts import request, results_text, system_text
 from vision_rl.media import Shown, show, size_limits
 from vision_rl.messages import picture_url, reply_text, user_message
@@ -61,17 +59,15 @@ def has_tools(settings: Mapping[str, Any]) -> bool:
     return bool(settings["max_turns"] > 1 and settings["max_tool_calls"] > 0)
 
 
-async def converse(task: Mapping[str, Any], llm: agl.LLM) -> Conversation:
+async def converse(task: Mapping[str, Any], llm: LLM) -> Conversation:
     """Hold the conversation about a task's row; needs `has_tools(task["settings"])`."""
     settings = task["settings"]
-    talk = _Talk(task)
+    client, talk = client_for(llm, settings), _Talk(task)
     parameters = {"max_tokens": settings["max_tokens"], **llm.sampling_parameters}
     if settings["tool_protocol"] == "function":
         parameters["tools"] = TOOLS
     for turn in range(settings["max_turns"]):
-        completion = await chat(
-            llm.endpoint, llm.model, talk.messages, timeout_seconds=settings["timeout_seconds"], **parameters
-        )
+        completion = await client.chat.completions.create(model=llm.model, messages=talk.messages, **parameters)
         talk.take(
             completion.choices[0].message.model_dump(exclude_none=True), turns_left=settings["max_turns"] - turn - 1
         )

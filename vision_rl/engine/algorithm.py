@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import signal
 from collections.abc import Callable
@@ -19,12 +20,17 @@ from typing import Any
 
 import agentlightning as agl
 
-from vision_rl.engine.checkpoints import Checkpoints
 from vision_rl.engine.config import Resolved
+from vision_rl.engine.environment import SERVER_KEY
 from vision_rl.errors import UserError
 from vision_rl.telemetry import RunLog
+from vision_rl.training.checkpoints import Checkpoints
 
 WATCH_SECONDS = 0.1
+LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for 127.0.0.1; `_node_ip_address` is resolved to the network's
+    "RAY_AUTH_MODE": "token",
+}
 MAX_ERROR = 500
 """Characters of an error that are worth a sentence."""
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")
@@ -82,6 +88,7 @@ class VisionVERL(agl.Algorithm):
 
     def run(self, train_dataset: Any = None, val_dataset: Any = None) -> None:
         """Train; `watch` is called every tenth of a second meanwhile. Raises `UserError` for what the user can mend."""
+        self._close_ray()
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -90,13 +97,17 @@ class VisionVERL(agl.Algorithm):
         check_shared(self.launch.context.run_dir)
         log.event("phase", text="Ray is up; importing verl")
         try:
-            from vision_rl.engine.task_runner import VisionTaskRunner
+            from vision_rl.training.task_runner import VisionTaskRunner
 
             # Run directory, pictures and the proxy's address are this machine's; in a cluster Ray might place it elsewhere.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             runner = VisionTaskRunner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
             training = runner.run.remote(
-                self.launch.resolved.verl, list(train_dataset), list(val_dataset), self.get_store(), self.launch.context
+                self.launch.resolved.verl,
+                [row["task"] for row in train_dataset],
+                [row["task"] for row in val_dataset],
+                self.get_store(),
+                self.launch.context,
             )
             while not ray.wait([training], timeout=WATCH_SECONDS)[0]:
                 self.launch.watch()
@@ -152,15 +163,26 @@ class VisionVERL(agl.Algorithm):
                 for log in Path(_global_node.get_logs_dir_path()).glob(f"worker-*-{job}-*"):
                     shutil.copy(log, target)
 
+    def _close_ray(self) -> None:
+        """Keep Ray to this machine, and to whoever has the run's token: its job route runs any command.
+
+        Before Ray is imported, because it reads these variables then. A cluster that is there already has rules of its own.
+        """
+        if not (os.environ.get("RAY_ADDRESS") or self.launch.resolved.verl["ray_kwargs"]["ray_init"].get("address")):
+            os.environ.update(LOOPBACK)
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
     def _start_ray(self) -> None:
         """On one machine a fresh local cluster; on several, the one whose address the preset or RAY_ADDRESS names."""
         import ray
 
-        environment: dict[str, Any] = {"env_vars": self.launch.environment}
-        if self.launch.cpu:
-            shim = "verl_cpu" if self._engine() == "vllm" else "sglang_cpu"
-            environment["worker_process_setup_hook"] = f"vision_rl.engine.{shim}.apply"
+        # A key of this run: on several nodes the model servers listen on the network.
+        variables = {**self.launch.environment, SERVER_KEY: secrets.token_hex(16)}
+        environment: dict[str, Any] = {"env_vars": variables}
+        if self.launch.cpu and self._engine() == "sglang":
+            environment["worker_process_setup_hook"] = "vision_rl.engine.sglang_cpu.apply"
         options = dict(self.launch.resolved.verl["ray_kwargs"]["ray_init"])
+        options.pop("runtime_env", None)  # verl's own default; ours goes to every process of the run
         ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         ray.init(**options, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
         for number, handler in ours.items():  # Ray's own for SIGTERM ends the process at once, without a checkpoint
