@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import agentlightning as agl
 import httpx
 import pytest
 from PIL import Image
@@ -17,6 +18,7 @@ from tests import fake_backend
 from tests.engine_stack import Stack, running_stack
 from tests.pictures import data_uri
 from vision_rl.engine.chat_request import FIELDS, MAX_DEPTH
+from vision_rl.engine.runner import check_reward
 from vision_rl.engine.trace import reward_from_spans, turns_from_spans
 
 TOKEN = "the-token-of-this-test"
@@ -464,6 +466,14 @@ def test_the_store_waits_no_time_that_is_none(stack: Stack, client: httpx.Client
     assert client.post(dequeue, json={"wait_seconds": wait}).status_code == 400
     assert client.post(dequeue, content=b'{"wait_seconds": NaN}').status_code == 400
     assert client.post(dequeue, json={"limit": 10**9}).status_code == 400
+
+
+@pytest.mark.parametrize("value", [1e308, -1e39, 1e16, float("inf"), float("nan")])
+def test_a_runner_refuses_such_a_reward_itself(value: float) -> None:
+    for components in ({"reward": value}, {"reward": 1.0, "accuracy": value}):
+        with pytest.raises(ValueError, match=r"not a finite number within \+-1e\+15: (reward|accuracy)"):
+            check_reward([agl.emit_reward(components, primary_key="reward", propagate=False)])
+    check_reward([agl.emit_reward({"reward": 1e15, "accuracy": -1e15}, primary_key="reward", propagate=False)])
 
 
 def test_a_reward_written_past_the_door_does_not_reach_the_batch(stack: Stack, client: httpx.Client) -> None:
