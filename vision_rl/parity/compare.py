@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -119,7 +120,9 @@ def _synced(job: Job, folder: Path) -> Path:
     model = load_model(str(job.updated), cpu=job.cpu)
     parameters = convert_weight_keys(model.state_dict(), model).items()
     sent = server_weights(model, unfuse_moe_params(parameters, model.config.model_type))
-    folder.mkdir(exist_ok=True)
+    shutil.copytree(
+        job.updated or job.model, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True
+    )
     save_file({name: tensor.clone().contiguous() for name, tensor in sent}, folder / "model.safetensors")
     return folder
 

@@ -63,13 +63,23 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     asked = [cell for cell in job["cells"] if not cell["after_update"]]
     # one after the other: the later ones then find prefix and picture caches filled by the earlier ones
     replies = {cell["name"]: _ask(llm, cell, job["forbidden"]) for cell in asked}
-    if job["update"]:
-        llm.collective_rpc("reload_weights", kwargs={"weights_path": job["update"]})
-        llm.reset_prefix_cache()
-        llm.llm_engine.reset_mm_cache()
-        llm.llm_engine.reset_encoder_cache()
-        replies |= {c["name"]: _ask(llm, c, job["forbidden"]) for c in job["cells"] if c["after_update"]}
+    updated = [cell for cell in job["cells"] if cell["after_update"]]
+    if job["update"] and updated:
+        try:
+            _update(llm, job["update"])
+        except Exception as error:  # a run would end here; what was asked before still counts
+            traceback.print_exc()
+            return replies | {cell["name"]: {"error": f"{type(error).__name__}: {error}"} for cell in updated}
+        replies |= {cell["name"]: _ask(llm, cell, job["forbidden"]) for cell in updated}
     return replies
+
+
+def _update(llm: Any, weights: str) -> None:
+    """New weights into the living engine, and its three caches emptied, as after each step of a run."""
+    llm.collective_rpc("reload_weights", kwargs={"weights_path": weights})
+    llm.reset_prefix_cache()
+    llm.llm_engine.reset_mm_cache()
+    llm.llm_engine.reset_encoder_cache()
 
 
 def _ask(llm: Any, cell: dict[str, Any], forbidden: list[int]) -> dict[str, Any]:
