@@ -106,8 +106,8 @@ class Scenario(agl.Algorithm):
         """What the scenario does to the run while it works."""
         await asyncio.sleep(1.5 if self.name.startswith("clock jumps") else 0.5)
         if self.name == "proxy dies":
-            process = proxy.server_launcher._proc
-            assert process is not None and process.pid is not None
+            process = proxy.process
+            assert process is not None
             os.kill(process.pid, signal.SIGKILL)
         elif self.name.startswith("store away"):
             self.network.kill()

@@ -181,6 +181,15 @@ def test_trivial_answers_come_from_the_training_file(tasks: Any) -> None:
     assert constant_reply("most-common-answer", tasks["vqa"]["train"], "bbox") == max(answers, key=answers.count)
 
 
+def test_answers_that_normalise_alike_are_one_most_common_answer(tmp_path: Path) -> None:
+    rows = [
+        {"id": str(n), "image_paths": ["a.png"], "question": "q", "answers": [answer]}
+        for n, answer in enumerate(["Yes", "yes.", "YES", "no", "no"])
+    ]
+    write_rows(tmp_path / "rows.parquet", rows)
+    assert constant_reply("most-common-answer", tmp_path / "rows.parquet", "bbox") == "Yes"
+
+
 @pytest.mark.parametrize(
     ("kind", "task", "measure"),
     [("most-common-answer", "vqa", "accuracy"), ("centre-box", "grounding", "IoU"), ("mean-box", "grounding", "IoU")],

@@ -164,7 +164,7 @@ def test_two_proxies_on_one_store(stack: Stack, trainer: httpx.Client, media: Pa
     other.update_model_list([model_entry(stack.backend)])
     stack.call(other.start())
     try:
-        address = other.server_launcher.access_endpoint
+        address = other.access_endpoint
         with httpx.Client(base_url=address, headers=trainer.headers, trust_env=False, timeout=30) as second:
             ids = stack.queue([task(media / "a.png") for _ in range(4)])
             for first, then in ((trainer, second), (second, trainer)) * 2:

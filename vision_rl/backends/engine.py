@@ -62,7 +62,9 @@ class VisionEngine(FSDPEngineWithLMHead):
         """As upstream, with the pixels of this micro-batch in place of the references that came through the queue."""
         inputs = micro_batch.get("multi_modal_inputs", None)
         if inputs is not None:
-            micro_batch["multi_modal_inputs"] = NonTensorStack(*[NonTensorData(self._opened(one)) for one in inputs])
+            opened = NonTensorStack(*[NonTensorData(self._opened(one)) for one in inputs])
+            micro_batch.set("multi_modal_inputs", opened)
+        mend_positions(micro_batch)
         model_inputs, output_args = super().prepare_model_inputs(micro_batch)
         return model_inputs | token_types(self.module, model_inputs["input_ids"]), output_args
 
@@ -80,6 +82,23 @@ class VisionEngine(FSDPEngineWithLMHead):
         if self.pixels is None:
             raise UserError("the actor was not told where the run's pictures are")
         return self.pixels.inputs(refs)
+
+
+def mend_positions(data: Any) -> None:
+    """Make M-RoPE positions, (rows, 4, length), ragged in the length, in place. Call it before rows are selected.
+
+    Where all rows are equally long, `as_nested_tensor` takes the 4 for the ragged dimension, and verl 0.9.1 then declares
+    it to be the last one (utils/tensordict_utils.py, `maybe_fix_3d_position_ids`): the update would be computed at
+    wrong positions, in silence.
+    """
+    positions = data["position_ids"]
+    if positions.dim() != 3:
+        return
+    values = positions.values()
+    if values.shape[0] != 4:  # (rows * 4, length)
+        values = values.unflatten(0, (-1, 4)).transpose(0, 1).flatten(1)
+    ragged = torch.nested.nested_tensor_from_jagged(values, data["input_ids"].offsets(), jagged_dim=2)
+    data.set("position_ids", ragged)  # `data[...] =` would write into the old tensor, whose offsets differ
 
 
 def freeze_vision_tower(module: Any) -> int:

@@ -1,6 +1,7 @@
 """Figures of scored rows: what the reward's components say, by the breakdowns of each task's official tables.
 
-Nothing is scored here. VQA: official accuracy, overall, by answer type and by question type. Grounding: point accuracy
+Nothing is scored here. VQA: accuracy (both sides normalised) and that of the strict code of 2021, overall,
+by answer type and by question type. Grounding: point accuracy
 (ScreenSpot's: the centre of the box lies in the true one), mean matched IoU and the share of rows at IoU 0.1 to 0.9, by
 platform and type (ScreenSpot), group and type (ScreenSpot-Pro), by label (radiology) and by target size. Rows without truth (test
 sets) have no figures.
@@ -39,7 +40,12 @@ def _at_iou(level: float) -> Measure:
 
 _REWARD: dict[str, Measure] = {"reward": lambda record: float(record["reward"])}
 MEASURES: dict[str, dict[str, Measure]] = {
-    "vqa": {"accuracy": _component("accuracy"), **_REWARD, "format ok": _component("format/ok")},
+    "vqa": {
+        "accuracy": _component("accuracy"),
+        "official 2021": _component("official_2021"),
+        **_REWARD,
+        "format ok": _component("format/ok"),
+    },
     "grounding": {
         "point accuracy": _component("point"),
         "IoU": _component("iou"),
@@ -77,7 +83,8 @@ def breakdowns(record: Record) -> list[tuple[str, str]]:
     meta = record["meta"]
     if record["task"] == "vqa":
         names = (("answer type", "answer_type"), ("question type", "question_type"))
-        found = [(title, str(meta[key])) for title, key in names if meta.get(key)]
+        # VQA-RAD and SLAKE write "OPEN", "Closed" and "CLOSED ".
+        found = [(title, " ".join(str(meta[key]).lower().split())) for title, key in names if meta.get(key)]
     else:
         place = "group" if record["source"] == "screenspot-pro" else "platform"
         where, kind = meta.get(place), meta.get("data_type")

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 import torch.distributed
 from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from vision_rl.backends.engine import VisionEngine
+from vision_rl.backends.engine import VisionEngine, mend_positions
 from vision_rl.engine.pixels import Pixels
 from vision_rl.engine.processor import load_processor
 
@@ -23,6 +24,28 @@ class VisionTrainingWorker(TrainingWorker):
         if get_device_name() == "cpu" and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
         super().__init__(config)
+
+    def train_mini_batch(self, data: Any) -> Any:
+        mend_positions(data)
+        return super().train_mini_batch(data)
+
+    def infer_batch(self, data: Any) -> Any:
+        mend_positions(data)
+        _fit_micro_batches(data, self.engine_config.infer_micro_batch_size_per_gpu)
+        return super().infer_batch(data)
+
+    def train_batch(self, data: Any) -> Any:
+        mend_positions(data)
+        _fit_micro_batches(data, self.engine_config.micro_batch_size_per_gpu)
+        return super().train_batch(data)
+
+
+def _fit_micro_batches(data: Any, most: int | None) -> None:
+    """Split a batch into equal micro-batches of at most `most` rows: verl refuses a batch that `most` does not divide
+    (workers/engine/utils.py:125), and how many rows a step has is not known before its rollouts are done."""
+    if most is not None:
+        fitting = next(size for size in range(min(most, len(data)), 0, -1) if len(data) % size == 0)
+        tu.assign_non_tensor(data, micro_batch_size_per_gpu=fitting)
 
 
 class VisionWorker(ActorRolloutRefWorker):
