@@ -88,10 +88,10 @@ def _published_names(model: Any, weights: Path) -> None:
     CLIP and SigLIP towers have `vision_model.` in their names, and Qwen3-VL's experts are (experts, in, out).
     """
     from safetensors.torch import load_file, save_file
-    from transformers import CLIPVisionModel, SiglipVisionModel
+    from transformers import CLIPVisionModel, Siglip2VisionModel, SiglipVisionModel
 
-    tensors = load_file(weights)
-    if any(isinstance(part, CLIPVisionModel | SiglipVisionModel) for part in model.modules()):
+    tensors, towers = load_file(weights), (CLIPVisionModel, SiglipVisionModel, Siglip2VisionModel)
+    if any(isinstance(part, towers) for part in model.modules()):
         tensors = {re.sub(r"vision_tower\.", "vision_tower.vision_model.", name): t for name, t in tensors.items()}
     if model.config.model_type == "qwen3_vl_moe":
         stacked = [name for name in tensors if ".experts." in name]
