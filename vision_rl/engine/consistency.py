@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vision_rl.engine.ranges import check_ranges
@@ -61,15 +61,21 @@ def check(task: Task, verl: Mapping[str, Any], agent: AgentSettings, app: AppSet
 
 def _model(actor_rollout: Mapping[str, Any], model: ModelInfo) -> None:
     actor, rollout = actor_rollout["actor"], actor_rollout["rollout"]
-    sizes = (actor["ppo_micro_batch_size_per_gpu"], rollout["log_prob_micro_batch_size_per_gpu"])
-    shared = 2 if actor["use_dynamic_bsz"] else max(size or 1 for size in sizes)
     check_pairing(
         model,
         rollout["name"],
-        micro_batch=shared,
         freeze_vision=actor["freeze_vision_tower"],
         strategy=actor["strategy"],
+        adapted=_adapted_modules(actor_rollout["model"]),
     )
+
+
+def _adapted_modules(model: Mapping[str, Any]) -> Callable[[str], bool] | None:
+    """Which modules get a LoRA adapter, by peft's rules for exclude_modules; None without LoRA."""
+    if not model["lora_rank"]:
+        return None
+    excluded = model["exclude_modules"] or "nothing"
+    return lambda name: re.fullmatch(excluded, name) is None
 
 
 def _groups(verl: Mapping[str, Any]) -> None:

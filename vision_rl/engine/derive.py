@@ -132,8 +132,6 @@ class Derivation:
         room = min(request + request // 2, max(request, self._positions()))
         reason = "data.max_prompt_length + data.max_response_length, with room for a prompt over its limit"
         self.put(f"{_ROLLOUT}.max_model_len", room, reason)
-        if self.model is not None and self.model.family.single_batch:
-            self.put(f"{_ACTOR}.use_dynamic_bsz", False, f"pictures of a {self.model.family.name} cannot share a batch")
         longest = sum(self.longest_sample())
         for key, micro in (
             (f"{_ACTOR}.ppo_max_token_len_per_gpu", f"{_ACTOR}.ppo_micro_batch_size_per_gpu"),
@@ -193,7 +191,7 @@ class Derivation:
 
     def _adapters(self) -> None:
         if self.get(f"{_MODEL}.lora_rank") and self.model is not None:
-            tower = "visual" if self.model.family.visual else "vision_tower"
+            tower = self.model.family.tower
             self.put(f"{_MODEL}.exclude_modules", f".*{tower}.*", "vLLM cannot serve adapters inside the vision tower")
             self.put(f"{_ROLLOUT}.load_format", "safetensors", "only the adapter is synced to the server")
 
