@@ -197,7 +197,8 @@ class _Seen:
         first = self._ids.setdefault(row["id"], number)
         if first != number:
             reasons.append(f"its id occurs already in row {first}")
-        identity = [contents or row["image_paths"], row["question"], row["answers"], row["boxes"], row["labels"]]
+        told = [row[name] for name in ("question", "choices", "answers", "boxes", "labels")]
+        identity = [contents or row["image_paths"], *told]
         first = self._rows.setdefault(hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).digest(), number)
         if first != number:
             reasons.append(f"it repeats row {first} (same picture, question and answer)")
