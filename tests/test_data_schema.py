@@ -98,7 +98,7 @@ def test_accepted(record: dict[str, Any], field: str, value: Any) -> None:
         ({"image_paths": [""]}, "names no image"),
         ({"question": "  "}, "question"),
         ({"question": None}, "question"),
-        ({"task": "ocr"}, "task is 'ocr'"),
+        ({"task": "ocr"}, "task 'ocr' is unknown"),
         ({"media": "audio"}, "media is 'audio'"),
         ({"task": "groundin"}, "did you mean 'grounding'"),
         ({"metric": "anl"}, "metric is 'anl'; did you mean 'anls'"),

@@ -24,8 +24,8 @@ from vision_rl.data.choices import choice_letter, choice_list
 from vision_rl.data.files import replacing
 from vision_rl.data.picture_files import picture_file
 from vision_rl.errors import UserError
+from vision_rl.tasks import get_task
 
-TASKS = ("vqa", "grounding")
 MEDIA = ("images", "video")
 METRICS = (
     *("vqa", "official_2021", "exact_match", "anls", "relaxed_accuracy", "multiple_choice", "token_f1", "medical"),
@@ -92,7 +92,7 @@ def iter_rows(
     """The rows of `read_rows` one at a time, in bounded memory."""
     for number, raw in iter_raw_rows(path):
         try:
-            row = normalise_row(raw, number=number)
+            row = normalise_row(raw, number=number, task=task)
         except ValueError as error:
             raise UserError(f"{path}, row {number}: {error} (`data_utils.py verify` lists every bad row)") from error
         if task is None or row["task"] == task:
@@ -214,9 +214,10 @@ def stored_path(image: str, directory: str | Path) -> str:
     return Path(os.path.relpath(image, directory)).as_posix()
 
 
-def normalise_row(raw: Mapping[str, Any], *, number: int = 0) -> dict[str, Any]:
+def normalise_row(raw: Mapping[str, Any], *, number: int = 0, task: str | None = None) -> dict[str, Any]:
     """A raw row with aliases resolved, defaults filled in and every field checked; raises `ValueError` with the reason.
 
+    A row that names no task is of `task`, if its truth is of that kind; else of grounding with boxes, of vqa without.
     Fields that the schema does not know are kept in `meta`, where they can serve as breakdown or filter.
     """
     fields, meta = _resolve_aliases(raw)
@@ -225,7 +226,7 @@ def normalise_row(raw: Mapping[str, Any], *, number: int = 0) -> dict[str, Any]:
     answers = _strings(fields.get("answers"), "answers")
     row: dict[str, Any] = {
         "id": str(_given(fields.get("id"), number)),
-        "task": _given(fields.get("task"), "grounding" if boxes is not None else "vqa"),
+        "task": _given(fields.get("task"), _default_task(task, boxes)),
         "metric": _given(fields.get("metric"), "") or ("multiple_choice" if choices else ""),
         "image_paths": _strings(fields.get("image_paths"), "image_paths"),
         "media": _given(fields.get("media"), "images"),
@@ -243,18 +244,32 @@ def normalise_row(raw: Mapping[str, Any], *, number: int = 0) -> dict[str, Any]:
     return row
 
 
+def _default_task(wanted: str | None, boxes: list[list[float]] | None) -> str:
+    """`wanted` if a row with these boxes (None: no such column) can be of it; an empty list is a truth of its own."""
+    if wanted is not None and (boxes is not None if get_task(wanted).truth == "boxes" else not boxes):
+        return wanted
+    return "vqa" if boxes is None else "grounding"
+
+
 def _check(row: dict[str, Any]) -> None:
-    for name, known in (("task", TASKS), ("media", MEDIA), ("metric", ("", *METRICS))):
+    try:
+        task = get_task(str(row["task"]))
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    for name, known in (("media", MEDIA), ("metric", ("", *METRICS))):
         if row[name] not in known:
             raise ValueError(f"{name} is {row[name]!r}{_suggestion(row[name], known)}")
     if not row["image_paths"] or not all(row["image_paths"]):
         raise ValueError("it names no image; fill in image_paths (or image_path)")
     if not isinstance(row["question"], str) or not row["question"].strip():
         raise ValueError("its question (or instruction) is empty")
-    if row["task"] == "vqa" and row["boxes"]:
-        raise ValueError("a vqa row has boxes; set its task to 'grounding' or remove them")
-    if row["task"] == "grounding" and (row["answers"] or row["choices"]):
-        raise ValueError("a grounding row has answers or choices; set its task to 'vqa' or remove them")
+    for column, truth, other in (
+        ("boxes", "boxes", "grounding"),
+        ("answers", "answers", "vqa"),
+        ("choices", "answers", "vqa"),
+    ):
+        if row[column] and task.truth != truth:
+            raise ValueError(f"a {task.name} row has {column}; set its task to {other!r} or remove them")
     if len(row["labels"]) != len(row["boxes"]):
         raise ValueError(f"{len(row['labels'])} labels for {len(row['boxes'])} boxes, expected one label per box")
     if row["image_sizes"] and len(row["image_sizes"]) != len(row["image_paths"]):
