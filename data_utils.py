@@ -327,7 +327,9 @@ def show(args: argparse.Namespace) -> int:
         raise UserError(f"--rows {args.rows} is not a list of row numbers like 3,17") from error
     if min(keep) < 0:
         raise UserError(f"--rows {args.rows} has a number below 0; rows are counted from 0")
-    rows = [row for number, row in enumerate(islice(iter_rows(args.file, task=args.task), max(keep) + 1)) if number in keep]
+    rows = [
+        row for number, row in enumerate(islice(iter_rows(args.file, task=args.task), max(keep) + 1)) if number in keep
+    ]
     if len(rows) < len(keep):
         raise UserError(f"{args.file} has no row {max(keep)}; give --rows numbers from 0 to its last")
     save_sheet(contact_sheet(rows, columns=args.columns), args.output)
