@@ -228,9 +228,9 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     """Prepare the run directory, run, and close with a summary, whatever ended the run; `command`: the arguments."""
     from rich.console import Console
 
-    from vision_rl.training.context import RunContext
     from vision_rl.progress import RunProgress
     from vision_rl.summary import render_summary, summarise
+    from vision_rl.training.context import RunContext
 
     resolved, rows, val_rows, media_root = prepared(args, cpu)
     if resolved.app.n_runners == 0 and not args.llm_proxy:

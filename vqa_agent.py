@@ -9,12 +9,13 @@ from typing import Any
 
 import agentlightning as agl
 
-from vision_rl.client import chat
+from vision_rl.client import chat, was_cut
 from vision_rl.media import show
 from vision_rl.messages import user_message
 from vision_rl.prompts import VQA_PROMPT
 from vision_rl.rewards import Reward
 from vision_rl.rewards.judge import shared_judge
+from vision_rl.rewards.terms import terms_of
 from vision_rl.rewards.vqa import vqa_reward
 
 
@@ -29,10 +30,18 @@ async def answer(task: dict[str, Any], llm: agl.LLM) -> tuple[str, Reward]:
         timeout_seconds=settings["timeout_seconds"],
         **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
     )
-    reply = completion.choices[0].message.content or ""
+    reply, cut = completion.choices[0].message.content or "", was_cut(completion)
     if settings["reward"] == "judge":
-        return reply, await shared_judge().areward(task["question"], reply, task["answers"])
-    return reply, vqa_reward(reply, task["answers"], kind=settings["reward"])
+        return reply, await shared_judge().areward(task["question"], reply, task["answers"], truncated=cut)
+    return reply, vqa_reward(
+        reply,
+        task["answers"],
+        kind=settings["reward"],
+        metric=task.get("metric", ""),
+        choices=task.get("choices", ()),
+        terms=terms_of(settings),
+        truncated=cut,
+    )
 
 
 @agl.rollout

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from agentlightning.types import RolloutLegacy, Task, Triplet
 from agentlightning.verl.daemon import AgentModeDaemon
-
 from vision_rl.engine.daemon import VisionDaemon
+
 from vision_rl.training.rollouts import FinishedRollout, rollout_metrics
 
 

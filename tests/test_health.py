@@ -9,7 +9,7 @@ import pytest
 
 from vision_rl.engine import health
 from vision_rl.engine.reach import free_port
-from vision_rl.training.health import ModelDied, Health
+from vision_rl.training.health import Health, ModelDied
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import agentlightning as agl
 
-from vision_rl.client import chat
+from vision_rl.client import chat, was_cut
 from vision_rl.grounding_prompts import request, results_text, system_text
 from vision_rl.media import Shown, show, size_limits
 from vision_rl.messages import picture_url, user_message
@@ -50,9 +50,13 @@ class MadeCall:
 
 @dataclass
 class Conversation:
-    """What happened: the replies as text, the calls in order, and the view that the model saw last."""
+    """What happened: the replies as text, the calls in order, and the view that the model saw last.
+
+    truncated: the last reply was cut off by the length limit.
+    """
 
     view: View
+    truncated: bool = False
     replies: list[str] = field(default_factory=list)
     calls: list[MadeCall] = field(default_factory=list)
 
@@ -73,6 +77,7 @@ async def converse(task: Mapping[str, Any], llm: agl.LLM) -> Conversation:
         completion = await chat(
             llm.endpoint, llm.model, talk.messages, timeout_seconds=settings["timeout_seconds"], **parameters
         )
+        talk.outcome.truncated = was_cut(completion)
         talk.take(
             completion.choices[0].message.model_dump(exclude_none=True), turns_left=settings["max_turns"] - turn - 1
         )
@@ -100,6 +105,7 @@ class _Talk:
             self.settings["family"],
             pictures=len(first),
             view=self.settings["answer_view"],
+            size=(task["image_sizes"] or [None])[0],
         )
         self.messages: list[dict[str, Any]] = [
             {"role": "system", "content": system_text(self.settings["tool_protocol"] == "text")},

@@ -21,6 +21,7 @@ from vision_rl.data.images import LIMIT_PIXELS
 from vision_rl.data.schema import iter_raw_rows, normalise_row, with_absolute_paths, write_rows
 from vision_rl.errors import UserError
 from vision_rl.rewards import gold_reply, grounding_reward, vqa_reward
+from vision_rl.rewards.grounding import takes_points
 from vision_rl.rewards.vqa import best_answer
 
 # Six decimals of a 0..1 box lose this much IoU on the smallest boxes that are found in practice.
@@ -257,7 +258,8 @@ class _GoldScores:
             "original_size": size,
             "processed_size": _processed_size(size, checks),
         }
-        return grounding_reward(gold_reply(boxes, decimals=decimals, **form), boxes, kind="iou", **form).value
+        kind = "point" if takes_points(checks.answer_format, checks.family) else "iou"
+        return grounding_reward(gold_reply(boxes, decimals=decimals, **form), boxes, kind=kind, **form).value
 
     def notes(self) -> list[str]:
         notes = []

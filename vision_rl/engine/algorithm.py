@@ -19,10 +19,10 @@ from typing import Any
 
 import agentlightning as agl
 
-from vision_rl.training.checkpoints import Checkpoints
 from vision_rl.engine.config import Resolved
 from vision_rl.errors import UserError
 from vision_rl.telemetry import RunLog
+from vision_rl.training.checkpoints import Checkpoints
 
 WATCH_SECONDS = 0.1
 MAX_ERROR = 500
