@@ -15,8 +15,8 @@ import time
 STARTED = time.time()
 
 import argparse  # noqa: E402
-import importlib  # noqa: E402
 import os  # noqa: E402
+import re  # noqa: E402
 import shlex  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Mapping, Sequence  # noqa: E402
@@ -24,8 +24,9 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from vision_rl.data.files import write_text  # noqa: E402
+from vision_rl.data.mix import DataFile, data_file, mixed  # noqa: E402
 from vision_rl.data.schema import read_rows  # noqa: E402
-from vision_rl.engine.config import TASKS, Resolved, presets, render_resolved, resolve, variants  # noqa: E402
+from vision_rl.engine.config import Resolved, presets, render_resolved, resolve, variants  # noqa: E402
 from vision_rl.engine.environment import run_environment  # noqa: E402
 from vision_rl.engine.reach import PROXY_PORT, STORE_PORT, Reach, free_port, private, published, worker_lines  # noqa: E402
 from vision_rl.errors import UserError, cli_errors  # noqa: E402
@@ -34,6 +35,7 @@ from vision_rl.media import check_pictures  # noqa: E402
 from vision_rl.models import render_models  # noqa: E402
 from vision_rl.preflight import check_devices, check_images, check_machine, check_model  # noqa: E402
 from vision_rl.run_dir import CONFIG, check_run_dir, open_run_dir  # noqa: E402
+from vision_rl.tasks import TASK_HELP, get_task  # noqa: E402
 from vision_rl.telemetry import RunLog  # noqa: E402
 
 Row = dict[str, Any]
@@ -43,13 +45,21 @@ def parser() -> argparse.ArgumentParser:
     """The command line; everything else is a `key=value` override."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what to train")
-    what.add_argument("--task", choices=TASKS, default="vqa", help="which agent, prompt and reward")
+    what.add_argument("--task", default="vqa", help=f"which agent, prompt and reward: {TASK_HELP} (default: vqa)")
     what.add_argument(
         "--model", help="folder or Hugging Face name of a vision-language model (default: the tiny model)"
     )
-    what.add_argument("--data-path", type=Path, help="training parquet (default: synthetic tasks for the tiny model)")
     what.add_argument(
-        "--val-data-path", type=Path, help="validation parquet; must share no image with the training one"
+        "--data-path",
+        nargs="+",
+        metavar="FILE[:WEIGHT]",
+        help="training parquet, or several, mixed in proportion to their weights (default: synthetic tasks)",
+    )
+    what.add_argument(
+        "--val-data-path",
+        nargs="+",
+        metavar="FILE",
+        help="validation parquet; must share no image with the training one",
     )
     how = parser.add_argument_group("how to train")
     named = f"{', '.join(presets())}, or a .yaml file (default: gpu_24gb with a CUDA device and vLLM's CUDA build, else cpu)"
@@ -109,8 +119,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parser().parse_intermixed_args(argv)  # overrides may stand between flags
+    args = parsed(argv)
     with cli_errors():
+        args.task = get_task(args.task).name
         cpu = on_cpu()
         os.environ.update(run_environment(cpu))
         if args.list_models:
@@ -126,11 +137,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args.doctor:
             sys.exit(0 if examine(args, cpu) else 1)
         elif args.role == "runner":
-            from vision_rl.engine.launch import run_runners
+            from vision_rl.engine.launch import rollout_agent, run_runners
 
             if not args.store:
                 raise UserError("name the trainer's store with --store; train_agent.py --llm-proxy prints it")
-            run_runners(agent_of(args.task), args.n_runners or os.cpu_count() or 1, args.store)
+            run_runners(
+                rollout_agent(get_task(args.task).part("answer")), args.n_runners or os.cpu_count() or 1, args.store
+            )
         elif args.role == "store":
             from vision_rl.engine.launch import serve_store
 
@@ -138,6 +151,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             check_machine(cpu)
             train(args, cpu, sys.argv[1:] if argv is None else argv)
+
+
+def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments; overrides may stand between flags, and after data files, which are no `key=value`."""
+    args = parser().parse_intermixed_args(argv)
+    for name in ("data_path", "val_data_path"):
+        given = getattr(args, name) or []
+        args.overrides += [text for text in given if is_override(text)]
+        setattr(args, name, [text for text in given if not is_override(text)] or None)
+    return args
+
+
+def is_override(text: str) -> bool:
+    """Whether an argument after a data file is a `key=value`."""
+    return bool(re.match(r"[+~]*[A-Za-z_][\w.]*=", text)) and not os.path.exists(text)
 
 
 def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolved:
@@ -172,7 +200,7 @@ def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolv
         media_root=media_root,
     )
     if args.data_path is not None and args.val_data_path is not None:
-        name_data(resolved, args.data_path, args.val_data_path, origin="flag")
+        name_data(resolved, *data_files(args), origin="flag")
     return resolved
 
 
@@ -186,41 +214,44 @@ def media_root_of(rows: Sequence[Mapping[str, Any]]) -> str:
     return os.path.commonpath([os.path.dirname(path) for row in rows for path in row["image_paths"]])
 
 
-def data_files(args: argparse.Namespace) -> tuple[Path, Path]:
-    """The named files, or synthetic tasks; half a pair is an error."""
+def data_files(args: argparse.Namespace) -> tuple[list[DataFile], list[DataFile]]:
+    """The named files for training and for validation, or synthetic tasks; half a pair is an error."""
     if (args.data_path is None) != (args.val_data_path is None):
         raise UserError(
             "name both --data-path and --val-data-path (data_utils.py split makes two files of one, by image)"
         )
     if args.data_path is not None:
-        return args.data_path, args.val_data_path
+        return [data_file(text) for text in args.data_path], [data_file(text) for text in args.val_data_path]
     from vision_rl.tiny import write_tasks
 
     files = write_tasks(Path("data") / "synthetic" / args.task, args.task)
-    return files["train"], files["val"]
+    return [DataFile(files["train"])], [DataFile(files["val"])]
 
 
-def name_data(resolved: Resolved, train: Path, val: Path, *, origin: str) -> None:
+def name_data(resolved: Resolved, train: Sequence[DataFile], val: Sequence[DataFile], *, origin: str) -> None:
     """Record the data files where verl's tree has a place for them; it does not read them, and its defaults would mislead."""
-    for key, path in (("train_files", train), ("val_files", val)):
-        resolved.verl["data"][key] = str(path.absolute())
+    for key, files in (("train_files", train), ("val_files", val)):
+        names = [str(file) for file in files]
+        resolved.verl["data"][key] = names[0] if len(names) == 1 else names
         resolved.origin[f"data.{key}"] = origin
 
 
 def prepared(args: argparse.Namespace, cpu: bool) -> tuple[Resolved, list[Row], list[Row], str]:
     """(configuration, training rows, validation rows, folder of all images), checked as far as is possible beforehand."""
-    paths = data_files(args)
-    rows, val_rows = (read_rows(path, task=args.task) for path in paths)
+    files = data_files(args)
+    sets, val_sets = ([read_rows(file.path, task=args.task) for file in part] for part in files)
+    rows = mixed(sets, [file.weight for file in files[0]])
+    val_rows = [row for part in val_sets for row in part]
     media_root = media_root_of([*rows, *val_rows])
     resolved = configure(args, cpu, media_root=media_root)
     if args.data_path is None:
-        name_data(resolved, *paths, origin="synthetic tasks")
+        name_data(resolved, *files, origin="synthetic tasks")
     check_model(Path(resolved.verl["actor_rollout_ref"]["model"]["path"]))
     rows = rows[: resolved.app.max_train_samples or None]
-    check_images(rows, paths[0])
-    check_images(val_rows, paths[1])
-    for checked, path in ((rows, paths[0]), (val_rows, paths[1])):
-        check_pictures(checked, resolved.app.images_per_prompt, path)
+    used = [part[: resolved.app.max_train_samples or None] for part in sets]  # a mix takes each file's rows in order
+    for checked, file in zip([*used, *val_sets], [*files[0], *files[1]], strict=True):
+        check_images(checked, file.path)
+        check_pictures(checked, resolved.app.images_per_prompt, file.path)
     return resolved, rows, val_rows, media_root
 
 
@@ -249,13 +280,13 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         return
     write_text(run_dir / CONFIG, render_resolved(resolved))
 
-    from vision_rl.engine.launch import Launch, fit, tasks_of, validation_rows
+    from vision_rl.engine.launch import Launch, fit, rollout_agent, tasks_of, validation_rows
 
     rows_text = f"{args.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}"
     console.print(rows_text, markup=False, soft_wrap=True)
     for note in resolved.notes:
         console.print(f"note: {note}", style="dim", highlight=False, markup=False)
-    for line in worker_lines(reach, args.task) if args.llm_proxy else ():
+    for line in worker_lines(reach, get_task(args.task).spec) if args.llm_proxy else ():
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     context = RunContext(
         run_dir=run_dir,
@@ -264,10 +295,11 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         reach=reach,
     )
     with RunProgress(run_dir, total, console) as progress:
-        launch = Launch(resolved, context, run_environment(cpu), cpu, progress.update)
+        environment = run_environment(cpu, megatron=resolved.strategy == "megatron")
+        launch = Launch(resolved, context, environment, cpu, progress.update)
         try:
             fit(
-                agent_of(args.task),
+                rollout_agent(get_task(args.task).part("answer")),
                 tasks_of(rows, resolved),
                 tasks_of(validation_rows(val_rows, resolved), resolved),
                 launch,
@@ -333,12 +365,13 @@ def examine(args: argparse.Namespace, cpu: bool) -> bool:
         (args.proxy_port or PROXY_PORT, args.host, "--proxy-port"),
         (args.store_port or STORE_PORT, args.host, "--store-port"),
     ]
+    files = data_files(args)
     patient = Patient(
         resolved=configure(args, cpu, media_root="/"),
-        data=data_files(args),
+        data=([file.path for file in files[0]], [file.path for file in files[1]]),
         run_dir=run_dir_of(args),
         cpu=cpu,
-        answer=importlib.import_module(f"{args.task}_agent").answer,
+        answer=get_task(args.task).part("answer"),
         ports=ports if args.llm_proxy else (),
     )
     return doctor(patient, Console())
@@ -361,17 +394,6 @@ def total_steps(resolved: Resolved, rows: int) -> int:
         raise UserError(f"{rows} training rows do not fill one batch; lower data.train_batch_size={batch}")
     trainer = resolved.verl["trainer"]
     return int(trainer["total_training_steps"] or rows // batch * trainer["total_epochs"])
-
-
-def agent_of(task: str) -> Any:
-    """The `@agl.rollout` agent of a task."""
-    if task == "vqa":
-        from vqa_agent import vqa_agent
-
-        return vqa_agent
-    from grounding_agent import grounding_agent
-
-    return grounding_agent
 
 
 if __name__ == "__main__":

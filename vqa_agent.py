@@ -5,53 +5,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import agentlightning as agl
-
-from vision_rl.client import chat, was_cut
+from vision_rl.client import LLM, client_for, was_cut
 from vision_rl.media import show
 from vision_rl.messages import user_message
-from vision_rl.prompts import VQA_PROMPT
+from vision_rl.plugins import is_user_reward, rewarded
+from vision_rl.prompts import vqa_text
 from vision_rl.rewards import Reward
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.rewards.terms import terms_of
-from vision_rl.rewards.vqa import vqa_reward
+from vision_rl.rewards.vqa import best_answer, vqa_reward
 
 
-async def answer(task: dict[str, Any], llm: agl.LLM) -> tuple[str, Reward]:
-    """Ask the model and score its reply: (reply, reward). Evaluation and baselines call this too."""
+async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
+    """Ask the model and score its reply: (reply, reward). Training, workers, evaluation and baselines call this."""
     settings = task["settings"]
     images = [picture.url for picture in show(task["image_paths"], settings, task["image_sizes"])]
-    completion = await chat(
-        llm.endpoint,
-        llm.model,
-        [user_message(VQA_PROMPT.format(question=task["question"]), images)],
-        timeout_seconds=settings["timeout_seconds"],
+    completion = await client_for(llm, settings).chat.completions.create(
+        model=llm.model,
+        messages=[user_message(vqa_text(task["question"], task.get("choices", ())), images)],
         **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
     )
     reply, cut = completion.choices[0].message.content or "", was_cut(completion)
     if settings["reward"] == "judge":
-        return reply, await shared_judge().areward(task["question"], reply, task["answers"], truncated=cut)
-    return reply, vqa_reward(
+        judge = shared_judge()
+        return reply, await judge.areward(task["question"], reply, task["answers"], truncated=cut)
+    return reply, score(task, reply, truncated=cut)
+
+
+def score(task: Mapping[str, Any], reply: str, *, truncated: bool = False) -> Reward:
+    """The reward of a reply, by the metric that the run's settings or the row name; the judge alone has to be asked."""
+    kind, own = task["settings"]["reward"], is_user_reward(task["settings"]["reward"])
+    reward = vqa_reward(
         reply,
         task["answers"],
-        kind=settings["reward"],
+        kind="vqa" if own else kind,
         metric=task.get("metric", ""),
         choices=task.get("choices", ()),
-        terms=terms_of(settings),
-        truncated=cut,
+        terms=terms_of(task["settings"]),
+        truncated=truncated,
     )
+    return rewarded(kind, reply, task, reward) if own else reward
 
 
-@agl.rollout
-async def vqa_agent(task: dict[str, Any], llm: agl.LLM) -> None:
-    """One rollout; the one reward that it emits is the number that evaluation prints."""
-    _, reward = await answer(task, llm)
-    agl.emit_reward({"reward": reward.value, **reward.components}, primary_key="reward")
+def gold(task: Mapping[str, Any]) -> tuple[str, float]:
+    """The reply of a perfect model and its score, which is below 1 where the annotators disagree."""
+    return best_answer(task["answers"])
 
 
 if __name__ == "__main__":
     from vision_rl.debug import main
 
-    main(answer, task="vqa")
+    main("vqa")

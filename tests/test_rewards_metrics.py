@@ -20,13 +20,15 @@ from torchvision.ops import complete_box_iou, distance_box_iou, generalized_box_
 
 from tests.random_texts import random_text
 from vision_rl.boxes import DISTANCE_CEILING, distance, point_in_polygon
-from vision_rl.data.schema import SCHEMA
+from vision_rl.data.schema import METRICS as NAMED_BY_ROWS
 from vision_rl.errors import UserError
 from vision_rl.rewards import METRICS, math_equality, metric, vqa_reward
+from vision_rl.rewards.grounding import KINDS as BOX_KINDS
 from vision_rl.rewards.grounding import gold_reply, grounding_reward, point_score, ranked_score
 from vision_rl.rewards.multiple_choice import named_choices
 from vision_rl.rewards.text_metrics import chart_number
 from vision_rl.rewards.vqa import KINDS, answer_metric
+from vision_rl.tasks import get_task
 
 WORDS = st.lists(st.sampled_from(["a", "The", "cat", "dog", "2", "2.5", "red,", "an", "cats", "."]), max_size=6)
 TEXTS = WORDS.map(" ".join)
@@ -273,7 +275,8 @@ def test_metrics_are_found_by_name() -> None:
     assert metric("official") is METRICS["vqa"]
     with pytest.raises(UserError, match=r"metric 'anlz' does not exist \(did you mean anls\?\)"):
         metric("anlz")
-    assert "metric" not in SCHEMA.names or SCHEMA.field("metric")  # the rows' own column, where data sets have it
+    assert set(NAMED_BY_ROWS) <= set(METRICS)
+    assert set(KINDS) <= set(get_task("vqa").rewards) and set(BOX_KINDS) == set(get_task("grounding").rewards)
     assert answer_metric("vqa", "anls") == "anls" and answer_metric("similarity", "anls") == "similarity"
     reward = vqa_reward("helo", ["hello"], metric="anls")
     assert reward.value == reward.components["anls"] == 0.8 and reward.components["accuracy"] == 0.0

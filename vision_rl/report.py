@@ -24,7 +24,6 @@ from vision_rl.recorded import RecordedRun, iter_rollouts, read_run
 from vision_rl.report_charts import PHASES, charts
 from vision_rl.report_rollouts import Card, Sampled, first_mid_last, group_cards, sample, validation_cards
 from vision_rl.report_template import TEMPLATE
-from vision_rl.summary import METRIC
 
 REPORT = "report.html"
 WATCHED = (
@@ -88,7 +87,7 @@ def state(run: RecordedRun) -> str:
 
 def tiles(run: RecordedRun, sampled: Sampled) -> list[tuple[str, str, str]]:
     """(label, value, note) of the figures at the top."""
-    steps, metric = run.steps(), METRIC[run.task]
+    steps, metric = run.steps(), run.metric
     found: list[tuple[str, str, str]] = []
     validations = [line for line in run.metrics if line.get(f"val/{metric}") is not None]
     if validations:
@@ -154,7 +153,7 @@ def phase_table(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, fl
 
 def sections(run: RecordedRun, sampled: Sampled) -> list[tuple[str, str, list[Card]]]:
     """(title, note, cards): validation rows over time, then groups of the first, middle and last step."""
-    settings = {**run.settings, "task": run.task}
+    settings = {**run.settings, "truth": run.truth}
     found = []
     if sampled.validation:
         note = "The same rows, answered greedily: those that gained most first, then those that lost most."

@@ -195,7 +195,7 @@ def _answer(
 
 def _boxes(rollout: Rollout, size: Size | None, run_dir: Path, settings: Mapping[str, Any]) -> tuple[Box, ...]:
     """The boxes of the last reply in the first picture's unit space, also where it answers in a zoomed picture's."""
-    if size is None or not rollout["replies"] or settings["task"] != "grounding":
+    if size is None or not rollout["replies"] or settings["truth"] != "boxes":
         return ()
     if settings["answer_view"] == "last" and rollout["reward"].get("tools/zooms"):
         try:

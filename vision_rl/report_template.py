@@ -151,7 +151,7 @@ pre.settings { background: var(--soft); padding: 10px; border-radius: 6px; overf
 </article>
 {% endmacro %}
 
-{% if run.task == "grounding" and sections %}
+{% if run.truth == "boxes" and sections %}
 <p class="legend" style="margin-top: 34px"><i style="background: var(--true)"></i>true box
 <i style="background: var(--predicted)"></i>predicted box (dashed, with the number of the answer)</p>
 {% endif %}

@@ -120,6 +120,7 @@ class CollapseWatch:
 class AppSettings:
     """Everything else that the trainer reads and verl does not know."""
 
+    imports: list[str] = field(default_factory=list)  # modules of the user's own, imported where the trainer lives
     n_runners: int = 4
     max_train_samples: int = 0  # 0: all rows
     images_per_prompt: int = 4  # upper limit for vLLM; images that tools return count too

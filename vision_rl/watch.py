@@ -27,7 +27,6 @@ from rich.text import Text
 from vision_rl.errors import cli_errors
 from vision_rl.recorded import RecordedRun, read_run
 from vision_rl.report_charts import series
-from vision_rl.summary import METRIC
 from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, parsed, read_jsonl
 
 REFRESH_SECONDS = 1.0
@@ -145,9 +144,9 @@ def _bar(run: RecordedRun, width: int) -> RenderableType:
 def _figures(run: RecordedRun, width: int) -> Table:
     """Last values in columns, validation first."""
     cells = []
-    validation = series(run.metrics, f"val/{METRIC[run.task]}")[1]
+    validation = series(run.metrics, f"val/{run.metric}")[1]
     if validation:
-        cells.append((f"validation {METRIC[run.task]}", f"{validation[-1]:.3f} (first {validation[0]:.3f})"))
+        cells.append((f"validation {run.metric}", f"{validation[-1]:.3f} (first {validation[0]:.3f})"))
     last = run.steps()[-1] if run.steps() else {}
     known = [(label, last[name], form) for label, name, form in _FIGURES if last.get(name) is not None]
     # On a CPU verl reports a GPU of no memory.

@@ -7,6 +7,9 @@ import os
 LOGICAL_GPUS = 8
 """So many FSDP ranks, each with a "GPU" of Ray's, can a CPU run have."""
 
+SERVER_KEY = "VLLM_API_KEY"
+"""By this variable vLLM's server learns the key that every request must bring, and the trainer which one its proxy sends."""
+
 COMMON = {
     "TOKENIZERS_PARALLELISM": "false",  # the runners are forked
     "VLLM_NO_USAGE_STATS": "1",
@@ -20,13 +23,12 @@ COMMON = {
     "NO_PROXY": "localhost,127.0.0.1",  # a web proxy must not catch the run's own traffic
 }
 
-# What verl's own entry point sets (trainer/constants_ppo.py; Agent Lightning's does not), for NCCL and Megatron.
+# What verl's own entry point sets (trainer/constants_ppo.py; Agent Lightning's does not).
 GPU_ONLY = {
     "NCCL_DEBUG": "WARN",
-    "NCCL_CUMEM_ENABLE": "0",  # else the weight sync to vLLM can hang
-    "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's overlap of communication relies on the order of launches
-    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",  # does not work between processes that verl starts
+    "VLLM_DISABLE_COMPILE_CACHE": "1",  # processes that share the cache have corrupted it (vLLM issue 31199)
 }
+MEGATRON_ONLY = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}  # its overlap of communication relies on the order of launches
 
 CPU_ONLY = {
     "OMP_NUM_THREADS": "1",  # with Dynamo off: 13 requests/s instead of 3 on two cores
@@ -41,7 +43,7 @@ CPU_ONLY = {
 HIDDEN_GPUS = {"CUDA_VISIBLE_DEVICES": ",".join(["-1"] * LOGICAL_GPUS)}
 
 
-def run_environment(cpu: bool) -> dict[str, str]:
+def run_environment(cpu: bool, *, megatron: bool = False) -> dict[str, str]:
     """The variables of a run's processes; what the user has set already wins, but for the GPUs that a CPU run hides."""
-    chosen = {**COMMON, **(CPU_ONLY if cpu else GPU_ONLY)}
+    chosen = {**COMMON, **(CPU_ONLY if cpu else GPU_ONLY), **(MEGATRON_ONLY if megatron else {})}
     return {name: os.environ.get(name, value) for name, value in chosen.items()} | (HIDDEN_GPUS if cpu else {})

@@ -7,10 +7,9 @@ import dataclasses
 import json
 import logging
 import os
-import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import agentlightning as agl
 import httpx
 
+from vision_rl.data.mix import sample_by_source
 from vision_rl.engine.access import hide_keys
 from vision_rl.engine.algorithm import Launch, VisionVERL
 from vision_rl.engine.config import Resolved
@@ -27,6 +27,7 @@ from vision_rl.engine.store import VisionStore
 from vision_rl.engine.store_server import PREFIX, VisionStoreClient, VisionStoreServer
 from vision_rl.engine.strategy import VisionStrategy
 from vision_rl.errors import UserError
+from vision_rl.rewards import Reward
 from vision_rl.run_dir import STOP_FILE
 from vision_rl.settings import TOKEN_VARIABLE
 
@@ -41,11 +42,22 @@ def tasks_of(rows: list[dict[str, Any]], resolved: Resolved) -> list[dict[str, s
 
 
 def validation_rows(rows: list[dict[str, Any]], resolved: Resolved) -> list[dict[str, Any]]:
-    """The fixed validation sample: the same rows at every validation, chosen by seed."""
+    """The fixed validation sample: the same rows at every validation, chosen by seed, of every source some."""
     wanted = resolved.app.validation.samples
     if not wanted or wanted >= len(rows):
         return rows
-    return random.Random(resolved.app.validation.seed).sample(rows, wanted)
+    return sample_by_source(rows, wanted, resolved.app.validation.seed)
+
+
+def rollout_agent(answer: Callable[[dict[str, Any], Any], Awaitable[tuple[str, Reward]]]) -> agl.LitAgent[Any]:
+    """A task's `answer` as Agent Lightning's agent: one rollout, whose one reward is the number that evaluation prints."""
+
+    @agl.rollout
+    async def agent(task: dict[str, Any], llm: agl.LLM) -> None:
+        _, reward = await answer(task, llm)
+        agl.emit_reward({"reward": reward.value, **reward.components}, primary_key="reward")
+
+    return agent
 
 
 def fit(

@@ -19,6 +19,7 @@ from vision_rl.evaluation.store import Record
 from vision_rl.media import size_limits
 from vision_rl.parsing import parse_boxes
 from vision_rl.rewards.grounding import answer_space
+from vision_rl.tasks import get_task
 
 _SIDE = 720
 _SHOWN_HEIGHT = 420
@@ -60,7 +61,7 @@ def worst_and_best(task: str, records: Sequence[Record], count: int) -> tuple[li
 
     Of equally bad rows those that were sure of themselves come first, then the lower reward.
     """
-    score = metrics.MEASURES[task][metrics.HEADLINE[task][0]]
+    score = metrics.measures(task)[metrics.headline(task)[0]]
 
     def key(record: Record) -> tuple[float, ...]:
         parts = record["components"]
@@ -81,7 +82,8 @@ def case_of(record: Record, settings: Mapping[str, Any]) -> Case:
         return Case(record, (), true, (), str(error))
     if true and (true[0][2] - true[0][0]) * (true[0][3] - true[0][1]) < _SMALL:
         shown.insert(1, _picture(pictures[0], _around(true[0]), "close-up of the true box"))
-    found = predicted_boxes(record, settings, pictures[0].size) if record["task"] == "grounding" else []
+    drawing = get_task(record["task"]).part("drawing")
+    found = drawing(record, settings, pictures[0].size) if drawing else []
     return Case(record, tuple(shown), true, tuple(map(drawable, found)))
 
 

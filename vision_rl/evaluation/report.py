@@ -10,10 +10,11 @@ import jinja2
 
 from vision_rl.evaluation import summary as texts
 from vision_rl.evaluation.cases import Case, case_of, worst_and_best
-from vision_rl.evaluation.metrics import HEADLINE
+from vision_rl.evaluation.metrics import headline
 from vision_rl.evaluation.report_template import TEMPLATE
 from vision_rl.evaluation.store import Record, write_text
 from vision_rl.parsing import parse_answer
+from vision_rl.tasks import get_task
 
 REPORT = "report.html"
 CASES = 12
@@ -38,7 +39,8 @@ def render_report(summary: Mapping[str, Any], worst: Sequence[Case], best: Seque
     return environment.from_string(TEMPLATE).render(
         summary=summary,
         data=Path(summary["data"]).name,
-        headline=HEADLINE[summary["task"]],
+        headline=headline(summary["task"]),
+        task=get_task(summary["task"]),
         coverage=texts.coverage(summary),
         usage=texts.usage_lines(summary),
         show=texts.show,

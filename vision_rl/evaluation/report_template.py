@@ -127,7 +127,7 @@ score {{ "%.3f"|format(calibration.brier) }}, correlation with the score
 {% endfor %}
 </svg>
 {% endif %}
-{% if summary.task == "grounding" %}
+{% if task.truth == "boxes" %}
 <p class="legend" style="margin-top: 30px"><span><i style="background: var(--true)"></i>true box</span>
 <span><i style="background: var(--predicted)"></i>predicted box (dashed)</span></p>
 {% endif %}
@@ -145,7 +145,7 @@ score {{ "%.3f"|format(calibration.brier) }}, correlation with the score
  style="aspect-ratio: {{ picture.width }} / {{ picture.height }}; max-width: {{ picture.shown_width }}px">
 <img src="{{ picture.uri }}" width="{{ picture.width }}" height="{{ picture.height }}"
  alt="{{ picture.title }} of row {{ record.row }}">
-{% if summary.task == "grounding" and (loop.first or picture.title.startswith("close-up")) %}
+{% if task.truth == "boxes" and (loop.first or picture.title.startswith("close-up")) %}
 <svg viewBox="{{ picture.view|join(' ') }}" preserveAspectRatio="none">
 {% for kind, boxes in (("true", case.true), ("predicted", case.predicted)) %}
 {% for box in boxes %}
@@ -159,14 +159,14 @@ score {{ "%.3f"|format(calibration.brier) }}, correlation with the score
 {% endfor %}
 </div>
 <p><b>{{ record.question }}</b></p>
-<p class="score">{% for name in (["accuracy"] if summary.task == "vqa" else ["point", "iou"]) %}
+<p class="score">{% for name in ([task.hit_component, task.metric] | unique) %}
 {{ name }} {{ "%.3f"|format(record.components.get(name, 0)) }}&ensp;
 {% endfor %}
 reward {{ "%.3f"|format(record.reward) }}
 {% if "confidence" in record.components %}
 &ensp;stated confidence {{ "%.2f"|format(record.components.confidence) }}
 {% endif %}</p>
-{% if summary.task == "vqa" %}
+{% if task.truth == "answers" %}
 <p>answered <bdi><b>{{ record.reply|answer|truncate(200) or "nothing" }}</b></bdi>; people said
 <bdi>{{ human(record.answers) }}</bdi></p>
 {% elif not case.true %}

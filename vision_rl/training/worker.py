@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
+import zmq
 from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from vision_rl.backends.engine import VisionEngine
+from vision_rl.backends.engine import VisionEngine, mend_positions
 from vision_rl.engine.pixels import Pixels
 from vision_rl.engine.processor import load_processor
+from vision_rl.errors import UserError
+
+WEIGHT_SECONDS = float(os.environ.get("VISION_RL_WEIGHT_SECONDS", "300"))
+"""The longest wait for a model server while weights are sent."""
 
 
 class VisionTrainingWorker(TrainingWorker):
@@ -23,6 +30,28 @@ class VisionTrainingWorker(TrainingWorker):
         if get_device_name() == "cpu" and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
         super().__init__(config)
+
+    def train_mini_batch(self, data: Any) -> Any:
+        mend_positions(data)
+        return super().train_mini_batch(data)
+
+    def infer_batch(self, data: Any) -> Any:
+        mend_positions(data)
+        _fit_micro_batches(data, self.engine_config.infer_micro_batch_size_per_gpu)
+        return super().infer_batch(data)
+
+    def train_batch(self, data: Any) -> Any:
+        mend_positions(data)
+        _fit_micro_batches(data, self.engine_config.micro_batch_size_per_gpu)
+        return super().train_batch(data)
+
+
+def _fit_micro_batches(data: Any, most: int | None) -> None:
+    """Split a batch into equal micro-batches of at most `most` rows: verl refuses a batch that `most` does not divide
+    (workers/engine/utils.py:125), and how many rows a step has is not known before its rollouts are done."""
+    if most is not None:
+        fitting = next(size for size in range(min(most, len(data)), 0, -1) if len(data) % size == 0)
+        tu.assign_non_tensor(data, micro_batch_size_per_gpu=fitting)
 
 
 class VisionWorker(ActorRolloutRefWorker):
@@ -35,6 +64,21 @@ class VisionWorker(ActorRolloutRefWorker):
     def init_model(self) -> None:
         VisionEngine.freezes_tower = bool(self.config.actor.get("freeze_vision_tower", False))
         super().init_model()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL, blocking=False)
+    async def update_weights(self, global_steps: int | None = None, mode: str = "auto") -> Any:
+        """As upstream, with a deadline: verl's sender would wait for ever for a server that failed to load the weights.
+
+        The server's own error stands in its log. Raises `UserError`.
+        """
+        zmq.Context.instance().setsockopt(zmq.RCVTIMEO, int(1000 * WEIGHT_SECONDS))  # of sockets from now on
+        try:
+            return await super().update_weights(global_steps=global_steps, mode=mode)
+        except zmq.Again as error:
+            raise UserError(
+                f"the model server did not take the new weights within {WEIGHT_SECONDS:.0f} s; logs/ of the run directory "
+                "has what it printed; go on with --resume"
+            ) from error
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def open_pictures(self, picture_dir: str, limits: dict[str, int], *, blank: bool, banned_tokens: list[int]) -> None:
