@@ -21,6 +21,7 @@ from vision_rl.data.images import LIMIT_PIXELS
 from vision_rl.data.schema import iter_raw_rows, normalise_row, with_absolute_paths, write_rows
 from vision_rl.errors import UserError
 from vision_rl.rewards import gold_reply, grounding_reward
+from vision_rl.rewards.grounding import takes_points
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import Task, get_task
 
@@ -260,6 +261,8 @@ class _GoldScores:
         """What an agent would get, with the model that the checks name."""
         checks = self._checks
         own = {key.removeprefix("agent."): value for key, value in task.layer().items() if key.startswith("agent.")}
+        if task.truth == "boxes" and takes_points(checks.answer_format, checks.family):
+            own["reward"] = "point"  # the default needs boxes
         model = {"family": checks.family, "min_pixels": checks.min_pixels, "max_pixels": checks.max_pixels}
         return {**asdict(AgentSettings()), **own, **model, "answer_format": checks.answer_format}
 
@@ -272,7 +275,8 @@ class _GoldScores:
             "original_size": size,
             "processed_size": _processed_size(size, checks),
         }
-        return grounding_reward(gold_reply(boxes, **form), boxes, kind="iou", **form).value
+        kind = "point" if takes_points(checks.answer_format, checks.family) else "iou"
+        return grounding_reward(gold_reply(boxes, **form), boxes, kind=kind, **form).value
 
     def notes(self) -> list[str]:
         notes = [f"gold answers of {name} were not scored: its task has no gold or score" for name in self._unscored]
