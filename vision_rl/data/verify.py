@@ -20,9 +20,8 @@ from vision_rl.data.check_images import ImageCheck, check_images
 from vision_rl.data.images import LIMIT_PIXELS
 from vision_rl.data.schema import iter_raw_rows, normalise_row, with_absolute_paths, write_rows
 from vision_rl.errors import UserError
-from vision_rl.formats import FORMATS
 from vision_rl.rewards import gold_reply, grounding_reward
-from vision_rl.rewards.grounding import answer_space
+from vision_rl.rewards.grounding import takes_points
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import Task, get_task
 
@@ -207,7 +206,8 @@ class _Seen:
         first = self._ids.setdefault(row["id"], number)
         if first != number:
             reasons.append(f"its id occurs already in row {first}")
-        identity = [contents or row["image_paths"], row["question"], row["answers"], row["boxes"], row["labels"]]
+        told = [row[name] for name in ("question", "choices", "answers", "boxes", "labels")]
+        identity = [contents or row["image_paths"], *told]
         first = self._rows.setdefault(hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).digest(), number)
         if first != number:
             reasons.append(f"it repeats row {first} (same picture, question and answer)")
@@ -267,8 +267,7 @@ class _GoldScores:
 
     def _by(self) -> str:
         """The reward that a perfect model earns in full: a family that writes points has no boxes to overlap."""
-        written, _ = answer_space(self._checks.answer_format, self._checks.family)
-        return "point" if FORMATS[written].points else "iou"
+        return "point" if takes_points(self._checks.answer_format, self._checks.family) else "iou"
 
     def _as_rounded(self, boxes: list[list[float]], size: tuple[int, int]) -> float:
         """The score of the true boxes against themselves, once their numbers are rounded as the family writes them."""
