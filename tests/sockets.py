@@ -99,7 +99,9 @@ def complaints(
         if row is None:
             wrong.append(f"{where}, which the table does not have")
             continue
-        allowed = row.several if several or (published and row.name.startswith(("store", "LLM proxy"))) else row.one_machine
+        allowed = (
+            row.several if several or (published and row.name.startswith(("store", "LLM proxy"))) else row.one_machine
+        )
         if allowed == LOOPBACK and not one.is_local:
             wrong.append(f"{where}, wider than the table says of the {row.name}")
     return wrong
