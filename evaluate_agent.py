@@ -22,10 +22,10 @@ from typing import Any
 
 from rich.console import Console
 
-from vision_rl.engine.config import TASKS
 from vision_rl.engine.environment import run_environment
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.gpu import on_cpu
+from vision_rl.tasks import TASK_HELP, get_task
 
 OUTPUT = Path("runs") / "evaluations"
 
@@ -52,7 +52,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("on which rows")
     data.add_argument("--data", type=Path, help="parquet file (default: 128 synthetic test rows)")
     data.add_argument("--image-dir", type=Path, help="base of relative image paths (default: the file's directory)")
-    data.add_argument("--task", choices=TASKS, help="default: that of the file; vqa without a file")
+    data.add_argument("--task", help=f"{TASK_HELP} (default: that of the file; vqa without a file)")
     data.add_argument("--limit", type=int, help="only the first rows; a higher limit later goes on")
     data.add_argument("--output", type=Path, help=f"directory for the results (default: one under {OUTPUT})")
     data.add_argument("--overwrite", action="store_true", help="delete the evaluation that --output holds")
@@ -120,18 +120,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         ) as served:
             yield served
 
-    return report_outcome(evaluate(job, answer_of(task), server, console), job.output, console)
-
-
-def answer_of(task: str) -> Any:
-    """The `answer` function of a task's agent: what its training rollouts call."""
-    if task == "vqa":
-        import vqa_agent
-
-        return vqa_agent.answer
-    import grounding_agent
-
-    return grounding_agent.answer
+    return report_outcome(evaluate(job, get_task(task).part("answer"), server, console), job.output, console)
 
 
 def rows_of(args: argparse.Namespace) -> tuple[str, Path, list[tuple[int, dict[str, Any]]]]:
@@ -140,13 +129,13 @@ def rows_of(args: argparse.Namespace) -> tuple[str, Path, list[tuple[int, dict[s
 
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit} leaves no rows; give 1 or more")
-    data = args.data
+    data, named = args.data, get_task(args.task).name if args.task else None
     if data is None:
         from vision_rl.tiny import write_tasks
 
-        task = args.task or "vqa"
+        task = named or "vqa"
         data = write_tasks(Path("data") / "synthetic" / task, task)["test"]
-    task, rows = load_rows(data, args.task, args.limit, args.image_dir)
+    task, rows = load_rows(data, named, args.limit, args.image_dir)
     return task, data, rows
 
 

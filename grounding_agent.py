@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import agentlightning as agl
-
-from vision_rl.client import chat
+from vision_rl.client import LLM, chat
 from vision_rl.conversation import MadeCall, converse, has_tools
 from vision_rl.data.images import image_size
 from vision_rl.grounding_prompts import request
@@ -24,7 +22,7 @@ from vision_rl.rewards.tools import arc_reward, target_kind
 from vision_rl.zoom import WHOLE, View
 
 
-async def answer(task: dict[str, Any], llm: agl.LLM) -> tuple[str, Reward]:
+async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     """Ask the model and score its last reply: (reply, reward). Evaluation and baselines call this too."""
     settings = task["settings"]
     if has_tools(settings):
@@ -85,13 +83,6 @@ def tool_components(
     if boxes:
         components["tools/needed"] = float(target_kind(boxes[0]) == "small")
     return components
-
-
-@agl.rollout
-async def grounding_agent(task: dict[str, Any], llm: agl.LLM) -> None:
-    """One rollout; the one reward that it emits is the number that evaluation prints."""
-    _, reward = await answer(task, llm)
-    agl.emit_reward({"reward": reward.value, **reward.components}, primary_key="reward")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import time
 STARTED = time.time()
 
 import argparse  # noqa: E402
-import importlib  # noqa: E402
 import os  # noqa: E402
 import shlex  # noqa: E402
 import sys  # noqa: E402
@@ -25,7 +24,7 @@ from typing import Any  # noqa: E402
 
 from vision_rl.data.files import write_text  # noqa: E402
 from vision_rl.data.schema import read_rows  # noqa: E402
-from vision_rl.engine.config import TASKS, Resolved, presets, render_resolved, resolve, variants  # noqa: E402
+from vision_rl.engine.config import Resolved, presets, render_resolved, resolve, variants  # noqa: E402
 from vision_rl.engine.environment import run_environment  # noqa: E402
 from vision_rl.engine.reach import PROXY_PORT, STORE_PORT, Reach, free_port, private, published, worker_lines  # noqa: E402
 from vision_rl.errors import UserError, cli_errors  # noqa: E402
@@ -34,6 +33,7 @@ from vision_rl.media import check_pictures  # noqa: E402
 from vision_rl.models import render_models  # noqa: E402
 from vision_rl.preflight import check_devices, check_images, check_machine, check_model  # noqa: E402
 from vision_rl.run_dir import CONFIG, check_run_dir, open_run_dir  # noqa: E402
+from vision_rl.tasks import TASK_HELP, get_task  # noqa: E402
 from vision_rl.telemetry import RunLog  # noqa: E402
 
 Row = dict[str, Any]
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line; everything else is a `key=value` override."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what to train")
-    what.add_argument("--task", choices=TASKS, default="vqa", help="which agent, prompt and reward")
+    what.add_argument("--task", default="vqa", help=f"which agent, prompt and reward: {TASK_HELP} (default: vqa)")
     what.add_argument(
         "--model", help="folder or Hugging Face name of a vision-language model (default: the tiny model)"
     )
@@ -111,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_intermixed_args(argv)  # overrides may stand between flags
     with cli_errors():
+        args.task = get_task(args.task).name
         cpu = on_cpu()
         os.environ.update(run_environment(cpu))
         if args.list_models:
@@ -126,11 +127,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args.doctor:
             sys.exit(0 if examine(args, cpu) else 1)
         elif args.role == "runner":
-            from vision_rl.engine.launch import run_runners
+            from vision_rl.engine.launch import rollout_agent, run_runners
 
             if not args.store:
                 raise UserError("name the trainer's store with --store; train_agent.py --llm-proxy prints it")
-            run_runners(agent_of(args.task), args.n_runners or os.cpu_count() or 1, args.store)
+            run_runners(
+                rollout_agent(get_task(args.task).part("answer")), args.n_runners or os.cpu_count() or 1, args.store
+            )
         elif args.role == "store":
             from vision_rl.engine.launch import serve_store
 
@@ -228,7 +231,7 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     """Prepare the run directory, run, and close with a summary, whatever ended the run; `command`: the arguments."""
     from rich.console import Console
 
-    from vision_rl.engine.context import RunContext
+    from vision_rl.training.context import RunContext
     from vision_rl.progress import RunProgress
     from vision_rl.summary import render_summary, summarise
 
@@ -249,26 +252,26 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         return
     write_text(run_dir / CONFIG, render_resolved(resolved))
 
-    from vision_rl.engine.launch import Launch, fit, tasks_of, validation_rows
+    from vision_rl.engine.launch import Launch, fit, rollout_agent, tasks_of, validation_rows
 
     rows_text = f"{args.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}"
     console.print(rows_text, markup=False, soft_wrap=True)
     for note in resolved.notes:
         console.print(f"note: {note}", style="dim", highlight=False, markup=False)
-    for line in worker_lines(reach, args.task) if args.llm_proxy else ():
+    for line in worker_lines(reach, get_task(args.task).spec) if args.llm_proxy else ():
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     context = RunContext(
         run_dir=run_dir,
         app=resolved.app,
         agent=resolved.agent,
         reach=reach,
-        daemon=os.environ.get("VISION_RL_DAEMON", RunContext.daemon),
     )
     with RunProgress(run_dir, total, console) as progress:
-        launch = Launch(resolved, context, run_environment(cpu), cpu, progress.update)
+        environment = run_environment(cpu, megatron=resolved.strategy == "megatron")
+        launch = Launch(resolved, context, environment, cpu, progress.update)
         try:
             fit(
-                agent_of(args.task),
+                rollout_agent(get_task(args.task).part("answer")),
                 tasks_of(rows, resolved),
                 tasks_of(validation_rows(val_rows, resolved), resolved),
                 launch,
@@ -339,7 +342,7 @@ def examine(args: argparse.Namespace, cpu: bool) -> bool:
         data=data_files(args),
         run_dir=run_dir_of(args),
         cpu=cpu,
-        answer=importlib.import_module(f"{args.task}_agent").answer,
+        answer=get_task(args.task).part("answer"),
         ports=ports if args.llm_proxy else (),
     )
     return doctor(patient, Console())
@@ -362,17 +365,6 @@ def total_steps(resolved: Resolved, rows: int) -> int:
         raise UserError(f"{rows} training rows do not fill one batch; lower data.train_batch_size={batch}")
     trainer = resolved.verl["trainer"]
     return int(trainer["total_training_steps"] or rows // batch * trainer["total_epochs"])
-
-
-def agent_of(task: str) -> Any:
-    """The `@agl.rollout` agent of a task."""
-    if task == "vqa":
-        from vqa_agent import vqa_agent
-
-        return vqa_agent
-    from grounding_agent import grounding_agent
-
-    return grounding_agent
 
 
 if __name__ == "__main__":

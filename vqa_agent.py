@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import agentlightning as agl
-
-from vision_rl.client import chat
+from vision_rl.client import LLM, chat
 from vision_rl.media import show
 from vision_rl.messages import user_message
 from vision_rl.prompts import VQA_PROMPT
@@ -18,7 +16,7 @@ from vision_rl.rewards.judge import shared_judge
 from vision_rl.rewards.vqa import vqa_reward
 
 
-async def answer(task: dict[str, Any], llm: agl.LLM) -> tuple[str, Reward]:
+async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     """Ask the model and score its reply: (reply, reward). Evaluation and baselines call this too."""
     settings = task["settings"]
     images = [picture.url for picture in show(task["image_paths"], settings, task["image_sizes"])]
@@ -33,13 +31,6 @@ async def answer(task: dict[str, Any], llm: agl.LLM) -> tuple[str, Reward]:
     if settings["reward"] == "judge":
         return reply, await shared_judge().areward(task["question"], reply, task["answers"])
     return reply, vqa_reward(reply, task["answers"], kind=settings["reward"])
-
-
-@agl.rollout
-async def vqa_agent(task: dict[str, Any], llm: agl.LLM) -> None:
-    """One rollout; the one reward that it emits is the number that evaluation prints."""
-    _, reward = await answer(task, llm)
-    agl.emit_reward({"reward": reward.value, **reward.components}, primary_key="reward")
 
 
 if __name__ == "__main__":

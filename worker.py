@@ -13,24 +13,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib
 import os
 import random
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 
 from vision_rl.errors import UserError, cli_errors
+from vision_rl.tasks import TASK_HELP, get_task
 
-AGENTS = {"vqa": "vqa_agent", "grounding": "grounding_agent"}
 CLAIM_WAIT_SECONDS = 1.0
 """How long a claim waits for a rollout to come; also how long an idle worker takes to stop."""
 HEARTBEAT_SECONDS = 10.0
@@ -43,7 +41,7 @@ Answer = Callable[[dict[str, Any], Any], Awaitable[tuple[str, Any]]]
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=sorted(AGENTS), default="vqa", help="which agent to run")
+    parser.add_argument("--task", default="vqa", help=f"whose agent to run: {TASK_HELP} (default: vqa)")
     parser.add_argument("--concurrency", type=int, default=8, help="rollouts at a time")
     parser.add_argument(
         "--images",
@@ -65,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.concurrency < 1 or args.max_rollouts < 0:
             raise UserError("--concurrency must be at least 1, --max-rollouts at least 0 (never stop)")
         worker = Worker(
-            answer_of(args.task),
+            get_task(args.task).part("answer"),
             base_url,
             os.environ.get("OPENAI_API_KEY", "none"),
             name=args.name,
@@ -74,19 +72,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             max_rollouts=args.max_rollouts,
         )
         asyncio.run(worker.run())
-
-
-def answer_of(task: str) -> Answer:
-    """The agent's own `answer` function: the reward of a worker is the reward of a runner.
-
-    The agents import Agent Lightning for its decorator only, which a worker does not use; a stand-in keeps it, and the ten
-    seconds of its import, out of this process.
-    """
-    stand_in = ModuleType("agentlightning")
-    stand_in.rollout = lambda function: function  # type: ignore[attr-defined]
-    sys.modules.setdefault("agentlightning", stand_in)
-    answer: Answer = importlib.import_module(AGENTS[task]).answer
-    return answer
 
 
 class Worker:

@@ -25,7 +25,6 @@ from baselines.constant import KINDS
 from evaluate_agent import (
     add_data_arguments,
     add_run_arguments,
-    answer_of,
     default_output,
     identity_of,
     limits_of,
@@ -34,6 +33,7 @@ from evaluate_agent import (
     sampling_of,
 )
 from vision_rl.errors import UserError, cli_errors
+from vision_rl.tasks import get_task
 
 OPENAI = "https://api.openai.com/v1"
 
@@ -122,7 +122,7 @@ def run_api(args: argparse.Namespace, console: Console) -> int:
     def server() -> Iterator[tuple[str, str]]:
         yield base_url, args.model
 
-    return report_outcome(evaluate(job, answer_of(task), server, console), output, console)
+    return report_outcome(evaluate(job, get_task(task).part("answer"), server, console), output, console)
 
 
 def reasoning_sampling(settings: dict[str, Any]) -> dict[str, Any]:
@@ -139,10 +139,13 @@ def run_trivial(args: argparse.Namespace, console: Console) -> int:
     from vision_rl.evaluation.targets import agent_settings
 
     task, data, rows = rows_of(args)
-    if KINDS[args.trivial] != task:
-        raise UserError(f"--trivial {args.trivial} is for {KINDS[args.trivial]}, but {data} holds {task} rows")
+    if KINDS[args.trivial] != get_task(task).truth:
+        raise UserError(
+            f"--trivial {args.trivial} is for tasks whose truth is {KINDS[args.trivial]}, but {data} holds {task} rows"
+        )
+
     settings = agent_settings(task, args.overrides, cpu=False, model_dir=None, trained_as=None, transport="file")
-    reply = constant_reply(args.trivial, args.train, settings["answer_format"])
+    reply = constant_reply(args.trivial, task, args.train, settings["answer_format"])
     console.print(f"{args.trivial}: {reply}", highlight=False, markup=False)
     if args.dry_run:
         return 0
@@ -154,7 +157,7 @@ def run_trivial(args: argparse.Namespace, console: Console) -> int:
         limits=limits_of(args),
         overwrite=args.overwrite,
     )
-    summary = evaluate(job, answer_of(task), lambda: constant_server(reply, args.trivial), console)
+    summary = evaluate(job, get_task(task).part("answer"), lambda: constant_server(reply, args.trivial), console)
     return report_outcome(summary, job.output, console)
 
 

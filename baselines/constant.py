@@ -23,19 +23,20 @@ from vision_rl.errors import UserError
 from vision_rl.rewards.grounding import gold_reply
 from vision_rl.rewards.vqa import best_answer
 
-KINDS = {"most-common-answer": "vqa", "centre-box": "grounding", "mean-box": "grounding"}
+KINDS = {"most-common-answer": "answers", "centre-box": "boxes", "mean-box": "boxes"}
+"""Trivial baselines, and the kind of truth that each imitates."""
 CENTRE = (0.25, 0.25, 0.75, 0.75)
 """Half of the picture's width and height, in its middle."""
 _START_SECONDS = 30.0
 
 
-def constant_reply(kind: str, train: Path | None, answer_format: str) -> str:
-    """What a trivial baseline says to every row; `UserError` if it needs a training file and there is none."""
+def constant_reply(kind: str, task: str, train: Path | None, answer_format: str) -> str:
+    """What a trivial baseline says to every row of a task; `UserError` if it needs a training file and there is none."""
     if kind == "centre-box":
         return gold_reply([CENTRE], answer_format=answer_format)
     if train is None:
         raise UserError(f"--trivial {kind} needs --train, the file that it takes its answer from")
-    rows = read_rows(train, task=KINDS[kind])
+    rows = read_rows(train, task=task)
     if kind == "most-common-answer":
         answers = Counter(best_answer(row["answers"])[0] for row in rows if row["answers"])
         if not answers:

@@ -22,10 +22,10 @@ def tiny_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_processor(tiny_dir: Path) -> Any:
-    """The processor as the trainer loads it (verl, fast image processor)."""
-    from verl.utils import hf_processor
+    """The processor as the trainer loads it."""
+    from vision_rl.engine.processor import load_processor
 
-    return hf_processor(str(tiny_dir), use_fast=True)
+    return load_processor(str(tiny_dir))
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +43,26 @@ def vqa_rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
     files = write_tasks(tmp_path_factory.mktemp("tasks"), "vqa", train=8, val=8, test=4)
     return read_rows(files["train"])
+
+
+@pytest.fixture(scope="session")
+def tiny_reference(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Log-probabilities of a response by transformers alone, in a process that verl has not patched.
+
+    Called with prompt ids, response ids and pictures; unpadded, one sample, the model's own positions.
+    """
+    import json
+    import subprocess
+    import sys
+
+    import torch
+
+    script = Path(__file__).with_name("reference_log_probs.py")
+
+    def compute(prompt_ids: list[int], response_ids: list[int], images: list[Path]) -> Any:
+        asked = json.dumps({"prompt": prompt_ids, "response": response_ids, "images": [str(path) for path in images]})
+        command = [sys.executable, str(script), str(tiny_dir)]
+        answer = subprocess.run(command, input=asked, capture_output=True, text=True, check=True)
+        return torch.tensor(json.loads(answer.stdout.splitlines()[-1]))
+
+    return compute

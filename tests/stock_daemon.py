@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from agentlightning.types import RolloutLegacy, Task, Triplet
 from agentlightning.verl.daemon import AgentModeDaemon
-
 from vision_rl.engine.daemon import VisionDaemon
-from vision_rl.engine.rollouts import FinishedRollout, rollout_metrics
+
+from vision_rl.training.rollouts import FinishedRollout, rollout_metrics
 
 
 class StockBatchDaemon(VisionDaemon):

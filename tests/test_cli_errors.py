@@ -30,7 +30,7 @@ GOOD_ROW = {"id": "1", "image_path": "a.png", "question": "What is it?", "answer
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with one good picture on a machine with memory; the environment is put back afterwards."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train_agent, "run_environment", lambda cpu: {})
+    monkeypatch.setattr(train_agent, "run_environment", lambda cpu, **_: {})
     memory = psutil.virtual_memory()._replace(available=64 * 2**30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     Image.new("RGB", (84, 84), "red").save(tmp_path / "a.png")

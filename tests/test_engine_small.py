@@ -17,20 +17,20 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl import DataProto
-
-from vision_rl.engine.advantages import group_metrics, pad_masked, rollout_advantages
-from vision_rl.engine.algorithm import last_error
-from vision_rl.engine.checkpoints import Checkpoints
 from vision_rl.engine.daemon import VisionDaemon
-from vision_rl.engine.mismatch import check_mismatch, mismatch_metrics
-from vision_rl.engine.rollouts import FinishedRollout, rollout_metrics, transition_samples
-from vision_rl.engine.trace import Turn, pack, turn_attributes, turns_from_spans, unpack
 from vision_rl.engine.trainer import update_divisor
+
+from vision_rl.engine.algorithm import last_error
+from vision_rl.engine.trace import Turn, pack, turn_attributes, turns_from_spans, unpack
 from vision_rl.errors import UserError
 from vision_rl.run_dir import open_run_dir
 from vision_rl.settings import Checkpoints as CheckpointSettings
 from vision_rl.settings import Integrity
 from vision_rl.telemetry import METRICS, ROLLOUTS, RunLog, read_jsonl
+from vision_rl.training.advantages import group_metrics, pad_masked, rollout_advantages
+from vision_rl.training.checkpoints import Checkpoints
+from vision_rl.training.mismatch import check_mismatch, mismatch_metrics
+from vision_rl.training.rollouts import FinishedRollout, rollout_metrics, transition_samples
 
 TASK = {"id": "1", "question": "?", "image_paths": ["a.png"], "answers": ["yes"], "boxes": []}
 TURN = Turn([1, 2, 3], [4, 5], [-0.5, -0.25], ["file:///a.png"], "yes", "stop")

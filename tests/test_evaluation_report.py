@@ -132,8 +132,8 @@ def test_a_picture_that_is_gone_is_said(tmp_path: Path) -> None:
 def test_native_answers_are_drawn_in_the_space_that_the_model_saw() -> None:
     # 1000 x 500 is seen as 1008 x 504; a box there in pixels of that size.
     native = {**SETTINGS, "answer_format": "native", "family": "qwen2_5_vl", "min_pixels": 3136, "max_pixels": 10**7}
-    reply = '[{"bbox_2d": [252, 126, 504, 378]}]'
-    assert predicted_boxes(reply, native, (1000, 500)) == [pytest.approx((0.25, 0.25, 0.5, 0.75))]
+    row = {"reply": '[{"bbox_2d": [252, 126, 504, 378]}]', "components": {}}
+    assert predicted_boxes(row, native, (1000, 500)) == [pytest.approx((0.25, 0.25, 0.5, 0.75))]
 
 
 def test_an_answer_in_a_zoomed_view_is_not_placed(tmp_path: Path) -> None:

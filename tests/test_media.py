@@ -15,11 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from vision_rl.engine.vision_batch import BatchBuilder, Sample
 
 from vision_rl.data.schema import read_rows, write_rows
 from vision_rl.data.video import sample_frames
 from vision_rl.engine.pixels import Pixels
-from vision_rl.engine.vision_batch import BatchBuilder, Sample
 from vision_rl.errors import UserError
 from vision_rl.media import check_pictures, show
 from vision_rl.settings import AgentSettings

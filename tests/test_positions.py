@@ -1,7 +1,9 @@
-"""Position ids of every M-RoPE family against transformers' own `get_rope_index`, padded and with several images."""
+"""Position ids of the M-RoPE families against verl's own, older implementation, padded and with several images."""
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +20,12 @@ from transformers import (
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
+from verl.models.transformers import qwen2_vl as verl_qwen2_vl
+from verl.models.transformers import qwen3_vl as verl_qwen3_vl
 
 from vision_rl.engine.positions import expected_image_tokens, position_ids, rope_index_of
+from vision_rl.engine.processor import bind_positions, load_processor
+from vision_rl.errors import UserError
 from vision_rl.tiny import checkpoint_dir
 
 TEXT = {
@@ -91,13 +97,20 @@ def padded_conversation(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", [qwen2, qwen2_5, qwen3])
-def test_positions_equal_transformers(family: Any) -> None:
+@pytest.mark.parametrize("grids", [GRIDS, None], ids=["pictures", "text only"])
+def test_positions_equal_those_of_verls_own_implementation(family: Any, grids: torch.Tensor | None) -> None:
     processor, model = family(tokenizer())
+    bind_positions(processor, model.config)
     input_ids, mask = padded_conversation(processor)
-    ours = position_ids(processor, input_ids, mask, GRIDS)
-    theirs, _ = model.model.get_rope_index(input_ids[None], image_grid_thw=GRIDS, attention_mask=mask[None])
+    if grids is None:
+        input_ids[input_ids == processor.image_token_id] = processor.tokenizer.pad_token_id
+    ours = position_ids(processor, input_ids, mask, grids)
+    theirs = (verl_qwen3_vl if family is qwen3 else verl_qwen2_vl).get_rope_index(
+        processor, input_ids, image_grid_thw=grids, attention_mask=mask
+    )
     valid = mask.bool()
-    assert torch.equal(ours[1:, valid], theirs[:, 0, valid])
+    assert ours.shape == (4, len(input_ids))
+    assert torch.equal(ours[1:, valid], theirs[:, valid])
     assert ours[0, valid].tolist() == list(range(int(valid.sum())))
 
 
@@ -115,3 +128,21 @@ def test_other_families_count() -> None:
     assert rope_index_of(LlavaProcessor()) is None
     mask = torch.tensor([0, 0, 1, 1, 1, 0])
     assert position_ids(LlavaProcessor(), torch.zeros(6), mask, None).tolist() == [0, 0, 0, 1, 2, 2]
+
+
+def test_load_processor_gives_the_models_own_rope_index_and_can_be_pickled(tmp_path: Path) -> None:
+    processor = load_processor(str(checkpoint_dir()))
+    input_ids, mask = padded_conversation(processor)
+    shipped = pickle.loads(pickle.dumps(processor))
+    assert torch.equal(position_ids(shipped, input_ids, mask, GRIDS), position_ids(processor, input_ids, mask, GRIDS))
+    processor.save_pretrained(tmp_path)  # with every checkpoint
+    assert (tmp_path / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("missing", ["preprocessor_config.json", "everything"])
+def test_a_folder_without_image_processor_is_one_sentence(tmp_path: Path, missing: str) -> None:
+    if missing != "everything":
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / name).write_bytes((checkpoint_dir() / name).read_bytes())
+    with pytest.raises(UserError, match=r"^(the processor of .* cannot be loaded|.* has no image processor)"):
+        load_processor(str(tmp_path))

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from vision_rl.collapse import FORMAT, REWARD
-from vision_rl.engine.checkpoints import Checkpoints
-from vision_rl.engine.supervisor import Supervisor
 from vision_rl.run_dir import STOP_FILE
 from vision_rl.settings import AppSettings, CollapseWatch, Validation
 from vision_rl.telemetry import EVENTS, RunLog, read_jsonl
+from vision_rl.training.checkpoints import Checkpoints
+from vision_rl.training.supervisor import Supervisor
 
 RULE = Validation(metric="val/reward", patience=2)
 QUICK = CollapseWatch(window=1, persist_steps=2)

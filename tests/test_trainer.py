@@ -16,7 +16,6 @@ STEPS = range(1, 6)  # the step is the seed of the samples' order
 def updated(balance: bool, workers: int, step: int = 1) -> tuple[Any, dict[str, float]]:
     """The batch that the workers get of samples of `LENGTHS` tokens, and the metrics of the update."""
     from verl import DataProto
-
     from vision_rl.engine.trainer import VisionTrainer
 
     mask = (torch.arange(48) < torch.tensor(LENGTHS)[:, None]).long()

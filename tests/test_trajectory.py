@@ -13,18 +13,18 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-
-from tests.test_vision_batch import actor_log_probs
-from vision_rl.engine.advantages import rollout_advantages
-from vision_rl.engine.mismatch import mismatch_metrics
-from vision_rl.engine.pixels import Pixels
-from vision_rl.engine.rollouts import FinishedRollout, trajectory_samples, transition_samples
-from vision_rl.engine.trace import Turn
 from vision_rl.engine.trainer import sample_limits
 from vision_rl.engine.vision_batch import BatchBuilder, Sample
+
+from tests.test_vision_batch import actor_log_probs
+from vision_rl.engine.pixels import Pixels
+from vision_rl.engine.trace import Turn
 from vision_rl.grounding_prompts import system_text
 from vision_rl.tiny.zoom_warmstart import call_text, zoom_processor
 from vision_rl.tools import TOOLS
+from vision_rl.training.advantages import rollout_advantages
+from vision_rl.training.mismatch import mismatch_metrics
+from vision_rl.training.rollouts import FinishedRollout, trajectory_samples, transition_samples
 
 LONG = {"max_prompt_length": 512, "max_response_length": 512}
 REPLIES = ["red", "blue square", "2"]

@@ -13,6 +13,7 @@ import json
 import os
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,6 +27,16 @@ from vision_rl.settings import TOKEN_VARIABLE
 # Uvicorn closes an idle connection after 5 s; leaving the pool earlier means never writing into a closing socket.
 IDLE_SECONDS = 3.0
 MAX_RETRIES = 2
+
+
+@dataclass(frozen=True)
+class LLM:
+    """The model that an agent asks; Agent Lightning's `agl.LLM`, which training rollouts get, has the same fields."""
+
+    endpoint: str
+    model: str
+    sampling_parameters: Mapping[str, Any] = field(default_factory=dict)
+
 
 _Clients = dict[bool, openai.AsyncOpenAI]
 _clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Clients] = weakref.WeakKeyDictionary()

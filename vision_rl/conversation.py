@@ -15,9 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import agentlightning as agl
-
-from vision_rl.client import chat
+from vision_rl.client import LLM, chat
 from vision_rl.grounding_prompts import request, results_text, system_text
 from vision_rl.media import Shown, show, size_limits
 from vision_rl.messages import picture_url, user_message
@@ -62,7 +60,7 @@ def has_tools(settings: Mapping[str, Any]) -> bool:
     return bool(settings["max_turns"] > 1 and settings["max_tool_calls"] > 0)
 
 
-async def converse(task: Mapping[str, Any], llm: agl.LLM) -> Conversation:
+async def converse(task: Mapping[str, Any], llm: LLM) -> Conversation:
     """Hold the conversation about a task's row; needs `has_tools(task["settings"])`."""
     settings = task["settings"]
     talk = _Talk(task)

@@ -66,14 +66,14 @@ def _tiny_server() -> Any:
 
 
 def _run(answer: Answer, row: dict[str, Any], endpoint: str, model: str, args: argparse.Namespace) -> None:
-    import agentlightning as agl
     import openai
 
+    from vision_rl.client import LLM
     from vision_rl.engine.config import resolve
 
     settings = dataclasses.asdict(resolve("cpu", task=row["task"]).agent)
     settings["image_transport"] = args.image_transport or ("data" if args.endpoint else "file")
-    llm = agl.LLM(endpoint=endpoint, model=model, sampling_parameters={"temperature": args.temperature})
+    llm = LLM(endpoint=endpoint, model=model, sampling_parameters={"temperature": args.temperature})
     try:
         reply, reward = asyncio.run(answer({**row, "settings": settings}, llm))
     except (openai.OpenAIError, ValueError) as error:

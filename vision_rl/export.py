@@ -16,12 +16,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from vision_rl.engine.checkpoints import Checkpoints, read_best
 from vision_rl.engine.export import ADAPTER, MERGED, dtype_of, merge, run_of, step_folder, written_dtype
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.model_card import base_model, model_card
 from vision_rl.recorded import RecordedRun, read_run
 from vision_rl.run_dir import CONFIG
+from vision_rl.training.checkpoints import Checkpoints, read_best
 
 CARD = "README.md"
 NEEDED = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json")

@@ -12,9 +12,9 @@ import yaml
 
 from vision_rl.collapse import CollapseWatcher, Episode, episodes, restored_steps
 from vision_rl.errors import UserError
-from vision_rl.rewards.grounding import KINDS as GROUNDING_KINDS
 from vision_rl.run_dir import CONFIG
 from vision_rl.settings import AgentSettings, CollapseWatch
+from vision_rl.tasks import BUILT_IN, Task
 from vision_rl.telemetry import EVENTS, METRICS, read_jsonl
 
 DEFAULT_ORIGINS = ("verl", "agentlightning", "vision_rl")
@@ -34,8 +34,22 @@ class RecordedRun:
 
     @property
     def task(self) -> str:
-        """ "vqa" or "grounding", by the reward in use."""
-        return "grounding" if self.settings["reward"] in GROUNDING_KINDS else "vqa"
+        """The task's name; of runs from before it was recorded, by the reward in use."""
+        return str(self.config.get("task.name") or self._guessed_task().name)
+
+    @property
+    def truth(self) -> str:
+        """The kind of the task's truth, one of `vision_rl.tasks.TRUTHS`."""
+        return str(self.config.get("task.truth") or self._guessed_task().truth)
+
+    @property
+    def metric(self) -> str:
+        """The component of the reward that validation is judged by."""
+        return str(self.config.get("task.metric") or self._guessed_task().metric)
+
+    def _guessed_task(self) -> Task:
+        reward = self.settings["reward"]
+        return next((task for task in BUILT_IN.values() if reward in task.rewards), BUILT_IN["vqa"])
 
     @property
     def model(self) -> str:

@@ -60,11 +60,14 @@ def answer_boxes(record: Mapping[str, Any], settings: Mapping[str, Any], views: 
     ]
 
 
-def predicted_boxes(reply: str, settings: Mapping[str, Any], size: Size) -> list[Box]:
-    """The boxes of a reply about a whole picture of `size` (width, height), in unit space.
+def predicted_boxes(record: Mapping[str, Any], settings: Mapping[str, Any], size: Size) -> list[Box]:
+    """The boxes of a scored row's reply, in unit space of its first picture of `size` (width, height).
 
-    As written: not clipped, answers in another coordinate space included.
+    As written: not clipped, answers in another coordinate space included. None for an answer in the space of a zoomed view,
+    which its reply does not name. record: has `reply` and `components`.
     """
+    if settings.get("answer_view") == "last" and record["components"].get("tools/zooms"):
+        return []
     form, space = answer_space(settings["answer_format"], settings["family"])
     seen = size_limits(settings).processed(size)
-    return [to_unit(box, space, size, seen) for box in parse_boxes(reply, form)]
+    return [to_unit(box, space, size, seen) for box in parse_boxes(record["reply"], form)]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import yaml
 
-from vision_rl.engine.checkpoints import Checkpoints
 from vision_rl.engine.config import Resolved, render_resolved
 from vision_rl.errors import UserError
 from vision_rl.recorded import RecordedRun
 from vision_rl.telemetry import RunLog
+from vision_rl.training.checkpoints import Checkpoints
 
 FIXED = (
     "actor_rollout_ref.model.path",

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vision_rl.run_dir import SUMMARY
+from vision_rl.tasks import get_task
 from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, read_jsonl
 
 STALL_SECONDS = 5.0
-METRIC = {"vqa": "accuracy", "grounding": "iou"}
-"""What validation is judged by: the official metric, whatever the reward of training is."""
 
 
 def summarise(run_dir: Path, task: str, started: float) -> dict[str, Any]:
@@ -20,7 +19,7 @@ def summarise(run_dir: Path, task: str, started: float) -> dict[str, Any]:
     metrics, _ = read_jsonl(run_dir / METRICS)
     rollouts, _ = read_jsonl(run_dir / ROLLOUTS)
     events, _ = read_jsonl(run_dir / EVENTS)
-    metric = METRIC[task]
+    metric = get_task(task).metric
     validations = [line[f"val/{metric}"] for line in metrics if line.get(f"val/{metric}") is not None]
     steps = [line for line in metrics if "timing_s/step" in line]
     queued = [event["time"] for event in events if event["kind"] == "queued" and event["time"] > started]

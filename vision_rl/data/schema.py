@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from vision_rl.data.files import replacing
 from vision_rl.errors import UserError
+from vision_rl.tasks import get_task
 
-TASKS = ("vqa", "grounding")
 MEDIA = ("images", "video")
 
 SCHEMA = pa.schema(
@@ -77,7 +77,7 @@ def iter_rows(
     """The rows of `read_rows` one at a time, in bounded memory."""
     for number, raw in iter_raw_rows(path):
         try:
-            row = normalise_row(raw, number=number)
+            row = normalise_row(raw, number=number, task=task)
         except ValueError as error:
             raise UserError(f"{path}, row {number}: {error} (`data_utils.py verify` lists every bad row)") from error
         if task is None or row["task"] == task:
@@ -185,16 +185,17 @@ def stored_path(image: str, directory: str | Path) -> str:
     return Path(os.path.relpath(image, directory)).as_posix()
 
 
-def normalise_row(raw: Mapping[str, Any], *, number: int = 0) -> dict[str, Any]:
+def normalise_row(raw: Mapping[str, Any], *, number: int = 0, task: str | None = None) -> dict[str, Any]:
     """A raw row with aliases resolved, defaults filled in and every field checked; raises `ValueError` with the reason.
 
+    A row that names no task is of `task`, if its truth is of that kind; else of grounding with boxes, of vqa without.
     Fields that the schema does not know are kept in `meta`, where they can serve as breakdown or filter.
     """
     fields, meta = _resolve_aliases(raw)
     boxes = _boxes(fields.get("boxes"))
     row: dict[str, Any] = {
         "id": str(_given(fields.get("id"), number)),
-        "task": _given(fields.get("task"), "grounding" if boxes is not None else "vqa"),
+        "task": _given(fields.get("task"), _default_task(task, "answers" if boxes is None else "boxes")),
         "image_paths": _strings(fields.get("image_paths"), "image_paths"),
         "media": _given(fields.get("media"), "images"),
         "question": fields.get("question"),
@@ -210,19 +211,26 @@ def normalise_row(raw: Mapping[str, Any], *, number: int = 0) -> dict[str, Any]:
     return row
 
 
+def _default_task(wanted: str | None, truth: str) -> str:
+    if wanted is not None and get_task(wanted).truth == truth:
+        return wanted
+    return {"answers": "vqa", "boxes": "grounding"}[truth]
+
+
 def _check(row: dict[str, Any]) -> None:
-    if row["task"] not in TASKS:
-        raise ValueError(f"task is {row['task']!r}, expected one of {', '.join(TASKS)}")
+    try:
+        task = get_task(str(row["task"]))
+    except UserError as error:
+        raise ValueError(f"its task is none that is known: {error}") from error
     if row["media"] not in MEDIA:
         raise ValueError(f"media is {row['media']!r}, expected one of {', '.join(MEDIA)}")
     if not row["image_paths"] or not all(row["image_paths"]):
         raise ValueError("it names no image; fill in image_paths (or image_path)")
     if not isinstance(row["question"], str) or not row["question"].strip():
         raise ValueError("its question (or instruction) is empty")
-    if row["task"] == "vqa" and row["boxes"]:
-        raise ValueError("a vqa row has boxes; set its task to 'grounding' or remove them")
-    if row["task"] == "grounding" and row["answers"]:
-        raise ValueError("a grounding row has answers; set its task to 'vqa' or remove them")
+    for column, other in (("boxes", "grounding"), ("answers", "vqa")):
+        if row[column] and task.truth != column:
+            raise ValueError(f"a {task.name} row has {column}; set its task to {other!r} or remove them")
     if len(row["labels"]) != len(row["boxes"]):
         raise ValueError(f"{len(row['labels'])} labels for {len(row['boxes'])} boxes, expected one label per box")
     if row["image_sizes"] and len(row["image_sizes"]) != len(row["image_paths"]):

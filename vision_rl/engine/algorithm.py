@@ -19,10 +19,10 @@ from typing import Any
 
 import agentlightning as agl
 
-from vision_rl.engine.checkpoints import Checkpoints
 from vision_rl.engine.config import Resolved
 from vision_rl.errors import UserError
 from vision_rl.telemetry import RunLog
+from vision_rl.training.checkpoints import Checkpoints
 
 WATCH_SECONDS = 0.1
 MAX_ERROR = 500
@@ -90,13 +90,17 @@ class VisionVERL(agl.Algorithm):
         check_shared(self.launch.context.run_dir)
         log.event("phase", text="Ray is up; importing verl")
         try:
-            from vision_rl.engine.task_runner import VisionTaskRunner
+            from vision_rl.training.task_runner import VisionTaskRunner
 
             # Run directory, pictures and the proxy's address are this machine's; in a cluster Ray might place it elsewhere.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             runner = VisionTaskRunner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
             training = runner.run.remote(
-                self.launch.resolved.verl, list(train_dataset), list(val_dataset), self.get_store(), self.launch.context
+                self.launch.resolved.verl,
+                [row["task"] for row in train_dataset],
+                [row["task"] for row in val_dataset],
+                self.get_store(),
+                self.launch.context,
             )
             while not ray.wait([training], timeout=WATCH_SECONDS)[0]:
                 self.launch.watch()
@@ -157,10 +161,10 @@ class VisionVERL(agl.Algorithm):
         import ray
 
         environment: dict[str, Any] = {"env_vars": self.launch.environment}
-        if self.launch.cpu:
-            shim = "verl_cpu" if self._engine() == "vllm" else "sglang_cpu"
-            environment["worker_process_setup_hook"] = f"vision_rl.engine.{shim}.apply"
+        if self.launch.cpu and self._engine() == "sglang":
+            environment["worker_process_setup_hook"] = "vision_rl.engine.sglang_cpu.apply"
         options = dict(self.launch.resolved.verl["ray_kwargs"]["ray_init"])
+        options.pop("runtime_env", None)  # verl's own default; ours goes to every process of the run
         ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         ray.init(**options, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
         for number, handler in ours.items():  # Ray's own for SIGTERM ends the process at once, without a checkpoint

@@ -1,7 +1,7 @@
 """One configuration: verl's own defaults, then small layers, checked key by key, each the origin of what it set.
 
-Layers, later ones win: verl 0.6.1 (hydra-composed) < agentlightning < configs/base < configs/strategies/<strategy> <
-configs/tasks/<task> < configs/<preset> < configs/variants/<variant>... < flags < overrides. What nobody set by choice
+Layers, later ones win: verl 0.9.1 (hydra-composed) < agentlightning < configs/base < the task's own row <
+configs/<preset> < configs/variants/<variant>... < flags < overrides. What nobody set by choice
 is then derived (attention kernel, pixel limits, vLLM's flags). Nothing here imports torch, verl or vLLM at module
 level: `--dry-run` answers at once.
 """
@@ -26,9 +26,9 @@ from vision_rl.engine import consistency, derive, keys, schema
 from vision_rl.engine.schema import VLLM_KWARGS, Key
 from vision_rl.errors import UserError
 from vision_rl.settings import AgentSettings, AppSettings
+from vision_rl.tasks import Task, get_task
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
-TASKS = ("vqa", "grounding")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Resolved:
 
     def tree(self) -> dict[str, Any]:
         """verl's and our settings in one tree, as --dry-run prints and the run directory keeps it."""
-        return {**self.verl, "agent": dataclasses.asdict(self.agent), "app": dataclasses.asdict(self.app)}
+        ours = {"agent": dataclasses.asdict(self.agent), "app": dataclasses.asdict(self.app)}
+        return {"task": get_task(self.task).recorded(), **self.verl, **ours}
 
 
 def presets() -> list[str]:
@@ -87,8 +88,7 @@ def resolve(
     is a folder or a hub name (None: the preset's own). media_root is the folder under which vLLM may read images by
     file://. Raises `UserError` for anything unknown, mistyped or inconsistent.
     """
-    if task not in TASKS:
-        raise UserError(f"--task {task} is unknown; choose one of {', '.join(TASKS)}")
+    row = get_task(task)
     named = [_file_layer("base", CONFIG_DIR / "base.yaml")]
     chosen = [
         _named_layer("preset", preset, CONFIG_DIR),
@@ -104,9 +104,7 @@ def resolve(
     strategy = _last("actor_rollout_ref.actor.strategy", [*named, *chosen, *top])
     if strategy not in keys.CHOICES["actor_rollout_ref.actor.strategy"]:
         raise UserError(f"actor_rollout_ref.actor.strategy={strategy} is unknown; choose fsdp, fsdp2 or megatron")
-    family = "megatron" if strategy == "megatron" else "fsdp2"
-    named.append(_file_layer(f"strategy {family}", CONFIG_DIR / "strategies" / f"{family}.yaml"))
-    named.append(_file_layer(f"task {task}", CONFIG_DIR / "tasks" / f"{task}.yaml"))
+    named.append((f"task {row.name}", row.layer()))
 
     tree, origin = _defaults(strategy == "megatron")
     known = schema.known_keys(tree) | _our_keys()
@@ -119,8 +117,8 @@ def resolve(
             origin[key] = label
     derived = derive.Derivation(tree, origin, media_root)
     derived.run()
-    resolved = _finish(preset, task, tuple(variants), tree, origin, tuple(derived.notes))
-    consistency.check(task, resolved.verl, resolved.agent, resolved.app, derived.model)
+    resolved = _finish(preset, row, tuple(variants), tree, origin, tuple(derived.notes))
+    consistency.check(row, resolved.verl, resolved.agent, resolved.app, derived.model)
     return resolved
 
 
@@ -211,15 +209,11 @@ def _last(key: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
 
 
 def _set(tree: DictConfig, key: str, value: Any) -> None:
-    if key.startswith(VLLM_KWARGS + ".") and isinstance(value, dict):
-        value = json.dumps(
-            value
-        )  # verl turns every engine argument into command-line text with str(), which is not JSON
     OmegaConf.update(tree, key, value, merge=False, force_add=True)
 
 
 def _finish(
-    preset: str, task: str, chosen: tuple[str, ...], tree: DictConfig, origin: dict[str, str], notes: tuple[str, ...]
+    preset: str, task: Task, chosen: tuple[str, ...], tree: DictConfig, origin: dict[str, str], notes: tuple[str, ...]
 ) -> Resolved:
     try:
         plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
@@ -228,7 +222,7 @@ def _finish(
     assert isinstance(plain, dict)
     agent = AgentSettings(**plain.pop("agent"))
     app = _build(AppSettings, plain.pop("app"))
-    return Resolved(preset, task, chosen, plain, app, agent, origin, notes)
+    return Resolved(preset, task.name, chosen, plain, app, agent, origin, notes)
 
 
 def _build(cls: Any, values: Mapping[str, Any]) -> Any:
@@ -260,8 +254,8 @@ def validate_with_verl(resolved: Resolved) -> None:
         omega_conf_to_dataclass(worker.model, dataclass_type=HFModelConfig)
         omega_conf_to_dataclass(config.algorithm)
         omega_conf_to_dataclass(config.critic.optim)
-        if resolved.strategy != "megatron":  # verl 0.6.1's Megatron YAML names a class for it that does not exist
-            omega_conf_to_dataclass(worker.ref.fsdp_config)
+        omega_conf_to_dataclass(worker.ref.megatron if resolved.strategy == "megatron" else worker.ref.fsdp_config)
+        omega_conf_to_dataclass(config.trainer.v1.separate_async.hybrid_rollout)
     except (AssertionError, ValueError, TypeError, NotImplementedError, InstantiationException) as error:
         raise UserError(f"verl refuses this configuration: {' '.join(str(error).split())}") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from vision_rl.engine.schema import SGLANG_KWARGS, VLLM_KWARGS
 from vision_rl.models import ModelInfo, model_info
 
 # Layers that state a default; anything later is somebody's choice and is left alone.
-_WEAK = ("verl", "agentlightning", "vision_rl", "base", "strategy", "task")
-_HIDDEN_TYPES = ("qwen2_vl", "qwen2_5_vl")
+_WEAK = ("verl", "agentlightning", "vision_rl", "base", "task")
 _UNNAMED_LAYERS = ("llava", "internvl")
 _DECODER_LAYERS = {
     "llama": "LlamaDecoderLayer",
@@ -22,8 +20,12 @@ _DECODER_LAYERS = {
     "qwen2": "Qwen2DecoderLayer",
     "qwen3": "Qwen3DecoderLayer",
 }
+_TASK_COMPONENT = {"official": "accuracy", "similarity": "similarity", "judge": "judge", "arc": "iou"}
+"""The component of a reward that says how good the answer is; "task" in the others."""
 _SGLANG_CACHE_MB = 100  # its own default
 _MODEL = "actor_rollout_ref.model"
+_ACTOR = "actor_rollout_ref.actor"
+_REF = "actor_rollout_ref.ref"
 _ROLLOUT = "actor_rollout_ref.rollout"
 
 
@@ -40,12 +42,16 @@ class Derivation:
     def run(self) -> None:
         """Apply every rule, in an order in which later rules may read what earlier ones set."""
         self._model()
-        self._model_type()
         self._attention()
         self._sharding()
+        self._lengths()
+        self._loss()
+        self._asynchronous()
         self._caches()
         self._adapters()
         self._engine_flags()
+        reason = "app.filter_groups.enable"
+        self.put("algorithm.filter_groups.enable", self.get("app.filter_groups.enable"), reason)
         self.put("critic.enable", self.get("algorithm.adv_estimator") == "gae", "algorithm.adv_estimator")
         self.put("agent.max_tokens", self.get("data.max_response_length"), "data.max_response_length")
         self.put("agent.max_images", self.get("app.images_per_prompt"), "app.images_per_prompt")
@@ -79,38 +85,16 @@ class Derivation:
                 OmegaConf.update(self.tree, f"agent.{name}", value)
                 self.origin[f"agent.{name}"] = "derived: the model's processor"
         if limits and self.model.family.resizes:
-            reason = "agent.min_pixels, agent.max_pixels"
-            if self._serves("vllm"):  # verl hands vLLM's arguments over as command-line text, hence JSON
-                self.put(f"{VLLM_KWARGS}.mm_processor_kwargs", json.dumps(limits), reason)
-            else:
-                self.put(f"{SGLANG_KWARGS}.mm_processor_kwargs", limits, reason)
-
-    def _model_type(self) -> None:
-        """Tell verl the model's own type where transformers 4.57 answers with that of the text part: for Qwen2-VL and
-        Qwen2.5-VL folders that it has saved itself (configuration_qwen2_5_vl.py:351). Else verl applies none of its
-        patches for them (monkey_patch.py:292), and counts no FLOPs. It can go with transformers 5.
-        """
-        if self.model is None or self.model.model_type not in _HIDDEN_TYPES:
-            return
-        own = self.model.model_type
-        if self.model.on_disk and self.model.config.get("text_config", {}).get("model_type", own) == own:
-            return
-        section = f"{_MODEL}.override_config"
-        if self.get("actor_rollout_ref.actor.strategy") == "megatron":
-            section += ".model_config"
-        self.put(f"{section}.model_type", own, "config.json, which transformers 4.57 misreads")
+            section = VLLM_KWARGS if self._serves("vllm") else SGLANG_KWARGS
+            self.put(f"{section}.mm_processor_kwargs", limits, "agent.min_pixels, agent.max_pixels")
 
     def _attention(self) -> None:
-        if (
-            importlib.util.find_spec("flash_attn") is not None
-            or self.get("actor_rollout_ref.actor.strategy") == "megatron"
-        ):
+        if importlib.util.find_spec("flash_attn") is not None or self.get(f"{_ACTOR}.strategy") == "megatron":
             return
         before = self.get(f"{_MODEL}.use_remove_padding")
         self.put(f"{_MODEL}.override_config.attn_implementation", "sdpa", "flash-attn is not installed")
-        self.put(
-            f"{_MODEL}.use_remove_padding", False, "verl's padding removal calls flash_attn.bert_padding, not installed"
-        )
+        reason = "without padding verl leaves out the attention mask, which flash-attn alone replaces by lengths"
+        self.put(f"{_MODEL}.use_remove_padding", False, reason)
         if before and not self.get(f"{_MODEL}.use_remove_padding"):
             self.notes.append(
                 "flash-attn is not installed: attention is PyTorch's SDPA and padding is kept, which costs time in "
@@ -127,18 +111,71 @@ class Derivation:
                 key = f"actor_rollout_ref.{role}.fsdp_config.wrap_policy.transformer_layer_cls_to_wrap"
                 self.put(key, [_DECODER_LAYERS[text_type]], f"the text part is a {text_type}")
 
+    def longest_sample(self) -> tuple[int, int]:
+        """(prompt, response) limits of one training sample in tokens, at the level of aggregation in use."""
+        prompt, response = self.get("data.max_prompt_length"), self.get("data.max_response_length")
+        level = self.get("agentlightning.trace_aggregator")
+        if level.level != "trajectory":
+            return prompt, response
+        return max(prompt, level.trajectory_max_prompt_length), level.trajectory_max_response_length
+
+    def _lengths(self) -> None:
+        """Tokens of a request and of a micro-batch; verl's own are the model's 128k, and a number that fits no GPU in
+        particular."""
+        request = self.get("data.max_prompt_length") + self.get("data.max_response_length")
+        # Half as much again: a prompt that is over its limit is then dropped and counted, not refused by the server.
+        room = min(request + request // 2, max(request, self._positions()))
+        reason = "data.max_prompt_length + data.max_response_length, with room for a prompt over its limit"
+        self.put(f"{_ROLLOUT}.max_model_len", room, reason)
+        if self.model is not None and self.model.family.single_batch:
+            self.put(f"{_ACTOR}.use_dynamic_bsz", False, f"pictures of a {self.model.family.name} cannot share a batch")
+        longest = sum(self.longest_sample())
+        for key, micro in (
+            (f"{_ACTOR}.ppo_max_token_len_per_gpu", f"{_ACTOR}.ppo_micro_batch_size_per_gpu"),
+            (f"{_ROLLOUT}.log_prob_max_token_len_per_gpu", f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu"),
+            (f"{_REF}.log_prob_max_token_len_per_gpu", f"{_REF}.log_prob_micro_batch_size_per_gpu"),
+        ):
+            size = self.get(micro) or 1
+            self.put(key, size * longest, f"{size} samples of the longest kind ({micro.rsplit('.', 1)[1]})")
+
+    def _positions(self) -> int:
+        """How many positions the model has, as far as its config.json says."""
+        config = self.model.config if self.model is not None else {}
+        found = config.get("text_config", config).get("max_position_embeddings")
+        return int(found or config.get("max_position_embeddings") or 1 << 30)
+
+    def _loss(self) -> None:
+        """Dr. GRPO divides by a constant; without one verl divides by the longest response of each micro-batch
+        (core_algos.agg_loss)."""
+        if self.get(f"{_ACTOR}.loss_agg_mode") == "seq-mean-token-sum-norm":
+            limit = self.longest_sample()[1]
+            self.put(f"{_ACTOR}.loss_scale_factor", limit, "the response limit, as Dr. GRPO divides by a constant")
+        if self.get("algorithm.adv_estimator") == "gdpo":
+            names = [_TASK_COMPONENT.get(self.get("agent.reward"), "task"), "format/ok"]
+            self.put("algorithm.gdpo_reward_keys", names, "what agent.reward consists of")
+        if str(self.get("algorithm.adv_estimator")).endswith("optimal_token_baseline"):
+            self.put(f"{_ACTOR}.calculate_sum_pi_squared", True, "algorithm.adv_estimator")
+
+    def _asynchronous(self) -> None:
+        """What verl's asynchronous modes ask for, and the logical GPUs of a CPU run."""
+        trained = self.get("trainer.n_gpus_per_node") * self.get("trainer.nnodes")
+        served = 0
+        if self.get("trainer.v1.trainer_mode") == "separate_async":
+            served = self.get(f"{_ROLLOUT}.n_gpus_per_node") * self.get(f"{_ROLLOUT}.nnodes")
+            updates = self.get("data.train_batch_size") // max(1, self.get(f"{_ACTOR}.ppo_mini_batch_size"))
+            reason = "data.train_batch_size / actor.ppo_mini_batch_size updates before weights are sent"
+            self.put("trainer.v1.separate_async.parameter_sync_step", max(1, updates), reason)
+        if self.get("trainer.device") == "cpu":
+            self.put("ray_kwargs.ray_init.num_gpus", trained + served, "one logical GPU for each rank and server")
+
     def _caches(self) -> None:
-        """What may be kept of a picture over a weight update: all where the vision tower, projector included, is frozen."""
-        frozen = self.get("actor_rollout_ref.actor.freeze_vision_tower")
-        stays = frozen and self.model is not None and self.model.family.visual
-        reason = "the vision tower is frozen: its embeddings stay true, and verl resets the prefix cache"
-        if self._serves("sglang"):
-            trained = "the vision tower is trained: SGLang would answer from embeddings of its old weights"
-            cache = _SGLANG_CACHE_MB if stays else 0
-            self.put(f"{SGLANG_KWARGS}.mm_embedding_cache_mb", cache, reason if stays else trained)
-        elif stays:
-            self.put(f"{_ROLLOUT}.enable_prefix_caching", True, reason)
-            self.put(f"{VLLM_KWARGS}.mm_processor_cache_gb", None, reason)
+        """SGLang keeps embeddings of pictures over a weight update; vLLM's caches are emptied by verl."""
+        if not self._serves("sglang"):
+            return
+        frozen = bool(self.get(f"{_ACTOR}.freeze_vision_tower"))
+        trained = "the vision tower is trained: SGLang would answer from embeddings of its old weights"
+        reason = "the vision tower is frozen: its embeddings stay true" if frozen else trained
+        self.put(f"{SGLANG_KWARGS}.mm_embedding_cache_mb", _SGLANG_CACHE_MB if frozen else 0, reason)
 
     def _adapters(self) -> None:
         if self.get(f"{_MODEL}.lora_rank") and self.model is not None:
@@ -171,16 +208,8 @@ class Derivation:
         )
 
     def _vllm_flags(self, tools: bool) -> None:
-        # verl drops false flags on the way to vLLM, and vLLM's default is true: say it as vLLM's own negative flag.
-        off = not self.get(f"{_ROLLOUT}.enable_prefix_caching")
-        self.put(f"{VLLM_KWARGS}.no_enable_prefix_caching", off or None, "rollout.enable_prefix_caching")
-        if self.get(f"{_ROLLOUT}.temperature") != 1.0:
-            # vLLM reports log-probabilities from before the temperature; the actor divides its logits by it
-            self.put(f"{VLLM_KWARGS}.logprobs_mode", "processed_logprobs", "rollout.temperature")
-        images = self.get("app.images_per_prompt")
-        self.put(
-            f"{VLLM_KWARGS}.limit_mm_per_prompt", json.dumps({"image": images, "video": 0}), "app.images_per_prompt"
-        )
+        limits = {"image": self.get("app.images_per_prompt"), "video": 0}
+        self.put(f"{VLLM_KWARGS}.limit_mm_per_prompt", limits, "app.images_per_prompt")
         if tools:
             # else vLLM refuses every request with tools; the parser of another model is a matter of an override
             self.put(f"{VLLM_KWARGS}.enable_auto_tool_choice", True, "agent.tool_protocol=function")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-from vision_rl.engine.vllm_cpu import FORK_ENGINE
-
 LOGICAL_GPUS = 8
 """So many FSDP ranks, each with a "GPU" of Ray's, can a CPU run have."""
 
@@ -22,20 +20,18 @@ COMMON = {
     "NO_PROXY": "localhost,127.0.0.1",  # a web proxy must not catch the run's own traffic
 }
 
-# What verl's own entry point sets (trainer/constants_ppo.py; Agent Lightning's does not), for NCCL and Megatron.
+# What verl's own entry point sets (trainer/constants_ppo.py; Agent Lightning's does not).
 GPU_ONLY = {
     "NCCL_DEBUG": "WARN",
-    "NCCL_CUMEM_ENABLE": "0",  # else the weight sync to vLLM can hang
-    "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's overlap of communication relies on the order of launches
-    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",  # does not work between processes that verl starts
+    "VLLM_DISABLE_COMPILE_CACHE": "1",  # processes that share the cache have corrupted it (vLLM issue 31199)
 }
+MEGATRON_ONLY = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}  # its overlap of communication relies on the order of launches
 
 CPU_ONLY = {
     "OMP_NUM_THREADS": "1",  # with Dynamo off: 13 requests/s instead of 3 on two cores
     "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "|".join(["all"] * LOGICAL_GPUS),  # no binding, of any rank
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # no binding, of any rank
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    FORK_ENGINE: "1",
     "SGLANG_USE_CPU_ENGINE": "1",
 }
 
@@ -44,7 +40,7 @@ CPU_ONLY = {
 HIDDEN_GPUS = {"CUDA_VISIBLE_DEVICES": ",".join(["-1"] * LOGICAL_GPUS)}
 
 
-def run_environment(cpu: bool) -> dict[str, str]:
+def run_environment(cpu: bool, *, megatron: bool = False) -> dict[str, str]:
     """The variables of a run's processes; what the user has set already wins, but for the GPUs that a CPU run hides."""
-    chosen = {**COMMON, **(CPU_ONLY if cpu else GPU_ONLY)}
+    chosen = {**COMMON, **(CPU_ONLY if cpu else GPU_ONLY), **(MEGATRON_ONLY if megatron else {})}
     return {name: os.environ.get(name, value) for name, value in chosen.items()} | (HIDDEN_GPUS if cpu else {})

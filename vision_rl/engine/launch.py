@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +27,7 @@ from vision_rl.engine.store import VisionStore
 from vision_rl.engine.store_server import PREFIX, VisionStoreClient, VisionStoreServer
 from vision_rl.engine.strategy import VisionStrategy
 from vision_rl.errors import UserError
+from vision_rl.rewards import Reward
 from vision_rl.run_dir import STOP_FILE
 from vision_rl.settings import TOKEN_VARIABLE
 
@@ -46,6 +47,17 @@ def validation_rows(rows: list[dict[str, Any]], resolved: Resolved) -> list[dict
     if not wanted or wanted >= len(rows):
         return rows
     return random.Random(resolved.app.validation.seed).sample(rows, wanted)
+
+
+def rollout_agent(answer: Callable[[dict[str, Any], Any], Awaitable[tuple[str, Reward]]]) -> agl.LitAgent[Any]:
+    """A task's `answer` as Agent Lightning's agent: one rollout, whose one reward is the number that evaluation prints."""
+
+    @agl.rollout
+    async def agent(task: dict[str, Any], llm: agl.LLM) -> None:
+        _, reward = await answer(task, llm)
+        agl.emit_reward({"reward": reward.value, **reward.components}, primary_key="reward")
+
+    return agent
 
 
 def fit(

@@ -136,7 +136,10 @@ class VisionProxy(LLMProxy):
             middlewares=["rollout_attempt", "stream_conversion", CallRoute, ClaimRoutes],  # type: ignore[list-item]
             callbacks=[TraceCallback],
             # One HTTP 500 puts the only model into a 5 s cool-down in which the other runners get 429.
-            litellm_config={"router_settings": {"disable_cooldowns": True}},
+            litellm_config={
+                "router_settings": {"disable_cooldowns": True},
+                "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},
+            },
             launcher_args=PythonServerLauncherArgs(
                 host=host,
                 access_host=access_host or host,

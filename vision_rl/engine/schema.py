@@ -24,9 +24,7 @@ FREE_FORM = (
     "actor_rollout_ref.model.override_config",
     "actor_rollout_ref.model.fused_kernel_options",
     "actor_rollout_ref.actor.optim.override_optimizer_config",
-    "actor_rollout_ref.actor.fsdp_config.mixed_precision",
     "actor_rollout_ref.actor.fsdp_config.wrap_policy",
-    "actor_rollout_ref.ref.fsdp_config.mixed_precision",
     "actor_rollout_ref.ref.fsdp_config.wrap_policy",
     "actor_rollout_ref.actor.megatron.override_ddp_config",
     "actor_rollout_ref.actor.megatron.override_transformer_config",
@@ -34,16 +32,23 @@ FREE_FORM = (
     "actor_rollout_ref.ref.megatron.override_ddp_config",
     "actor_rollout_ref.ref.megatron.override_transformer_config",
     "actor_rollout_ref.ref.megatron.override_mcore_model_config",
-    "data.apply_chat_template_kwargs",
+    "actor_rollout_ref.rollout.checkpoint_engine.engine_kwargs",
 )
 VLLM_KWARGS = "actor_rollout_ref.rollout.engine_kwargs.vllm"
 SGLANG_KWARGS = "actor_rollout_ref.rollout.engine_kwargs.sglang"
-# Arguments that SGLang 0.5.5 does not have and `sglang_server.py` reads, the first two under vLLM's names.
+# Arguments that SGLang does not have and `sglang_server.py` reads, the first two under vLLM's names.
 SGLANG_OWN = ("mm_processor_kwargs", "allowed_local_media_path", "mm_embedding_cache_mb")
 RAY_INIT = "ray_kwargs.ray_init"
 # Keys that neither YAML nor dataclass names and that code reads all the same, with the type of their value.
 UNLISTED = {
-    "data.image_base_dir": "Optional[str]",  # agentlightning/verl/trainer.py, fit()
+    **{
+        f"actor_rollout_ref.{role}.fsdp_config.mixed_precision.{name}": "str"  # verl/workers/engine/fsdp/transformer_impl.py
+        for role in ("actor", "ref")
+        for name in ("param_dtype", "reduce_dtype", "buffer_dtype")
+    },
+    # A number or text with two bounds (verl/trainer/config/algorithm.py); the YAML names no class to tell.
+    "algorithm.rollout_correction.rollout_is_threshold": "Any",
+    "algorithm.rollout_correction.rollout_rs_threshold": "Any",
     **{f"{RAY_INIT}.{key}": "Optional[int]" for key in ("num_gpus", "object_store_memory", "dashboard_port")},
     **{f"{RAY_INIT}.{key}": "Optional[str]" for key in ("address", "namespace", "dashboard_host", "_temp_dir")},
     **{f"{RAY_INIT}.{key}": "bool" for key in ("include_dashboard", "log_to_driver", "ignore_reinit_error")},
@@ -78,8 +83,10 @@ def package_dir(name: str) -> Path:
 def _compose(megatron: bool) -> DictConfig:
     directory = package_dir("verl") / "trainer" / "config"
     with initialize_config_dir(version_base=None, config_dir=str(directory)):
-        config = compose("ppo_megatron_trainer" if megatron else "ppo_trainer")
+        config = compose("ppo_trainer", overrides=["model_engine=megatron"] if megatron else [])
     OmegaConf.set_struct(config, False)
+    # No reward model runs, but verl's tree does not resolve without the name of an engine that would serve it.
+    config.reward.reward_model.rollout.name = "vllm"
     return config
 
 
@@ -89,12 +96,9 @@ def verl_defaults(megatron: bool) -> DictConfig:
 
 
 def agentlightning_defaults() -> DictConfig:
-    """What `agentlightning/verl/config.yaml` lays over verl's defaults, without its hydra directives."""
+    """The `agentlightning` section of `agentlightning/verl/config.yaml`; the rest of it is for verl 0.6's agent loops."""
     config = OmegaConf.load(package_dir("agentlightning") / "verl" / "config.yaml")
-    assert isinstance(config, DictConfig)
-    for directive in ("hydra", "defaults"):
-        config.pop(directive, None)
-    return config
+    return OmegaConf.create({"agentlightning": config.agentlightning})
 
 
 def _class_fields(path: Path) -> dict[str, tuple[list[str], dict[str, str]]]:
@@ -132,7 +136,7 @@ def _fields(class_name: str) -> dict[str, str]:
 
 @functools.cache
 def vllm_arguments() -> frozenset[str]:
-    """Names that `vllm serve` accepts as `--name`, with their `no_` forms; empty where vLLM is not installed."""
+    """Names that `vllm serve` accepts as `--name` (verl says false as `--no-name`); empty where vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         return frozenset()
     root = package_dir("vllm")
@@ -140,13 +144,11 @@ def vllm_arguments() -> frozenset[str]:
     for path, class_name in (
         (root / "engine" / "arg_utils.py", "EngineArgs"),
         (root / "engine" / "arg_utils.py", "AsyncEngineArgs"),
+        (root / "entrypoints" / "openai" / "cli_args.py", "BaseFrontendArgs"),
         (root / "entrypoints" / "openai" / "cli_args.py", "FrontendArgs"),
     ):
         _, fields = _class_fields(path).get(class_name, ([], {}))
-        for name, annotation in fields.items():
-            names.add(name)
-            if "bool" in annotation:
-                names.add(f"no_{name}")
+        names.update(fields)
     return frozenset(names)
 
 

@@ -84,11 +84,9 @@ def case_card(record: Record, settings: Mapping[str, Any], end: str) -> Card:
     grounding = record["task"] == "grounding"
     true: list[Box] = [(box[0], box[1], box[2], box[3]) for box in record["boxes"]]
     boxes: list[Box] = []
-    # An answer in the space of a zoomed view cannot be placed: the record does not name the view.
-    placed = settings.get("answer_view") != "last" or not record["components"].get("tools/zooms")
-    if grounding and placed and record["image_sizes"]:
+    if grounding and record["image_sizes"]:
         width, height = record["image_sizes"][0]
-        boxes = predicted_boxes(record["reply"], settings, (width, height))
+        boxes = predicted_boxes(record, settings, (width, height))
     facets = {"end": end, "source": record["source"], "outcome": metrics.outcome(record) if grounding else ""}
     reward = {"reward": record["reward"], **record["components"]}
     answer = Answer(1, (Turn(record["reply"]),), reward, boxes=tuple(boxes), facets=facets)

@@ -9,16 +9,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import agentlightning as agl
 import openai
 
-from vision_rl.client import openai_base_url, shared_client
+from vision_rl.client import LLM, openai_base_url, shared_client
 from vision_rl.errors import UserError
 from vision_rl.evaluation.store import EvaluationStore, Record
 from vision_rl.evaluation.traffic import Traffic, Usage, metered, retry_after
 from vision_rl.rewards import Reward
 
-Answer = Callable[[dict[str, Any], agl.LLM], Awaitable[tuple[str, Reward]]]
+Answer = Callable[[dict[str, Any], LLM], Awaitable[tuple[str, Reward]]]
 Row = dict[str, Any]
 _LONGEST_BACKOFF = 30.0
 _REFUSED = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
@@ -82,7 +81,7 @@ async def check_endpoint(endpoint: str, model: str) -> None:
 async def run_rows(
     rows: Sequence[tuple[int, Row]],
     answer: Answer,
-    llm: agl.LLM,
+    llm: LLM,
     store: EvaluationStore,
     *,
     limits: Limits,
@@ -122,7 +121,7 @@ async def run_rows(
 
 
 async def _one(
-    number: int, row: Row, answer: Answer, llm: agl.LLM, limits: Limits, prepare: Callable[[Row], Row]
+    number: int, row: Row, answer: Answer, llm: LLM, limits: Limits, prepare: Callable[[Row], Row]
 ) -> Record:
     started = time.monotonic()
     with metered() as usage:
@@ -131,7 +130,7 @@ async def _one(
     return record_of(number, row, reply, reward, failure, usage, time.monotonic() - started)
 
 
-async def _tried(task: Row, answer: Answer, llm: agl.LLM, limits: Limits) -> tuple[str, Reward | None, str]:
+async def _tried(task: Row, answer: Answer, llm: LLM, limits: Limits) -> tuple[str, Reward | None, str]:
     """(reply, reward, "") or ("", None, why it failed)."""
     attempt, refusals, deadline = 0, 0, time.monotonic() + limits.rate_limit_seconds
     while True:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import agentlightning as agl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vision_rl.client import LLM
 from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
@@ -76,7 +76,7 @@ def evaluate(job: Job, answer: Answer, server: Server, console: Console) -> dict
             if pending:
                 check_images([row for _, row in pending], job.identity["data"])
                 with server() as (endpoint, model):
-                    llm = agl.LLM(endpoint=endpoint, model=model, sampling_parameters=dict(job.sampling))
+                    llm = LLM(endpoint=endpoint, model=model, sampling_parameters=dict(job.sampling))
                     asyncio.run(_ask(job, answer, llm, store, pending, console))
         finally:
             if store.records:
@@ -105,7 +105,7 @@ def conclude(job: Job, records: Mapping[int, Record]) -> dict[str, Any]:
 
 
 async def _ask(
-    job: Job, answer: Answer, llm: agl.LLM, store: EvaluationStore, pending: Sequence[tuple[int, Row]], console: Console
+    job: Job, answer: Answer, llm: LLM, store: EvaluationStore, pending: Sequence[tuple[int, Row]], console: Console
 ) -> None:
     await check_endpoint(llm.endpoint, llm.model)
     task = str(job.identity["task"])

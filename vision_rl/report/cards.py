@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_rl.boxes import Box
-from vision_rl.data.images import open_image
+from vision_rl.data.images import image_size, open_image
 from vision_rl.errors import UserError
 from vision_rl.replay import answer_boxes, picture_path, pictures_of, predicted_boxes, views_of
 from vision_rl.report.index import Rollout, lost
@@ -83,7 +84,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a run's rollouts come from. settings: the agent's, and "task". by_std: advantages divide by the spread."""
+    """Where a run's rollouts come from. settings: the agent's, and "truth". by_std: advantages divide by the spread."""
 
     run_dir: Path
     settings: Mapping[str, Any]
@@ -229,18 +230,19 @@ def _answer(
 def _looked(rollout: Rollout, source: Source) -> tuple[tuple[Box, ...], list[Box | None]]:
     """(boxes of the last reply, where each picture of the conversation lies), in the first picture's unit space.
 
-    The replies' tool calls are carried out once more where there were any. A picture that is gone leaves both empty.
+    The replies' tool calls are carried out once more where there were any; without their pictures, only an answer about the
+    first one can be placed.
     """
-    if not rollout["replies"] or source.settings["task"] != "grounding":
+    if not rollout["replies"] or source.settings["truth"] != "boxes":
         return (), []
-    try:
+    with contextlib.suppress(UserError):
         if rollout["reward"].get("tools/zooms"):
             views = views_of(rollout, source.settings, pictures_of(source.run_dir, rollout))
             return tuple(answer_boxes(rollout, source.settings, views)), [view.box for view in views]
-        size = open_image(rollout["image_paths"][0]).size
-        return tuple(predicted_boxes(rollout["replies"][-1], source.settings, size)), []
-    except UserError:
-        return (), []
+    with contextlib.suppress(UserError):
+        record = {"reply": rollout["replies"][-1], "components": rollout["reward"]}
+        return tuple(predicted_boxes(record, source.settings, image_size(rollout["image_paths"][0]))), []
+    return (), []
 
 
 def _turns(rollout: Rollout, run_dir: Path, views: Sequence[Box | None], marks: Sequence[Any]) -> list[Turn]:

@@ -15,7 +15,6 @@ from vision_rl.report.cards import Card, Source, group_cards, validation_cards
 from vision_rl.report.charts import PHASES, Curves, component_label, figure, laid_over
 from vision_rl.report.index import DROPPED, RolloutIndex
 from vision_rl.report.page import Alarm, Cell, Drawing, Page, Row, Table, Tile, render
-from vision_rl.summary import METRIC
 
 REPORT = "report.html"
 WATCHED = (
@@ -140,7 +139,7 @@ def _page(shown: Sequence[Shown], names: Sequence[str], choice: Choice) -> Page:
 def _cards(each: Shown, choice: Choice) -> list[Card]:
     run = each.run
     by_std = run.config.get("algorithm.norm_adv_by_std_in_grpo") is not False
-    source = Source(run.path, {**run.settings, "task": run.task}, each.name, by_std)
+    source = Source(run.path, {**run.settings, "truth": run.truth}, each.name, by_std)
     cards = [card for rollouts in each.train.values() for card in group_cards(rollouts, source, choice.groups)]
     return [*validation_cards(each.validation, source), *cards]
 
@@ -226,7 +225,7 @@ def _clock(seconds: float) -> str:
 def tiles(each: Shown) -> list[Tile]:
     """The figures at the top."""
     run, index = each.run, each.index
-    steps, metric, found = run.steps(), METRIC[run.task], []
+    steps, metric, found = run.steps(), run.metric, []
     validations = [line for line in run.metrics if line.get(f"val/{metric}") is not None]
     if validations:
         first, last = validations[0][f"val/{metric}"], validations[-1][f"val/{metric}"]

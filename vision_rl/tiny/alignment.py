@@ -15,8 +15,7 @@ import torch
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from vision_rl.data.schema import TASKS
-from vision_rl.tiny.scenes import CELL, COLORS, ELEMENTS, PLACES, SHAPES, Example, draw_example, place
+from vision_rl.tiny.scenes import CELL, COLORS, ELEMENTS, PLACES, SHAPES, TASKS, Example, draw_example, place
 
 FACETS = (tuple(COLORS), (*SHAPES, *ELEMENTS), *PLACES)
 """What is to be named, and the words for it: colour, kind, place across, place down."""

@@ -17,6 +17,8 @@ Box = tuple[float, float, float, float]
 PixelBox = tuple[int, int, int, int]
 Rgb = tuple[int, int, int]
 
+TASKS = ("vqa", "grounding")
+"""The tasks that the tiny model is made for."""
 COLORS: dict[str, Rgb] = {"red": (214, 40, 40), "green": (40, 160, 70), "blue": (50, 90, 220), "yellow": (235, 200, 40)}
 SHAPES = ("circle", "square", "triangle")
 COUNTS = ("1", "2", "3", "4")

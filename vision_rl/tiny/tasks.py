@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from vision_rl.data.schema import TASKS, write_rows
+from vision_rl.data.schema import write_rows
 from vision_rl.errors import UserError
-from vision_rl.tiny.scenes import COLORS, COUNTS, SHAPES, TEXT_ELEMENTS, Example, draw_example
+from vision_rl.tiny.scenes import COLORS, COUNTS, SHAPES, TASKS, TEXT_ELEMENTS, Example, draw_example
 
 SPLITS = ("train", "val", "test")
 ANNOTATORS = 10

@@ -24,12 +24,11 @@ import torch
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from vision_rl.data.schema import TASKS
 from vision_rl.prompts import GROUNDING_PROMPT, VQA_PROMPT
 from vision_rl.tiny.alignment import Alignment
 from vision_rl.tiny.model import END
 from vision_rl.tiny.optimizer import adamw, schedule, update
-from vision_rl.tiny.scenes import PLACES, Box, Example, draw_example, place, unit_box
+from vision_rl.tiny.scenes import PLACES, TASKS, Box, Example, draw_example, place, unit_box
 from vision_rl.tokens import forbidden_token_ids
 
 BATCH = 64

@@ -1,0 +1,70 @@
+"""What verl lacks and `vision_rl/backends` adds: a CPU platform, a reference model there, banned tokens, frozen towers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.actor import actor, log_probs
+from vision_rl.backends.engine import VisionEngine, freeze_vision_tower
+from vision_rl.engine.pixels import Pixels
+from vision_rl.errors import UserError
+from vision_rl.training.rows import RowBuilder
+from vision_rl.training.samples import Sample
+
+TEXT = Sample([5, 6, 7, 8], [9, 10, 11], [1, 1, 1], [-1.0] * 3, [], 1.0, "g", "r", 0)
+
+
+@pytest.fixture
+def rows(tiny_processor: Any, tmp_path: Path) -> list[dict[str, Any]]:
+    builder = RowBuilder(tiny_processor, Pixels(tiny_processor, tmp_path), max_prompt_length=9, max_response_length=9)
+    return [builder.row(TEXT)]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(("plugins", "device"), [("auto", "cpu"), ("none", "cuda")])
+def test_verl_knows_the_cpu_by_the_plug_in_alone(plugins: str, device: str) -> None:
+    """Without it verl takes a machine without an accelerator for one of NVIDIA's."""
+    code = "import verl; from verl.utils.device import get_device_name; print(get_device_name())"
+    environment = {**os.environ, "VERL_USE_EXTERNAL_PLUGINS": plugins, "CUDA_VISIBLE_DEVICES": ""}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split()[-1] == device
+
+
+def test_a_reference_model_needs_no_pinned_memory(rows: list[dict[str, Any]]) -> None:
+    """FSDP2 pins the memory of a model without updates; without the engine's line this raises on a CPU."""
+    assert log_probs(actor("ref"), rows, None).shape == (1, 3)
+
+
+def test_banned_tokens_have_no_probability_in_the_actor(rows: list[dict[str, Any]]) -> None:
+    """verl's server never samples them; unless the actor takes them out too, every other token is too improbable there."""
+    worker = actor()
+    free = log_probs(worker, rows, None)
+    worker.engine.banned_tokens = torch.arange(20, 200)
+    banned = log_probs(worker, rows, None)
+    assert (banned > free).all()
+    gain = (banned - free)[0]
+    probabilities = -torch.expm1(-gain)  # of the banned: log p' - log p = -log(1 - p(banned))
+    assert ((probabilities > 0) & (probabilities < 1)).all()
+    worker.engine.banned_tokens = torch.tensor([int(rows[0]["responses"][1])])
+    assert log_probs(worker, rows, None)[0, 1] < -1e4
+
+
+def test_a_frozen_tower_stays_as_it_is() -> None:
+    VisionEngine.freezes_tower = True
+    try:
+        module = actor().engine.module
+    finally:
+        VisionEngine.freezes_tower = False
+    moving = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert moving and not any("visual" in name for name in moving)
+
+
+def test_a_model_without_a_tower_cannot_freeze_it() -> None:
+    with pytest.raises(UserError, match="has no part named visual"):
+        freeze_vision_tower(torch.nn.Sequential(torch.nn.Linear(2, 2)))

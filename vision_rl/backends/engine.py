@@ -1,0 +1,135 @@
+"""verl's FSDP engine with eyes: pictures by reference, the server's banned tokens, a frozen vision tower, and plain CPUs.
+
+Registered with verl's `EngineRegistry` for "cpu", and for "cuda" by the vendor's name, which goes before verl's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import verl.workers.engine.fsdp.transformer_impl as fsdp_engine
+from tensordict.tensorclass import NonTensorData, NonTensorStack
+from verl.utils.device import get_device_name
+from verl.workers.engine.base import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+from vision_rl.engine.pixels import Pixels
+from vision_rl.errors import UserError
+
+VISION_TOWERS = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "vision_encoder")
+"""What the families call the part that sees, projector included, below `model` (or `model.model`)."""
+
+
+class VisionEngine(FSDPEngineWithLMHead):
+    """`FSDPEngineWithLMHead` for models that see.
+
+    The worker sets `freezes_tower` before the model is built, `pixels` and `banned_tokens` before the first batch.
+    """
+
+    freezes_tower = False
+    pixels: Pixels | None = None
+    banned_tokens: torch.Tensor | None = None
+
+    def _build_module(self) -> Any:
+        module = super()._build_module()
+        _unpack_visual_outputs(module)
+        if self.freezes_tower:
+            freeze_vision_tower(module)
+        module.get_output_embeddings().register_forward_hook(self._ban)
+        return module
+
+    def _build_fsdp_module(self, module: Any) -> Any:
+        if get_device_name() == "cpu":
+            # FSDP2 keeps a model without updates in pinned memory (transformer_impl.py:462), which only an accelerator has.
+            # On a CPU there is nothing to offload from. test_backends.py builds a reference model and fails without this line.
+            fsdp_engine.CPUOffloadPolicy = lambda **_kwargs: None
+        return super()._build_fsdp_module(module)
+
+    def _ban(self, _module: Any, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        """Take the tokens out that verl's server never samples (monkey_patch_compute_logits: placeholders of pictures, and
+        ids beyond the tokenizer): else the actor's log-probabilities are off by log(1 - p(banned)).
+
+        logits: (..., vocabulary). A finite minimum instead of -inf: entropy multiplies logits with probabilities of zero.
+        """
+        if self.banned_tokens is None or not len(self.banned_tokens):
+            return logits
+        banned = self.banned_tokens.to(logits.device)
+        return logits.index_fill(-1, banned, torch.finfo(logits.dtype).min)
+
+    def prepare_model_inputs(self, micro_batch: Any) -> Any:
+        """As upstream, with the pixels of this micro-batch in place of the references that came through the queue."""
+        inputs = micro_batch.get("multi_modal_inputs", None)
+        if inputs is not None:
+            opened = NonTensorStack(*[NonTensorData(self._opened(one)) for one in inputs])
+            micro_batch.set("multi_modal_inputs", opened)
+        mend_positions(micro_batch)
+        return super().prepare_model_inputs(micro_batch)
+
+    def _opened(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """Pixels and grids of one sample; `inputs` is what `training/batch.py` queued: {"refs": [...]} or nothing."""
+        inputs = getattr(inputs, "data", inputs)
+        refs = inputs.get("refs") if inputs else None
+        if not refs:
+            return {}
+        if self.pixels is None:
+            raise UserError("the actor was not told where the run's pictures are")
+        return self.pixels.inputs(refs)
+
+
+def mend_positions(data: Any) -> None:
+    """Make M-RoPE positions, (rows, 4, length), ragged in the length, in place. Call it before rows are selected.
+
+    Where all rows are equally long, `as_nested_tensor` takes the 4 for the ragged dimension, and verl 0.9.1 then declares
+    it to be the last one (utils/tensordict_utils.py, `maybe_fix_3d_position_ids`): the update would be computed at
+    wrong positions, in silence.
+    """
+    positions = data["position_ids"]
+    if positions.dim() != 3:
+        return
+    values = positions.values()
+    if values.shape[0] != 4:  # (rows * 4, length)
+        values = values.unflatten(0, (-1, 4)).transpose(0, 1).flatten(1)
+    ragged = torch.nested.nested_tensor_from_jagged(values, data["input_ids"].offsets(), jagged_dim=2)
+    data.set("position_ids", ragged)  # `data[...] =` would write into the old tensor, whose offsets differ
+
+
+def _unpack_visual_outputs(module: Any) -> None:
+    """Let `visual(...)` answer with a plain tensor to verl's text-only path.
+
+    verl 0.9.1 calls `model.visual(...).mean()` for a micro-batch without pictures of Qwen2-VL, Qwen2.5-VL and GLM-4V
+    (models/transformers/qwen2_vl.py:393, glm4v.py), but under transformers 5 `visual` answers with an output object.
+    """
+    inner = getattr(module, "model", module)
+    visual = getattr(inner, "visual", None)
+    if visual is None:
+        return
+
+    def with_mean(_module: Any, _args: Any, output: Any) -> Any:
+        if not isinstance(output, torch.Tensor) and not hasattr(output, "mean"):
+            output.mean = output.pooler_output.mean if output.pooler_output is not None else output[0].mean
+        return output
+
+    visual.register_forward_hook(with_mean)
+
+
+def freeze_vision_tower(module: Any) -> int:
+    """Take the part that sees out of the update; returns how many tensors were frozen. Raises `UserError` if there is none.
+
+    verl 0.9.1 keeps the key `actor.freeze_vision_tower`, but no FSDP code reads it any more.
+    """
+    frozen = 0
+    for name, parameter in module.named_parameters():
+        if any(part in VISION_TOWERS for part in name.split(".")):
+            parameter.requires_grad_(False)
+            frozen += 1
+    if not frozen:
+        raise UserError(
+            f"freeze_vision_tower=true, but {type(module).__name__} has no part named {', '.join(VISION_TOWERS)}"
+        )
+    return frozen
+
+
+_register = EngineRegistry.register
+_register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")(VisionEngine)
+_register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=["nvidia", "amd"])(VisionEngine)

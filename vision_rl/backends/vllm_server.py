@@ -1,0 +1,95 @@
+"""verl's vLLM server, reached over HTTP by the LLM proxy: adapters by name, no fetching of media, a fast start on CPUs."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import signal
+from typing import Any
+
+import ray
+from verl.workers.rollout.replica import RolloutReplicaRegistry
+from verl.workers.rollout.vllm_rollout import vllm_async_server
+from verl.workers.rollout.vllm_rollout.utils import VLLM_LORA_INT_ID, VLLM_LORA_PATH
+from vllm.lora.request import LoRARequest
+
+from vision_rl.engine.processor import load_processor
+from vision_rl.gpu import cpu_build
+from vision_rl.orphans import end_with_parent
+
+ADAPTER_NAME = "adapter"
+"""The model name under which the HTTP server answers with the adapter."""
+NO_DOMAIN = "none.invalid"
+"""vLLM takes an empty list of allowed media domains for "all"; a name that cannot exist allows none."""
+
+
+class VisionHttpServer(vllm_async_server.vLLMHttpServer):
+    """verl's server; answers with the adapter to whoever asks for `ADAPTER_NAME`, once verl has loaded it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if cpu_build():
+            fork_engine()
+        super().__init__(*args, **kwargs)
+
+    def _init_model_config(self, model_config: Any) -> Any:
+        """verl's `hf_processor` knows seven classes; of the others it would not know which tokens must not be sampled."""
+        config = super()._init_model_config(model_config)
+        config.processor = load_processor(config.path, trust_remote_code=config.trust_remote_code)
+        return config
+
+    def _get_worker_extension_cls(self) -> str:
+        own = "vision_rl.backends.vllm_extension.CpuExtension"
+        return own if cpu_build() else super()._get_worker_extension_cls()
+
+    def _preprocess_engine_kwargs(self, engine_kwargs: dict[str, Any]) -> None:
+        super()._preprocess_engine_kwargs(engine_kwargs)
+        engine_kwargs["allowed_media_domains"] = [NO_DOMAIN]
+
+    async def run_server(self, args: argparse.Namespace) -> None:
+        async def keep_models(engine: Any, state: Any, args: argparse.Namespace, supported_tasks: Any = None) -> None:
+            await _init_app_state(engine, state, args, supported_tasks)
+            self.models = state.openai_serving_models
+
+        if self.lora_as_adapter:
+            # verl keeps no handle to the HTTP application; its list of models is where an adapter gets its name.
+            vllm_async_server.init_app_state = keep_models
+        await super().run_server(args)
+
+    async def clear_kv_cache(self) -> None:
+        """verl calls this after every weight sync."""
+        await super().clear_kv_cache()
+        if self.lora_as_adapter and VLLM_LORA_INT_ID in await self.engine.list_loras():
+            # vLLM looks at the path only of ids that it has not loaded; verl's weight sync has loaded this one.
+            adapter = LoRARequest(lora_name=ADAPTER_NAME, lora_int_id=VLLM_LORA_INT_ID, lora_path=VLLM_LORA_PATH)
+            self.models.lora_requests[ADAPTER_NAME] = adapter
+
+
+_init_app_state = vllm_async_server.init_app_state
+
+
+def fork_engine() -> None:
+    """Let vLLM fork its engine process: a spawned one imports everything again, 10 s of a CPU.
+
+    vLLM forces spawn inside Ray actors for CUDA's sake (vllm/utils/system_utils.py:126) and offers no setting. It is
+    for the CPU build alone, which has no CUDA context to lose.
+    """
+    import vllm.utils.system_utils
+
+    vllm.utils.system_utils._maybe_force_spawn = lambda: None
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    # A spawned engine notices that its server was killed; a fork keeps the other ends of its own pipes open.
+    os.register_at_fork(after_in_child=functools.partial(end_with_parent, signal.SIGKILL))
+
+
+class VisionReplica(vllm_async_server.vLLMReplica):
+    """A replica whose HTTP server is ours."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.server_class = ray.remote(VisionHttpServer)
+
+
+def register() -> None:
+    """Make verl use `VisionReplica` where the configuration says `rollout.name=vllm`."""
+    RolloutReplicaRegistry.register("vllm", lambda: VisionReplica)

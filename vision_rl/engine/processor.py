@@ -1,0 +1,53 @@
+"""The model's processor as the model server loads it, with the model's own M-RoPE function bound to it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from vision_rl.errors import UserError
+
+_MROPE_METHODS = ("get_rope_index", "get_vision_position_ids")
+
+
+def load_processor(path: str, trust_remote_code: bool = False) -> Any:
+    """The Hugging Face processor of the model folder or hub name `path`, for any family that transformers knows.
+
+    verl 0.9.1's `hf_processor` (verl/utils/tokenizer/tokenizer.py) returns None for all but seven processor classes.
+    Image processor backend: left to transformers, which takes torchvision, and Pillow for the Lanczos families (Idefics3,
+    SmolVLM: image_processing_auto.py, DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS). vLLM 0.24 ends at the same choice: it
+    asks for `use_fast=True` in the Qwen-VL, Ernie and Llama 4 rows, which is torchvision, and for nothing elsewhere. The
+    two backends' resizing differs, and with the other one log-probabilities are off by 0.01.
+
+    As in verl, the result carries `config`, and for M-RoPE families `get_rope_index`, the model class's own function.
+    Raises `UserError` when there is no multimodal processor at `path`.
+    """
+    from transformers import AutoConfig, AutoProcessor, ProcessorMixin
+
+    try:
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"the processor of {path} cannot be loaded: {error}") from error
+    if not isinstance(processor, ProcessorMixin):
+        raise UserError(
+            f"{path} has no image processor, only {type(processor).__name__}: add preprocessor_config.json (or "
+            "processor_config.json) of the original model"
+        )
+    bind_positions(processor, config)
+    return processor
+
+
+def bind_positions(processor: Any, config: Any) -> None:
+    """Give `processor` the model's `config` and, for M-RoPE families, its `get_rope_index`, the model class's own.
+
+    `partial`, not a bound method as in verl: a processor with the latter cannot be unpickled.
+    """
+    from transformers import MODEL_MAPPING
+
+    processor.config = config
+    model_class = MODEL_MAPPING.get(type(config), None)
+    if hasattr(model_class, "get_rope_index"):
+        for name in _MROPE_METHODS:
+            if hasattr(model_class, name):
+                setattr(processor, name, partial(getattr(model_class, name), processor))

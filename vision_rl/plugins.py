@@ -1,0 +1,76 @@
+"""Code of the user's own, named in the configuration: modules to import, and rewards.
+
+A name is a module as Python imports it: of an installed package, or of a file in a folder of PYTHONPATH. Ray's workers
+and Agent Lightning's runners take both from the process that starts the run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vision_rl.errors import UserError
+from vision_rl.rewards.terms import Reward
+from vision_rl.tasks import Task
+
+UserReward = Callable[[str, Mapping[str, Any]], "Reward | float"]
+"""(reply, row with settings) -> the reward that trains, alone or with components of its own."""
+
+
+def import_user_modules(names: Sequence[str]) -> None:
+    """Import every module of `app.imports`, for what it registers on import, such as an advantage estimator with verl.
+
+    Raises `UserError` naming the module that does not import.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a user's module raises
+            raise UserError(
+                f"app.imports: {name} cannot be imported ({type(error).__name__}: {error}); install its package or put "
+                "its folder on PYTHONPATH"
+            ) from error
+
+
+def is_user_reward(name: str) -> bool:
+    """Whether an `agent.reward` names a function of the user's own, as "module:function"."""
+    return ":" in name
+
+
+def user_reward(name: str) -> UserReward:
+    """The function behind `agent.reward=module:function`. Raises `UserError` if it cannot be imported or is none."""
+    try:
+        function = pkgutil.resolve_name(name)
+    except Exception as error:  # whatever a user's module raises
+        raise UserError(
+            f"agent.reward={name} cannot be imported ({type(error).__name__}: {error}); write it as module:function, and "
+            "put the module's folder on PYTHONPATH"
+        ) from error
+    if not callable(function):
+        raise UserError(f"agent.reward={name} is a {type(function).__name__} and no function of (reply, row)")
+    found: UserReward = function
+    return found
+
+
+def check_reward(task: Task, name: str) -> None:
+    """Raise `UserError` for an `agent.reward` that is none of the task's and no importable function."""
+    if is_user_reward(name):
+        user_reward(name)
+    elif name not in task.rewards:
+        raise UserError(
+            f"agent.reward={name} is no reward of --task {task.name}; use {', '.join(task.rewards)}, or module:function "
+            "for one of your own"
+        )
+
+
+def rewarded(name: str, reply: str, row: Mapping[str, Any], standard: Reward) -> Reward:
+    """The user's reward of a reply, beside the components of the task's standard one, by which runs are compared.
+
+    A component of the user's own that has a standard one's name replaces it. Raises `ValueError` for what is not finite.
+    """
+    own = user_reward(name)(reply, row)
+    if not isinstance(own, Reward):
+        own = Reward(float(own))
+    return Reward(own.value, {**standard.components, **own.components})

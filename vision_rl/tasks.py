@@ -1,0 +1,227 @@
+"""The table of tasks: everything that tells one task from another is a field of its row.
+
+A task outside this repository is a file with a `TASK` in it (`--task path/to/my_task.py`), or an installed package
+that names its row under the entry point group `vision_rl.tasks`. docs/add-a-task.md builds one.
+
+A field that holds code may hold it as "module:attribute" instead, which is imported when it is first asked for: to look
+up a task's name or its default reward costs no import of its agent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vision_rl.errors import UserError
+
+if TYPE_CHECKING:
+    import random
+
+    from PIL import Image
+
+    from vision_rl.boxes import Box
+    from vision_rl.client import LLM
+    from vision_rl.rewards.terms import Reward
+
+ENTRY_POINTS = "vision_rl.tasks"
+TASK_HELP = "vqa, grounding, an installed task's name, or path/to/my_task.py"
+TRUTHS = ("answers", "boxes")
+"""The columns of a row that can hold what is right: accepted texts, or boxes in unit space."""
+
+Row = Mapping[str, Any]
+"""A row of `vision_rl.data.schema`, absolute paths; agents get it with `settings`, an `AgentSettings` as a dict."""
+Record = Mapping[str, Any]
+"""A scored row, as a line of rows.jsonl: the row's own fields, `reply`, `reward` and `components`."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the table. Only `name` and `answer` must be given; the defaults suit tasks with short answers.
+
+    The first block trains, the second checks data, the third sums up results.
+    """
+
+    name: str
+    """What `--task`, the `task` column of data files and the run's configuration call it."""
+    answer: Callable[[dict[str, Any], LLM], Awaitable[tuple[str, Reward]]] | str
+    """The agent: asks the model about a row and scores its last reply. Training, workers, evaluation and baselines call it."""
+    truth: str = "answers"
+    """One of `TRUTHS`; the other column must be empty in rows of this task."""
+    rewards: tuple[str, ...] = ("default",)
+    """What `agent.reward` may be, beside a function of the user's own ("module:function"); the first is the default."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Settings (dotted keys) that this task sets before the preset does."""
+    prompt: str = ""
+    """The user's text, as a template: what a question becomes."""
+
+    score: Callable[[Row, str], Reward] | str | None = None
+    """(row with settings, reply) -> the reward that trains, where no conversation is needed to know it."""
+    gold: Callable[[Row], tuple[str, float]] | str | None = None
+    """(row with settings) -> the reply of a perfect model and the score that it must reach; `verify` asks `score`."""
+    synthetic: Callable[[random.Random], tuple[Image.Image, dict[str, Any]]] | str | None = None
+    """Draws one made-up picture and the fields of its row: the data of a run without --data-path. None: there is none."""
+
+    metric: str = "accuracy"
+    """The component of the reward that validation is judged by, whatever the reward of training is."""
+    hit: str = ""
+    """The component that says, as 0 to 1, whether a reply is right; confidences are held against it. "": `metric`."""
+    measures: Mapping[str, Callable[[Record], float]] | str = field(default_factory=dict)
+    """Figures of an evaluation by name. Empty: the metric, the reward, and the share of well-formed replies."""
+    headline: tuple[str, ...] = ()
+    """The measures that breakdowns show, the leading one first. Empty: the metric."""
+    breakdowns: Callable[[Record], list[tuple[str, str]]] | str | None = None
+    """The tables that a record counts in, as (breakdown, value) pairs."""
+    submission: Callable[[Sequence[Record]], Any] | str | None = None
+    """The result file that the task's official server takes, as JSON; None for records that it would not take."""
+    drawing: Callable[[Record, Mapping[str, Any], tuple[int, int]], list[Box]] | str | None = None
+    """(record, settings, (width, height) of its first picture) -> predicted boxes in unit space, drawn over the picture."""
+
+    source: str = ""
+    """The file that the task was loaded from; "" for a built-in or an installed one. Filled in on loading."""
+
+    def __post_init__(self) -> None:
+        if self.truth not in TRUTHS:
+            raise UserError(f"task {self.name!r} has truth={self.truth!r}; choose one of {', '.join(TRUTHS)}")
+        if not self.rewards:
+            raise UserError(f"task {self.name!r} has no reward; name at least one in `rewards`")
+
+    def part(self, name: str) -> Any:
+        """The field of that name, imported if it is "module:attribute". Raises `UserError` for what cannot be imported."""
+        value = getattr(self, name)
+        if not (isinstance(value, str) and ":" in value):
+            return value
+        try:
+            return pkgutil.resolve_name(value)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"task {self.name!r}: {name}={value!r} cannot be imported ({error})") from error
+
+    @property
+    def spec(self) -> str:
+        """What another machine's --task must say to mean this task."""
+        return self.source or self.name
+
+    @property
+    def hit_component(self) -> str:
+        """`hit`, or the metric where a task makes no difference."""
+        return self.hit or self.metric
+
+    def recorded(self) -> dict[str, str]:
+        """What a run's configuration keeps, so that its record can be read where the task's own file is not."""
+        return {"name": self.name, "source": self.source, "truth": self.truth, "metric": self.metric}
+
+    def layer(self) -> dict[str, Any]:
+        """The task's settings as a layer of the configuration."""
+        return {"agent.reward": self.rewards[0], **self.defaults}
+
+
+BUILT_IN = {
+    task.name: task
+    for task in (
+        Task(
+            name="vqa",
+            answer="vqa_agent:answer",
+            rewards=("official", "similarity", "judge"),
+            prompt="{question}\nAnswer the question using a single word or phrase.",  # the usual suffix for VQAv2
+            score="vqa_agent:score",
+            gold="vision_rl.rewards.vqa:gold",
+            synthetic="vision_rl.tiny.tasks:vqa_example",
+            measures="vision_rl.evaluation.metrics:VQA_MEASURES",
+            breakdowns="vision_rl.evaluation.metrics:vqa_breakdowns",
+            submission="vision_rl.evaluation.summary:submission",
+        ),
+        Task(
+            name="grounding",
+            answer="grounding_agent:answer",
+            truth="boxes",
+            rewards=("iou", "giou", "diou", "ciou", "point", "gaussian", "arc", "max_iou"),
+            defaults={"agent.answer_format": "bbox"},
+            prompt="{question}\nAnswer with <bbox>[x1, y1, x2, y2]</bbox>, each a fraction of the image's width or height.",
+            score="grounding_agent:score",
+            gold="vision_rl.rewards.grounding:gold",
+            synthetic="vision_rl.tiny.tasks:grounding_example",
+            metric="iou",
+            hit="point",
+            measures="vision_rl.evaluation.metrics:GROUNDING_MEASURES",
+            headline=("point accuracy", "IoU", "ACC@0.5"),
+            breakdowns="vision_rl.evaluation.metrics:grounding_breakdowns",
+            drawing="vision_rl.replay:predicted_boxes",
+        ),
+    )
+}
+_loaded: dict[str, Task] = {}
+
+
+def get_task(spec: str) -> Task:
+    """The task of a name or of a file (`path/to/my_task.py`), which is loaded once and known by its name from then on.
+
+    Raises `UserError` for an unknown name, with the nearest one, and for a file without a usable `TASK`.
+    """
+    if spec in BUILT_IN or spec in _loaded:
+        return BUILT_IN.get(spec) or _loaded[spec]
+    if spec.endswith(".py"):
+        return _register(_from_file(Path(spec)))
+    installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if spec in installed:
+        try:
+            task = installed[spec].load()
+        except Exception as error:  # whatever another package's import raises
+            raise UserError(f"--task {spec}: {installed[spec].value} does not load ({_said(error)})") from error
+        return _register(_checked(task, f"{installed[spec].value} (entry point {spec})"))
+    names = task_names()
+    near = difflib.get_close_matches(spec, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(
+        f"--task {spec} is unknown{hint} (there are {', '.join(names)}; a task of your own is named by its file, "
+        "--task path/to/my_task.py)"
+    )
+
+
+def task_names() -> list[str]:
+    """The names of all tasks that are built in, loaded or installed."""
+    return list(dict.fromkeys([*BUILT_IN, *_loaded, *sorted(entry_points(group=ENTRY_POINTS).names)]))
+
+
+def _register(task: Task) -> Task:
+    known = BUILT_IN.get(task.name) or _loaded.get(task.name)
+    if known is not None and known.source != task.source:
+        raise UserError(
+            f"--task {task.spec} calls its task {task.name!r}, as {known.source or 'another'} does; rename one of them"
+        )
+    return _loaded.setdefault(task.name, task)
+
+
+def _from_file(path: Path) -> Task:
+    """The `TASK` of a Python file, which is run as a module of its own."""
+    if not path.is_file():
+        raise UserError(f"--task {path} does not exist; give the path of a Python file that defines TASK")
+    path = path.absolute()
+    name = f"vision_rl_task_{path.stem}"
+    specification = importlib.util.spec_from_file_location(name, path)
+    assert specification is not None and specification.loader is not None  # the suffix is .py
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up there
+    try:
+        specification.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's file raises
+        raise UserError(f"--task {path} does not load ({_said(error)}); mend the file") from error
+    return dataclasses.replace(_checked(getattr(module, "TASK", None), str(path)), source=str(path))
+
+
+def _checked(task: Any, where: str) -> Task:
+    if not isinstance(task, Task):
+        raise UserError(f"--task: {where} defines no TASK of type vision_rl.tasks.Task (docs/add-a-task.md shows one)")
+    return task
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

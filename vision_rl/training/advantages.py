@@ -1,0 +1,71 @@
+"""Group-relative advantages by verl's estimators, with every rollout counted once in its group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from verl import DataProto
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+
+TOKEN_LEVEL = ("optimal_token_baseline", "tir_optimal_token_baseline")
+"""Estimators whose advantages differ between the tokens of a reply; they get every row as it is."""
+
+
+def rollout_advantages(
+    batch: DataProto, algorithm: Any, components: Mapping[str, list[float]] | None = None
+) -> torch.Tensor:
+    """(rows, response length) advantages by verl's estimator (verl.trainer.ppo.core_algos).
+
+    A rollout of several turns gives several rows with one reward; were each counted, long rollouts would weigh more in
+    the group's mean and spread. A group whose rewards are equal has exactly zero: in float32 the mean of eight rewards
+    of 0.9 is not 0.9, and the spread by which GRPO divides is as small as that error.
+    components: values by name, one per row, for gdpo, which normalises each reward component by itself.
+    """
+    rewards = batch.batch["token_level_rewards"].sum(dim=-1)
+    uids = batch.non_tensor_batch["uid"]
+    estimator = get_adv_estimator_fn(algorithm.adv_estimator)
+    kwargs: dict[str, Any] = {"config": algorithm}
+    if algorithm.adv_estimator == "grpo":
+        kwargs["norm_adv_by_std_in_grpo"] = algorithm.norm_adv_by_std_in_grpo
+    if algorithm.adv_estimator in TOKEN_LEVEL:
+        advantages, _ = estimator(
+            token_level_rewards=batch.batch["token_level_rewards"],
+            response_mask=batch.batch["response_mask"],
+            index=uids,
+            sum_pi_squared=batch.batch["sum_pi_squared"],
+            old_log_probs=batch.batch["old_log_probs"],
+            rollout_is_weights=batch.batch.get("rollout_is_weights", None),
+            **kwargs,
+        )
+        return advantages * ~equal_rows(uids, rewards).unsqueeze(-1)
+    rollouts = batch.non_tensor_batch["rollout_id"].astype(str)
+    _, first, of_row = np.unique(rollouts, return_index=True, return_inverse=True)
+    once = rewards[torch.from_numpy(first)].unsqueeze(-1)
+    if algorithm.adv_estimator == "gdpo":
+        kwargs["non_tensor_batch"] = {name: np.array(values)[first] for name, values in (components or {}).items()}
+        kwargs["batch"] = None
+    advantages, _ = estimator(
+        token_level_rewards=once, response_mask=torch.ones_like(once), index=uids[first], **kwargs
+    )
+    advantages = advantages * ~equal_rows(uids[first], once[:, 0]).unsqueeze(-1)
+    return advantages[torch.from_numpy(of_row)] * batch.batch["response_mask"]
+
+
+def equal_rows(uids: np.ndarray, rewards: torch.Tensor) -> torch.Tensor:
+    """(rows,) bool: whether all rewards of a row's group are equal."""
+    values: dict[str, set[float]] = {}
+    for uid, reward in zip(uids, rewards.tolist(), strict=True):
+        values.setdefault(uid, set()).add(reward)
+    return torch.tensor([len(values[uid]) == 1 for uid in uids])
+
+
+def group_metrics(batch: DataProto) -> dict[str, float]:
+    """The share of groups whose rewards are all equal: they carry no gradient."""
+    real = batch.batch["response_mask"].sum(dim=-1) > 0
+    uids = batch.non_tensor_batch["uid"][real.numpy()]
+    rewards = batch.batch["token_level_rewards"].sum(dim=-1)[real]
+    equal = dict(zip(uids, equal_rows(uids, rewards).tolist(), strict=True))
+    return {"train/groups_equal": sum(equal.values()) / max(len(equal), 1)}

@@ -1,0 +1,19 @@
+"""What travels from the command line to the trainer beside verl's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vision_rl.engine.reach import Reach
+from vision_rl.settings import AgentSettings, AppSettings
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Small enough to be pickled to Ray."""
+
+    run_dir: Path
+    app: AppSettings
+    agent: AgentSettings
+    reach: Reach

@@ -1,0 +1,74 @@
+"""verl's replay buffers, told by the rollout manager when a group is done, and with a bound on dynamic sampling."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
+
+from vision_rl.settings import FilterGroups
+
+if TYPE_CHECKING:
+    from vision_rl.training.rollout_manager import RolloutManager
+
+WAIT_SECONDS = 0.25
+"""The longest time between two looks at the queue; a group that is done ends the wait at once."""
+
+
+class _Told:
+    """What both buffers change. `rollouts` is set once the rollout manager is there."""
+
+    rollouts: RolloutManager
+    rule: FilterGroups
+
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        """verl sleeps two seconds here. Raises what has ended the rollouts."""
+        self.rollouts.wait(WAIT_SECONDS)
+        return last_debug_time
+
+    def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter[float]]:
+        """Groups without spread, at most `max_rounds` - 1 batches of them in a step.
+
+        verl compares `np.std(...) == 0.0`, which eight rewards of 0.9 fail by a rounding error, and draws new groups
+        without a bound: a model that has learnt everything would never see its next step.
+        """
+        if partition_id == "val" or self.filter_groups_metric is None:  # type: ignore[attr-defined]
+            return set(), Counter()
+        finished: set[str] = self.finished_keys[partition_id]  # type: ignore[attr-defined]
+        equal = self.rollouts.equal(finished)
+        spare = (self.rule.max_rounds - 1) * self.train_batch_size - self.rollouts.filtered_in_step  # type: ignore[attr-defined]
+        filtered = set(sorted(equal)[: max(spare, 0)])
+        self.rollouts.filtered_in_step += len(filtered)
+        return filtered, Counter()
+
+
+class SyncBuffer(_Told, ReplayBuffer):
+    """For the synchronous mode."""
+
+
+class AsyncBuffer(_Told, ReplayBufferAsync):
+    """For the asynchronous modes: groups may be some weight updates old."""
+
+
+def replay_buffer(config: Any, rule: FilterGroups, refill: Callable[[int], int]) -> Any:
+    """The buffer of the mode in use, built as `PPOTrainer._build_replay_buffer` builds its own."""
+    v1, data = config.trainer.v1, config.data
+    filters = config.algorithm.filter_groups.enable
+    sync = v1.trainer_mode == "sync"
+    kwargs: dict[str, Any] = {
+        "trainer_mode": v1.trainer_mode,
+        "trainer_config": v1.get(v1.trainer_mode, {}),
+        "max_off_policy_threshold": v1.sampler.max_off_policy_threshold,
+        "max_off_policy_strategy": v1.sampler.max_off_policy_strategy,
+        "sampler_kwargs": v1.sampler.sampler_kwargs,
+        "refill_fn": refill,
+        "filter_groups_metric": "reward" if filters else None,
+        "train_batch_size": data.train_batch_size,
+        "gen_batch_size": 1 if filters else data.train_batch_size,
+        "max_inflight_gen_batches": config.algorithm.filter_groups.get("max_inflight_gen_batches", 1),
+    }
+    buffer = SyncBuffer(**kwargs) if sync else AsyncBuffer(**kwargs)
+    buffer.rule = rule
+    return buffer

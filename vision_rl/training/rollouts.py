@@ -1,0 +1,83 @@
+"""Finished rollouts as the trainer sees them: what was asked, what came back, or why nothing usable did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vision_rl.engine.trace import Turn
+from vision_rl.tool_telemetry import tool_metrics
+
+
+@dataclass(frozen=True)
+class FinishedRollout:
+    """One rollout after its last attempt. failure: "" if it can be used, else why in a word; reason: the sentence."""
+
+    rollout_id: str
+    data_id: str
+    task: dict[str, Any]
+    turns: list[Turn] = field(default_factory=list)
+    reward: dict[str, float] = field(default_factory=dict)
+    failure: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+    attempts: int = 1
+    worker: str = ""
+
+    def record(self, step: int, mode: str) -> dict[str, Any]:
+        """The line of rollouts.jsonl."""
+        return {
+            "step": step,
+            "mode": mode,
+            "rollout_id": self.rollout_id,
+            "group": self.data_id,
+            "id": self.task["id"],
+            "question": self.task["question"],
+            "image_paths": self.task["image_paths"],
+            "answers": self.task["answers"],
+            "boxes": self.task["boxes"],
+            "replies": [turn.text for turn in self.turns],
+            "image_refs": [turn.image_refs for turn in self.turns],
+            "prompt_tokens": [len(turn.prompt_ids) for turn in self.turns],
+            "response_tokens": [len(turn.response_ids) for turn in self.turns],
+            "finish_reasons": [turn.finish_reason for turn in self.turns],
+            "reward": self.reward,
+            "failure": self.failure,
+            "reason": self.reason,
+            "seconds": round(self.seconds, 3),
+            "attempts": self.attempts,
+            "worker": self.worker,
+        }
+
+
+def rollout_metrics(rollouts: Sequence[FinishedRollout], prefix: str) -> dict[str, float]:
+    """Means over rollouts: reward and its components, lengths, turns, failures.
+
+    A failed rollout counts as reward 0 in `{prefix}/reward`: a model must not gain by breaking its own rollouts.
+    """
+    usable = [rollout for rollout in rollouts if not rollout.failure]
+    metrics = {
+        f"{prefix}/rollouts": len(rollouts),
+        f"{prefix}/rollouts_failed": len(rollouts) - len(usable),
+        f"{prefix}/reward": sum(rollout.reward["reward"] for rollout in usable) / max(len(rollouts), 1),
+    }
+    for name in sorted({name for rollout in usable for name in rollout.reward} - {"reward"}):
+        metrics[f"{prefix}/{name}"] = float(np.mean([r.reward[name] for r in usable if name in r.reward]))
+    if usable:
+        metrics[f"{prefix}/response_length"] = float(
+            np.mean([sum(len(t.response_ids) for t in r.turns) for r in usable])
+        )
+        metrics[f"{prefix}/turns"] = float(np.mean([len(r.turns) for r in usable]))
+        metrics[f"{prefix}/seconds_max"] = max(r.seconds for r in usable)
+    metrics.update(tool_metrics([rollout.reward for rollout in usable], prefix))
+    metrics.update({f"{prefix}/failed/{why}": n for why, n in failures(rollouts).items()})
+    return metrics
+
+
+def failures(rollouts: Iterable[FinishedRollout]) -> Counter[str]:
+    """How many rollouts failed, by reason."""
+    return Counter(rollout.failure for rollout in rollouts if rollout.failure)

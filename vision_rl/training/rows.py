@@ -1,0 +1,119 @@
+"""From finished rollouts to rows of verl's queue: token ids from the trace, pictures by reference, positions that belong to them.
+
+Agent Lightning 0.3.0's own batch (agentlightning/verl/daemon.py:866) never adds `multi_modal_inputs`, so that actor and
+reference compute the log-probabilities of a model that cannot see (issues 559, 441, 482, 334 there), keeps rewards in
+bfloat16 and cuts prompts through their images. verl's own agent loop copies the pixels of a picture into every row of its
+group (verl issue 7391). Here a row names its pictures; the rank that trains on it opens them (`backends/engine.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vision_rl.engine.pixels import Pixels
+from vision_rl.engine.positions import expected_image_tokens, position_ids
+from vision_rl.errors import UserError
+from vision_rl.training.samples import Sample
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Why a sample is not trained on. reason: a word; text: the sentence, which names the picture where there is one."""
+
+    reason: str
+    text: str
+
+
+class RowBuilder:
+    """Turns samples into rows; what cannot be trained on is dropped with its reason, never mended."""
+
+    def __init__(self, processor: Any, pixels: Pixels, *, max_prompt_length: int, max_response_length: int) -> None:
+        self.processor = processor
+        self.pixels = pixels
+        self.max_prompt_length = max_prompt_length
+        self.max_response_length = max_response_length
+
+    def row(self, sample: Sample) -> dict[str, Any] | Drop:
+        """The fields of one sequence, unpadded, as verl's V1 trainer reads them (verl/trainer/ppo/v1/agent_loop_tq.py).
+
+        `prompts`, `responses`, `response_mask`, `rollout_log_probs`, `rm_scores`: (length,). `position_ids`: (length,), or
+        (4, length) for M-RoPE. The reward stands on the last token, in float32.
+        """
+        drop = self._refused(sample)
+        if drop is not None:
+            return drop
+        try:
+            inputs = self.pixels.inputs(sample.image_refs)
+        except UserError as error:
+            return Drop("unreadable_image", str(error))
+        prompts = torch.tensor(sample.prompt_ids, dtype=torch.long)
+        responses = torch.tensor(sample.response_ids[: self.max_response_length], dtype=torch.long)
+        input_ids = torch.cat([prompts, responses])
+        grid = inputs.get("image_grid_thw")
+        drop = self._disagreement(sample, input_ids, grid)
+        if drop is not None:
+            return drop
+        mask = torch.tensor(sample.response_mask[: len(responses)], dtype=torch.long)
+        scores = torch.zeros(len(responses))
+        scores[-1] = sample.reward
+        return {
+            "uid": sample.data_id,
+            "prompts": prompts,
+            "responses": responses,
+            "response_mask": mask,
+            "loss_mask": mask,
+            "input_ids": input_ids,
+            "position_ids": position_ids(self.processor, input_ids, torch.ones_like(input_ids), grid),
+            "rollout_log_probs": torch.tensor(sample.rollout_log_probs[: len(responses)]),
+            "rm_scores": scores,
+            "num_turns": sample.turn_index + 1,
+            "multi_modal_inputs": {"refs": list(sample.image_refs)},
+        }
+
+    def _refused(self, sample: Sample) -> Drop | None:
+        """What can be said without opening a picture."""
+        if not sample.prompt_ids or not sample.response_ids:
+            return Drop("empty", "the model server returned no tokens")
+        if len(sample.rollout_log_probs) != len(sample.response_ids):
+            text = f"{len(sample.rollout_log_probs)} log-probabilities for {len(sample.response_ids)} response tokens"
+            return Drop("no_logprobs", text)
+        if len(sample.prompt_ids) > self.max_prompt_length:  # a cut could run through an image
+            text = (
+                f"the prompt has {len(sample.prompt_ids)} tokens, data.max_prompt_length={self.max_prompt_length}; "
+                "raise it, or lower agent.max_pixels"
+            )
+            return Drop("prompt_too_long", text)
+        return None
+
+    def _disagreement(self, sample: Sample, input_ids: torch.Tensor, grid: torch.Tensor | None) -> Drop | None:
+        """Whether picture tokens and pictures belong together: a row where they do not would be trained blind."""
+        found = int((input_ids == self.processor.image_token_id).sum())
+        expected = None if grid is None else expected_image_tokens(self.processor, grid)
+        if bool(sample.image_refs) != bool(found) or (expected is not None and found != expected):
+            wanted = "some" if expected is None else str(expected)
+            text = f"{found} picture tokens where {', '.join(sample.image_refs) or 'no picture'} gives {wanted}"
+            return Drop("image_tokens_disagree", text)
+        return None
+
+
+def tag_of(row: dict[str, Any], *, queued_at: int, first_version: int, last_version: int) -> dict[str, Any]:
+    """What verl's replay buffer reads of a row without its contents. Versions count weight updates."""
+    prompt, response = len(row["prompts"]), len(row["responses"])
+    return {
+        "status": "success",
+        "prompt_len": prompt,
+        "response_len": response,
+        "seq_len": prompt + response,
+        "global_steps": queued_at,
+        "min_global_steps": first_version,
+        "max_global_steps": last_version,
+    }
+
+
+def truncated(samples: Iterable[Sample], limit: int) -> int:
+    """How many responses are longer than what is trained on of them."""
+    return sum(len(sample.response_ids) > limit for sample in samples)

@@ -1,0 +1,107 @@
+"""What a step leaves in the run's files: a record of every rollout, why any was dropped, and the step's counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from transfer_queue import KVBatchMeta
+
+from vision_rl.errors import UserError
+from vision_rl.settings import Integrity
+from vision_rl.telemetry import RunLog
+from vision_rl.tool_telemetry import write_tool_logs
+from vision_rl.training.rollout_manager import Group, RolloutManager
+from vision_rl.training.rollouts import failures, rollout_metrics
+
+STALL_SECONDS = 5.0
+"""A rollout slower than this is counted as stalled; a single turn of the tiny model takes a tenth of it."""
+
+
+class StepRecords:
+    """The groups of the steps under way, from their sampling to the file."""
+
+    def __init__(self, log: RunLog, rollouts: RolloutManager, limits: Integrity) -> None:
+        self.log, self.rollouts, self.limits = log, rollouts, limits
+        self.step = 0
+        self.groups: dict[str, Group] = {}
+        self.filtered: dict[str, Group] = {}
+        self.advantages: dict[str, float] = {}
+
+    def take(self, batch: KVBatchMeta, buffer: Any, step: int) -> dict[str, float]:
+        """The groups of a sampled batch, and those that the buffer threw away; returns the counts.
+
+        Raises `UserError` when too much of the batch had to be dropped.
+        """
+        self.step = step
+        known = buffer.finished_keys["train"] | buffer.failure_keys["train"]
+        used = {key.rsplit("_", 2)[0] for key in batch.keys}
+        over = {uid for uid, group in self.rollouts.groups.items() if group.mode == "train" and group.done}
+        # A group that failed whole has no rows: it belongs to the step that waited for it.
+        empty = {uid for uid in over - known - used if not self.rollouts.groups[uid].rows}
+        self.groups = {uid: self.rollouts.take(uid) for uid in used | empty}
+        self.filtered = {uid: self.rollouts.take(uid) for uid in over - known - used - empty}
+        self.rollouts.filtered_in_step = 0
+        return self._counted()
+
+    def _counted(self) -> dict[str, float]:
+        groups = list(self.groups.values())
+        rollouts = [one for group in groups for one in group.finished.values()]
+        failed = failures(rollouts)
+        samples = sum(group.samples for group in groups)
+        dropped = sum((group.dropped for group in groups), Counter[str]())
+        lost = 1 - (len(rollouts) - failed.total()) / len(rollouts) * (1 - dropped.total() / max(samples, 1))
+        if lost > self.limits.drop_rate:
+            raise UserError(
+                f"{lost:.0%} of step {self.step} had to be dropped ({dict(failed + dropped)}{self._example()}), more than "
+                f"app.integrity.drop_rate={self.limits.drop_rate}; see rollouts.jsonl"
+            )
+        metrics = rollout_metrics(rollouts, "train")
+        metrics["train/samples"] = samples
+        metrics["train/samples_dropped"] = dropped.total()
+        metrics["train/responses_truncated"] = sum(group.truncated for group in groups)
+        metrics["train/rollouts_stalled"] = sum(rollout.seconds > STALL_SECONDS for rollout in rollouts)
+        metrics["train/groups_filtered"] = len(self.filtered)
+        metrics.update({f"train/dropped/{reason}": count for reason, count in dropped.items()})
+        breaks = sum((group.breaks for group in groups), Counter[str]())
+        metrics.update({f"train/turns_unmerged/{reason}": count for reason, count in breaks.items()})
+        return metrics
+
+    def _example(self) -> str:
+        """One of the reasons in words, if a sample was dropped."""
+        return next((f": {drop.text}" for group in self.groups.values() for drop in group.drops.values()), "")
+
+    def note_advantages(self, batch: KVBatchMeta, advantages: torch.Tensor, mask: torch.Tensor) -> None:
+        """Remember what each rollout was worth to the update. advantages, mask: (rows, response length)."""
+        values = (advantages * mask).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)
+        for key, value in zip(batch.keys, values.tolist(), strict=True):
+            group = self.groups.get(key.rsplit("_", 2)[0])
+            if group is not None:
+                self.advantages[group.rows[key]] = value
+
+    def components(self, batch: KVBatchMeta) -> dict[str, list[float]]:
+        """The reward components of a batch's rows by name; rows that only pad it have zeros."""
+        rows = []
+        for key in batch.keys:
+            group = self.groups.get(key.rsplit("_", 2)[0])
+            rows.append(group.finished[group.rows[key]].reward if group else {})
+        names = sorted({name for row in rows for name in row} - {"reward"})
+        return {name: [row.get(name, 0.0) for row in rows] for name in names}
+
+    def write(self) -> None:
+        """Write the records of the step; a group that dynamic sampling threw away has its reason, too."""
+        records = []
+        for groups, why in ((self.groups, ""), (self.filtered, "group_filtered")):
+            for group in groups.values():
+                for rollout in group.finished.values():
+                    drop = group.drops.get(rollout.rollout_id)
+                    record = rollout.record(self.step, "train")
+                    record["dropped"] = drop.reason if drop else why
+                    record["reason"] = drop.text if drop else record["reason"]
+                    if rollout.rollout_id in self.advantages:
+                        record["advantage"] = self.advantages[rollout.rollout_id]
+                    records.append(record)
+        self.log.rollouts(records)
+        write_tool_logs(self.log.run_dir, records)
+        self.groups, self.filtered, self.advantages = {}, {}, {}

@@ -1,0 +1,41 @@
+"""The Ray actor in which the trainer lives."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import ray
+
+
+def _register_server(engine: str) -> None:
+    """Let verl start this project's model server. Only the engine that is used needs to be installed."""
+    if engine == "vllm":
+        from vision_rl.backends.vllm_server import register
+    else:
+        from vision_rl.engine.sglang_server import register
+    register()
+
+
+@ray.remote(num_cpus=1)
+class VisionTaskRunner:
+    """Does what verl's `TaskRunnerV1` does (verl/trainer/main_ppo.py), with our trainer, rows in memory, and no prints."""
+
+    def run(self, config: dict[str, Any], train: list[str], val: list[str], store: Any, context: Any) -> None:
+        """Build the trainer from a complete verl configuration, and train. train, val: tasks as JSON texts."""
+        import transfer_queue as tq
+        from omegaconf import OmegaConf
+
+        tree = OmegaConf.create(config)
+        # The queue's own actors start while this process imports verl, and workers and server start.
+        queue = threading.Thread(target=tq.init, args=(tree.transfer_queue,), name="queue", daemon=True)
+        queue.start()
+        from vision_rl.training.trainer import trainer_class
+
+        _register_server(tree.actor_rollout_ref.rollout.name)
+        trainer = trainer_class(tree.trainer.v1.trainer_mode)(tree, context, store, train, val)
+        try:
+            trainer.init(queue.join)
+            trainer.fit()
+        finally:
+            tq.close()

@@ -1,0 +1,416 @@
+"""verl's V1 trainer over Agent Lightning's rollouts, with what this project adds hung on its hooks.
+
+Added: the limit on |actor - rollout|, the drop rate, records of every rollout, the collapse watch, the best checkpoint,
+early and clean stops, checkpoints that are whole or absent, and a save when the model server dies. verl's own loop
+(`PPOTrainer.fit`), replay buffer, log-probabilities, rollout correction and update stay as they are.
+Left out, because no preset uses them: critics, reward models, distillation.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import OmegaConf, open_dict
+from torchdata.stateful_dataloader import StatefulDataLoader
+from transfer_queue import KVBatchMeta
+from verl import DataProto
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
+from verl.trainer.ppo.utils import create_rl_sampler
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.dataset.rl_dataset import collate_fn
+from verl.workers.rollout.utils import get_vision_placeholder_token_ids
+from verl.workers.utils.padding import response_from_nested, response_to_nested
+
+from vision_rl.engine.pixels import Pixels
+from vision_rl.engine.processor import load_processor
+from vision_rl.engine.proxy import VisionProxy
+from vision_rl.gpu import GpuMeter
+from vision_rl.telemetry import RunLog
+from vision_rl.training.advantages import TOKEN_LEVEL, group_metrics, rollout_advantages
+from vision_rl.training.best import VALIDATED
+from vision_rl.training.checkpoints import Checkpoints
+from vision_rl.training.context import RunContext
+from vision_rl.training.health import ModelDied
+from vision_rl.training.mismatch import check_mismatch, mismatch_metrics, reference_metrics
+from vision_rl.training.replay import replay_buffer
+from vision_rl.training.rollout_manager import RolloutManager
+from vision_rl.training.rollouts import rollout_metrics
+from vision_rl.training.rows import RowBuilder
+from vision_rl.training.steps import StepRecords
+from vision_rl.training.supervisor import Supervisor
+from vision_rl.training.tracking import tracking
+from vision_rl.training.worker import VisionWorker
+
+UPDATE_SECONDS = 300.0
+"""A weight sync that takes longer has failed: verl's sender waits for ever for a receiver that died (bucketed_weight_transfer.py)."""
+
+
+class VisionTrainer(PPOTrainer):
+    """GRPO over parallel runners with an actor that sees. The three classes below give it verl's three modes."""
+
+    worker_class: type = VisionWorker
+
+    def __init__(self, config: Any, run: RunContext, store: Any, train: list[str], val: list[str]) -> None:
+        self.run, self.store = run, store
+        self.tasks = {"train": train, "val": val}
+        self.log = RunLog(run.run_dir)
+        self.checkpoints = Checkpoints(run.run_dir / "checkpoints", run.app.checkpoints)
+        self.supervisor = Supervisor(run.app, self.log, self.checkpoints, saves=config.trainer.save_freq > 0)
+        self.gpu = GpuMeter()
+        super().__init__(config)
+
+    # --- the parts, by verl's own construction hooks -----------------------------------------------------------------
+
+    def _build_replay_buffer(self) -> Any:
+        return replay_buffer(self.config, self.run.app.filter_groups, self._add_prompts_to_generate)
+
+    def init(self, queue_is_up: Callable[[], None] = lambda: None) -> None:
+        """As upstream; `queue_is_up` is waited for where the queue is needed first."""
+        self.queue_is_up = queue_is_up
+        self.log.event("phase", text="starting the model's workers and its server")
+        super().init()
+
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()
+        self.processor = load_processor(self.config.actor_rollout_ref.model.path)
+
+    def _init_dataloader(self) -> None:
+        """As upstream, over rows in memory. A row is one task as JSON text, under the name that verl gives to prompts."""
+        data, trainer = self.config.data, self.config.trainer
+        one_by_one = self.trainer_mode != "sync" or self.config.algorithm.filter_groups.enable
+        with open_dict(self.config):
+            data.gen_batch_size = 1 if one_by_one else None
+        rows = [{"raw_prompt": text} for text in self.tasks["train"]]
+        self.train_dataset = rows
+        self.train_dataloader = StatefulDataLoader(
+            rows,
+            batch_size=data.gen_batch_size or data.train_batch_size,
+            drop_last=True,
+            collate_fn=collate_fn,
+            sampler=create_rl_sampler(data, rows),
+        )
+        self.train_dataloader_it = None
+        self.steps_per_epoch = len(rows) // data.train_batch_size
+        self.total_training_steps = trainer.total_training_steps or self.steps_per_epoch * trainer.total_epochs
+        with open_dict(self.config):
+            # Steps alone say when a run ends: verl's loop would also stop at the last epoch (trainer_base.py, `fit`).
+            trainer.total_epochs = self.total_training_steps // self.steps_per_epoch + 1
+            self.config.actor_rollout_ref.actor.optim.total_training_steps = (
+                self.total_training_steps * self.parameter_sync_step
+            )
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        self.role_worker_mapping = {role: ray.remote(self.worker_class) for role in self.role_worker_mapping}
+
+    def on_init_end(self) -> None:
+        """Weights to the server, pictures to the ranks, and the proxy before both."""
+        banned = get_vision_placeholder_token_ids(self.processor)
+        vocabulary = self._vocabulary()
+        limits = self.run.agent.pixel_limits()
+        self.actor_rollout_wg.open_pictures(
+            str(self.run.run_dir / "pictures"),
+            limits,
+            blank=self.run.app.blank_pixels,
+            banned_tokens=sorted({*banned, *range(len(self.tokenizer), vocabulary)}),
+        )
+        with self._weights_arrive():
+            super().on_init_end()
+        self.log.event("phase", text="the model is served; starting the LLM proxy")
+        self.rollouts = self._rollout_manager()
+        self.rollouts.serve(self._server_addresses())
+        self.replay_buffer.rollouts = self.rollouts
+        self.records = StepRecords(self.log, self.rollouts, self.run.app.integrity)
+
+    def _vocabulary(self) -> int:
+        """How many logits the model has."""
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(self.config.actor_rollout_ref.model.path)
+        return int(config.get_text_config().vocab_size)
+
+    def _server_addresses(self) -> list[str]:
+        return list(self.llm_server_manager.server_addresses)
+
+    def _rollout_manager(self) -> RolloutManager:
+        rollout, run = self.config.actor_rollout_ref.rollout, self.run
+        pictures = run.run_dir / "pictures"
+        reach = run.reach
+        longest_prompt, longest_response = sample_limits(self.config)
+        return RolloutManager(
+            store=self.store,
+            proxy=VisionProxy(
+                self.store,
+                pictures,
+                host=reach.host,
+                access_host=reach.address,
+                advertised=reach.advertised,
+                port=reach.proxy_port,
+                token=reach.token,
+                media_roots=reach.media_roots,
+            ),
+            app=run.app,
+            log=self.log,
+            rows=RowBuilder(
+                self.processor,
+                Pixels(self.processor, pictures, limits=run.agent.pixel_limits()),
+                max_prompt_length=longest_prompt,
+                max_response_length=longest_response,
+            ),
+            n=rollout.n,
+            model=self._served_model(),
+            sampling={"temperature": rollout.temperature, "top_p": rollout.top_p},
+            aggregator=self.config.agentlightning.trace_aggregator,
+        )
+
+    def _served_model(self) -> str:
+        """The name to ask the server for: the adapter's, once verl has sent one."""
+        from vision_rl.backends.vllm_server import ADAPTER_NAME
+
+        model = self.config.actor_rollout_ref.model
+        return ADAPTER_NAME if model.lora_rank and not model.lora.get("merge") else str(model.path)
+
+    # --- the loop, by its hooks --------------------------------------------------------------------------------------
+
+    def fit(self, agent_loop_manager: Any = None) -> None:
+        """Train until `trainer.total_training_steps`, or until the run is asked to stop."""
+        trainer = self.config.trainer
+        tree = OmegaConf.to_container(self.config, resolve=True)
+        with tracking(trainer, tree, self.run.run_dir, self.global_steps) as self.tracking, self.gpu:
+            with open_dict(self.config):
+                trainer.logger = []  # ours take what a full disk or a tensor would make verl's fail on
+                trainer.val_before_train = trainer.val_before_train and self.global_steps == 0
+            super().fit(self.rollouts)
+        reason = self.supervisor.stop_reason() or "all steps done"
+        self.log.event("finished", step=min(self.global_steps, self.total_training_steps), reason=reason)
+
+    def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> KVBatchMeta:
+        """As upstream. The model server is needed before the update only: if it dies, the weights are the last step's."""
+        with self._saved_if_the_server_dies():
+            return super().step(metrics, timing_raw)
+
+    def on_sample_end(self) -> None:
+        super().on_sample_end()
+        self.rollouts.raise_error()
+
+    def _step_once(self, metrics: dict[str, Any], timing_raw: dict[str, float], sample_batch_size: int) -> KVBatchMeta:
+        try:
+            return super()._step_once(metrics, timing_raw, sample_batch_size)
+        finally:
+            self.records.write()
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], **kwargs: Any) -> KVBatchMeta:
+        """The first thing that verl does with a sampled batch; what was rolled out is counted here, before it is padded."""
+        metrics.update(self.records.take(batch, self.replay_buffer, self.global_steps))
+        return super()._balance_batch(batch, metrics, **kwargs)
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        actor = self.config.actor_rollout_ref.actor
+        batch.extra_info["calculate_sum_pi_squared"] = bool(actor.get("calculate_sum_pi_squared", False))
+        batch = super()._compute_old_log_prob(batch, metrics)
+        data = self._padded(batch, ["old_log_probs", "rollout_log_probs", "response_mask"])
+        fresh = np.array([tag["min_global_steps"] >= self.rollouts.version for tag in batch.tags])
+        metrics.update(mismatch_metrics(data, fresh))
+        check_mismatch(metrics, self.run.app.integrity, self.global_steps)
+        return batch
+
+    def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        batch = super()._compute_ref_log_prob(batch, metrics)
+        metrics.update(reference_metrics(self._padded(batch, ["old_log_probs", "ref_log_prob", "response_mask"])))
+        return batch
+
+    def _padded(self, batch: KVBatchMeta, fields: list[str]) -> DataProto:
+        """Fields of a batch as tensors of (rows, longest)."""
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        return DataProto(batch=data.to_padded_tensor())
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        """As upstream, but by every estimator a rollout of several turns counts once in its group, not GRPO's alone, and
+        a group whose rewards are all equal has advantages of exactly zero."""
+        algorithm = self.config.algorithm
+        fields = ["uid", "response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", "sum_pi_squared"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        nested_mask = data["response_mask"]
+        if "sum_pi_squared" in data:
+            data["sum_pi_squared"] = response_from_nested(data.pop("sum_pi_squared"), nested_mask)
+        uids = [str(uid) for uid in data.pop("uid").tolist()]
+        rows = DataProto(batch=data.to_padded_tensor())
+        rows.batch["token_level_scores"] = rows.batch["token_level_rewards"] = rows.batch["rm_scores"]
+        rows.non_tensor_batch["uid"] = np.array(uids, dtype=object)
+        rows.non_tensor_batch["rollout_id"] = np.array([key.rsplit("_", 1)[0] for key in batch.keys], dtype=object)
+        written = ["advantages", "returns"]
+        correction = algorithm.get("rollout_correction", None)
+        if correction is not None and not correction.get("bypass_mode", False):
+            rows, corrected = compute_rollout_correction_and_add_to_batch(rows, correction)
+            metrics.update(corrected)
+            written += ["response_mask", *(["rollout_is_weights"] if "rollout_is_weights" in rows.batch else [])]
+        components = self.records.components(batch) if algorithm.adv_estimator == "gdpo" else {}
+        advantages = rollout_advantages(rows, algorithm, components)
+        rows.batch["advantages"] = rows.batch["returns"] = advantages
+        metrics.update(group_metrics(rows))
+        if algorithm.adv_estimator not in TOKEN_LEVEL:
+            self.records.note_advantages(batch, advantages, rows.batch["response_mask"])
+        output = {name: response_to_nested(rows.batch[name], nested_mask) for name in written}
+        return tq.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=tq_fields(output, len(batch)),
+        )
+
+    def on_step_end(self) -> None:
+        with self._weights_arrive():
+            super().on_step_end()
+
+    @contextmanager
+    def _weights_arrive(self) -> Iterator[None]:
+        yield
+        rollouts = getattr(self, "rollouts", None)
+        if rollouts is not None:
+            rollouts.version += 1
+
+    def _validate(self) -> dict[str, float]:
+        """Greedy rollouts of the fixed validation rows."""
+        started = time.monotonic()
+        with self._saved_if_the_server_dies(done=True):
+            finished = self.rollouts.validate(self.tasks["val"], self.global_steps)
+        self.log.rollouts(one.record(self.global_steps, "val") for one in finished)
+        metrics = {**rollout_metrics(finished, "val"), "timing_s/validate": time.monotonic() - started}
+        if self.global_steps == 0:
+            self._record(metrics)
+        return metrics
+
+    def _compute_metrics(self, batch: KVBatchMeta, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """The last hook of a step: what is decided between the steps is decided here."""
+        super()._compute_metrics(batch, metrics, *args, **kwargs)
+        metrics.update(self.gpu.read())
+        if self.supervisor.stop_reason() and VALIDATED not in metrics and self.config.trainer.test_freq > 0:
+            metrics.update(self._validate())
+        self._record(metrics)
+        self.supervisor.watch(self.global_steps, metrics, self._restore)
+        if self.supervisor.stop_reason():
+            if self.config.trainer.save_freq > 0:
+                self._save_checkpoint()
+            self.total_training_steps = self.global_steps
+
+    def _record(self, metrics: dict[str, Any]) -> None:
+        values = {name: float(value) for name, value in metrics.items() if not isinstance(value, dict)}
+        self.log.metrics(self.global_steps, values)
+        if VALIDATED in values:
+            self.supervisor.judge(self.global_steps, values, self._save_checkpoint)
+        try:
+            self.tracking.log(data=values, step=self.global_steps)
+        except OSError as error:  # a full disk; our own files wait in memory, and the next checkpoint tells
+            self.log.event("warning", text=f"trainer.logger did not take step {self.global_steps}: {error.strerror}")
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self) -> None:
+        self._save(self.global_steps, self.train_dataloader.state_dict())
+
+    def _save(self, step: int, data: dict[str, Any]) -> None:
+        """Weights, optimizer, order of the data, random states; asynchronous modes keep what is in the queue as well."""
+        if self.checkpoints.has(step):
+            return
+        started = time.monotonic()
+        with self.checkpoints.writing(step) as folder:
+            self.actor_rollout_wg.save_checkpoint(str(folder / "actor"), None, step)
+            states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+            torch.save({"data": data, "random": states}, folder / "trainer.pt")
+            if self.trainer_mode != "sync":
+                tq.save_checkpoint(str(folder / "transfer_queue"), metadata={"global_steps": step})
+        self.log.event("checkpoint", step=step, seconds=time.monotonic() - started)
+
+    def _load_checkpoint(self) -> None:
+        """Go on from the newest whole checkpoint, if the run is one that goes on and has one."""
+        self.queue_is_up()
+        self.global_steps = 0
+        if self.config.trainer.resume_mode != "auto":
+            return
+        self.checkpoints.clear_leftovers()
+        folder = self.checkpoints.latest()
+        self.supervisor.rewind(-1 if folder is None else self.checkpoints.step_of(folder))
+        if folder is None:
+            return
+        self._load_weights(folder)
+        kept = torch.load(folder / "trainer.pt", weights_only=False)
+        self.train_dataloader.load_state_dict(kept["data"])
+        random.setstate(kept["random"]["python"])
+        np.random.set_state(kept["random"]["numpy"])
+        torch.set_rng_state(kept["random"]["torch"])
+        self.global_steps = self.checkpoints.step_of(folder)
+        if self.trainer_mode != "sync" and (folder / "transfer_queue").exists():
+            tq.load_checkpoint(str(folder / "transfer_queue"))
+
+    def _load_weights(self, folder: Path) -> None:
+        self.actor_rollout_wg.load_checkpoint(local_path=str(folder / "actor"))
+
+    def _restore(self, folder: Path) -> None:
+        """Weights and optimizer of a checkpoint, for the actor and for the server, which has this step's already."""
+        self._load_weights(folder)
+        self.checkpoint_manager.sleep_replicas()
+        with self._weights_arrive():
+            self.checkpoint_manager.update_weights(self.global_steps)
+
+    @contextmanager
+    def _saved_if_the_server_dies(self, *, done: bool = False) -> Iterator[None]:
+        """Around a step, or around the validation after one that is `done`: keeps what is trained."""
+        data = self.train_dataloader.state_dict()
+        try:
+            yield
+        except (ModelDied, ray.exceptions.RayError) as error:
+            died = self.rollouts.death(error)
+            if died is None:
+                raise
+            step = self.global_steps if done else self.global_steps - 1
+            saved = "no step was done yet, start the run again"
+            if step:
+                self._save(step, data)
+                saved = f"step {step} is saved, go on with --resume"
+            raise ModelDied(f"{died}; what it said last is in logs/ of the run directory; {saved}") from error
+
+
+class VisionTrainerSync(VisionTrainer, PPOTrainerSync):
+    """Rollouts, then the update, in turns."""
+
+
+class VisionTrainerOneStepOff(VisionTrainer, PPOTrainerColocateAsync):
+    """The next step's rollouts begin before this one's update (`trainer.v1.trainer_mode=colocate_async`)."""
+
+
+def trainer_class(mode: str) -> type[VisionTrainer]:
+    """The trainer of one of verl's modes (`trainer.v1.trainer_mode`)."""
+    if mode == "separate_async":
+        from vision_rl.training.separate import VisionTrainerSeparate
+
+        return VisionTrainerSeparate
+    return {"sync": VisionTrainerSync, "colocate_async": VisionTrainerOneStepOff}[mode]
+
+
+def tq_fields(columns: dict[str, Any], rows: int) -> Any:
+    """Nested columns as the queue takes them."""
+    from tensordict import TensorDict
+
+    return TensorDict(columns, batch_size=rows)
+
+
+def sample_limits(config: Any) -> tuple[int, int]:
+    """(prompt, response) lengths in tokens above which a sample is dropped, or its response cut, at the level in use.
+
+    At the "trajectory" level a turn that cannot be merged brings its whole prompt: `data.max_prompt_length` bounds it too.
+    """
+    level = config.agentlightning.trace_aggregator
+    if level.level != "trajectory":
+        return config.data.max_prompt_length, config.data.max_response_length
+    longest = max(level.trajectory_max_prompt_length, config.data.max_prompt_length)
+    return longest, level.trajectory_max_response_length

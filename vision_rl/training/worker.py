@@ -1,0 +1,74 @@
+"""verl's worker of a rank, with `VisionEngine` behind its actor and reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_name
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+from vision_rl.backends.engine import VisionEngine, mend_positions
+from vision_rl.engine.pixels import Pixels
+from vision_rl.engine.processor import load_processor
+
+
+class VisionTrainingWorker(TrainingWorker):
+    """Starts gloo itself on a CPU: verl would ask for "cpu:gloo,cpu:gloo", a device named twice (utils/distributed.py:89)."""
+
+    def __init__(self, config: Any) -> None:
+        if get_device_name() == "cpu" and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+        super().__init__(config)
+
+    def train_mini_batch(self, data: Any) -> Any:
+        mend_positions(data)
+        return super().train_mini_batch(data)
+
+    def infer_batch(self, data: Any) -> Any:
+        mend_positions(data)
+        _fit_micro_batches(data, self.engine_config.infer_micro_batch_size_per_gpu)
+        return super().infer_batch(data)
+
+    def train_batch(self, data: Any) -> Any:
+        mend_positions(data)
+        _fit_micro_batches(data, self.engine_config.micro_batch_size_per_gpu)
+        return super().train_batch(data)
+
+
+def _fit_micro_batches(data: Any, most: int | None) -> None:
+    """Split a batch into equal micro-batches of at most `most` rows: verl refuses a batch that `most` does not divide
+    (workers/engine/utils.py:125), and how many rows a step has is not known before its rollouts are done."""
+    if most is not None:
+        fitting = next(size for size in range(min(most, len(data)), 0, -1) if len(data) % size == 0)
+        tu.assign_non_tensor(data, micro_batch_size_per_gpu=fitting)
+
+
+class VisionWorker(ActorRolloutRefWorker):
+    """A rank of actor, rollout and reference."""
+
+    actor_worker_cls = VisionTrainingWorker
+    ref_worker_cls = VisionTrainingWorker
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        VisionEngine.freezes_tower = bool(self.config.actor.get("freeze_vision_tower", False))
+        super().init_model()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def open_pictures(self, picture_dir: str, limits: dict[str, int], *, blank: bool, banned_tokens: list[int]) -> None:
+        """Tell the engines where the run's pictures are and which tokens the server never samples.
+
+        The batch names its pictures; every rank opens and processes those of its own samples, each once.
+        """
+        model = self.config.model
+        processor = load_processor(model.path, trust_remote_code=model.get("trust_remote_code", False))
+        pixels = Pixels(processor, Path(picture_dir), limits=limits, blank=blank)
+        for worker in (self.actor, self.ref):
+            if worker is not None:
+                worker.engine.pixels = pixels
+                worker.engine.banned_tokens = torch.tensor(banned_tokens, dtype=torch.long)
