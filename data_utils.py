@@ -19,16 +19,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vision_rl.coordinates import FAMILIES, family_for
-from vision_rl.data import box_sets, custom, screenspot, vqav2
+from vision_rl.data import box_sets, screenspot, vqav2
+from vision_rl.data.choices import ANSWER_FORMS
+from vision_rl.data.data_set import Source
+from vision_rl.data.data_set import iter_rows as set_rows
 from vision_rl.data.files import replacing
 from vision_rl.data.geometry import BOX_FORMATS, SPACES
 from vision_rl.data.images import LIMIT_PIXELS
 from vision_rl.data.schema import iter_rows, write_rows
+from vision_rl.data.sets import get_set, sets_table
 from vision_rl.data.show import contact_sheet, save_sheet
 from vision_rl.data.split import parse_shares, write_splits
 from vision_rl.data.stats import as_text, summarise
 from vision_rl.data.verify import Checks, Report, verify, write_good_rows
 from vision_rl.errors import UserError, cli_errors
+from vision_rl.tasks import TASK_HELP, get_task
 
 _NOT_COMPARABLE = (
     "note: ScreenSpot is a test set. A score on a part of it, or of a model trained on another part, "
@@ -41,6 +46,8 @@ def main() -> None:
     args = _parser().parse_args()
     with cli_errors():
         try:
+            if getattr(args, "task", None):
+                args.task = get_task(args.task).name
             sys.exit(args.command(args))
         except KeyboardInterrupt:
             print("interrupted; nothing was written", file=sys.stderr)
@@ -53,7 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_convert_screenspot(commands)
     _add_convert_boxes(commands)
-    _add_convert_custom(commands)
     _add_split(commands)
     _add_readers(commands)
     _add_verify(commands)
@@ -66,20 +72,82 @@ def _command(commands: Any, name: str, function: Any, text: str) -> argparse.Arg
     return parser
 
 
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", help=f"the task of the rows, which need not name it then: {TASK_HELP}")
+
+
 def _add_convert(commands: Any) -> None:
-    parser = _command(commands, "convert", convert_vqav2, "VQAv2's question and annotation files -> parquet")
-    parser.add_argument("--questions", type=Path, required=True, help="v2_OpenEnded_mscoco_*_questions.json")
+    text = "a published set by its name (data_utils.py sets lists them), or a file of your own (custom) -> parquet"
+    parser = _command(commands, "convert", convert, text)
+    parser.add_argument("set", nargs="?", default="vqav2", metavar="SET", help="name of the set (default: %(default)s)")
+    parser.add_argument("--questions", type=Path, help="vqav2, ok-vqa: v2_OpenEnded_mscoco_*_questions.json")
     parser.add_argument("--annotations", type=Path, help="v2_mscoco_*_annotations.json; none for the test splits")
-    parser.add_argument("--image-dir", type=Path, required=True, help="directory of COCO pictures")
-    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
-    parser.add_argument("--max-samples", type=int, help="stop after this many questions")
     parser.add_argument(
-        "--missing-images", choices=vqav2.MISSING_IMAGES, default="error", help="what to do with their questions"
+        "--missing-images", choices=vqav2.MISSING_IMAGES, default="error", help="with --questions: what to do then"
     )
-    parser.add_argument("--no-image-sizes", action="store_true", help="do not read the pictures' headers")
+    parser.add_argument("--no-image-sizes", action="store_true", help="with --questions: do not read picture headers")
+    _add_set_options(parser)
+    parser = _command(commands, "convert-custom", convert, "the same as convert custom")
+    parser.set_defaults(set="custom", questions=None)
+    _add_set_options(parser)
+    parser = _command(commands, "sets", sets, "the sets that convert knows, as a Markdown table")
+
+
+def _add_set_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", type=Path, help="file of the set, or a folder of them")
+    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
+    parser.add_argument("--image-dir", type=Path, help="where the named pictures are (default: beside --input)")
+    for name in ("image", "question", "answer", "choices"):
+        parser.add_argument(f"--{name}-field", default="", help=f"column of the {name}, if it has an unusual name")
+    parser.add_argument(
+        "--answer-as", choices=ANSWER_FORMS, default="", help="what the answer to a question with choices is written as"
+    )
+    parser.add_argument("--language", default="", help="slake: keep the questions in en or zh")
+    parser.add_argument("--split", default="", help="of a folder with several, such as train or test")
+    parser.add_argument("--frames", type=int, default=8, help="pictures to take of a video (default: %(default)s)")
+    parser.add_argument("--max-samples", type=int, help="stop after this many rows")
+    parser.add_argument("--source", help="name kept in every row (default: that of the set)")
+    parser.add_argument("--allow-unanswered", action="store_true", help="rows without answers (a test split) are fine")
+    _add_bad_option(parser)
+
+
+def convert(args: argparse.Namespace) -> int:
+    data_set = get_set(args.set)
+    if args.questions:
+        return convert_vqav2(args)
+    if args.input is None or args.set == "vqav2":
+        option = "--questions (and --annotations)" if args.set == "vqav2" else "--input"
+        raise UserError(f"{data_set.title} is read from {option}: {data_set.layout}; get it: {data_set.get}")
+    if args.max_samples is not None and args.max_samples < 1:
+        raise UserError(f"--max-samples {args.max_samples} leaves no rows; give 1 or more")
+    source = Source(
+        path=args.input,
+        image_dir=args.image_dir,
+        extract_dir=args.output.parent / "images",
+        name=args.source or args.set,
+        image_field=args.image_field,
+        question_field=args.question_field,
+        answer_field=args.answer_field,
+        choices_field=args.choices_field,
+        answer_as=args.answer_as,
+        language=args.language,
+        split=args.split,
+        frames=args.frames,
+        allow_unanswered=args.allow_unanswered,
+    )
+    bad = _BadRows(args.skip_bad)
+    rows = set_rows(data_set, source, on_bad=bad.handler)
+    return _write_converted(args.output, islice(rows, args.max_samples), bad)
+
+
+def sets(args: argparse.Namespace) -> int:
+    print(sets_table())
+    return 0
 
 
 def convert_vqav2(args: argparse.Namespace) -> int:
+    if args.set not in ("vqav2", "ok-vqa") or args.image_dir is None:
+        raise UserError("--questions is for vqav2 and ok-vqa, and needs --image-dir with COCO's pictures")
     with _bar() as bar:
         task = bar.add_task("questions", total=args.max_samples)
         result = vqav2.convert(
@@ -90,6 +158,7 @@ def convert_vqav2(args: argparse.Namespace) -> int:
             missing_images=args.missing_images,
             image_sizes=not args.no_image_sizes,
             max_samples=args.max_samples,
+            source=args.source or args.set,
             progress=lambda rows: bar.update(task, completed=rows),
         )
     print(
@@ -169,37 +238,16 @@ def convert_boxes(args: argparse.Namespace) -> int:
     return _write_converted(args.output, box_sets.iter_rows(args.input, options, on_bad=bad.handler), bad)
 
 
-def _add_convert_custom(commands: Any) -> None:
-    text = "questions and answers of your own (CSV, TSV, JSON, JSONL, parquet; images or videos) -> parquet"
-    parser = _command(commands, "convert-custom", convert_custom, text)
-    parser.add_argument("--input", type=Path, required=True, help="file with question, answer(s) and image(s) or video")
-    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
-    parser.add_argument("--image-dir", type=Path, help="where the named files are (default: beside --input)")
-    parser.add_argument("--frames", type=int, default=8, help="pictures to take of a video (default: %(default)s)")
-    parser.add_argument("--source", default="custom", help="name of the set, kept in every row (default: %(default)s)")
-    _add_bad_option(parser)
-
-
-def convert_custom(args: argparse.Namespace) -> int:
-    options = custom.CustomOptions(
-        image_dir=args.image_dir or args.input.parent,
-        extract_dir=args.output.parent / "images",
-        frames=args.frames,
-        source=args.source,
-    )
-    bad = _BadRows(args.skip_bad)
-    return _write_converted(args.output, custom.iter_rows(args.input, options, on_bad=bad.handler), bad)
-
-
 def _add_split(commands: Any) -> None:
     parser = _command(commands, "split", split, "one parquet file -> train, validation and test, by image")
+    _add_task(parser)
     parser.add_argument("--file", type=Path, required=True, help="parquet file to split")
     parser.add_argument("--output-dir", type=Path, required=True, help="where the split files go")
     _add_split_options(parser, max_validation=None)
 
 
 def split(args: argparse.Namespace) -> int:
-    _write_and_print_splits(args, lambda: iter_rows(args.file))
+    _write_and_print_splits(args, lambda: iter_rows(args.file, task=args.task))
     return 0
 
 
@@ -236,16 +284,19 @@ def _write_and_print_splits(args: argparse.Namespace, rows: Any) -> None:
 
 def _add_readers(commands: Any) -> None:
     parser = _command(commands, "sample", sample, "a random sample of rows -> parquet")
+    _add_task(parser)
     parser.add_argument("--file", type=Path, required=True, help="parquet file")
     parser.add_argument("--count", type=int, required=True, help="number of rows")
     parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
 
     parser = _command(commands, "stats", stats, "what a parquet file holds, in numbers")
+    _add_task(parser)
     parser.add_argument("--file", type=Path, required=True, help="parquet file")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
     parser = _command(commands, "show", show, "a contact sheet (PNG) of pictures with boxes, questions and answers")
+    _add_task(parser)
     parser.add_argument("--file", type=Path, required=True, help="parquet file")
     parser.add_argument("--output", type=Path, default=Path("contact_sheet.png"), help="PNG to write (%(default)s)")
     parser.add_argument("--count", type=int, default=16, help="number of rows, chosen at random (default: %(default)s)")
@@ -255,14 +306,14 @@ def _add_readers(commands: Any) -> None:
 
 
 def sample(args: argparse.Namespace) -> int:
-    keep = _chosen(args.file, args.count, args.seed)
-    rows = (row for number, row in enumerate(iter_rows(args.file)) if number in keep)
+    keep = _chosen(args)
+    rows = (row for number, row in enumerate(iter_rows(args.file, task=args.task)) if number in keep)
     print(f"{args.output}: {write_rows(args.output, rows)} rows")
     return 0
 
 
 def stats(args: argparse.Namespace) -> int:
-    summary = summarise(iter_rows(args.file))
+    summary = summarise(iter_rows(args.file, task=args.task))
     if not summary["rows"]:
         raise _no_rows(args.file)
     print(json.dumps(summary, ensure_ascii=False, indent=2) if args.json else as_text(summary))
@@ -271,12 +322,12 @@ def stats(args: argparse.Namespace) -> int:
 
 def show(args: argparse.Namespace) -> int:
     try:
-        keep = set(map(int, args.rows.split(","))) if args.rows else _chosen(args.file, args.count, args.seed)
+        keep = set(map(int, args.rows.split(","))) if args.rows else _chosen(args)
     except ValueError as error:
         raise UserError(f"--rows {args.rows} is not a list of row numbers like 3,17") from error
     if min(keep) < 0:
         raise UserError(f"--rows {args.rows} has a number below 0; rows are counted from 0")
-    rows = [row for number, row in enumerate(islice(iter_rows(args.file), max(keep) + 1)) if number in keep]
+    rows = [row for number, row in enumerate(islice(iter_rows(args.file, task=args.task), max(keep) + 1)) if number in keep]
     if len(rows) < len(keep):
         raise UserError(f"{args.file} has no row {max(keep)}; give --rows numbers from 0 to its last")
     save_sheet(contact_sheet(rows, columns=args.columns), args.output)
@@ -284,13 +335,13 @@ def show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(file: Path, count: int, seed: int) -> set[int]:
-    if count < 1:
-        raise UserError(f"--count {count} chooses no rows; give 1 or more")
-    total = sum(1 for _ in iter_rows(file))
+def _chosen(args: argparse.Namespace) -> set[int]:
+    if args.count < 1:
+        raise UserError(f"--count {args.count} chooses no rows; give 1 or more")
+    total = sum(1 for _ in iter_rows(args.file, task=args.task))
     if not total:
-        raise _no_rows(file)
-    return set(random.Random(seed).sample(range(total), min(count, total)))
+        raise _no_rows(args.file)
+    return set(random.Random(args.seed).sample(range(total), min(args.count, total)))
 
 
 def _no_rows(file: Path) -> UserError:
@@ -299,6 +350,7 @@ def _no_rows(file: Path) -> UserError:
 
 def _add_verify(commands: Any) -> None:
     parser = _command(commands, "verify", verify_file, "check every row, picture and gold answer of a parquet file")
+    _add_task(parser)
     parser.add_argument("--file", type=Path, required=True, help="parquet file")
     parser.add_argument("--against", type=Path, nargs="+", default=[], help="other splits: no picture may be in both")
     parser.add_argument(
@@ -334,6 +386,7 @@ def verify_file(args: argparse.Namespace) -> int:
         workers=args.workers,
         strict=args.strict,
         allow_unanswered=args.allow_unanswered,
+        task=args.task,
     )
     report = verify(args.file, checks=checks, image_base_dir=args.image_base_dir, against=args.against, progress=_shown)
     _print_report(args, report)

@@ -11,6 +11,8 @@ sets   vqav2           VQAv2 train and val with COCO's pictures     about 20 GB 
        screenspot      rootsautomation/ScreenSpot (parquet)         about 0.6 GB  -> DIR/screenspot
        screenspot-v2   OS-Copilot/ScreenSpot-v2 (JSON, pictures)    about 1.3 GB  -> DIR/screenspot-v2
        screenspot-pro  likaixin/ScreenSpot-Pro (JSON, pictures)                   -> DIR/screenspot-pro
+       ok-vqa textvqa docvqa infovqa chartqa vqa-rad slake pathvqa ai2d scienceqa mmmu mathvista geo3k
+       refcoco refcoco+ refcocog osworld-g                          the hub's files -> DIR/SET
        ms-cxr, vindr-cxr   need an account: prints how to get them
 
   --dir DIR         where to put them (default: data)
@@ -171,15 +173,14 @@ account() {
 MS-CXR needs a credentialed PhysioNet account (training course and signed agreement), and its pictures are those of
 MIMIC-CXR-JPG, which needs the same. After approval:
   wget -r -N -c -np --user NAME --ask-password https://physionet.org/files/ms-cxr/
-  python data_utils.py convert-boxes --input MS_CXR_Local_Alignment.csv --image-dir MIMIC_CXR_JPG --space pixels \
-      --image-field path --question-field label_text --source ms-cxr --output data/ms_cxr.parquet
+  python data_utils.py convert ms-cxr --input MS_CXR_Local_Alignment_v1.1.0.csv --image-dir MIMIC_CXR_JPG \
+      --output data/ms_cxr.parquet
 TEXT
             ;;
         vindr-cxr) cat >&2 <<'TEXT'
 VinDr-CXR needs a PhysioNet account with a signed agreement (https://physionet.org/content/vindr-cxr/), or a Kaggle
 account (vinbigdata-chest-xray-abnormalities-detection). Its pictures are DICOM: export them to PNG first. Then:
-  python data_utils.py convert-boxes --input train.csv --image-dir PNG_DIRECTORY --space pixels \
-      --source vindr-cxr --output data/vindr_cxr.parquet
+  python data_utils.py convert vindr-cxr --input train.csv --image-dir PNG_DIRECTORY --output data/vindr_cxr.parquet
 TEXT
             ;;
     esac
@@ -203,6 +204,23 @@ get() {
         screenspot) hf rootsautomation/ScreenSpot "$dir/screenspot" 'data/.*\.parquet' ;;
         screenspot-v2) hf OS-Copilot/ScreenSpot-v2 "$dir/screenspot-v2" '.*\.(json|zip)' ;;
         screenspot-pro) hf likaixin/ScreenSpot-Pro "$dir/screenspot-pro" '(annotations|images)/.*\.(json|png)' ;;
+        ok-vqa) hf lmms-lab/OK-VQA "$dir/$1" 'data/.*\.parquet' ;;
+        textvqa) hf lmms-lab/textvqa "$dir/$1" 'data/.*\.parquet' ;;
+        docvqa) hf lmms-lab/DocVQA "$dir/$1" 'DocVQA/.*\.parquet' ;;
+        infovqa) hf lmms-lab/DocVQA "$dir/$1" 'InfographicVQA/.*\.parquet' ;;
+        chartqa) hf HuggingFaceM4/ChartQA "$dir/$1" 'data/.*\.parquet' ;;
+        vqa-rad) hf flaviagiammarino/vqa-rad "$dir/$1" 'data/.*\.parquet' ;;
+        slake) hf BoKelvin/SLAKE "$dir/$1" '(train|validation|test)\.json|imgs\.zip' ;;
+        pathvqa) hf flaviagiammarino/path-vqa "$dir/$1" 'data/.*\.parquet' ;;
+        ai2d) hf lmms-lab/ai2d "$dir/$1" 'data/.*\.parquet' ;;
+        scienceqa) hf lmms-lab/ScienceQA "$dir/$1" 'ScienceQA-IMG/.*\.parquet' ;;
+        mmmu) hf lmms-lab/MMMU "$dir/$1" 'data/.*\.parquet' ;;
+        mathvista) hf AI4Math/MathVista "$dir/$1" 'data/.*\.parquet' ;;
+        geo3k) hf hiyouga/geometry3k "$dir/$1" 'data/.*\.parquet' ;;
+        refcoco) hf lmms-lab/RefCOCO "$dir/$1" 'data/.*\.parquet' ;;
+        refcoco+) hf lmms-lab/RefCOCOplus "$dir/$1" 'data/.*\.parquet' ;;
+        refcocog) hf lmms-lab/RefCOCOg "$dir/$1" 'data/.*\.parquet' ;;
+        osworld-g) hf MMInstruction/OSWorld-G "$dir/$1" '.*\.(json|parquet|zip)' ;;
         ms-cxr | vindr-cxr) account "$1" ;;
         *) usage >&2; fail "unknown set $1" 2 ;;
     esac

@@ -180,8 +180,10 @@ def identity_of(
     """What must be equal for an evaluation to go on."""
     from vision_rl.evaluation.store import fingerprint
 
+    source = get_task(task).source
     return {
         "task": task,
+        **({"task_source": source} if source else {}),
         "model": model,
         "served_by": served_by,
         "data": str(data.absolute()),

@@ -16,6 +16,7 @@ STARTED = time.time()
 
 import argparse  # noqa: E402
 import os  # noqa: E402
+import re  # noqa: E402
 import shlex  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Mapping, Sequence  # noqa: E402
@@ -23,6 +24,7 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from vision_rl.data.files import write_text  # noqa: E402
+from vision_rl.data.mix import DataFile, data_file, mixed  # noqa: E402
 from vision_rl.data.schema import read_rows  # noqa: E402
 from vision_rl.engine.config import Resolved, presets, render_resolved, resolve, variants  # noqa: E402
 from vision_rl.engine.environment import run_environment  # noqa: E402
@@ -47,9 +49,17 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--model", help="folder or Hugging Face name of a vision-language model (default: the tiny model)"
     )
-    what.add_argument("--data-path", type=Path, help="training parquet (default: synthetic tasks for the tiny model)")
     what.add_argument(
-        "--val-data-path", type=Path, help="validation parquet; must share no image with the training one"
+        "--data-path",
+        nargs="+",
+        metavar="FILE[:WEIGHT]",
+        help="training parquet, or several, mixed in proportion to their weights (default: synthetic tasks)",
+    )
+    what.add_argument(
+        "--val-data-path",
+        nargs="+",
+        metavar="FILE",
+        help="validation parquet; must share no image with the training one",
     )
     how = parser.add_argument_group("how to train")
     named = f"{', '.join(presets())}, or a .yaml file (default: gpu_24gb with a CUDA device and vLLM's CUDA build, else cpu)"
@@ -109,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parser().parse_intermixed_args(argv)  # overrides may stand between flags
+    args = parsed(argv)
     with cli_errors():
         args.task = get_task(args.task).name
         cpu = on_cpu()
@@ -141,6 +151,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             check_machine(cpu)
             train(args, cpu, sys.argv[1:] if argv is None else argv)
+
+
+def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments; overrides may stand between flags, and after data files, which are no `key=value`."""
+    args = parser().parse_intermixed_args(argv)
+    for name in ("data_path", "val_data_path"):
+        given = getattr(args, name) or []
+        args.overrides += [text for text in given if is_override(text)]
+        setattr(args, name, [text for text in given if not is_override(text)] or None)
+    return args
+
+
+def is_override(text: str) -> bool:
+    """Whether an argument after a data file is a `key=value`."""
+    return bool(re.match(r"[+~]*[A-Za-z_][\w.]*=", text)) and not os.path.exists(text)
 
 
 def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolved:
@@ -175,7 +200,7 @@ def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolv
         media_root=media_root,
     )
     if args.data_path is not None and args.val_data_path is not None:
-        name_data(resolved, args.data_path, args.val_data_path, origin="flag")
+        name_data(resolved, *data_files(args), origin="flag")
     return resolved
 
 
@@ -189,41 +214,44 @@ def media_root_of(rows: Sequence[Mapping[str, Any]]) -> str:
     return os.path.commonpath([os.path.dirname(path) for row in rows for path in row["image_paths"]])
 
 
-def data_files(args: argparse.Namespace) -> tuple[Path, Path]:
-    """The named files, or synthetic tasks; half a pair is an error."""
+def data_files(args: argparse.Namespace) -> tuple[list[DataFile], list[DataFile]]:
+    """The named files for training and for validation, or synthetic tasks; half a pair is an error."""
     if (args.data_path is None) != (args.val_data_path is None):
         raise UserError(
             "name both --data-path and --val-data-path (data_utils.py split makes two files of one, by image)"
         )
     if args.data_path is not None:
-        return args.data_path, args.val_data_path
+        return [data_file(text) for text in args.data_path], [data_file(text) for text in args.val_data_path]
     from vision_rl.tiny import write_tasks
 
     files = write_tasks(Path("data") / "synthetic" / args.task, args.task)
-    return files["train"], files["val"]
+    return [DataFile(files["train"])], [DataFile(files["val"])]
 
 
-def name_data(resolved: Resolved, train: Path, val: Path, *, origin: str) -> None:
+def name_data(resolved: Resolved, train: Sequence[DataFile], val: Sequence[DataFile], *, origin: str) -> None:
     """Record the data files where verl's tree has a place for them; it does not read them, and its defaults would mislead."""
-    for key, path in (("train_files", train), ("val_files", val)):
-        resolved.verl["data"][key] = str(path.absolute())
+    for key, files in (("train_files", train), ("val_files", val)):
+        names = [str(file) for file in files]
+        resolved.verl["data"][key] = names[0] if len(names) == 1 else names
         resolved.origin[f"data.{key}"] = origin
 
 
 def prepared(args: argparse.Namespace, cpu: bool) -> tuple[Resolved, list[Row], list[Row], str]:
     """(configuration, training rows, validation rows, folder of all images), checked as far as is possible beforehand."""
-    paths = data_files(args)
-    rows, val_rows = (read_rows(path, task=args.task) for path in paths)
+    files = data_files(args)
+    sets, val_sets = ([read_rows(file.path, task=args.task) for file in part] for part in files)
+    rows = mixed(sets, [file.weight for file in files[0]])
+    val_rows = [row for part in val_sets for row in part]
     media_root = media_root_of([*rows, *val_rows])
     resolved = configure(args, cpu, media_root=media_root)
     if args.data_path is None:
-        name_data(resolved, *paths, origin="synthetic tasks")
+        name_data(resolved, *files, origin="synthetic tasks")
     check_model(Path(resolved.verl["actor_rollout_ref"]["model"]["path"]))
     rows = rows[: resolved.app.max_train_samples or None]
-    check_images(rows, paths[0])
-    check_images(val_rows, paths[1])
-    for checked, path in ((rows, paths[0]), (val_rows, paths[1])):
-        check_pictures(checked, resolved.app.images_per_prompt, path)
+    used = [part[: resolved.app.max_train_samples or None] for part in sets]  # a mix takes each file's rows in order
+    for checked, file in zip([*used, *val_sets], [*files[0], *files[1]], strict=True):
+        check_images(checked, file.path)
+        check_pictures(checked, resolved.app.images_per_prompt, file.path)
     return resolved, rows, val_rows, media_root
 
 
@@ -231,9 +259,9 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     """Prepare the run directory, run, and close with a summary, whatever ended the run; `command`: the arguments."""
     from rich.console import Console
 
-    from vision_rl.training.context import RunContext
     from vision_rl.progress import RunProgress
     from vision_rl.summary import render_summary, summarise
+    from vision_rl.training.context import RunContext
 
     resolved, rows, val_rows, media_root = prepared(args, cpu)
     if resolved.app.n_runners == 0 and not args.llm_proxy:
@@ -337,9 +365,10 @@ def examine(args: argparse.Namespace, cpu: bool) -> bool:
         (args.proxy_port or PROXY_PORT, args.host, "--proxy-port"),
         (args.store_port or STORE_PORT, args.host, "--store-port"),
     ]
+    files = data_files(args)
     patient = Patient(
         resolved=configure(args, cpu, media_root="/"),
-        data=data_files(args),
+        data=([file.path for file in files[0]], [file.path for file in files[1]]),
         run_dir=run_dir_of(args),
         cpu=cpu,
         answer=get_task(args.task).part("answer"),

@@ -5,35 +5,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from vision_rl.client import LLM, chat
+from vision_rl.client import LLM, client_for
 from vision_rl.media import show
 from vision_rl.messages import user_message
-from vision_rl.prompts import VQA_PROMPT
+from vision_rl.plugins import is_user_reward, rewarded
+from vision_rl.prompts import vqa_text
 from vision_rl.rewards import Reward
 from vision_rl.rewards.judge import shared_judge
-from vision_rl.rewards.vqa import vqa_reward
+from vision_rl.rewards.vqa import best_answer, vqa_reward
 
 
 async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
-    """Ask the model and score its reply: (reply, reward). Evaluation and baselines call this too."""
+    """Ask the model and score its reply: (reply, reward). Training, workers, evaluation and baselines call this."""
     settings = task["settings"]
     images = [picture.url for picture in show(task["image_paths"], settings, task["image_sizes"])]
-    completion = await chat(
-        llm.endpoint,
-        llm.model,
-        [user_message(VQA_PROMPT.format(question=task["question"]), images)],
-        timeout_seconds=settings["timeout_seconds"],
+    completion = await client_for(llm, settings).chat.completions.create(
+        model=llm.model,
+        messages=[user_message(vqa_text(task["question"], task.get("choices", ())), images)],
         **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
     )
     reply = completion.choices[0].message.content or ""
     if settings["reward"] == "judge":
         return reply, await shared_judge().areward(task["question"], reply, task["answers"])
-    return reply, vqa_reward(reply, task["answers"], kind=settings["reward"])
+    return reply, score(task, reply)
+
+
+def score(task: Mapping[str, Any], reply: str) -> Reward:
+    """The reward of a reply, by the rule that the task's settings name; the judge alone has to be asked."""
+    kind = task["settings"]["reward"]
+    if is_user_reward(kind):
+        return rewarded(kind, reply, task, vqa_reward(reply, task["answers"]))
+    return vqa_reward(reply, task["answers"], kind=kind)
+
+
+def gold(task: Mapping[str, Any]) -> tuple[str, float]:
+    """The reply of a perfect model and its score, which is below 1 where the annotators disagree."""
+    return best_answer(task["answers"])
 
 
 if __name__ == "__main__":
     from vision_rl.debug import main
 
-    main(answer, task="vqa")
+    main("vqa")

@@ -140,12 +140,9 @@ def run_trivial(args: argparse.Namespace, console: Console) -> int:
 
     task, data, rows = rows_of(args)
     if KINDS[args.trivial] != get_task(task).truth:
-        raise UserError(
-            f"--trivial {args.trivial} is for tasks whose truth is {KINDS[args.trivial]}, but {data} holds {task} rows"
-        )
-
+        raise UserError(f"--trivial {args.trivial} answers with {KINDS[args.trivial]}, but {data} holds {task} rows")
     settings = agent_settings(task, args.overrides, cpu=False, model_dir=None, trained_as=None, transport="file")
-    reply = constant_reply(args.trivial, task, args.train, settings["answer_format"])
+    reply = constant_reply(args.trivial, args.train, settings["answer_format"], task)
     console.print(f"{args.trivial}: {reply}", highlight=False, markup=False)
     if args.dry_run:
         return 0

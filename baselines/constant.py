@@ -9,7 +9,6 @@ import contextlib
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from fastapi import FastAPI
 from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError
 from vision_rl.rewards.grounding import gold_reply
-from vision_rl.rewards.vqa import best_answer
+from vision_rl.rewards.vqa import best_answer, by_frequency
 
 KINDS = {"most-common-answer": "answers", "centre-box": "boxes", "mean-box": "boxes"}
 """Trivial baselines, and the kind of truth that each imitates."""
@@ -30,18 +29,21 @@ CENTRE = (0.25, 0.25, 0.75, 0.75)
 _START_SECONDS = 30.0
 
 
-def constant_reply(kind: str, task: str, train: Path | None, answer_format: str) -> str:
-    """What a trivial baseline says to every row of a task; `UserError` if it needs a training file and there is none."""
+def constant_reply(kind: str, train: Path | None, answer_format: str, task: str | None = None) -> str:
+    """What a trivial baseline says to every row; task: whose rows of the training file count (None: all).
+
+    Raises `UserError` if it needs a training file and there is none.
+    """
     if kind == "centre-box":
         return gold_reply([CENTRE], answer_format=answer_format)
     if train is None:
         raise UserError(f"--trivial {kind} needs --train, the file that it takes its answer from")
     rows = read_rows(train, task=task)
     if kind == "most-common-answer":
-        answers = Counter(best_answer(row["answers"])[0] for row in rows if row["answers"])
+        answers = by_frequency([best_answer(row["answers"])[0] for row in rows if row["answers"]])
         if not answers:
             raise UserError(f"{train} holds no answers; give --train a file with them")
-        return answers.most_common(1)[0][0]
+        return answers[0][0]
     boxes = [box for row in rows for box in row["boxes"]]
     if not boxes:
         raise UserError(f"{train} holds no boxes; give --train a file with them")

@@ -43,8 +43,8 @@ def _grounding(
 
 
 WORKLOADS: dict[str, Callable[[random.Random], Callable[[], object]]] = {
-    "VQA, official": lambda g: _vqa(g, "", "official"),
-    "VQA, official, with reasoning": lambda g: _vqa(g, THOUGHT, "official"),
+    "VQA, accuracy": lambda g: _vqa(g, "", "vqa"),
+    "VQA, accuracy, with reasoning": lambda g: _vqa(g, THOUGHT, "vqa"),
     "VQA, similarity": lambda g: _vqa(g, "", "similarity"),
     "grounding, iou, 1 box": lambda g: _grounding(g, "", "iou", 1, "bbox", "unit"),
     "grounding, iou, 1 box, with reasoning": lambda g: _grounding(g, THOUGHT, "iou", 1, "bbox", "unit"),

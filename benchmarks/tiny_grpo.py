@@ -117,7 +117,7 @@ class Learner:
         """The largest probability of a vision placeholder at any position of the rows' prompts and sampled replies."""
         inputs = self.prompts(rows)
         logits = self._logits(inputs, self.sample(inputs, 1), 1, blind=False)
-        return logits.softmax(-1)[..., forbidden_token_ids(self.processor.tokenizer)].max().item()
+        return logits.softmax(-1)[..., forbidden_token_ids(self.processor)].max().item()
 
 
 def main() -> None:

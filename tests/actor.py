@@ -67,7 +67,7 @@ def actor(role: str = "actor", model: str | Path | None = None, *changes: str) -
 def log_probs(worker: VisionTrainingWorker, rows: Sequence[dict[str, Any]], pixels: Pixels | None) -> torch.Tensor:
     """(rows, longest response) log-probabilities, zero beyond each response."""
     data = list_of_dict_to_tensordict([dict(row) for row in rows])
-    for name in data.keys():
+    for name in list(data.keys()):
         if (
             isinstance(data[name], torch.Tensor) and not data[name].is_nested
         ):  # rows of one length; the queue nests them too

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,445 @@ def write_vindr(folder: Path) -> Path:
         "img1,No finding,14,R11,,,,\n"
     )
     return path
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A file of a set in its published layout: its name, its records (or text), the pictures beside it (all of
+    200 x 100 pixels), the command's options, and what the rows must have."""
+
+    file: str
+    content: Any
+    expected: list[dict[str, Any]]
+    pictures: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    def write(self, folder: Path) -> list[str]:
+        """Write it into `folder`; returns the arguments of `data_utils.py convert SET` for it."""
+        for seed, name in enumerate(self.pictures):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            picture((200, 100), seed).save(folder / name)
+        path = folder / self.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(self.content), path)
+        elif path.suffix == ".jsonl":
+            path.write_text("".join(json.dumps(record) + "\n" for record in self.content))
+        else:
+            path.write_text(self.content if isinstance(self.content, str) else json.dumps(self.content))
+        return ["--input", str(path), *self.options]
+
+
+def shot(seed: int = 0) -> dict[str, Any]:
+    """A picture of 200 x 100 pixels as Hugging Face's parquet files embed it."""
+    return {"bytes": png_bytes(picture((200, 100), seed)), "path": f"{seed}.png"}
+
+
+TEN = ["nous les gosses", *["dakota"] * 9]
+REFERRED = {"question_id": "469306", "question": "Please describe it.", "segmentation": [1.0, 2.0], "iscrowd": 0}
+MATH = {
+    "unit": None,
+    "precision": 1.0,
+    "metadata": {"source": "FigureQA", "grade": "high school"},
+    "query": "Hint: ...",
+}
+GEOMETRY = "Find x. Round to the nearest tenth."
+UI = {"image_path": "a.png", "image_size": [200, 100], "instruction": "open the menu", "GUI_types": ["Button", "Icon"]}
+BOX = [[0.1, 0.1, 0.3, 0.4]]  # of 20, 10, 60, 40 in a picture of 200 x 100
+
+SAMPLES: dict[str, Sample] = {
+    "ok-vqa": Sample(
+        "val.parquet",
+        [{"question_id": "7", "image": shot(), "question": "What sport?", "answers": TEN, "question_type": "one"}],
+        [{"id": "7", "answers": TEN, "metric": "vqa", "meta": {"question_type": "one"}}],
+    ),
+    "textvqa": Sample(
+        "TextVQA_0.5.1_val.json",
+        {
+            "data": [{"question_id": 3, "image_id": "003a", "question": "which brand?", "answers": TEN}],
+            "version": "0.5.1",
+        },
+        [{"id": "3", "answers": TEN, "metric": "vqa"}],
+        pictures=("train_images/003a.jpg",),
+    ),
+    "docvqa": Sample(
+        "validation.parquet",
+        [
+            {
+                "questionId": "49153",
+                "question": "What is it?",
+                "image": shot(),
+                "docId": 14465,
+                "answers": ["0.28", ".28"],
+            }
+        ],
+        [{"id": "49153", "answers": ["0.28", ".28"], "metric": "anls", "meta": {"docId": 14465}}],
+    ),
+    "infovqa": Sample(
+        "infographicsVQA_val_v1.0.json",
+        {"data": [{"questionId": 65718, "question": "Which?", "image_local_name": "38.jpeg", "answers": ["LinkedIn"]}]},
+        [{"id": "65718", "answers": ["LinkedIn"], "metric": "anls"}],
+        pictures=("38.jpeg",),
+    ),
+    "chartqa": Sample(
+        "test.parquet",
+        [{"image": shot(), "query": "How many?", "label": ["14"], "human_or_machine": 0}],
+        [{"question": "How many?", "answers": ["14"], "metric": "relaxed_accuracy", "meta": {"human_or_machine": 0}}],
+    ),
+    "gqa": Sample(
+        "testdev_balanced_questions.json",
+        {
+            "201": {
+                "imageId": "n1",
+                "question": "Is it?",
+                "answer": "yes",
+                "fullAnswer": "Yes, it is.",
+                "isBalanced": True,
+            }
+        },
+        [{"id": "201", "answers": ["yes"], "metric": "exact_match", "meta": {"fullAnswer": "Yes, it is."}}],
+        pictures=("images/n1.jpg",),
+    ),
+    "vqa-rad": Sample(
+        "test.parquet",
+        [{"image": shot(), "question": "is there free air?", "answer": "no"}],
+        [{"question": "is there free air?", "answers": ["no"], "metric": "medical"}],
+    ),
+    "slake": Sample(
+        "train.json",
+        [
+            {
+                "qid": n,
+                "img_name": "xmlab1/source.jpg",
+                "question": question,
+                "answer": answer,
+                "q_lang": language,
+                "answer_type": "OPEN",
+                "modality": "CT",
+                "location": "Lung",
+                "triple": ["vhead", "_", "_"],
+            }
+            for n, question, answer, language in ((0, "Which organ?", "Lung", "en"), (1, "什么器官", "肺", "zh"))
+        ],
+        [{"id": "0", "question": "Which organ?", "answers": ["Lung"], "metric": "medical"}],
+        pictures=("imgs/xmlab1/source.jpg",),
+        options=("--language", "en"),
+    ),
+    "pathvqa": Sample(
+        "train.parquet",
+        [{"image": shot(), "question": "where are liver stem cells located?", "answer": "in the canals of hering"}],
+        [{"answers": ["in the canals of hering"], "metric": "medical"}],
+    ),
+    "ai2d": Sample(
+        "test.parquet",
+        [{"question": "Which is the base?", "options": ["a", "b", "2", "d"], "answer": "1", "image": shot()}],
+        [{"choices": ["a", "b", "2", "d"], "answers": ["B"], "metric": "multiple_choice"}],
+    ),
+    "scienceqa": Sample(
+        "test.parquet",
+        [
+            {
+                "image": shot(),
+                "question": "Which?",
+                "choices": ["iron", "gold"],
+                "answer": 1,
+                "hint": "Look.",
+                "task": "closed choice",
+                "grade": "grade2",
+                "lecture": "l",
+                "solution": "s",
+            }
+        ],
+        [
+            {
+                "question": "Context: Look.\nWhich?",
+                "answers": ["B"],
+                "choices": ["iron", "gold"],
+                "meta": {"grade": "grade2"},
+            }
+        ],
+    ),
+    "mmmu": Sample(
+        "validation.parquet",
+        [
+            {
+                "id": "validation_Math_1",
+                "question": "See <image 2>, then <image 1>.",
+                "options": "['$1', \"a'b\"]",
+                "answer": "B",
+                "question_type": "multiple-choice",
+                "explanation": "",
+                **{f"image_{n}": shot(n) if n < 3 else None for n in range(1, 8)},
+            },
+            {
+                "id": "validation_Math_2",
+                "question": "How much is <image 1>?",
+                "options": "[]",
+                "answer": "['5', 'five']",
+                "question_type": "open",
+                "explanation": "",
+                **{f"image_{n}": shot(n) if n < 2 else None for n in range(1, 8)},
+            },
+        ],
+        [
+            {"choices": ["$1", "a'b"], "answers": ["B"], "metric": "multiple_choice"},
+            {"choices": [], "answers": ["5", "five"], "metric": "exact_match"},
+        ],
+    ),
+    "mathvista": Sample(
+        "testmini.parquet",
+        [
+            {
+                "pid": "1",
+                "question": "How tall?",
+                "image": "images/1.jpg",
+                "decoded_image": shot(),
+                "choices": None,
+                "answer": "1.2",
+                "question_type": "free_form",
+                "answer_type": "float",
+                **MATH,
+                "unit": "m",
+            },
+            {
+                "pid": "2",
+                "question": "Which?",
+                "image": "images/2.jpg",
+                "decoded_image": shot(),
+                "choices": ["no", "yes"],
+                "answer": "yes",
+                "question_type": "multi_choice",
+                "answer_type": "text",
+                **MATH,
+            },
+        ],
+        [
+            {"question": "How tall? (Unit: m)", "answers": ["1.2"], "metric": "math", "meta": {"source": "FigureQA"}},
+            {"answers": ["B"], "choices": ["no", "yes"], "metric": "multiple_choice"},
+        ],
+    ),
+    "geo3k": Sample(
+        "train.parquet",
+        [{"images": [shot(), shot(1)], "problem": f"<image>{GEOMETRY}", "answer": "2 \\sqrt { 221 }"}],
+        [{"question": GEOMETRY, "answers": ["2 \\sqrt { 221 }"], "metric": "math"}],
+    ),
+    "verl": Sample(
+        "train.parquet",
+        [
+            {
+                "data_source": "hiyouga/geometry3k",
+                "prompt": [{"role": "user", "content": f"<image>{GEOMETRY} Think first."}],
+                "images": [shot()],
+                "ability": "math",
+                "reward_model": {"style": "rule", "ground_truth": "3"},
+                "extra_info": {"split": "train", "index": 0, "answer": "3", "question": f"<image>{GEOMETRY}"},
+            }
+        ],
+        [{"question": GEOMETRY, "answers": ["3"], "metric": "math", "meta": {"data_source": "hiyouga/geometry3k"}}],
+    ),
+    "llava": Sample(
+        "llava_instruct_150k.json",
+        [
+            {
+                "id": "33471",
+                "image": "33471.jpg",
+                "conversations": [
+                    {"from": "human", "value": "<image>\nWhat colour?"},
+                    {"from": "gpt", "value": "Red."},
+                    {"from": "human", "value": "Is it empty?"},
+                    {"from": "gpt", "value": "No."},
+                ],
+            }
+        ],
+        [
+            {"id": "33471-0", "question": "What colour?", "answers": ["Red."], "metric": "token_f1"},
+            {"id": "33471-1", "question": "Is it empty?", "answers": ["No."], "metric": "token_f1"},
+        ],
+        pictures=("33471.jpg",),
+    ),
+    "vlm-r1": Sample(
+        "refcoco_train.jsonl",
+        [
+            {
+                "id": 1,
+                "image": "coco/a.jpg",
+                "conversations": [
+                    {"from": "human", "value": "<image>the left man"},
+                    {"from": "gpt", "value": [20, 10, 60, 40]},
+                ],
+            }
+        ],
+        [{"question": "the left man", "boxes": BOX, "metric": "acc_at_iou_0.5"}],
+        pictures=("coco/a.jpg",),
+    ),
+    **dict.fromkeys(
+        ("refcoco", "refcoco+", "refcocog"),
+        Sample(
+            "val.parquet",
+            [
+                {
+                    **REFERRED,
+                    "image": shot(),
+                    "answer": ["left man", "man in red"],
+                    "bbox": [20, 10, 40, 30],
+                    "file_name": "COCO_train2014_000000518022.jpg",
+                }
+            ],
+            [{"question": text, "boxes": BOX, "metric": "acc_at_iou_0.5"} for text in ("left man", "man in red")],
+        ),
+    ),
+    "visual-genome": Sample(
+        "region_descriptions.json",
+        [
+            {
+                "id": 1,
+                "regions": [
+                    {
+                        "region_id": 1382,
+                        "image_id": 1,
+                        "phrase": "the clock is green",
+                        "x": 20,
+                        "y": 10,
+                        "width": 40,
+                        "height": 30,
+                    }
+                ],
+            }
+        ],
+        [{"question": "the clock is green", "boxes": BOX, "metric": "acc_at_iou_0.5", "meta": {"region_id": 1382}}],
+        pictures=("VG_100K_2/1.jpg",),
+    ),
+    "vindr-cxr": Sample(
+        "train.csv",
+        "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max\n"
+        "a,Cardiomegaly,3,R10,20.0,10.0,60.0,40.0\nb,No finding,14,R11,,,,\n",
+        [{"labels": ["Cardiomegaly"], "boxes": BOX, "metric": "iou"}, {"boxes": [], "metric": "iou"}],
+        pictures=("a.png", "b.png"),
+    ),
+    "ms-cxr": Sample(
+        "MS_CXR_Local_Alignment_v1.1.0.json",
+        {
+            "categories": [{"id": 4, "name": "Edema"}],
+            "images": [{"id": 1, "file_name": "d1.jpg", "path": "files/p10/d1.jpg", "width": 200, "height": 100}],
+            "annotations": [
+                {"id": n, "image_id": 1, "category_id": 4, "label_text": text, "bbox": [20, 10, 40, 30]}
+                for n, text in enumerate(("bilateral edema", "left edema", "bilateral edema"))
+            ],
+        },
+        [
+            {"question": "bilateral edema", "boxes": BOX * 2, "labels": ["Edema"] * 2, "metric": "iou"},
+            {"question": "left edema", "boxes": BOX},
+        ],
+        pictures=("files/p10/d1.jpg",),
+    ),
+    "screenspot": Sample(
+        "data/test.parquet",
+        [
+            {
+                "file_name": "a.png",
+                "bbox": [0.1, 0.1, 0.3, 0.4],
+                "instruction": "close",
+                "data_type": "icon",
+                "data_source": "windows",
+                "image": shot(),
+            }
+        ],
+        [{"question": "close", "boxes": BOX, "metric": "point_in_box", "meta": {"platform": "desktop"}}],
+    ),
+    "screenspot-v2": Sample(
+        "screenspot_desktop_v2.json",
+        [
+            {
+                "img_filename": "a.png",
+                "bbox": [20, 10, 40, 30],
+                "instruction": "close",
+                "data_type": "icon",
+                "data_source": "windows",
+            }
+        ],
+        [{"question": "close", "boxes": BOX, "metric": "point_in_box"}],
+        pictures=("screenspotv2_image/a.png",),
+    ),
+    "screenspot-pro": Sample(
+        "annotations/blender_windows.json",
+        [
+            {
+                "img_filename": "blender/a.png",
+                "bbox": [20, 10, 60, 40],
+                "instruction": "erase",
+                "instruction_cn": "擦",
+                "id": "blender_windows_0",
+                "application": "blender",
+                "platform": "windows",
+                "img_size": [200, 100],
+                "ui_type": "icon",
+                "group": "Creative",
+            }
+        ],
+        [{"id": "blender_windows_0", "boxes": BOX, "metric": "point_in_box", "meta": {"group": "Creative"}}],
+        pictures=("images/blender/a.png",),
+    ),
+    "osworld-g": Sample(
+        "OSWorld-G.json",
+        [
+            {**UI, "id": "a-0", "box_type": "bbox", "box_coordinates": [20, 10, 40, 30]},
+            {
+                **UI,
+                "id": "a-1",
+                "instruction": "open the tab",
+                "box_type": "polygon",
+                "box_coordinates": [20, 10, 60, 10, 40, 40],
+            },
+            {**UI, "id": "a-2", "box_type": "refusal", "box_coordinates": [-1, -1, -1, -1]},
+        ],
+        [
+            {"id": "a-0", "boxes": BOX, "labels": ["Button, Icon"], "metric": "point_in_box"},
+            {"id": "a-1", "boxes": BOX, "meta": {"polygon_pixels": [20, 10, 60, 10, 40, 40]}},
+            {"id": "a-2", "boxes": [], "meta": {"box_type": "refusal"}},
+        ],
+        pictures=("images/a.png",),
+    ),
+    "os-atlas": Sample(
+        "uibert_raw.json",
+        [
+            {"img_filename": "a.png", "instruction": "search", "bbox": [0.1, 0.1, 0.3, 0.4], "data_type": "text"},
+            {
+                "img_filename": "a.png",
+                "elements": [
+                    {"instruction": text, "bbox": [0.1, 0.1, 0.3, 0.4], "data_type": "link"}
+                    for text in ("home", "help")
+                ],
+            },
+        ],
+        [{"question": text, "boxes": BOX, "metric": "point_in_box"} for text in ("search", "home", "help")],
+        pictures=("imgs/a.png",),
+    ),
+    "uground": Sample(
+        "shard_0000.parquet",
+        [
+            {
+                "image": shot()["bytes"],
+                "width": "200",
+                "height": "100",
+                "conversations": json.dumps(
+                    [
+                        {"from": "human", "value": "close button"},
+                        {"from": "gpt", "value": "(100, 100, 300, 400)"},
+                        {"from": "human", "value": "search box"},
+                        {"from": "gpt", "value": "(0, 0, 500, 500)"},
+                    ]
+                ),
+            }
+        ],
+        [
+            {"question": "close button", "boxes": BOX, "metric": "point_in_box"},
+            {"question": "search box", "boxes": [[0.0, 0.0, 0.5, 0.5]]},
+        ],
+    ),
+    "custom": Sample(
+        "own.jsonl",
+        [{"id": 1, "image": "a.png", "question": "Which?", "choices": ["red", "blue"], "answer": "A", "ward": "B"}],
+        [{"id": "1", "choices": ["red", "blue"], "answers": ["A"], "metric": "multiple_choice", "meta": {"ward": "B"}}],
+        pictures=("a.png",),
+    ),
+}

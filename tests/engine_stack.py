@@ -46,7 +46,7 @@ class Stack:
 
     @property
     def address(self) -> str:
-        return self.proxy.server_launcher.access_endpoint
+        return self.proxy.access_endpoint
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(120)

@@ -1,14 +1,15 @@
 """A model server without a model: OpenAI's chat route as vLLM >= 0.10.2 answers it, with ids and log-probabilities.
 
 `python tests/fake_backend.py PORT [KEEP_ALIVE_SECONDS]` serves it under uvicorn and uvloop as vLLM does. Words in the
-last message choose a fault: FAULT500, FAULT400, HANG, SLEEP<seconds>, NOCHOICES, NOTOKENS, BADJSON, TRUNCATED.
-`/stats` counts; `/block?<seconds>` holds the event loop, as a large image does in a real server.
+last message choose a fault: FAULT500, FAULT400, HANG, SLEEP<seconds>, NOCHOICES, NOTOKENS, BADJSON, TRUNCATED, CUT; FAULTN fails what asks for several choices. DICE answers by
+chance. `/stats` counts; `/block?<seconds>` holds the event loop, as a large image does in a real server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import subprocess
 import sys
@@ -27,7 +28,7 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-_stats: dict[str, Any] = {"requests": 0, "last": None}
+_stats: dict[str, Any] = {"requests": 0, "last": None, "messages": None, "n": []}
 
 
 def prompt_ids(words: int) -> list[int]:
@@ -38,27 +39,37 @@ def prompt_ids(words: int) -> list[int]:
 def reply(body: dict[str, Any], text: str) -> dict[str, Any]:
     """The reply to a request, with what the request asked for and nothing else, as vLLM does it."""
     prompt = prompt_ids(len(text.split()))
-    choice: dict[str, Any] = {
-        "index": 0,
-        "message": {"role": "assistant", "content": REPLY, "tool_calls": []},
-        "finish_reason": "stop",
-    }
-    if body.get("logprobs"):
-        tokens = zip(RESPONSE_IDS, LOGPROBS, strict=True)
-        choice["logprobs"] = {
-            "content": [{"token": f"t{id}", "logprob": p, "bytes": [116], "top_logprobs": []} for id, p in tokens]
-        }
+    choices = [_choice(body, text, index) for index in range(body.get("n", 1))]
     answer = {
         "id": f"chatcmpl-{time.time_ns()}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": body["model"],
-        "choices": [choice],
+        "choices": choices,
         "usage": {"prompt_tokens": len(prompt), "completion_tokens": 4, "total_tokens": len(prompt) + 4},
     }
     if body.get("return_token_ids"):
-        answer["prompt_token_ids"], choice["token_ids"] = prompt, RESPONSE_IDS
+        answer["prompt_token_ids"] = prompt
     return answer
+
+
+def _choice(body: dict[str, Any], text: str, index: int) -> dict[str, Any]:
+    """RESPONSE_IDS, or with DICE one token of six by chance; with CUT all but the first are cut off."""
+    ids = [random.randrange(10, 16)] if "DICE" in text else RESPONSE_IDS
+    content = f"face {ids[0] - 9}" if "DICE" in text else REPLY
+    choice: dict[str, Any] = {
+        "index": index,
+        "message": {"role": "assistant", "content": content, "tool_calls": []},
+        "finish_reason": "abort" if "CUT" in text and index else "stop",
+    }
+    if body.get("logprobs"):
+        tokens = zip(ids, LOGPROBS[: len(ids)], strict=True)
+        choice["logprobs"] = {
+            "content": [{"token": f"t{id}", "logprob": p, "bytes": [116], "top_logprobs": []} for id, p in tokens]
+        }
+    if body.get("return_token_ids"):
+        choice["token_ids"] = ids
+    return choice
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,12 +88,14 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     text = _text(body["messages"][-1]["content"])
     _stats["requests"] += 1
     _stats["last"] = {key: value for key, value in body.items() if key != "messages"}
+    _stats["messages"] = body["messages"]
+    _stats["n"].append(body.get("n", 1))
     if "HANG" in text:
         await asyncio.sleep(3600)
     if wanted := re.search(r"SLEEP([\d.]+)", text):
         await asyncio.sleep(float(wanted[1]))
-    for word, status in (("FAULT500", 500), ("FAULT400", 400)):
-        if word in text:
+    for word, status in (("FAULT500", 500), ("FAULT400", 400), ("FAULTN", 500 if body.get("n", 1) > 1 else 0)):
+        if word in text and status:
             await _send(send, status, json.dumps({"error": {"message": "boom", "type": "x", "code": status}}).encode())
             return
     answer = reply(body if "NOTOKENS" not in text else {**body, "return_token_ids": False}, text)

@@ -27,8 +27,8 @@ import psutil
 from agentlightning.types import EnqueueRolloutRequest, RolloutConfig
 
 from tests import fake_backend
+from tests.chat import chat
 from tests.engine_stack import model_entry
-from vision_rl.client import chat
 from vision_rl.engine.launch import trainer_of
 from vision_rl.engine.proxy import VisionProxy
 from vision_rl.engine.reach import Reach, free_port
@@ -106,8 +106,8 @@ class Scenario(agl.Algorithm):
         """What the scenario does to the run while it works."""
         await asyncio.sleep(1.5 if self.name.startswith("clock jumps") else 0.5)
         if self.name == "proxy dies":
-            process = proxy.server_launcher._proc
-            assert process is not None and process.pid is not None
+            process = proxy.process
+            assert process is not None
             os.kill(process.pid, signal.SIGKILL)
         elif self.name.startswith("store away"):
             self.network.kill()

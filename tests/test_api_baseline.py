@@ -150,7 +150,7 @@ def test_reasoning_models_get_their_own_parameter(tasks: Any, tmp_path: Path) ->
         (("--model", "m", "--image-side", "0"), "--image-side 0 makes no sense"),
         (("--model", "m", "--image-bytes", "-5"), "--image-bytes -5 makes no sense"),
         (("--model", "m"), "OPENAI_API_KEY is not set"),
-        (("--trivial", "mean-box"), "is for grounding, but"),
+        (("--trivial", "mean-box"), "answers with boxes, but"),
         (("--trivial", "most-common-answer"), "needs --train"),
         (("--trivial", "most-common-answer", "--train", "nowhere.parquet"), "nowhere.parquet"),
     ],
@@ -179,6 +179,15 @@ def test_trivial_answers_come_from_the_training_file(tasks: Any) -> None:
     assert parse_boxes(constant_reply("centre-box", None, "click"), "click") == [pytest.approx(CENTRE)]
     answers = [max(row["answers"], key=row["answers"].count) for row in read_rows(tasks["vqa"]["train"])]
     assert constant_reply("most-common-answer", tasks["vqa"]["train"], "bbox") == max(answers, key=answers.count)
+
+
+def test_answers_that_normalise_alike_are_one_most_common_answer(tmp_path: Path) -> None:
+    rows = [
+        {"id": str(n), "image_paths": ["a.png"], "question": "q", "answers": [answer]}
+        for n, answer in enumerate(["Yes", "yes.", "YES", "no", "no"])
+    ]
+    write_rows(tmp_path / "rows.parquet", rows)
+    assert constant_reply("most-common-answer", tmp_path / "rows.parquet", "bbox") == "Yes"
 
 
 @pytest.mark.parametrize(

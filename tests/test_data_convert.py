@@ -23,13 +23,14 @@ from tests.data_samples import (
     write_vindr,
     write_vqav2,
 )
-from vision_rl.data import box_sets, custom, screenspot, vqav2
+from vision_rl.data import box_sets, screenspot, vqav2
 from vision_rl.data.box_sets import BoxOptions
-from vision_rl.data.custom import CustomOptions
+from vision_rl.data.data_set import Source, iter_rows
 from vision_rl.data.geometry import to_unit_xyxy
 from vision_rl.data.images import open_image
 from vision_rl.data.json_stream import iter_array
 from vision_rl.data.schema import read_rows, write_rows
+from vision_rl.data.sets import get_set
 from vision_rl.errors import UserError
 
 
@@ -387,8 +388,8 @@ def test_numbers_that_are_not_finite(bad: float) -> None:
 
 
 def custom_rows(tmp_path: Path, path: Path, **options: Any) -> list[dict[str, Any]]:
-    chosen = CustomOptions(image_dir=tmp_path, extract_dir=tmp_path / "images", **options)
-    return rows_of(tmp_path, custom.iter_rows(path, chosen))
+    source = Source(path, tmp_path, tmp_path / "images", "custom", **options)
+    return rows_of(tmp_path, iter_rows(get_set("custom"), source))
 
 
 def test_custom_csv_with_one_and_several_pictures(tmp_path: Path) -> None:

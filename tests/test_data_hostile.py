@@ -16,9 +16,11 @@ import pytest
 import data_utils
 from tests.data_samples import picture, png_bytes, write_screenspot_hf, write_screenspot_pro, write_screenspot_v2
 from tests.data_samples import write_vqav2 as write_vqav2_files
+from vision_rl.data.data_set import Source, iter_rows
 from vision_rl.data.files import WriteError, replacing
 from vision_rl.data.images import open_image
 from vision_rl.data.schema import read_rows, write_rows
+from vision_rl.data.sets import get_set
 from vision_rl.errors import UserError
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -62,7 +64,7 @@ CUSTOM = [
     ("x.jsonl", json.dumps({"image": "a.png", "question": "q", "answer": "x", "note": LONE}), "surrogate"),
     ("x.jsonl", json.dumps({"image": "a.png", "question": 5, "answer": "x"}), "question"),
     ("x.jsonl", json.dumps({"image": "a.png", "question": "q", "answers": []}), "answers []"),
-    ("x.jsonl", json.dumps({"image": "a.png", "question": "q", "answers": [{"answer": "yes"}]}), "are not texts"),
+    ("x.jsonl", json.dumps({"image": "a.png", "question": "q", "answers": [{"text": "yes"}]}), "are not texts"),
 ]
 
 
@@ -210,7 +212,7 @@ def test_coco(
     ("write", "change", "reason"),
     [
         (write_screenspot_v2, {"img_filename": 5}, "does not exist"),
-        (write_screenspot_v2, {"img_filename": None}, "does not exist"),
+        (write_screenspot_v2, {"img_filename": None}, "item 0 names no picture"),
         (write_screenspot_v2, {"instruction": None}, "item 0: its question"),
         (write_screenspot_v2, {"instruction": LONE}, "item 0: a text of it holds half a character"),
         (write_screenspot_v2, {"bbox": [True, True, True, True]}, "not four numbers"),
@@ -305,7 +307,7 @@ def without(name: str) -> pa.Table:
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        (without("question"), "no column question or instruction; its columns are id, image_path, answer"),
+        (without("question"), "no column question or problem or instruction; its columns are id, image_path, answer"),
         (without("image_path"), "no column image_paths or image_path"),
         (pa.table({}), "no column"),
         (pa.Table.from_pylist([GOOD]).slice(0, 0), "no rows"),
@@ -430,7 +432,5 @@ def test_embedded_pictures_on_a_full_disk(folder: Path, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    from vision_rl.data.custom import CustomOptions, iter_rows
-
     with pytest.raises(UserError, match="No space left on device"):
-        list(iter_rows(folder / "x.parquet", CustomOptions(folder, folder / "images")))
+        list(iter_rows(get_set("custom"), Source(folder / "x.parquet", folder, folder / "images", "custom")))

@@ -90,7 +90,7 @@ def test_accepted(record: dict[str, Any], field: str, value: Any) -> None:
         ({"image_paths": [""]}, "names no image"),
         ({"question": "  "}, "question"),
         ({"question": None}, "question"),
-        ({"task": "ocr"}, "task is 'ocr'"),
+        ({"task": "ocr"}, "task 'ocr' is unknown"),
         ({"media": "audio"}, "media is 'audio'"),
         ({"boxes": [[0, 0, 5, 5]]}, "outside 0..1"),
         ({"boxes": [[0.5, 0.5, 0.1, 0.9]]}, "corners swapped"),

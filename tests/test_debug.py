@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-import vqa_agent
 from tests.fake_openai import MODEL, fake_openai
 from vision_rl.debug import main
 
@@ -24,7 +23,7 @@ def data(tmp_path: Path) -> str:
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", ["vqa_agent.py", *arguments])
-    main(vqa_agent.answer, task="vqa")
+    main("vqa")
 
 
 def test_question_reply_and_reward_are_printed(

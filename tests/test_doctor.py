@@ -37,7 +37,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory, tiny_dir: Path) -> Patient
     folder = tmp_path_factory.mktemp("doctor")
     files = write_tasks(folder / "tasks", "vqa", train=6, val=4, test=2)
     resolved = resolve("cpu", task="vqa", model=tiny_dir, media_root="/")
-    return Patient(resolved, (files["train"], files["val"]), folder / "runs" / "x", True, answer=None)  # type: ignore[arg-type]
+    return Patient(resolved, ([files["train"]], [files["val"]]), folder / "runs" / "x", True, answer=None)  # type: ignore[arg-type]
 
 
 PINS = [
@@ -171,7 +171,7 @@ def test_data_files_that_share_images_are_told(patient: Patient) -> None:
     assert [finding.ok for finding in doctor.data(patient)] == [True, True, True]
     twice = dataclasses.replace(patient, data=(patient.data[0], patient.data[0]))
     assert doctor.data(twice)[-1].ok is False
-    gone = dataclasses.replace(patient, data=(patient.data[0], Path("nowhere.parquet")))
+    gone = dataclasses.replace(patient, data=(patient.data[0], [Path("nowhere.parquet")]))
     [finding] = examined("data", doctor.data, gone)
     assert finding.ok is False and "nowhere.parquet" in finding.cure
 

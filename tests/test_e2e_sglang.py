@@ -130,7 +130,7 @@ def test_qwen3_vl_agrees_when_it_is_busy(folder: Path, tmp_path: Path) -> None:
     checkpoint = build("qwen3_vl", tmp_path / "model")
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
     processor = hf_processor(str(checkpoint), use_fast=True)
-    forbidden = set(forbidden_token_ids(processor.tokenizer))
+    forbidden = set(forbidden_token_ids(processor))
     cases = [files for name, files in PICTURES.items() if name != "two"] * 4
     with served(checkpoint, folder) as address, ThreadPoolExecutor(len(cases)) as pool:
         replies = list(pool.map(lambda files: ask(address, data_uris(files), temperature=0.7).json(), cases))

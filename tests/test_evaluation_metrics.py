@@ -159,7 +159,7 @@ def test_radiology_per_label() -> None:
 
 def test_vqa_tables_and_submission(tmp_path: Path) -> None:
     rows = [
-        ("yes", ["yes"] * 10, "yes/no", "is the"),
+        ("Yes.", ["yes"] * 10, "Yes/No ", "is the"),
         ("no", ["yes"] * 10, "yes/no", "is the"),
         ("<think>7?</think>2", ["2"] * 9 + ["3"], "number", "how many"),
         ("red", ["red"] * 2 + ["blue"] * 8, "other", "what color"),
@@ -171,13 +171,14 @@ def test_vqa_tables_and_submission(tmp_path: Path) -> None:
     records[4] = {**records[0], "row": 4, "failure": "x", "reply": "", "meta": {"question_id": 104}, "reward": None}
     summary = summarise({**IDENTITY, "task": "vqa"}, records, 6)
     assert summary["metrics"]["accuracy"]["value"] == pytest.approx((1 + 0 + 1 + 0.6) / 4)
+    assert summary["metrics"]["official 2021"]["value"] == pytest.approx((0 + 0 + 1 + 0.6) / 4)
     types = {name: figures["accuracy"]["value"] for name, figures in summary["breakdowns"]["answer type"].items()}
     assert list(types.items()) == [("yes/no", 0.5), ("number", pytest.approx(1.0)), ("other", pytest.approx(0.6))]
     assert summary["breakdowns"]["question type"]["what color"]["accuracy"]["n"] == 1
     assert (summary["scored"], summary["failed"], summary["missing"]) == (4, 1, 1)
     write_summary(tmp_path, summary, records)
     assert json.loads((tmp_path / "submission.json").read_text()) == [
-        {"question_id": 100, "answer": "yes"},
+        {"question_id": 100, "answer": "Yes."},
         {"question_id": 101, "answer": "no"},
         {"question_id": 102, "answer": "2"},
         {"question_id": 103, "answer": "red"},

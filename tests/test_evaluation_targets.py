@@ -45,7 +45,7 @@ def test_a_checkpoint_is_scored_as_it_was_trained(tmp_path: Path) -> None:
         trained = settings_of(trained_as=path)
         assert (trained["answer_format"], trained["reward"], trained["max_tokens"]) == ("click", "giou", 77)
     assert settings_of("grounding", "agent.reward=iou", trained_as=step)["reward"] == "iou"
-    assert settings_of("vqa", trained_as=step)["reward"] == "official"
+    assert settings_of("vqa", trained_as=step)["reward"] == "vqa"
     assert run_of(step) == tmp_path / "run" and run_of(checkpoint_dir()) is None
 
 

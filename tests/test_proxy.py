@@ -12,8 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,20 @@ import httpx
 import openai
 import psutil
 import pytest
-from aiohttp.connector import BaseConnector
-from litellm.llms.custom_httpx import http_handler
-from litellm.proxy import proxy_server
 
 from tests import fake_backend
+from tests.chat import chat
 from tests.engine_stack import Stack, model_entry, running_stack
 from tests.pictures import data_uri, noise_picture
-from vision_rl.client import chat, shared_client
-from vision_rl.engine.calls import SPARE_LOAD, CallRoute
-from vision_rl.engine.proxy import BACKEND_IDLE_SECONDS, VisionProxy
+from tests.slow_proxy import HOLD_SECONDS
+from vision_rl.client import shared_client
+from vision_rl.engine.calls import SPARE_LOAD, ModelServers, Server
+from vision_rl.engine.proxy import VisionProxy
 from vision_rl.engine.reach import free_port
+from vision_rl.engine.store_link import IDLE_SECONDS
 from vision_rl.engine.trace import turns_from_spans
 from vision_rl.messages import user_message
 
-HOLD_SECONDS = 0.8
 QUESTION = [user_message("What color is it?")]
 
 
@@ -119,7 +117,7 @@ def test_an_unknown_rollout_fails_at_once_and_stalls_nobody(stack: Stack) -> Non
 
 
 def test_a_stream_is_traced_too(stack: Stack) -> None:
-    """Streams go through litellm, as do other providers' calls."""
+    """For clients that speak nothing else: the whole reply comes as one piece."""
     rollout, address = stack.claim()
     with openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=20) as client:
         chunks: Any = client.chat.completions.create(model=fake_backend.MODEL, messages=QUESTION, stream=True)  # type: ignore
@@ -141,31 +139,30 @@ def test_an_agent_gets_what_it_asked_for_and_no_more(stack: Stack) -> None:
 # Which server
 
 
-SERVERS = [(f"http://server-{number}/v1", "m") for number in range(4)]
+SERVERS = [Server("m", f"http://server-{number}/v1", "m") for number in range(4)]
 
 
 def test_the_rollouts_of_a_picture_go_to_one_server() -> None:
-    route = CallRoute(None)  # type: ignore[arg-type]
-    chosen = {picture: {route._server(SERVERS, [picture])[0] for _ in range(8)} for picture in map(str, range(200))}
-    assert all(len(servers) == 1 for servers in chosen.values())
-    load = Counter(next(iter(servers)) for servers in chosen.values())
+    servers = ModelServers(SERVERS)
+    chosen = {picture: {servers.choose("m", picture).url for _ in range(8)} for picture in map(str, range(200))}
+    assert all(len(urls) == 1 for urls in chosen.values())
+    load = Counter(next(iter(urls)) for urls in chosen.values())
     assert len(load) == 4 and max(load.values()) < 80  # of 200 pictures
 
 
 def test_a_server_that_goes_moves_only_its_own_pictures() -> None:
-    route = CallRoute(None)  # type: ignore[arg-type]
     for picture in map(str, range(200)):
-        before, after = route._server(SERVERS, [picture]), route._server(SERVERS[1:], [picture])
+        before, after = (ModelServers(servers).choose("m", picture) for servers in (SERVERS, SERVERS[1:]))
         assert before == after or before == SERVERS[0]
 
 
 def test_a_server_that_has_far_more_to_do_is_passed_over() -> None:
-    route = CallRoute(None)  # type: ignore[arg-type]
-    first = route._server(SERVERS, ["picture"])
-    route.busy[first[0]] = SPARE_LOAD
-    assert route._server(SERVERS, ["picture"]) == first
-    route.busy[first[0]] = SPARE_LOAD + 1
-    assert route._server(SERVERS, ["picture"]) != first
+    servers = ModelServers(SERVERS)
+    first = servers.choose("m", "picture")
+    servers.busy[first.url] = SPARE_LOAD
+    assert servers.choose("m", "picture") == first
+    servers.busy[first.url] = SPARE_LOAD + 1
+    assert servers.choose("m", "picture") != first
 
 
 def test_calls_of_a_picture_reach_one_of_two_servers(stack: Stack, tmp_path: Path) -> None:
@@ -187,7 +184,7 @@ def test_calls_of_a_picture_reach_one_of_two_servers(stack: Stack, tmp_path: Pat
                     rollout = stack.call(stack.store.start_rollout(input={}))
                     path = f"/rollout/{rollout.rollout_id}/attempt/{rollout.attempt.attempt_id}/v1"
                     message = user_message("What?", [f"file:///pictures/{number}.png"])
-                    ask(proxy.server_launcher.access_endpoint + path, [message])
+                    ask(proxy.access_endpoint + path, [message])
                 counts.append([after - was for after, was in zip(served(), before, strict=True)])
         finally:
             stack.call(proxy.stop())
@@ -281,59 +278,36 @@ def test_five_hundred_rollouts_without_a_stall(stack: Stack) -> None:
 # The connection that the model server is just closing
 
 
-class HeldUp(VisionProxy):
-    """Our proxy on a busy machine: it loses the processor for a moment between choosing a connection and using it."""
+class SlowProxy(VisionProxy):
+    """Its process is `tests/slow_proxy.py`."""
 
-    @asynccontextmanager
-    async def _serve_context(self) -> AsyncIterator[None]:
-        choose = BaseConnector._get
-
-        async def choose_and_wait(*args: Any) -> Any:
-            chosen = await choose(*args)
-            if chosen is not None:
-                time.sleep(HOLD_SECONDS)
-            return chosen
-
-        BaseConnector._get = choose_and_wait  # type: ignore[assignment, method-assign]
-        async with super()._serve_context():
-            yield
+    module = "tests.slow_proxy"
+    start_seconds = 3.0
 
 
-class HeldUpWithLitellmsIdleTime(HeldUp):
-    """The same without our cure: litellm keeps idle connections to the model server for 120 s."""
-
-    @asynccontextmanager
-    async def _serve_context(self) -> AsyncIterator[None]:
-        async with super()._serve_context():
-            http_handler.AIOHTTP_KEEPALIVE_TIMEOUT = proxy_server.AIOHTTP_KEEPALIVE_TIMEOUT = 120
-            yield
-
-
-def test_a_connection_that_the_server_is_closing_is_not_used(tmp_path: Path) -> None:
-    """Cause and cure of the HTTP 500 "Connection error" that comes now and then.
+def test_a_connection_that_the_server_is_closing_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cause and cure of the error 502 "the model server did not answer" that came now and then.
 
     uvicorn closes a connection that has been idle for so long; a proxy that has just chosen that connection writes into
     a closed one. Whoever gives up idle connections earlier than the server cannot meet this.
     """
     keep_alive = 4
-    assert keep_alive > BACKEND_IDLE_SECONDS
+    assert keep_alive > IDLE_SECONDS
     with fake_backend.running(free_port(), keep_alive) as backend:
-        with_litellms, with_ours = (Stack(backend, tmp_path, proxy) for proxy in (HeldUpWithLitellmsIdleTime, HeldUp))
-        addresses = {
-            "litellm's idle time": f"{with_litellms.address}/v1",
-            "ours, by litellm": f"{with_ours.address}/v1",
-            "ours, the short way": with_ours.claim()[1],
-        }
+        monkeypatch.setenv("SLOW_PROXY", "hold 120")
+        with_long = Stack(backend, tmp_path, SlowProxy)
+        monkeypatch.setenv("SLOW_PROXY", "hold")
+        with_ours = Stack(backend, tmp_path, SlowProxy)
+        addresses = [f"{with_long.address}/v1", f"{with_ours.address}/v1", with_ours.claim()[1]]
         try:
-            results = asyncio.run(ask_as_the_server_closes(list(addresses.values()), keep_alive))
+            long, plain, traced = asyncio.run(ask_as_the_server_closes(addresses, keep_alive))
         finally:
-            with_litellms.close()
+            with_long.close()
             with_ours.close()
-    outcome = dict(zip(addresses, results, strict=True))
-    assert outcome["ours, by litellm"] is None
-    assert outcome["ours, the short way"] is None
-    # If this fails, litellm or uvicorn cured the cause, and our idle time may go.
-    assert isinstance(outcome["litellm's idle time"], openai.InternalServerError)
+    assert plain is None
+    assert traced is None
+    # If this fails, aiohttp or uvicorn cured the cause, and our idle time may go.
+    assert isinstance(long, openai.InternalServerError)
 
 
 async def ask_as_the_server_closes(addresses: list[str], keep_alive: int) -> list[openai.OpenAIError | None]:
@@ -352,43 +326,53 @@ async def ask_as_the_server_closes(addresses: list[str], keep_alive: int) -> lis
     return await asyncio.gather(*map(once, addresses))
 
 
-class HangsOnce(VisionProxy):
-    """Its first process never comes up, as one that was forked while a thread held a lock that it needs."""
-
-    start_seconds = 3.0
-
-    @asynccontextmanager
-    async def _serve_context(self) -> AsyncIterator[None]:
-        marker = self.picture_dir / "hung"
-        if not marker.exists():
-            marker.touch()
-            time.sleep(3600)
-        async with super()._serve_context():
-            yield
-
-
-def test_a_proxy_process_that_hangs_at_its_start_is_replaced(tmp_path: Path) -> None:
+def test_a_proxy_process_that_hangs_at_its_start_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOW_PROXY", f"hang {tmp_path / 'hung'}")
     started = time.monotonic()
-    with running_stack(tmp_path, proxy=HangsOnce) as stack:
+    with running_stack(tmp_path, proxy=SlowProxy) as stack:
         assert time.monotonic() - started < 20
         assert ask(stack.claim()[1]).choices[0].message.content == fake_backend.REPLY
     assert (tmp_path / "hung").exists()
 
 
 def test_a_proxy_process_that_dies_is_replaced(tmp_path: Path) -> None:
+    """At the same address, which stays open: a call that comes meanwhile waits and is answered."""
     with running_stack(tmp_path) as stack:
-        process = stack.proxy.server_launcher._proc
+        process = stack.proxy.process
         assert process is not None
         process.kill()
-        process.join()
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                assert ask(stack.claim()[1]).choices[0].message.content == fake_backend.REPLY
-                return
-            except openai.APIConnectionError:
-                time.sleep(0.1)
-        raise AssertionError("nobody replaced it")
+        process.wait()
+        assert ask(stack.claim()[1], timeout=20).choices[0].message.content == fake_backend.REPLY
+        assert stack.proxy.is_running() and stack.proxy.process is not process
+    assert not stack.proxy.is_running()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(stack.address + "/v1/models", trust_env=False)
+
+
+def test_the_proxys_process_imports_little() -> None:
+    check = (
+        "import sys, vision_rl.engine.proxy_server\n"
+        "big = {'agentlightning', 'litellm', 'verl', 'vllm', 'ray', 'torch', 'transformers', 'openai', 'pandas', 'fastapi'}\n"
+        "print(sorted(big & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_token_is_in_no_process_list(tmp_path: Path) -> None:
+    with running_stack(tmp_path, token="the-token-of-this-test") as stack:
+        assert stack.proxy.process is not None
+        process = psutil.Process(stack.proxy.process.pid)
+        assert "the-token" not in " ".join(process.cmdline()) + str(process.environ())
+
+
+def test_other_model_servers_are_used_at_once(tmp_path: Path) -> None:
+    with running_stack(tmp_path) as stack, fake_backend.running(free_port()) as second:
+        stack.proxy.update_model_list([model_entry(second)])
+        deadline = time.monotonic() + 5
+        while not httpx.get(second.removesuffix("/v1") + "/stats", trust_env=False).json()["requests"]:
+            ask(f"{stack.address}/v1")
+            assert time.monotonic() < deadline
 
 
 KILLED_WITH_A_PROXY = """
@@ -396,7 +380,7 @@ import os, signal, sys
 from pathlib import Path
 from tests.engine_stack import Stack
 stack = Stack("http://127.0.0.1:9/v1", Path(sys.argv[1]))
-print(stack.proxy.server_launcher._proc.pid, flush=True)
+print(stack.proxy.process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -206,7 +206,7 @@ def test_length_price() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"kind": "official"}, {"answer_format": "yolo"}, {"answer_format": "native", "family": "x"}]
+    "settings", [{"kind": "vqa"}, {"answer_format": "yolo"}, {"answer_format": "native", "family": "x"}]
 )
 def test_bad_settings_are_named(settings: dict[str, str]) -> None:
     with pytest.raises(UserError, match=next(iter(settings.values())) if len(settings) == 1 else "x"):

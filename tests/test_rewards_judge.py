@@ -211,3 +211,23 @@ def test_a_retry_after_that_is_no_number_is_waited_out(no_sleep: list[float]) ->
     one = judge(lambda request: next(answers))
     assert one.reward("q", "yes", ["yes"]).components["judge/fallback"] == 0.0
     assert all(0 < seconds < 31 for seconds in no_sleep)
+
+
+def test_the_same_answer_in_other_letters_is_one_question_to_the_judge() -> None:
+    verdicts = iter(["1", "0"])
+    server = judge(lambda request: reply_with(f'{{"score": {next(verdicts)}}}'))
+    assert [server.reward("q", text, ANSWERS).components["judge"] for text in ("settee", "Settee.", " SETTEE ")] == [
+        1.0
+    ] * 3
+    assert server.counts == {"asked": 1, "cached": 2}
+
+
+def test_references_that_normalise_alike_are_one() -> None:
+    seen: list[list[str]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(json.loads(json.loads(request.content)["messages"][1]["content"])["references"])
+        return reply_with('{"score": 1}')
+
+    judge(handler).reward("q", "settee", ["Couch"] * 2 + ["couch."] * 2 + ["sofa"] * 3)
+    assert seen == [["Couch", "sofa"]]

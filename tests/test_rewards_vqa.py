@@ -1,4 +1,4 @@
-"""The official VQA accuracy with each of its quirks, against a slow reading of its rules; similarity; the two terms."""
+"""The VQA accuracy and its strict form of 2021, each against a slow reading of its rules; similarity; the two terms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from tests.random_texts import random_text
 from vision_rl.errors import UserError
 from vision_rl.rewards import Reward, Terms, vqa_accuracy, vqa_reward
 from vision_rl.rewards.contractions import CONTRACTIONS
-from vision_rl.rewards.vqa import answer_similarity, best_answer, normalise_answer
+from vision_rl.rewards.vqa import (
+    answer_similarity,
+    best_answer,
+    by_frequency,
+    normalise_answer,
+    official_2021_accuracy,
+)
 
 MARKS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
 NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
@@ -32,12 +38,15 @@ def slow_normalise(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
-def slow_accuracy(prediction: str, answers: list[str]) -> float:
-    """The mean over the humans of min(1, matches among the other nine / 3)."""
+def slow_accuracy(prediction: str, answers: list[str], *, strict: bool) -> float:
+    """The mean over the humans of min(1, matches among the other nine / 3); strict: as the code of 2021 has it."""
     answers = [answer.replace("\n", " ").replace("\t", " ").strip() for answer in answers]
     prediction = prediction.replace("\n", " ").replace("\t", " ").strip()
-    if len(set(answers)) > 1:
+    if strict and len(set(answers)) > 1:
         answers, prediction = [slow_normalise(answer) for answer in answers], slow_normalise(prediction)
+    elif not strict:
+        answers = [slow_normalise(answer) or answer.lower() for answer in answers]
+        prediction = slow_normalise(prediction) or prediction.lower()
     scores = []
     for left_out in range(len(answers)):
         others = [answer for index, answer in enumerate(answers) if index != left_out]
@@ -91,12 +100,42 @@ def test_quirks_of_the_normalisation(text: str, normal: str) -> None:
     assert normalise_answer(text) == normal == slow_normalise(text)
 
 
-def test_humans_who_agree_are_compared_as_they_stand() -> None:
-    assert vqa_accuracy("yes", ["yes"] * 10) == 1.0
-    assert vqa_accuracy("yes\n", [" yes"] * 10) == 1.0
-    assert vqa_accuracy("Yes", ["yes"] * 10) == 0.0
-    assert vqa_accuracy("yes.", ["yes"] * 10) == 0.0
-    assert vqa_accuracy("Yes.", ["yes"] * 9 + ["no"]) == 1.0
+@pytest.mark.parametrize(
+    ("prediction", "answers", "accuracy", "strict"),
+    [
+        ("yes", ["yes"] * 10, 1.0, 1.0),
+        ("yes\n", [" yes"] * 10, 1.0, 1.0),
+        ("Yes", ["yes"] * 10, 1.0, 0.0),
+        ("yes.", ["yes"] * 10, 1.0, 0.0),
+        ("A dog", ["dog"] * 10, 1.0, 0.0),
+        ("Two", ["2"] * 10, 1.0, 0.0),
+        ("dog", ["a dog"] * 10, 1.0, 0.0),
+        ("Yes.", ["yes"] * 9 + ["no"], 1.0, 1.0),
+        ("no", ["yes"] * 10, 0.0, 0.0),
+        # Where nothing is left after normalising, the letters decide.
+        ("", ["a"] * 10, 0.0, 0.0),
+        ("the", ["A"], 0.0, 0.0),
+        ("a", ["A"], 1.0, 1.0),
+        ("?", ["."], 0.0, 0.0),
+    ],
+)
+def test_both_sides_are_normalised_always_but_in_the_strict_code(
+    prediction: str, answers: list[str], accuracy: float, strict: float
+) -> None:
+    assert vqa_accuracy(prediction, answers) == accuracy
+    assert official_2021_accuracy(prediction, answers) == strict
+    assert vqa_reward(prediction or " ", answers).components["official_2021"] == strict
+    assert vqa_reward(prediction, answers, kind="official_2021").components["accuracy"] == accuracy
+
+
+def test_the_strict_code_is_a_reward_too() -> None:
+    assert vqa_reward("Yes", ["yes"] * 10, kind="official_2021").value == 0.0
+    assert vqa_reward("Yes", ["yes"] * 10).value == vqa_reward("Yes", ["yes"] * 10, kind="official").value == 1.0
+
+
+def test_answers_that_normalise_alike_are_one() -> None:
+    assert by_frequency(["Red"] * 3 + ["red."] * 3 + ["blue"] * 4) == [("Red", 6), ("blue", 4)]
+    assert vqa_reward("red", ["Red"] * 3 + ["red."] * 3 + ["blue"] * 4, kind="similarity").value == 1.0
 
 
 def test_the_contraction_table() -> None:
@@ -114,7 +153,9 @@ answer_texts = st.lists(st.sampled_from([*WORDS, " ", "  "]), max_size=6).map(""
 def test_accuracy_equals_the_slow_reading(pool: list[str], picks: list[int]) -> None:
     answers = [pool[pick % len(pool)] for pick in picks]
     for prediction in [*pool, pool[0].upper(), f"{pool[0]}.", ""]:
-        assert vqa_accuracy(prediction, answers) == pytest.approx(slow_accuracy(prediction, answers))
+        assert vqa_accuracy(prediction, answers) == pytest.approx(slow_accuracy(prediction, answers, strict=False))
+        strict = slow_accuracy(prediction, answers, strict=True)
+        assert official_2021_accuracy(prediction, answers) == pytest.approx(strict)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +218,7 @@ def test_similarity_reward_is_cut_by_brevity(reply: str, answers: list[str], val
 )
 def test_listing_never_beats_naming_one_at_random(predicted: list[str], candidates: list[str]) -> None:
     """Any list of words gets at most 1/k on average, if one of k candidates is right with equal chances."""
-    for kind in ("official", "similarity"):
+    for kind in ("vqa", "official_2021", "similarity"):
         rewards = [vqa_reward(" ".join(predicted), [right] * 10, kind=kind).value for right in candidates]
         assert sum(rewards) / len(candidates) <= 1 / len(candidates) + 1e-9
 
@@ -219,7 +260,7 @@ def test_stated_confidence_is_a_component() -> None:
 
 @pytest.mark.parametrize("kind", ["judge", "iou", ""])
 def test_other_kinds_are_refused(kind: str) -> None:
-    with pytest.raises(UserError, match="official or similarity"):
+    with pytest.raises(UserError, match="use vqa, official_2021, similarity"):
         vqa_reward("yes", ["yes"], kind=kind)
 
 
@@ -235,5 +276,5 @@ def test_ten_thousand_random_strings() -> None:
     generator = random.Random(1)
     for _ in range(10_000):
         text, answers = random_text(generator), [random_text(generator) for _ in range(generator.choice([0, 1, 3, 10]))]
-        for kind in ("official", "similarity"):
+        for kind in ("vqa", "official_2021", "similarity"):
             assert -0.3 <= vqa_reward(text, answers, kind=kind).value <= 1.0

@@ -202,13 +202,13 @@ def test_vllm_hands_content_parts_to_the_template(processor: Any) -> None:
 
 
 def test_forbidden_tokens_are_the_vision_placeholders(processor: Any) -> None:
-    names = processor.tokenizer.convert_ids_to_tokens(forbidden_token_ids(processor.tokenizer))
+    names = processor.tokenizer.convert_ids_to_tokens(forbidden_token_ids(processor))
     assert set(names) == {"<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"}
 
 
 def forbidden_mass(model: Any, processor: Any, seed: int) -> float:
     """The largest probability of a forbidden token after any prefix of random text, and of both tasks' prompts."""
-    forbidden = forbidden_token_ids(processor.tokenizer)
+    forbidden = forbidden_token_ids(processor)
     generator = torch.Generator().manual_seed(seed)
     words = min(processor.tokenizer.all_special_ids)
     noise = torch.randint(0, words, (64, 48), generator=generator)

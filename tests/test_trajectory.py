@@ -13,8 +13,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from vision_rl.engine.trainer import sample_limits
-from vision_rl.engine.vision_batch import BatchBuilder, Sample
 
 from tests.test_vision_batch import actor_log_probs
 from vision_rl.engine.pixels import Pixels
@@ -25,6 +23,8 @@ from vision_rl.tools import TOOLS
 from vision_rl.training.advantages import rollout_advantages
 from vision_rl.training.mismatch import mismatch_metrics
 from vision_rl.training.rollouts import FinishedRollout, trajectory_samples, transition_samples
+from vision_rl.training.samples import BatchBuilder, Sample
+from vision_rl.training.trainer import sample_limits
 
 LONG = {"max_prompt_length": 512, "max_response_length": 512}
 REPLIES = ["red", "blue square", "2"]

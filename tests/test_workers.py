@@ -164,7 +164,7 @@ def test_two_proxies_on_one_store(stack: Stack, trainer: httpx.Client, media: Pa
     other.update_model_list([model_entry(stack.backend)])
     stack.call(other.start())
     try:
-        address = other.server_launcher.access_endpoint
+        address = other.access_endpoint
         with httpx.Client(base_url=address, headers=trainer.headers, trust_env=False, timeout=30) as second:
             ids = stack.queue([task(media / "a.png") for _ in range(4)])
             for first, then in ((trainer, second), (second, trainer)) * 2:
@@ -411,9 +411,9 @@ def test_the_worker_does_the_work(stack: Stack, media: Path, images: str) -> Non
 
 def test_the_worker_needs_none_of_the_big_packages() -> None:
     check = (
-        "import sys, worker\n"
-        "for task in worker.AGENTS: worker.answer_of(task)\n"
-        "big = {'agentlightning.types', 'verl', 'vllm', 'ray', 'torch', 'transformers', 'litellm', 'vision_rl.engine'}\n"
+        "import sys, worker\nfrom vision_rl.tasks import get_task\n"
+        "for task in ('vqa', 'grounding'): get_task(task).part('answer')\n"
+        "big = {'agentlightning', 'verl', 'vllm', 'ray', 'torch', 'transformers', 'litellm', 'vision_rl.engine'}\n"
         "print(sorted(big & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -10,15 +10,14 @@ with those of the turn before; "function" uses OpenAI's function tools. Text cal
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vision_rl.client import LLM, chat
+from vision_rl.client import LLM, client_for
 from vision_rl.grounding_prompts import request, results_text, system_text
 from vision_rl.media import Shown, show, size_limits
-from vision_rl.messages import picture_url, user_message
+from vision_rl.messages import picture_url, reply_text, user_message
 from vision_rl.parsing import ToolCall, parse_tool_calls
 from vision_rl.tools import TOOLS, ToolBox, ToolResult
 from vision_rl.zoom import View
@@ -63,14 +62,12 @@ def has_tools(settings: Mapping[str, Any]) -> bool:
 async def converse(task: Mapping[str, Any], llm: LLM) -> Conversation:
     """Hold the conversation about a task's row; needs `has_tools(task["settings"])`."""
     settings = task["settings"]
-    talk = _Talk(task)
+    client, talk = client_for(llm, settings), _Talk(task)
     parameters = {"max_tokens": settings["max_tokens"], **llm.sampling_parameters}
     if settings["tool_protocol"] == "function":
         parameters["tools"] = TOOLS
     for turn in range(settings["max_turns"]):
-        completion = await chat(
-            llm.endpoint, llm.model, talk.messages, timeout_seconds=settings["timeout_seconds"], **parameters
-        )
+        completion = await client.chat.completions.create(model=llm.model, messages=talk.messages, **parameters)
         talk.take(
             completion.choices[0].message.model_dump(exclude_none=True), turns_left=settings["max_turns"] - turn - 1
         )
@@ -156,18 +153,3 @@ class _Talk:
             self.messages.append({"role": "tool", "tool_call_id": call["id"], "content": text})
         if urls or last_turn:  # servers take pictures in user messages only
             self.messages.append(user_message(results_text([], last_turn) or "The pictures.", urls))
-
-
-def reply_text(message: Mapping[str, Any]) -> str:
-    """A reply as one text: its content, and its function calls in the form that `parsing.parse_tool_calls` reads."""
-    calls = [_call_text(call["function"]) for call in message.get("tool_calls") or [] if call.get("function")]
-    return "\n".join([part for part in (message.get("content"), *calls) if part])
-
-
-def _call_text(function: Mapping[str, Any]) -> str:
-    try:
-        arguments = json.loads(function.get("arguments") or "{}")
-    except ValueError:
-        arguments = function["arguments"]  # as a JSON string: the parser says what is wrong with it
-    body = json.dumps({"name": function.get("name") or "", "arguments": arguments})
-    return "<tool_call>\n" + body.replace("<", "\\u003c") + "\n</tool_call>"  # no tag can hide in an argument

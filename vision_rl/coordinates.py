@@ -26,9 +26,9 @@ TOLERANCE = 0.02
 class Family:
     """One model family: the space of the numbers that it writes and the format around them.
 
-    space: "unit" 0..1; "thousand" 0..1000; "processed" pixels of the image after the processor's resizing;
-    "original" pixels of the image file. factor: both sides of a processed image are multiples of it (None: tiles or
-    unknown). patch: side of one vision patch in pixels.
+    space: a name in `SPACES`, "processed" (pixels of the image after the processor's resizing) or "original" (pixels of
+    the image file). native: a row of `vision_rl.formats.FORMATS`. factor: both sides of a processed image are multiples
+    of it (None: tiles or unknown). patch: side of one vision patch in pixels.
     """
 
     name: str
@@ -39,18 +39,31 @@ class Family:
     patch: int | None = None
 
 
+SPACES = {"unit": 1.0, "percent": 100.0, "thousand": 1000.0, "to_999": 999.0, "bins_1024": 1024.0}
+"""The number that stands for the right and the lower border, in the spaces that do not depend on the picture."""
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("qwen2_vl", ("qwen2_vl",), "thousand", "box_tokens", 28, 14),
         Family("qwen2_5_vl", ("qwen2_5_vl",), "processed", "bbox_2d", 28, 14),
         Family("qwen3_vl", ("qwen3_vl", "qwen3_vl_moe"), "thousand", "bbox_2d", 32, 16),
+        Family("qwen3_5", ("qwen3_5", "qwen3_5_moe"), "thousand", "bbox_2d", 32, 16),
         Family("internvl", ("internvl", "internvl_chat"), "thousand", "box_tag"),
-        Family("glm4v", ("glm4v", "glm4v_moe"), "thousand", "bbox_2d", 28, 14),
+        Family("glm4v", ("glm4v", "glm4v_moe", "glm46v"), "thousand", "glm_box", 28, 14),
+        Family("gemma", ("gemma3", "gemma3n", "gemma4"), "bins_1024", "box_2d"),
+        Family("paligemma", ("paligemma",), "bins_1024", "loc"),
+        Family("florence2", ("florence2",), "thousand", "florence"),
+        Family("deepseek_vl2", ("deepseek_vl_v2",), "to_999", "det"),
+        Family("molmo", ("molmo",), "percent", "molmo"),
+        Family("kimi_vl", ("kimi_vl",), "unit", "pyautogui", 28, 14),
+        Family("ui_tars", (), "thousand", "ui_tars", 28, 14),
+        Family("ui_tars_1_5", (), "processed", "ui_tars", 28, 14),
         Family("unit", (), "unit", "bbox"),
         Family("pixels", (), "original", "bbox_2d"),
     )
 }
+"""UI-TARS 1.0 is built on Qwen2-VL and 1.5 on Qwen2.5-VL, whose model types they carry: name the family by hand."""
 
 _BY_MODEL_TYPE = {model_type: family for family in FAMILIES.values() for model_type in family.model_types}
 
@@ -108,10 +121,8 @@ def space_size(
     "processed" only; `UserError` if the needed one is missing or empty.
     """
     row = get_family(family)
-    if row.space == "unit":
-        return 1.0, 1.0
-    if row.space == "thousand":
-        return 1000.0, 1000.0
+    if row.space in SPACES:
+        return SPACES[row.space], SPACES[row.space]
     name, size = ("processed_size", processed_size) if row.space == "processed" else ("original_size", original_size)
     if size is None or not (size[0] > 0 and size[1] > 0):
         raise UserError(f"family {row.name} writes pixels: {name} must be a (width, height) above 0, not {size}")

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,11 @@ from rich.console import Console
 
 from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError, cli_errors
-from vision_rl.rewards import Reward
-
-Answer = Callable[[dict[str, Any], Any], Coroutine[Any, Any, tuple[str, Reward]]]
+from vision_rl.tasks import get_task
 
 
-def main(answer: Answer, task: str) -> None:
-    """Parse the command line, run `answer` on one row, print question, gold answer, reply and reward."""
+def main(task: str) -> None:
+    """Parse the command line, run the task's agent on one row, print question, gold answer, reply and reward."""
     parser = argparse.ArgumentParser(description=f"Run one {task} task and print what happens.")
     parser.add_argument(
         "--endpoint", help="OpenAI-compatible base URL; default: the tiny model, served by vLLM meanwhile"
@@ -41,7 +38,7 @@ def main(answer: Answer, task: str) -> None:
         row = _row(args, task)
         with contextlib.ExitStack() as stack:
             endpoint, name = (args.endpoint, args.model) if args.endpoint else stack.enter_context(_tiny_server())
-            _run(answer, row, endpoint, name, args)
+            _run(row, endpoint, name, args)
 
 
 def _row(args: argparse.Namespace, task: str) -> dict[str, Any]:
@@ -65,7 +62,7 @@ def _tiny_server() -> Any:
         yield url, MODEL_NAME
 
 
-def _run(answer: Answer, row: dict[str, Any], endpoint: str, model: str, args: argparse.Namespace) -> None:
+def _run(row: dict[str, Any], endpoint: str, model: str, args: argparse.Namespace) -> None:
     import openai
 
     from vision_rl.client import LLM
@@ -75,15 +72,17 @@ def _run(answer: Answer, row: dict[str, Any], endpoint: str, model: str, args: a
     settings["image_transport"] = args.image_transport or ("data" if args.endpoint else "file")
     llm = LLM(endpoint=endpoint, model=model, sampling_parameters={"temperature": args.temperature})
     try:
-        reply, reward = asyncio.run(answer({**row, "settings": settings}, llm))
+        reply, reward = asyncio.run(get_task(row["task"]).part("answer")({**row, "settings": settings}, llm))
     except (openai.OpenAIError, ValueError) as error:
         raise UserError(
             f"{endpoint} did not answer for model {model}: {error}; check the address, the name and OPENAI_API_KEY"
         ) from error
     console = Console()
     console.print("images  ", ", ".join(row["image_paths"]), highlight=False, markup=False)
+    if prompt := get_task(row["task"]).part("prompt"):
+        console.print("prompt  ", repr(prompt), highlight=False, markup=False)
     console.print("question", row["question"], highlight=False, markup=False)
-    console.print("gold    ", row["answers"] if row["task"] == "vqa" else row["boxes"], highlight=False, markup=False)
+    console.print("gold    ", row[get_task(row["task"]).truth], highlight=False, markup=False)
     console.print("reply   ", reply, highlight=False, markup=False)
     console.print(
         "reward  ", round(reward.value, 4), {name: round(value, 4) for name, value in reward.components.items()}

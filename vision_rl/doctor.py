@@ -52,7 +52,7 @@ class Patient:
     """What is examined. ports: (port, host, flag) that must be free; answer: the agent's `answer` function."""
 
     resolved: Resolved
-    data: tuple[Path, Path]
+    data: tuple[Sequence[Path], Sequence[Path]]  # training, validation
     run_dir: Path
     cpu: bool
     answer: Callable[..., Any]
@@ -274,13 +274,15 @@ def processor(name: str, family: str) -> list[Finding]:
 
 def data(patient: Patient) -> list[Finding]:
     """Rows and the headers of their images, up to a few thousand of either file; no image in both."""
-    found, images = [], []
-    for path in patient.data:
+    found = []
+    images: tuple[set[str], set[str]] = (set(), set())
+    for seen, path in ((seen, path) for seen, paths in zip(images, patient.data, strict=True) for path in paths):
         rows = read_rows(path, task=patient.resolved.task, limit=ROWS_CHECKED)
         check_images(rows, path)
         check_pictures(rows, patient.resolved.app.images_per_prompt, path)
-        images.append({image for row in rows for image in row["image_paths"]})
-        found.append(Finding(f"data {path.name}", True, f"{len(rows)} rows and {len(images[-1])} images checked"))
+        own = {image for row in rows for image in row["image_paths"]}
+        seen |= own
+        found.append(Finding(f"data {path.name}", True, f"{len(rows)} rows and {len(own)} images checked"))
     shared = len(images[0] & images[1])
     cure = "data_utils.py split makes two files of one, by image: validation on training images measures memory"
     found.append(Finding("data apart", not shared, f"{shared} images in both files", cure))
@@ -289,7 +291,7 @@ def data(patient: Patient) -> list[Finding]:
 
 def data_row(patient: Patient) -> dict[str, Any]:
     """The row with the smallest picture among the first: the trial should cost seconds."""
-    rows = read_rows(patient.data[1], task=patient.resolved.task, limit=50)
+    rows = read_rows(patient.data[1][0], task=patient.resolved.task, limit=50)
     return min(rows, key=lambda row: sum(width * height for width, height in row["image_sizes"]))
 
 

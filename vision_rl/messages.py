@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import mimetypes
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -60,3 +61,18 @@ def user_message(text: str, image_urls: Sequence[str] = ()) -> dict[str, Any]:
     """A user message: the images first, then the text, as Qwen-VL models were trained."""
     images = [{"type": "image_url", "image_url": {"url": url}} for url in image_urls]
     return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
+
+
+def reply_text(message: Mapping[str, Any]) -> str:
+    """A reply as one text: its content, and its function calls in the form that `parsing.parse_tool_calls` reads."""
+    calls = [_call_text(call["function"]) for call in message.get("tool_calls") or [] if call.get("function")]
+    return "\n".join([part for part in (message.get("content"), *calls) if part])
+
+
+def _call_text(function: Mapping[str, Any]) -> str:
+    try:
+        arguments = json.loads(function.get("arguments") or "{}")
+    except ValueError:
+        arguments = function["arguments"]  # as a JSON string: the parser says what is wrong with it
+    body = json.dumps({"name": function.get("name") or "", "arguments": arguments})
+    return "<tool_call>\n" + body.replace("<", "\\u003c") + "\n</tool_call>"  # no tag can hide in an argument

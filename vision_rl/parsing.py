@@ -6,11 +6,8 @@ The rules that every parser here keeps:
 - Nothing is guessed or evaluated: numbers are plain decimals in ASCII digits; what does not fit the format is counted
   as malformed and left out. "1e309", "nan" and numbers of more than 32 characters are malformed.
 
-Formats of boxes (`fmt`): "bbox" `<bbox>[x1, y1, x2, y2]</bbox>`; "click" `<click>x, y, width, height</click>`;
-"bbox_2d" JSON `[{"bbox_2d": [x1, y1, x2, y2]}]` (also "point_2d"); "box_tokens"
-`<|box_start|>(x1,y1),(x2,y2)<|box_end|>`; "box_tag" `<box>[[x1, y1, x2, y2]]</box>`; or the name of a family in
-`coordinates.FAMILIES`, which means its native one. Servers drop special tokens from the text by default, so the last
-two are read without their tokens as well. Two numbers where four are due are a point, read as a box without area.
+Formats of boxes and points (`fmt`) are the rows of `vision_rl.formats.FORMATS`; the name of a family in
+`coordinates.FAMILIES` means its native one.
 """
 
 from __future__ import annotations
@@ -25,52 +22,35 @@ from typing import Any
 from vision_rl.boxes import Box
 from vision_rl.coordinates import FAMILIES
 from vision_rl.errors import UserError
+from vision_rl.formats import FORMATS, MAX_NUMBER_CHARS, NUMBER_PATTERN, AnswerFormat
 
-BOX_FORMATS = ("bbox", "click", "bbox_2d", "box_tokens", "box_tag")
+BOX_FORMATS = tuple(name for name, row in FORMATS.items() if not row.points)
+POINT_FORMATS = tuple(name for name, row in FORMATS.items() if row.points)
 
 MAX_CALL_CHARS = 10_000
 """A tool call with a longer body is an error: no tool takes that much, and JSON of that size costs time."""
 
-_MAX_NUMBER_CHARS = 32
-
 _REASONING_TAG = re.compile(r"<(/?)(think|thinking|reasoning)>", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_MARK = "<|begin_of_box|>"
 _CALL_TAG = re.compile(r"<(/?)(tool_call|use_tool)>", re.IGNORECASE)
 _CONFIDENCE_ELEMENT = re.compile(r"<confidence>([^<]*)</confidence>", re.IGNORECASE)
 _CONFIDENCE_PHRASE = re.compile(
-    r"\bconfidence\b[ \t]{0,4}[:=]?[ \t]{0,4}([0-9][0-9.]{0,31}[ \t]{0,4}%?)", re.IGNORECASE
+    r"\bconfidence\b(?:[ \t]{1,4}(?:level|score|is|of)\b){0,2}[ \t]{0,4}[:=]?[ \t]{0,4}(?=([0-9.][^\n<]{0,79}))",
+    re.IGNORECASE,
 )
-_NUMBER_PATTERN = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
-_NUMBER = re.compile(_NUMBER_PATTERN)
-_BETWEEN = rf"\s*,\s*({_NUMBER_PATTERN})"
-_NUMBERS = re.compile(rf"\s*({_NUMBER_PATTERN}){_BETWEEN}(?:{_BETWEEN}{_BETWEEN})?\s*")
+_CONFIDENCE = re.compile(
+    r"([0-9]{0,8}\.?[0-9]{1,16})[ \t]{0,4}(?:(%|percent\b)|(?:/|(?:out[ \t])?of\b)[ \t]{0,4}([0-9]{1,8}(?:\.[0-9]{1,8})?)"
+    # What follows must not make it a range, a list, a decimal comma, an exponent or a longer fraction.
+    r")?(?![\w%])(?![ \t]{0,4}(?:[-\u2013~/,.+]|to\b|or\b)[ \t]{0,4}[0-9.])",
+    re.IGNORECASE,
+)
+_LARGEST_AMBIGUOUS = 10
+"""Above 1 and up to this, a bare number may be out of 10 or out of 100."""
+_NUMBER = re.compile(NUMBER_PATTERN)
 _NAMED_CALL = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\s*(?::\s*)?(\{.*\})?", re.DOTALL)
 _NO_FINDING = re.compile(r"\bno\s{1,4}findings?\b", re.IGNORECASE)
 
-_ELEMENTS = {
-    "bbox": re.compile(r"<bbox>([^<]*)</bbox>", re.IGNORECASE),
-    "click": re.compile(r"<click>([^<]*)</click>", re.IGNORECASE),
-    "bbox_2d": re.compile(r'"(?:bbox|point)_2d"\s*:\s*\[([^\[\]]*)\]'),
-    # Two points, four numbers; the tokens around them may have been dropped by the server.
-    "box_tokens": re.compile(r"\(([^()]*)\)\s*,\s*\(([^()]*)\)"),
-    "box_tag": re.compile(r"\[\s*(\[[^\[\]]*\](?:\s*,\s*\[[^\[\]]*\])*)\s*\]"),
-}
-_OPENINGS = {
-    "bbox": "<bbox>",
-    "click": "<click>",
-    "bbox_2d": '_2d"',
-    "box_tokens": "<|box_start|>",
-    "box_tag": "<box>",
-}
-# No two repeats of white space stand next to each other: that would take quadratic time on a long run of blanks.
-_EMPTY = {
-    "bbox": re.compile(r"<bbox>\s*(?:\[\s*\]\s*)?</bbox>", re.IGNORECASE),
-    "click": re.compile(r"<click>\s*</click>", re.IGNORECASE),
-    "bbox_2d": re.compile(r'"bbox_2d"\s*:\s*\[\s*\]'),
-    "box_tokens": re.compile(r"<\|box_start\|>\s*<\|box_end\|>"),
-    "box_tag": re.compile(r"<box>\s*\[\s*\]\s*</box>", re.IGNORECASE),
-}
-_INNER_LIST = re.compile(r"\[([^\[\]]*)\]")
 _EMPTY_LIST = re.compile(r"\[\s*\]|```(?:json)?\s*\[\s*\]\s*```", re.IGNORECASE)
 
 
@@ -79,12 +59,14 @@ class BoxReading:
     """What `read_boxes` found. boxes: xyxy in the format's own space, finite, as written (corners may be swapped).
 
     malformed: entries of the format that are not two or four plain numbers. none: the text says that there is nothing
-    to find (an empty list of boxes, or the words "no finding") and holds no box.
+    to find (an empty list of boxes, the point -1, -1, or the words "no finding") and holds no box. placeholders: entries
+    with the letters of the prompt's own template where numbers belong; they are no boxes.
     """
 
     boxes: list[Box]
     malformed: int
     none: bool
+    placeholders: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,74 +151,73 @@ def final_text(text: str) -> str:
 
 
 def count_answers(text: str) -> int:
-    """How many <answer> elements the text opens outside of its reasoning."""
-    return sum(not tag[1] for tag in _ANSWER_TAG.finditer(strip_reasoning(text))) if "<" in text else 0
+    """How many answers the text marks outside of its reasoning: <answer> elements, or else GLM's boxes in the last."""
+    if "<" not in text:
+        return 0
+    elements = sum(not tag[1] for tag in _ANSWER_TAG.finditer(strip_reasoning(text)))
+    return max(elements, final_text(text).count(_MARK))
 
 
 def parse_answer(text: str) -> str:
-    """The short answer in a reply: `final_text` without the white space around it; "" if there is none."""
-    return final_text(text).strip()
+    """The short answer in a reply: `final_text` without the white space around it; "" if there is none.
+
+    GLM-4.1V and its successors put it between <|begin_of_box|> and <|end_of_box|>; the last pair counts.
+    """
+    text = final_text(text)
+    if _MARK in text:
+        text = text.rpartition(_MARK)[2].partition("<|end_of_box|>")[0]
+    return text.strip()
 
 
 def parse_number(text: str) -> float | None:
     """A plain decimal number in ASCII digits, at most 32 characters, else None: no exponent, nan, inf, "_"."""
     text = text.strip()
-    return float(text) if len(text) <= _MAX_NUMBER_CHARS and _NUMBER.fullmatch(text) else None
+    return float(text) if len(text) <= MAX_NUMBER_CHARS and _NUMBER.fullmatch(text) else None
 
 
-def _box(content: str, fmt: str) -> Box | None:
-    """Four numbers (or two, a point) between commas as an xyxy box, else None."""
-    content = content.strip()
-    if fmt == "bbox" and content.startswith("[") and content.endswith("]"):
-        content = content[1:-1]
-    found = _NUMBERS.fullmatch(content) if len(content) <= 256 else None
-    if found is None or max(len(number or "") for number in found.groups()) > _MAX_NUMBER_CHARS:
-        return None
-    x, y = float(found[1]), float(found[2])
-    if found[3] is None:
-        return x, y, x, y
-    c, d = float(found[3]), float(found[4])
-    return (x, y, x + c, y + d) if fmt == "click" else (x, y, c, d)
-
-
-def _entries(text: str, fmt: str) -> list[str]:
-    """The contents of all places in `text` that have the outer shape of the format."""
-    found = _ELEMENTS[fmt].findall(text)
-    if fmt == "box_tokens":
-        return [f"{first},{second}" if first.count(",") == second.count(",") == 1 else "?" for first, second in found]
-    if fmt == "box_tag":
-        return [row for group in found for row in _INNER_LIST.findall(group)]
-    return list(found)
+def format_row(fmt: str) -> AnswerFormat:
+    """A row of `FORMATS` by its name or by that of a family (its native one); `UserError` for others."""
+    name = FAMILIES[fmt].native if fmt in FAMILIES else fmt
+    if name not in FORMATS:
+        raise UserError(f"box format {fmt!r} does not exist; choose one of {', '.join(FORMATS)}, or a model family")
+    return FORMATS[name]
 
 
 def box_format(fmt: str) -> str:
-    """One of `BOX_FORMATS` from itself or from the name of a family (its native format); `UserError` for others."""
-    if fmt in _ELEMENTS:
-        return fmt
-    if fmt in FAMILIES:
-        return FAMILIES[fmt].native
-    raise UserError(f"box format {fmt!r} does not exist; choose one of {', '.join(BOX_FORMATS)}, or a model family")
+    """The name of `format_row`."""
+    return format_row(fmt).name
 
 
-def read_boxes(text: str, fmt: str) -> BoxReading:
-    """All boxes of a reply's final text, what was malformed, and whether it says that there is nothing to find."""
-    fmt = box_format(fmt)
-    text = final_text(text)
+def read_boxes(text: str, fmt: str, *, truncated: bool = False) -> BoxReading:
+    """All boxes of a reply's final text, what was malformed, and whether it says that there is nothing to find.
+
+    truncated: the reply was cut off by the length limit; what stands behind its last whole box is left out.
+    """
+    row = format_row(fmt)
+    text = strip_reasoning(text) if row.in_call else final_text(text)
+    if truncated:
+        text = row.until_last_box(text)
     boxes: list[Box] = []
-    malformed = 0
-    for entry in _entries(text, fmt):
-        box = _box(entry, fmt)
-        if box is not None:
-            boxes.append(box)
-        else:
+    malformed = refusals = placeholders = 0
+    for entry, _ in row.entries(text):
+        box = row.box(entry)
+        if box is None and row.is_placeholder(entry):
+            placeholders += 1
+        elif box is None:
             malformed += bool(entry.strip(" \t\r\n[]"))
-    empty = 0 if boxes else len(_EMPTY[fmt].findall(text))
-    # An opening that leads to no entry at all: unclosed, or with another tag inside.
-    malformed += max(0, text.lower().count(_OPENINGS[fmt]) - len(boxes) - malformed - empty)
-    none = False
-    if not boxes and not malformed:
-        none = bool(empty or _EMPTY_LIST.fullmatch(text.strip()) or _NO_FINDING.search(text))
-    return BoxReading(boxes, malformed, none)
+        elif row.is_refusal(box):
+            refusals += 1
+        else:
+            boxes.append(box)
+    empty = len(row.empty.findall(text)) if row.empty and not boxes else 0
+    if row.opening:
+        # An opening that leads to no entry at all: unclosed, or with another tag inside.
+        seen = len(boxes) + malformed + refusals + placeholders + empty
+        malformed += max(0, text.lower().count(row.opening) - seen)
+    if boxes:
+        return BoxReading(boxes, malformed + refusals, False, placeholders)
+    said = bool(refusals or empty or _EMPTY_LIST.fullmatch(text.strip()) or _NO_FINDING.search(text))
+    return BoxReading([], malformed, said and not malformed, placeholders)
 
 
 def parse_boxes(text: str, fmt: str) -> list[Box]:
@@ -247,45 +228,38 @@ def parse_boxes(text: str, fmt: str) -> list[Box]:
 def format_boxes(boxes: Sequence[Sequence[float]], fmt: str, decimals: int | None = None) -> str:
     """Boxes (xyxy, in the format's own space) as a model of that format writes them; no boxes give its "nothing found".
 
-    decimals: digits after the point; by default 4 for unit formats ("bbox", "click") and 0 for the native ones.
+    decimals: digits after the point; by default 4 for unit formats ("bbox", "click") and 0 for the others.
     """
-    fmt = box_format(fmt)
-    if decimals is None:
-        decimals = 4 if fmt in ("bbox", "click") else 0
-    rows = []
-    for x1, y1, x2, y2 in boxes:
-        numbers = (x1, y1, x2 - x1, y2 - y1) if fmt == "click" else (x1, y1, x2, y2)
-        rows.append([f"{number:.{decimals}f}" for number in numbers])
-    if fmt == "bbox":
-        return "\n".join(f"<bbox>[{', '.join(row)}]</bbox>" for row in rows) or "<bbox>[]</bbox>"
-    if fmt == "click":
-        return "\n".join(f"<click>{', '.join(row)}</click>" for row in rows) or "<click></click>"
-    if fmt == "bbox_2d":
-        return "[" + ", ".join(f'{{"bbox_2d": [{", ".join(row)}]}}' for row in rows) + "]"
-    if fmt == "box_tokens":
-        text = "".join(f"<|box_start|>({a},{b}),({c},{d})<|box_end|>" for a, b, c, d in rows)
-        return text or "<|box_start|><|box_end|>No finding"
-    return "<box>[" + ", ".join(f"[{', '.join(row)}]" for row in rows) + "]</box>"
+    row = format_row(fmt)
+    return row.write(boxes, (4 if row.space == "unit" else 0) if decimals is None else decimals)
 
 
 def parse_confidence(text: str) -> float | None:
-    """The confidence that a reply states for its answer, in 0..1; None if it states none, or none that is a confidence.
+    """The confidence that a reply states for its answer, in 0..1; None if it states none, or none without ambiguity.
 
-    The last `<confidence>0.8</confidence>` outside of the reasoning, or else the last "confidence: 0.8". "80%", and 80
-    without the sign, are 0.8; above 100 is no confidence.
+    The last `<confidence>0.8</confidence>` outside of the reasoning, or else the last "confidence: 0.8". A number up to
+    1 is the share itself; "80%", "80 percent", "8/10", "0.8/1.0", "8 out of 10" say their scale, and a bare number above
+    10 is out of 100. Nothing is read from a bare 5 (out of 10 or of 100?), "0,8", "0.7-0.9", "high", or shares above 1.
     """
     text = strip_reasoning(text)
-    stated = _CONFIDENCE_ELEMENT.findall(text) or _CONFIDENCE_PHRASE.findall(text)
+    elements = _CONFIDENCE_ELEMENT.findall(text)
+    stated = elements or _CONFIDENCE_PHRASE.findall(text)
     if not stated:
         return None
     last = stated[-1].strip()
-    percent = last.endswith("%")
-    value = parse_number(last.rstrip("%").rstrip().rstrip("."))
-    if value is None or value < 0:
+    found = _CONFIDENCE.match(last)
+    if found is None or (elements and last[found.end() :].strip(" .")):
         return None
-    if percent or value > 1:
-        value /= 100
-    return value if value <= 1 else None
+    number, percent, whole = float(found[1]), found[2], found[3]
+    if percent:
+        number /= 100
+    elif whole:
+        number = number / float(whole) if float(whole) >= 1 else math.inf
+    elif 1 < number <= _LARGEST_AMBIGUOUS:
+        return None
+    elif number > 1:
+        number /= 100
+    return number if number <= 1 else None
 
 
 def _finite_float(text: str) -> float:

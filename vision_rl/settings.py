@@ -24,9 +24,7 @@ class AgentSettings:
     family: str = "unit"  # a row of vision_rl.coordinates.FAMILIES, filled in from the model
     min_pixels: int | None = None
     max_pixels: int | None = None
-    reward: str = (
-        "official"  # vqa: official | similarity | judge; grounding: iou giou diou ciou point gaussian arc max_iou
-    )
+    reward: str = "vqa"  # one of the task's rewards; docs/rewards.md lists them
     image_transport: str = "file"  # "file": file:// paths, one machine or a shared disk; "data": data: URIs
     max_tokens: int = 512
     timeout_seconds: float = 120.0
@@ -117,6 +115,7 @@ class CollapseWatch:
 class AppSettings:
     """Everything else that the trainer reads and verl does not know."""
 
+    imports: list[str] = field(default_factory=list)  # modules of the user's own, imported where the trainer lives
     n_runners: int = 4
     max_train_samples: int = 0  # 0: all rows
     images_per_prompt: int = 4  # upper limit for vLLM; images that tools return count too

@@ -8,16 +8,41 @@ from __future__ import annotations
 
 from typing import Any
 
-VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>", "<image>")
-"""The placeholders of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, and of LLaVA."""
+_OF_TEXT = ("bos", "eos", "pad", "unk", "sep", "cls", "mask", "decoder_start", "end_of_utterance")
+_LISTS = ("image_ids", "video_ids", "row_col_ids")
 
 
-def forbidden_token_ids(tokenizer: Any) -> list[int]:
-    """Return the ids, ascending, of the vision placeholders that `tokenizer` (any Hugging Face tokenizer) knows.
+def forbidden_token_ids(processor: Any) -> list[int]:
+    """Return the ids, ascending, of the vision placeholders of `processor`, as `load_processor` returns it.
+
+    They are those that the model's config, the processor and the tokenizer name themselves: `image_token_id`,
+    `vision_start_token_id`, `boi_token_index`, `image_break_token` and their kin, and the lists `image_ids`, `video_ids`
+    and `row_col_ids`; not the marks of text, such as `eos_token_id`.
 
     Meant for sampling parameters (`logit_bias` or `bad_words`). vLLM reports log-probabilities from before such a bias
     (`logprobs_mode="raw_logprobs"`, its default), as the actor computes them, so the two agree exactly; the sampling
     distribution differs from both by the mass of these tokens, below 1e-9 in any model that is fit for use.
     """
+    tokenizer = processor.tokenizer
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    return sorted(vocabulary[token] for token in VISION_TOKENS if token in vocabulary)
+    found: set[Any] = set()
+    for holder in (getattr(processor, "config", None), processor, tokenizer):
+        for name, value in getattr(holder, "__dict__", {}).items():
+            found.update(value if name in _LISTS else [value] if _names_a_token(name, value) else [])
+    found.update(value for name, value in tokenizer.special_tokens_map.items() if _names_a_token(name, value))
+    return sorted(
+        {
+            token if isinstance(token, int) else vocabulary[token]
+            for token in found
+            if token in vocabulary or isinstance(token, int)
+        }
+    )
+
+
+def _names_a_token(name: str, value: Any) -> bool:
+    """Whether an attribute is a token of vision or sound: its id as a number, or its text."""
+    if name.startswith(_OF_TEXT):
+        return False
+    if name.endswith(("_token_id", "_token_index")):
+        return isinstance(value, int)
+    return name.endswith("_token") and isinstance(value, str)

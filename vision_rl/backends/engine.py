@@ -14,6 +14,7 @@ from verl.utils.device import get_device_name
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from vision_rl.backends.families import answer_with_tensors, merge_pictures, server_weights, token_types
 from vision_rl.engine.pixels import Pixels
 from vision_rl.errors import UserError
 
@@ -33,10 +34,19 @@ class VisionEngine(FSDPEngineWithLMHead):
 
     def _build_module(self) -> Any:
         module = super()._build_module()
-        _unpack_visual_outputs(module)
+        answer_with_tensors(module)
         if self.freezes_tower:
             freeze_vision_tower(module)
         module.get_output_embeddings().register_forward_hook(self._ban)
+        return module
+
+    def _build_lora_module(self, module: Any) -> Any:
+        """As upstream, with adapters in float32: verl casts them to the base's dtype (transformer_impl.py:378), and a bfloat16
+        weight does not take an update smaller than 1/256 of it. FSDP2 allows frozen weights of another dtype."""
+        module = super()._build_lora_module(module)
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
         return module
 
     def _build_fsdp_module(self, module: Any) -> Any:
@@ -64,7 +74,13 @@ class VisionEngine(FSDPEngineWithLMHead):
             opened = NonTensorStack(*[NonTensorData(self._opened(one)) for one in inputs])
             micro_batch.set("multi_modal_inputs", opened)
         mend_positions(micro_batch)
-        return super().prepare_model_inputs(micro_batch)
+        model_inputs, output_args = super().prepare_model_inputs(micro_batch)
+        return model_inputs | token_types(self.module, model_inputs["input_ids"]), output_args
+
+    def get_per_tensor_param(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream, under the names that the model server knows."""
+        parameters, peft_config = super().get_per_tensor_param(*args, **kwargs)
+        return server_weights(self.module, parameters), peft_config
 
     def _opened(self, inputs: Any) -> dict[str, torch.Tensor]:
         """Pixels and grids of one sample; `inputs` is what `training/batch.py` queued: {"refs": [...]} or nothing."""
@@ -94,25 +110,6 @@ def mend_positions(data: Any) -> None:
     data.set("position_ids", ragged)  # `data[...] =` would write into the old tensor, whose offsets differ
 
 
-def _unpack_visual_outputs(module: Any) -> None:
-    """Let `visual(...)` answer with a plain tensor to verl's text-only path.
-
-    verl 0.9.1 calls `model.visual(...).mean()` for a micro-batch without pictures of Qwen2-VL, Qwen2.5-VL and GLM-4V
-    (models/transformers/qwen2_vl.py:393, glm4v.py), but under transformers 5 `visual` answers with an output object.
-    """
-    inner = getattr(module, "model", module)
-    visual = getattr(inner, "visual", None)
-    if visual is None:
-        return
-
-    def with_mean(_module: Any, _args: Any, output: Any) -> Any:
-        if not isinstance(output, torch.Tensor) and not hasattr(output, "mean"):
-            output.mean = output.pooler_output.mean if output.pooler_output is not None else output[0].mean
-        return output
-
-    visual.register_forward_hook(with_mean)
-
-
 def freeze_vision_tower(module: Any) -> int:
     """Take the part that sees out of the update; returns how many tensors were frozen. Raises `UserError` if there is none.
 
@@ -130,6 +127,7 @@ def freeze_vision_tower(module: Any) -> int:
     return frozen
 
 
+fsdp_engine.extract_multi_modal_inputs = merge_pictures
 _register = EngineRegistry.register
 _register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")(VisionEngine)
 _register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=["nvidia", "amd"])(VisionEngine)

@@ -14,16 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vision_rl.data.geometry import to_unit_xyxy
+from vision_rl.data.geometry import four_numbers, to_unit_xyxy
 from vision_rl.data.images import image_size
+from vision_rl.data.picture_files import picture_file
 from vision_rl.data.records import (
     OnBad,
     Record,
     checked,
     converted,
     extra_fields,
-    extract_image,
-    find_image,
     iter_records,
     read_json,
 )
@@ -61,6 +60,7 @@ class BoxOptions:
     label_field: str | None = None
     question_field: str | None = None
     source: str = "boxes"
+    metric: str = ""
 
 
 @dataclass
@@ -97,7 +97,8 @@ def _coco_groups(path: Path, coco: Record, options: BoxOptions) -> Iterator[_Gro
     names = {
         item["id"]: str(item["name"]) for item in _coco_items(path, coco, "categories", ("id", "name"), optional=True)
     }
-    images = _coco_items(path, coco, "images", ("id", "file_name"))
+    image_field = options.image_field or "file_name"
+    images = _coco_items(path, coco, "images", ("id", image_field))
     by_image: dict[Any, list[Record]] = {image["id"]: [] for image in images}
     if len(by_image) < len(images):
         raise UserError(f"{path} gives the same id to several images; make them unique")
@@ -111,10 +112,25 @@ def _coco_groups(path: Path, coco: Record, options: BoxOptions) -> Iterator[_Gro
             by_image[annotation["image_id"]].append(annotation)
     for image in images:
         labelled = [(annotation, names.get(annotation.get("category_id"), "")) for annotation in by_image[image["id"]]]
+        if options.question_field:
+            yield from _phrase_groups(path, image, labelled, options.question_field)
+            continue
         for label in _labels_of_rows([label for _, label in labelled], options):
             group = _Group(f"{path}, image {image['id']}", image, _question(options.question, label))
             group.boxes = [(a["bbox"], name) for a, name in labelled if label is None or name == label]
             yield group
+
+
+def _phrase_groups(path: Path, image: Record, labelled: list[tuple[Record, str]], field: str) -> Iterator[_Group]:
+    """One group per phrase that the annotations of a picture carry, as MS-CXR's do."""
+    groups: dict[str, _Group] = {}
+    for annotation, label in labelled:
+        where = f"{path}, image {image['id']}"
+        if not annotation.get(field):
+            raise UserError(f"{where}: an annotation has no {field}; fill it in or leave out --question-field")
+        phrase = str(annotation[field])
+        groups.setdefault(phrase, _Group(where, image, phrase)).boxes.append((annotation["bbox"], label))
+    yield from groups.values()
 
 
 def _coco_items(
@@ -147,7 +163,9 @@ def _question(template: str, label: str | None) -> str:
 
 
 def _coco_row(options: BoxOptions, group: _Group) -> Record:
-    image = find_image(str(group.image["file_name"]), options.image_dir, group.where)
+    image = picture_file(
+        group.image[options.image_field or "file_name"], options.image_dir, options.extract_dir, group.where
+    )
     size = image_size(image)
     stated = (group.image.get("width", size[0]), group.image.get("height", size[1]))
     if stated != size:
@@ -156,11 +174,11 @@ def _coco_row(options: BoxOptions, group: _Group) -> Record:
             "its boxes are of another version of the picture"
         )
     boxes = [
-        to_unit_xyxy(_four(box, group.where), size, box_format="xywh", space="pixels", where=group.where)
+        to_unit_xyxy(four_numbers(box, group.where), size, box_format="xywh", space="pixels", where=group.where)
         for box, _ in group.boxes
     ]
     labels = [label for _, label in group.boxes]
-    row = _row(image, size, group.question, boxes, labels, options.source, {"image_id": group.image["id"]})
+    row = _row(image, size, group.question, boxes, labels, options, {"image_id": group.image["id"]})
     return checked(row, group.where)
 
 
@@ -226,10 +244,7 @@ def _table_row(path: Path, options: BoxOptions, item: tuple[tuple[str, str], lis
     (_, question), records = item
     where = f"{path}, record {records[0][0]}"
     named = _first(records[0][1], _IMAGE_FIELDS, options.image_field)
-    if isinstance(named, (dict, bytes)):
-        image = extract_image(named, options.extract_dir, where)
-    else:
-        image = find_image(str(named), options.image_dir, where)
+    image = picture_file(named, options.image_dir, options.extract_dir, where)
     size = image_size(image)
     boxes, labels = [], []
     for number, record in records:
@@ -243,7 +258,7 @@ def _table_row(path: Path, options: BoxOptions, item: tuple[tuple[str, str], lis
             space = options.space or _ask(where, "--space pixels or --space unit")
             boxes.append(to_unit_xyxy(box, size, box_format=box_format, space=space, where=where))
             labels.append(label)
-    row = _row(image, size, question, boxes, labels, options.source, _extra(records[0][1]))
+    row = _row(image, size, question, boxes, labels, options, _extra(records[0][1]))
     return checked(row, f"{path}, record {records[0][0]}")
 
 
@@ -251,7 +266,7 @@ def _record_boxes(record: Record, options: BoxOptions, where: str) -> Iterator[t
     """(numbers, xyxy or xywh, label) of each box of a record."""
     labels = _record_labels(record, options)
     if columns := _named_columns(record):
-        yield _four([record[column] for column in columns], where), _NAMED_COLUMNS[columns], labels[0]
+        yield four_numbers([record[column] for column in columns], where), _NAMED_COLUMNS[columns], labels[0]
         return
     boxes = _first(record, _LIST_FIELDS, None)
     if boxes is None:
@@ -266,10 +281,10 @@ def _record_boxes(record: Record, options: BoxOptions, where: str) -> Iterator[t
             columns = _named_columns(box)
             if columns is None:
                 raise UserError(f"{where}: box {box} has none of the known keys: {_BOX_COLUMNS}")
-            yield _four([box[column] for column in columns], where), _NAMED_COLUMNS[columns], label
+            yield four_numbers([box[column] for column in columns], where), _NAMED_COLUMNS[columns], label
         else:
             box_format = options.box_format or _ask(where, "--box-format xyxy or --box-format xywh")
-            yield _four(box, where), box_format, label
+            yield four_numbers(box, where), box_format, label
 
 
 def _as_list(boxes: Any, where: str) -> list[Any]:
@@ -303,7 +318,7 @@ def _row(
     question: str,
     boxes: list[list[float]],
     labels: list[str],
-    source: str,
+    options: BoxOptions,
     meta: Record,
 ) -> Record:
     return {
@@ -313,7 +328,8 @@ def _row(
         "boxes": boxes,
         "labels": labels,
         "image_sizes": [list(size)],
-        "source": source,
+        "source": options.source,
+        "metric": options.metric,
         "meta": meta,
     }
 
@@ -330,16 +346,6 @@ def _first(record: Record, names: tuple[str, ...], chosen: str | None) -> Any:
         if name in record:
             return record[name]
     return None
-
-
-def _four(numbers: Any, where: str) -> list[float]:
-    try:
-        box = [float(number) for number in numbers]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: box {numbers!r} is not four numbers") from error
-    if len(box) != 4:
-        raise UserError(f"{where}: box {numbers!r} is not four numbers")
-    return box
 
 
 def _ask(where: str, choice: str) -> str:

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from vision_rl.errors import UserError
 
 BOX_FORMATS = ("xyxy", "xywh")
-SPACES = ("pixels", "unit")
+SPACES = ("pixels", "unit", "thousand")
+_FOUR = re.compile(r"\s*[\[(]?\s*" + r"\s*,\s*".join([r"(-?\d+(?:\.\d+)?)"] * 4) + r"\s*[\])]?\s*")
+
+
+def four_numbers(value: Any, where: str) -> list[float]:
+    """The four numbers of a box from a list or a text like "(1, 2, 3, 4)"; `UserError` for anything else."""
+    found = _FOUR.fullmatch(value) if isinstance(value, str) else None
+    try:
+        box = [float(number) for number in (found.groups() if found else value)]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: box {value!r} is not four numbers") from error
+    if len(box) != 4:
+        raise UserError(f"{where}: box {value!r} is not four numbers")
+    return box
 
 
 def to_unit_xyxy(
     box: Sequence[float], size: tuple[int, int], *, box_format: str, space: str, where: str
 ) -> list[float]:
-    """A box of a data set (xyxy or xywh; pixels of an image of `size` (width, height), or 0..1) as unit xyxy.
+    """A box of a data set (xyxy or xywh; pixels of an image of `size` (width, height), 0..1, or 0..1000) as unit xyxy.
 
     It is clipped to the image; see `pixel_box_to_unit` for what is refused.
     """
     x1, y1, c, d = box
     xyxy = [x1, y1, c, d] if box_format == "xyxy" else [x1, y1, x1 + c, y1 + d]
-    return pixel_box_to_unit(xyxy, size if space == "pixels" else (1, 1), where)
+    return pixel_box_to_unit(xyxy, {"pixels": size, "unit": (1, 1), "thousand": (1000, 1000)}[space], where)
 
 
 def pixel_box_to_unit(xyxy: Sequence[float], size: tuple[int, int], where: str) -> list[float]:

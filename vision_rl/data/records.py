@@ -1,29 +1,26 @@
-"""Tables that people have (CSV, JSON, JSONL, parquet) as plain records, and the pictures that some of them embed."""
+"""Tables that people have (CSV, JSON, JSONL, parquet) as plain records."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import io
 import json
 import math
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image
-
-from vision_rl.data.files import write_bytes
-from vision_rl.data.images import FORMATS, image_size
 from vision_rl.data.schema import normalise_row, numbered_rows, open_parquet
 from vision_rl.errors import UserError
 
 Record = dict[str, Any]
 OnBad = Callable[[str], None]
+Unpack = Callable[[dict[str, Any]], list[Record] | None]
 Item = TypeVar("Item")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _PARQUET_BATCH = 32
+# test-00000-of-00001.parquet, and train.json
+_SPLIT = re.compile(r"(.+?)-\d{5}-of-\d{5}|(?:train|val|validation|test)(?=\.)")
+_PATTERNS = ("*.parquet", "data/*.parquet", "*.jsonl", "*.json", "annotations/*.json", "metadata/*.json", "*.csv")
 
 
 def converted(
@@ -55,10 +52,52 @@ def extra_fields(record: Record, known: Collection[str]) -> Record:
     return {name: value for name, value in record.items() if name not in known and _is_plain(value)}
 
 
-def iter_records(path: str | Path) -> Iterator[tuple[int, Record]]:
+def source_files(source: Path, marks: Sequence[tuple[str, ...]], title: str, split: str = "") -> list[Path]:
+    """The file itself, or the files of a set in a folder: the first kind of `_PATTERNS` of which there are any.
+
+    Where they are of several splits, by their names, `split` says which to take: one file must not mix them.
+
+    A parquet file belongs to the set if it has, of each of `marks`, one of the columns: other people's files and our own
+    outputs may lie beside it. Raises `UserError` naming the folder, and why a parquet file in it was passed over.
+    """
+    if not source.is_dir():
+        return [source]
+    passed_over = ""
+    for pattern in _PATTERNS:
+        fitting = []
+        for file in sorted(source.glob(pattern)):
+            lacks = _lacking(file, marks) if file.suffix == ".parquet" else ""
+            if not lacks:
+                fitting.append(file)
+            passed_over = passed_over or (lacks and f" ({file.name} has no column {lacks})")
+        if fitting:
+            return _of_split(fitting, split, source)
+    raise UserError(f"{source} holds no file of {title}{passed_over}; name the file with --input")
+
+
+def _of_split(files: list[Path], split: str, source: Path) -> list[Path]:
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        found = _SPLIT.match(file.name)
+        by_split.setdefault((found.group(1) or found.group()) if found else "", []).append(file)
+    if split and split not in by_split:
+        raise UserError(f"{source} has no split {split}; it has {', '.join(filter(None, by_split)) or 'none'}")
+    if not split and len(by_split) > 1:
+        raise UserError(f"{source} holds the splits {', '.join(filter(None, by_split))}; choose one with --split")
+    return by_split[split] if split else files
+
+
+def _lacking(file: Path, marks: Sequence[tuple[str, ...]]) -> str:
+    with open_parquet(file) as opened:
+        columns = set(opened.schema_arrow.names)
+    return next((" or ".join(names) for names in marks if columns.isdisjoint(names)), "")
+
+
+def iter_records(path: str | Path, unpack: Unpack | None = None) -> Iterator[tuple[int, Record]]:
     """Yield (number from 0, record) of a CSV, TSV, JSON (list of objects), JSONL or parquet file, by its suffix.
 
-    Empty CSV cells and NaN are left out of a record. Raises `UserError` for a file that is not of that kind.
+    `unpack` takes the list out of a JSON file that is an object, or gives None if that has none. Empty CSV cells and NaN
+    are left out of a record. Raises `UserError` for a file that is not of that kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,7 +105,7 @@ def iter_records(path: str | Path) -> Iterator[tuple[int, Record]]:
     readers = {
         ".csv": _csv,
         ".tsv": _csv,
-        ".json": _json,
+        ".json": lambda file: _json(file, unpack),
         ".jsonl": _json_lines,
         ".ndjson": _json_lines,
         ".parquet": lambda file: (record for _, record in parquet_records(file)),
@@ -77,6 +116,17 @@ def iter_records(path: str | Path) -> Iterator[tuple[int, Record]]:
         if not isinstance(record, dict):
             raise UserError(f"{path}, record {number} is not an object with named fields")
         yield number, {key: value for key, value in record.items() if not _is_empty(value)}
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list from itself, from a single value, or from the JSON of a CSV cell."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            decoded = json.loads(value)
+        except ValueError:
+            return [value]
+        return decoded if isinstance(decoded, list) else [value]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def parquet_records(path: Path) -> Iterator[tuple[int, Record]]:
@@ -91,43 +141,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); check or download it again") from error
-
-
-def extract_image(value: Any, directory: Path, where: str) -> Path:
-    """Write an embedded picture (bytes, or a struct with `bytes`) into `directory` once; returns its absolute path.
-
-    Its name comes from its bytes, so that rows of one picture share one file and a repeated conversion writes nothing.
-    """
-    data = value.get("bytes") if isinstance(value, dict) else value
-    if not isinstance(data, bytes) or not data:
-        raise UserError(f"{where} has no embedded image; download the file again")
-    stem = hashlib.sha256(data).hexdigest()[:20]
-    for suffix in IMAGE_SUFFIXES:
-        if (directory / f"{stem}{suffix}").exists():
-            return (directory / f"{stem}{suffix}").absolute()
-    path = (directory / f"{stem}{_suffix(data, where)}").absolute()
-    write_bytes(path, data)
-    return path
-
-
-def find_image(name: str, image_dir: Path, where: str) -> Path:
-    """The absolute path of a picture named by a record: as it stands in `image_dir`, or with a known suffix added."""
-    path = image_dir / name
-    for suffix in ("", *IMAGE_SUFFIXES):
-        candidate = f"{path}{suffix}"
-        if os.path.isfile(candidate):
-            return Path(candidate).absolute()
-    shown = str(path)[:200].encode(errors="replace").decode()
-    raise UserError(f"{where}: {shown} does not exist; check --image-dir (DICOM must be exported to PNG first)")
-
-
-def _suffix(data: bytes, where: str) -> str:
-    try:
-        image_size(io.BytesIO(data))
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(str(image.format), f".{image.format}".lower())
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _is_empty(value: Any) -> bool:
@@ -155,8 +168,10 @@ def _csv(path: Path) -> Iterator[Record]:
         raise UserError(f"{path} is not a readable CSV file ({error}); save it as UTF-8 CSV") from error
 
 
-def _json(path: Path) -> Iterator[Any]:
+def _json(path: Path, unpack: Unpack | None) -> Iterator[Any]:
     value = read_json(path)
+    if isinstance(value, dict) and unpack:
+        value = unpack(value)
     if not isinstance(value, list):
         raise UserError(f"{path} is not a JSON list of objects")
     yield from value

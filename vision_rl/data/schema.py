@@ -8,6 +8,7 @@ Reading also takes the shorter files that people write by hand with pandas (`id,
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import math
 import os
@@ -19,19 +20,28 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vision_rl.data.choices import choice_letter, choice_list
 from vision_rl.data.files import replacing
+from vision_rl.data.picture_files import picture_file
 from vision_rl.errors import UserError
 from vision_rl.tasks import get_task
 
 MEDIA = ("images", "video")
+METRICS = (
+    *("vqa", "official_2021", "exact_match", "anls", "relaxed_accuracy", "multiple_choice", "token_f1", "medical"),
+    *("math", "iou", "giou", "diou", "ciou", "acc_at_iou_0.5", "point_in_box"),
+)
+"""Names that a row's `metric` may have; an empty one leaves the choice to the run."""
 
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("task", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
         pa.field("image_paths", pa.list_(pa.string()), nullable=False),
         pa.field("media", pa.string(), nullable=False),
         pa.field("question", pa.string(), nullable=False),
+        pa.field("choices", pa.list_(pa.string()), nullable=False),
         pa.field("answers", pa.list_(pa.string()), nullable=False),
         pa.field("boxes", pa.list_(pa.list_(pa.float64())), nullable=False),
         pa.field("labels", pa.list_(pa.string()), nullable=False),
@@ -43,6 +53,10 @@ SCHEMA = pa.schema(
 
 ALIASES = {
     "image_path": "image_paths",
+    "image": "image_paths",
+    "images": "image_paths",
+    "options": "choices",
+    "problem": "question",
     "answer": "answers",
     "instruction": "question",
     "bbox": "boxes",
@@ -52,6 +66,7 @@ ALIASES = {
 # Coordinates are divided by the image size in float64: a box at the border may end a rounding error outside 0..1.
 UNIT_TOLERANCE = 1e-6
 _BATCH_ROWS = 2000
+_EMBEDDED_BATCH_ROWS = 32
 
 
 def read_rows(
@@ -133,12 +148,26 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
 def iter_raw_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (row number from 0, columns as plain Python values) in bounded memory; nothing is validated.
 
-    Columns with embedded files (bytes) are left out: only the converters read those.
+    Pictures that a column embeds (Hugging Face's bytes, one or a list) are written into `images` beside the file, each
+    once, where no other column names them. Other columns with bytes are left out.
     """
     with open_parquet(path) as file:
         columns = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
-        _require_columns(path, columns)
-        yield from numbered_rows(file, path, batch_rows=_BATCH_ROWS, columns=columns)
+        embedded = [field.name for field in file.schema_arrow if _holds_bytes(field.type)]
+        pictures = next((name for name in embedded if ALIASES.get(name, name) == "image_paths"), None)
+        if pictures is None or "image_paths" in {ALIASES.get(name, name) for name in columns}:
+            _require_columns(path, columns)
+            yield from numbered_rows(file, path, batch_rows=_BATCH_ROWS, columns=columns)
+            return
+        _require_columns(path, [*columns, pictures])
+        for number, row in numbered_rows(file, path, batch_rows=_EMBEDDED_BATCH_ROWS, columns=[*columns, pictures]):
+            value, folder = row.pop(pictures), Path(path).parent
+            items = value if isinstance(value, list) else [value]
+            where = f"{path}, row {number}"
+            yield (
+                number,
+                {**row, "image_paths": [str(picture_file(i, folder, folder / "images", where)) for i in items]},
+            )
 
 
 def numbered_rows(
@@ -193,13 +222,17 @@ def normalise_row(raw: Mapping[str, Any], *, number: int = 0, task: str | None =
     """
     fields, meta = _resolve_aliases(raw)
     boxes = _boxes(fields.get("boxes"))
+    choices = choice_list(_strings(fields.get("choices"), "choices"))
+    answers = _strings(fields.get("answers"), "answers")
     row: dict[str, Any] = {
         "id": str(_given(fields.get("id"), number)),
-        "task": _given(fields.get("task"), _default_task(task, "answers" if boxes is None else "boxes")),
+        "task": _given(fields.get("task"), _default_task(task, boxes)),
+        "metric": _given(fields.get("metric"), "") or ("multiple_choice" if choices else ""),
         "image_paths": _strings(fields.get("image_paths"), "image_paths"),
         "media": _given(fields.get("media"), "images"),
         "question": fields.get("question"),
-        "answers": _strings(fields.get("answers"), "answers"),
+        "choices": choices,
+        "answers": [choice_letter(answer, choices) for answer in answers] if choices else answers,
         "boxes": boxes or [],
         "labels": _strings(fields.get("labels"), "labels") or [""] * len(boxes or []),
         "image_sizes": [_size(size) for size in _given(fields.get("image_sizes"), [])],
@@ -211,25 +244,31 @@ def normalise_row(raw: Mapping[str, Any], *, number: int = 0, task: str | None =
     return row
 
 
-def _default_task(wanted: str | None, truth: str) -> str:
-    if wanted is not None and get_task(wanted).truth == truth:
+def _default_task(wanted: str | None, boxes: list[list[float]] | None) -> str:
+    """`wanted` if a row with these boxes (None: no such column) can be of it; an empty list is a truth of its own."""
+    if wanted is not None and (boxes is not None if get_task(wanted).truth == "boxes" else not boxes):
         return wanted
-    return {"answers": "vqa", "boxes": "grounding"}[truth]
+    return "vqa" if boxes is None else "grounding"
 
 
 def _check(row: dict[str, Any]) -> None:
     try:
         task = get_task(str(row["task"]))
     except UserError as error:
-        raise ValueError(f"its task is none that is known: {error}") from error
-    if row["media"] not in MEDIA:
-        raise ValueError(f"media is {row['media']!r}, expected one of {', '.join(MEDIA)}")
+        raise ValueError(str(error)) from error
+    for name, known in (("media", MEDIA), ("metric", ("", *METRICS))):
+        if row[name] not in known:
+            raise ValueError(f"{name} is {row[name]!r}{_suggestion(row[name], known)}")
     if not row["image_paths"] or not all(row["image_paths"]):
         raise ValueError("it names no image; fill in image_paths (or image_path)")
     if not isinstance(row["question"], str) or not row["question"].strip():
         raise ValueError("its question (or instruction) is empty")
-    for column, other in (("boxes", "grounding"), ("answers", "vqa")):
-        if row[column] and task.truth != column:
+    for column, truth, other in (
+        ("boxes", "boxes", "grounding"),
+        ("answers", "answers", "vqa"),
+        ("choices", "answers", "vqa"),
+    ):
+        if row[column] and task.truth != truth:
             raise ValueError(f"a {task.name} row has {column}; set its task to {other!r} or remove them")
     if len(row["labels"]) != len(row["boxes"]):
         raise ValueError(f"{len(row['labels'])} labels for {len(row['boxes'])} boxes, expected one label per box")
@@ -240,7 +279,15 @@ def _check(row: dict[str, Any]) -> None:
 def _check_text(row: dict[str, Any]) -> None:
     """What JSON can escape and UTF-8 cannot hold, and what is no JSON, is refused before it reaches a file."""
     try:
-        texts = (row["id"], row["question"], row["source"], *row["image_paths"], *row["answers"], *row["labels"])
+        texts = (
+            row["id"],
+            row["question"],
+            row["source"],
+            *row["image_paths"],
+            *row["answers"],
+            *row["choices"],
+            *row["labels"],
+        )
         for text in (*texts, json.dumps(row["meta"], ensure_ascii=False, allow_nan=False)):
             if not text.isascii():
                 text.encode()
@@ -263,6 +310,11 @@ def _resolve_aliases(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
         else:
             fields[target] = value
     return fields, meta
+
+
+def _suggestion(name: Any, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f", expected one of {', '.join(filter(None, known))}"
 
 
 def _given(value: Any, default: Any) -> Any:

@@ -17,7 +17,8 @@ from typing import Any
 
 from vision_rl.data.geometry import pixel_box_to_unit
 from vision_rl.data.images import image_size
-from vision_rl.data.records import OnBad, checked, converted, extra_fields, extract_image, parquet_records, read_json
+from vision_rl.data.picture_files import picture_file
+from vision_rl.data.records import OnBad, checked, converted, extra_fields, parquet_records, read_json, source_files
 from vision_rl.errors import UserError
 
 FORMS = ("auto", "hf", "v2", "pro")
@@ -46,7 +47,7 @@ def iter_rows(
     the image. A missing picture, a box outside of its image or an item that is in none of the forms goes to `on_bad`,
     or raises `UserError` without one.
     """
-    for file in _source_files(Path(source)):
+    for file in source_files(Path(source), (("bbox",), ("instruction",), ("image",)), "ScreenSpot"):
         if file.suffix == ".parquet":
             _require(form in ("auto", "hf"), f"{file} is a parquet file, but --form {form} asks for JSON")
             convert = partial(_parquet_row, file, Path(extract_dir))
@@ -55,15 +56,6 @@ def iter_rows(
             items = read_json(file)
             _require(isinstance(items, list) and bool(items), f"{file} is not a JSON list of annotations")
             yield from converted(enumerate(items), partial(_json_row, file, _image_dir(file, image_dir), form), on_bad)
-
-
-def _source_files(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source]
-    for pattern in ("*.parquet", "data/*.parquet", "*.json", "annotations/*.json", "metadata/*.json"):
-        if files := sorted(source.glob(pattern)):
-            return files
-    raise UserError(f"{source} holds no parquet or JSON file of ScreenSpot; run `download_data.sh screenspot` first")
 
 
 def _image_dir(file: Path, image_dir: str | Path | None) -> Path:
@@ -84,7 +76,7 @@ def _parquet_row(file: Path, extract_dir: Path, numbered: tuple[int, dict[str, A
     box = _numbers(item["bbox"], where)
     inside = all(-0.01 <= value <= 1.01 for value in box)
     _require(inside, f"{where}: bbox {box} is not in 0..1; take the file from rootsautomation/ScreenSpot")
-    image = extract_image(item["image"], extract_dir, where)
+    image = picture_file(item["image"], extract_dir, extract_dir, where)
     unit = pixel_box_to_unit(box, (1, 1), where)
     return checked(_row(item, f"{file.stem}-{number}", image, image_size(image), unit, "screenspot"), where)
 
@@ -96,7 +88,7 @@ def _json_row(file: Path, image_dir: Path, form: str, numbered: tuple[int, Any])
     missing = {"img_filename", "bbox", "instruction"} - item.keys()
     _require(not missing, f"{where} has no {', '.join(sorted(missing))}; it is not ScreenSpot's JSON form")
     is_pro = ("ui_type" in item or "img_size" in item) if form == "auto" else form == "pro"
-    image = (image_dir / str(item["img_filename"])).absolute()
+    image = picture_file(item["img_filename"], image_dir, image_dir, where)
     size = image_size(image)
     said = item.get("img_size")
     if is_pro and said:
@@ -125,6 +117,7 @@ def _row(
     return {
         "id": identity,
         "task": "grounding",
+        "metric": "point_in_box",
         "image_paths": [str(image)],
         "question": item["instruction"],
         "boxes": [box],

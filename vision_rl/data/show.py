@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vision_rl.data.files import replacing
 from vision_rl.data.images import open_image
 from vision_rl.errors import UserError
+from vision_rl.tasks import get_task
 
 _CELL = 320
 _PICTURE = 240
@@ -86,7 +87,7 @@ def _draw_boxes(picture: Image.Image, row: dict[str, Any]) -> None:
 def _caption(row: dict[str, Any]) -> list[str]:
     wide = 46
     question = textwrap.wrap(row["question"], wide, max_lines=2, placeholder=" ...")
-    if row["task"] == "vqa":
+    if get_task(row["task"]).truth == "answers":
         counts = {answer: row["answers"].count(answer) for answer in row["answers"]}
         ordered = sorted(counts, key=lambda answer: -counts[answer])
         shown = ", ".join(f"{answer} ({counts[answer]})" if counts[answer] > 1 else answer for answer in ordered)

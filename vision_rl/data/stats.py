@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vision_rl.tasks import get_task
+
 BREAKDOWNS = ("answer_type", "question_type", "data_type", "data_source", "platform", "ui_type")
 _TOP = 15
 
@@ -26,7 +28,7 @@ def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
         words.append(len(row["question"].split()))
         answers.update(row["answers"])
         labels.update(label for label in row["labels"] if label)
-        if row["task"] == "grounding":
+        if get_task(row["task"]).truth == "boxes":
             boxes.append(len(row["boxes"]))
         areas += [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in row["boxes"]]
         widths += [width for width, _ in row["image_sizes"]]

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 
 from vision_rl.data.files import write_bytes
-from vision_rl.data.records import IMAGE_SUFFIXES
+from vision_rl.data.picture_files import IMAGE_SUFFIXES
 from vision_rl.errors import UserError
 
 

@@ -49,6 +49,7 @@ def convert(
     missing_images: str = "error",
     image_sizes: bool = True,
     max_samples: int | None = None,
+    source: str = "vqav2",
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Conversion:
     """Write the parquet file of one VQAv2 split; memory grows with the number of questions only (about 300 bytes each).
@@ -77,7 +78,7 @@ def convert(
                 )
             kept += len(found)
             skipped += len(batch) - len(found)
-            writer.write_table(_table(found, images))
+            writer.write_table(_table(found, images, source))
             progress(kept)
         if not kept:
             raise UserError(f"no question of {questions} can be converted; check {image_dir} and the annotation file")
@@ -124,19 +125,21 @@ def _joined(questions: str | Path, annotations: str | Path | None) -> Iterator[d
         )
 
 
-def _table(items: list[dict[str, Any]], images: _ImageFolder) -> pa.Table:
+def _table(items: list[dict[str, Any]], images: _ImageFolder, source: str) -> pa.Table:
     try:
         columns: dict[str, list[Any]] = {
             "id": [str(item["question_id"]) for item in items],
             "task": ["vqa"] * len(items),
+            "metric": ["vqa"] * len(items),
             "image_paths": [[images.stored(item["image_id"])] for item in items],
             "media": ["images"] * len(items),
             "question": [item["question"] for item in items],
+            "choices": [[]] * len(items),
             "answers": [[answer["answer"] for answer in item["answers"]] for item in items],
             "boxes": [[]] * len(items),
             "labels": [[]] * len(items),
             "image_sizes": [images.sizes(item["image_id"]) for item in items],
-            "source": ["vqav2"] * len(items),
+            "source": [source] * len(items),
             "meta": [json.dumps({key: item[key] for key in _META_FIELDS if key in item}) for item in items],
         }
         return pa.table(columns, schema=SCHEMA)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import signal
 from collections.abc import Callable
@@ -20,11 +21,16 @@ from typing import Any
 import agentlightning as agl
 
 from vision_rl.engine.config import Resolved
+from vision_rl.engine.environment import SERVER_KEY
 from vision_rl.errors import UserError
 from vision_rl.telemetry import RunLog
 from vision_rl.training.checkpoints import Checkpoints
 
 WATCH_SECONDS = 0.1
+LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for 127.0.0.1; `_node_ip_address` is resolved to the network's
+    "RAY_AUTH_MODE": "token",
+}
 MAX_ERROR = 500
 """Characters of an error that are worth a sentence."""
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")
@@ -82,6 +88,7 @@ class VisionVERL(agl.Algorithm):
 
     def run(self, train_dataset: Any = None, val_dataset: Any = None) -> None:
         """Train; `watch` is called every tenth of a second meanwhile. Raises `UserError` for what the user can mend."""
+        self._close_ray()
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -156,11 +163,22 @@ class VisionVERL(agl.Algorithm):
                 for log in Path(_global_node.get_logs_dir_path()).glob(f"worker-*-{job}-*"):
                     shutil.copy(log, target)
 
+    def _close_ray(self) -> None:
+        """Keep Ray to this machine, and to whoever has the run's token: its job route runs any command.
+
+        Before Ray is imported, because it reads these variables then. A cluster that is there already has rules of its own.
+        """
+        if not (os.environ.get("RAY_ADDRESS") or self.launch.resolved.verl["ray_kwargs"]["ray_init"].get("address")):
+            os.environ.update(LOOPBACK)
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
     def _start_ray(self) -> None:
         """On one machine a fresh local cluster; on several, the one whose address the preset or RAY_ADDRESS names."""
         import ray
 
-        environment: dict[str, Any] = {"env_vars": self.launch.environment}
+        # A key of this run: on several nodes the model servers listen on the network.
+        variables = {**self.launch.environment, SERVER_KEY: secrets.token_hex(16)}
+        environment: dict[str, Any] = {"env_vars": variables}
         if self.launch.cpu and self._engine() == "sglang":
             environment["worker_process_setup_hook"] = "vision_rl.engine.sglang_cpu.apply"
         options = dict(self.launch.resolved.verl["ray_kwargs"]["ray_init"])

@@ -1,9 +1,7 @@
-"""The way of a traced model call through the proxy: to a vLLM server and back, one span, no detour.
+"""The way of a model call through the proxy: checked, to a model server and back; a rollout's call with one span.
 
-litellm costs 8 to 20 ms of CPU per call (its hooks, its logging threads, four copies of a megapixel in base64),
-cannot tell which server has a picture's prefix cached, and turns some faults of the server into a crash of its own.
-So the calls of rollouts to vLLM servers are answered here, in front of Agent Lightning's proxy. All else (clients
-without a rollout, other providers, Anthropic's protocol, streams) passes on to litellm as before.
+Each call of a rollout adds one small span (`trace.py`) to the store inside the request: when the agent has its answer,
+the trace is complete. A span that cannot be stored fails the request; it is never lost in silence.
 """
 
 from __future__ import annotations
@@ -11,138 +9,141 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import re
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import orjson
 
-from vision_rl.conversation import reply_text
-from vision_rl.engine.access import read_body, send_json
-from vision_rl.engine.store import UnknownAttempt
-from vision_rl.engine.trace import Turn
+from vision_rl.engine.chat_request import CallError, ChatRequest, checked, parse_object
+from vision_rl.engine.groups import Groups
+from vision_rl.engine.pictures import Pictures
+from vision_rl.engine.store_link import IDLE_SECONDS, StoreLink
+from vision_rl.engine.trace import SPAN_NAME, Turn, span, turn_attributes
+from vision_rl.messages import reply_text
 
 logger = logging.getLogger(__name__)
 
 CALL_SECONDS = 600.0
 """The longest model call. The agents' own time-outs are shorter; this one bounds what a lost client leaves behind."""
 SPARE_LOAD = 4
-"""Calls that the server of a picture may have above the least busy one before another server is asked."""
-_PATH = re.compile(r"/rollout/([^/]+)/attempt/([^/]+)(?:/v1)?/chat/completions/?")
+"""Choices that the server of a picture may be sampling above the least busy one before another server is asked."""
 
 
-class CallError(Exception):
-    """What the client is told: an HTTP status and one sentence."""
+@dataclass(frozen=True)
+class Server:
+    """A model server: the name that clients use, its base URL ending in /v1, the model's name there, its key."""
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+    model: str
+    url: str
+    name: str
+    key: str | None = None
 
 
-class CallRoute:
-    """ASGI middleware of the proxy. `proxy()` is asked per call, because the proxy starts after its middlewares."""
+class ModelServers:
+    """The model servers behind the proxy, and the connections to them."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
-        self.app = app
-        self.session: aiohttp.ClientSession | None = None
-        self.busy: Counter[str] = Counter()  # calls under way by server
+    def __init__(self, servers: Sequence[Server] = ()) -> None:
+        self.servers = list(servers)
+        self.busy: Counter[str] = Counter()  # choices under way by server
+        self._session: aiohttp.ClientSession | None = None
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        called = _PATH.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if called is None:
-            await self.app(scope, receive, send)
-            return
-        from vision_rl.engine.proxy import active_proxy
-
-        proxy = active_proxy()
-        try:
-            body = await read_body(receive)
-        except ConnectionError:
-            return
-        request = _parsed(body)
-        servers = proxy.servers(request.get("model")) if request is not None else []
-        if request is None or request.get("stream") or not servers:
-            await self.app(scope, _replay(body, receive), send)
-            return
-        call = asyncio.create_task(self._answer(proxy, called[1], called[2], request, servers))
-        left = asyncio.create_task(_disconnected(receive))
-        await asyncio.wait((call, left), return_when=asyncio.FIRST_COMPLETED)
-        left.cancel()
-        if not call.done():  # the client is gone: the server must not go on generating for nobody
-            call.cancel()
-            return
-        status, content = await call
-        await send_json(send, status, content)
-
-    async def _answer(
-        self, proxy: Any, rollout_id: str, attempt_id: str, request: dict[str, Any], servers: Sequence[tuple[str, str]]
-    ) -> tuple[int, Any]:
-        """(status, JSON) for the client. The span is in the store before this returns 200."""
-        try:
-            images = image_urls(request["messages"])
-            refs = [proxy.reference(url) for url in images]
-            server, model = self._server(servers, refs or [str(request["messages"][:1])])
-            wanted = {**request, "model": model, "return_token_ids": True, "logprobs": True}
-            reply = await self._ask(server, wanted)
-            await proxy.trace(rollout_id, attempt_id, turn_of(reply, refs))
-        except UnknownAttempt as error:
-            return 404, _error(str(error))
-        except CallError as error:
-            return error.status, _error(str(error))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return 502, _error(f"{type(error).__name__}: {error}")
-        except Exception as error:  # the store is away: the client may try again, the call is not lost in silence
-            logger.exception("a call of rollout %s could not be traced", rollout_id)
-            return 503, _error(f"the call could not be traced: {type(error).__name__}")
-        return 200, _for_agent(reply, request)
-
-    def _server(self, servers: Sequence[tuple[str, str]], prefix: Sequence[str]) -> tuple[str, str]:
+    def choose(self, model: str, prefix: str) -> Server:
         """The server that has this conversation's beginning in its cache, unless it has far more to do than another.
 
         Rendezvous hashing of the first picture (or message): a server that comes or goes moves only its share.
+        Raises `CallError` 404 for a model that nobody serves.
         """
-        least = min(self.busy[server] for server, _ in servers)
+        servers = [server for server in self.servers if server.model == model]
+        if not servers:
+            raise CallError(404, f"there is no model {model[:200]!r}; GET /v1/models lists them")
+        least = min(self.busy[server.url] for server in servers)
         ranked = sorted(
-            servers, key=lambda one: hashlib.blake2b(f"{prefix[0]} {one[0]}".encode(), digest_size=8).digest()
+            servers, key=lambda one: hashlib.blake2b(f"{prefix} {one.url}".encode(), digest_size=8).digest()
         )
-        return next(one for one in ranked if self.busy[one[0]] <= least + SPARE_LOAD)
+        return next(one for one in ranked if self.busy[one.url] <= least + SPARE_LOAD)
 
-    async def _ask(self, server: str, request: dict[str, Any]) -> dict[str, Any]:
-        if self.session is None:
-            from vision_rl.engine.proxy import BACKEND_IDLE_SECONDS
-
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=BACKEND_IDLE_SECONDS)
-            self.session = aiohttp.ClientSession(
-                connector=connector, timeout=aiohttp.ClientTimeout(total=CALL_SECONDS, sock_connect=10)
-            )
-        self.busy[server] += 1
+    async def ask(self, request: ChatRequest, refs: Sequence[str], n: int, *, ids: bool = True) -> dict[str, Any]:
+        """The reply of a server with `n` choices. Raises `CallError` for whatever is no reply."""
+        body = request.body
+        server = self.choose(body["model"], refs[0] if refs else str(body["messages"][:1]))
+        wanted = {**body, "model": server.name}
+        if ids:
+            wanted |= {"return_token_ids": True, "logprobs": True}
+        if n > 1:
+            wanted["n"] = n
+        self.busy[server.url] += n
         try:
-            async with self.session.post(
-                f"{server}/chat/completions",
-                data=orjson.dumps(request),
-                headers={"content-type": "application/json"},
-            ) as response:
-                content = await response.read()
-                status = response.status
+            status, content = await self._post(server, orjson.dumps(wanted))
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             raise CallError(502, f"the model server did not answer: {type(error).__name__}: {error}") from error
         finally:
-            self.busy[server] -= 1
-        reply = _parsed(content)
+            self.busy[server.url] -= n
+        try:
+            reply = orjson.loads(content)
+        except orjson.JSONDecodeError:
+            reply = None
         if status != 200:
-            message = reply.get("error", reply) if reply else content[:500].decode(errors="replace")
-            raise CallError(status, f"the model server answered {status}: {message}")
-        if reply is None:
+            message = reply.get("error", reply) if isinstance(reply, dict) else content[:500].decode(errors="replace")
+            raise CallError(status if status >= 400 else 502, f"the model server answered {status}: {message}")
+        if not isinstance(reply, dict):
             raise CallError(502, "the model server's answer is not JSON")
         return reply
 
+    async def _post(self, server: Server, body: bytes) -> tuple[int, bytes]:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
+            timeout = aiohttp.ClientTimeout(total=CALL_SECONDS, sock_connect=10)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
+        headers = {"content-type": "application/json"}
+        if server.key:
+            headers["authorization"] = f"Bearer {server.key}"
+        url = f"{server.url}/chat/completions"
+        # A redirect would carry the request, and the key, to an address that nobody named.
+        async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+            return response.status, await response.read()
 
-def image_urls(messages: Sequence[dict[str, Any]]) -> list[str]:
-    """The addresses of all pictures of a conversation, in order."""
-    parts = [part for message in messages if isinstance(message.get("content"), list) for part in message["content"]]
-    return [part["image_url"]["url"] for part in parts if part.get("type") == "image_url"]
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+class Calls:
+    """Answers chat requests; both methods raise `CallError`, and return the request and the reply for its client."""
+
+    def __init__(self, servers: ModelServers, store: StoreLink, pictures: Pictures) -> None:
+        self.servers, self.store, self.pictures = servers, store, pictures
+        self.groups = Groups(store.membership, servers.ask)
+
+    async def plain(self, content: bytes) -> tuple[ChatRequest, dict[str, Any]]:
+        """A client without a rollout: served, not traced."""
+        request = checked(parse_object(content), traced=False)
+        for url in request.urls:
+            self.pictures.check(url)
+        reply = await self.servers.ask(request, request.urls, request.body.get("n", 1), ids=False)
+        return request, reply
+
+    async def traced(self, rollout_id: str, attempt_id: str, content: bytes) -> tuple[ChatRequest, dict[str, Any]]:
+        """A call of a rollout; its span is in the store when this returns."""
+        group = await self.groups.group_of(rollout_id)
+        key = hashlib.blake2b(content, digest_size=16).digest()
+        known = self.groups.known(group, key)
+        if known is None:
+            request = checked(parse_object(content), traced=True)
+            refs = [self.pictures.reference(url) for url in request.urls]
+        else:
+            request, refs = known
+        reply = await self.groups.reply(rollout_id, group, key, request, refs)
+        try:
+            turn = turn_of(reply, refs)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CallError(502, f"{type(error).__name__}: {error}") from error
+        now = time.time()
+        await self.store.record(rollout_id, attempt_id, [span(SPAN_NAME, turn_attributes(turn), now)], None)
+        return request, for_agent(reply, request.body)
 
 
 def turn_of(reply: dict[str, Any], image_refs: list[str]) -> Turn:
@@ -150,7 +151,7 @@ def turn_of(reply: dict[str, Any], image_refs: list[str]) -> Turn:
     if not reply.get("choices"):
         raise ValueError("the model server answered without choices")
     choice = reply["choices"][0]
-    response_ids = choice.get("token_ids") or (choice.get("provider_specific_fields") or {}).get("token_ids")
+    response_ids = choice.get("token_ids")
     if not reply.get("prompt_token_ids") or response_ids is None:
         raise ValueError("the model server returned no token ids; it must be vLLM >= 0.10.2 or an equal")
     logprobs = [token["logprob"] for token in (choice.get("logprobs") or {}).get("content") or []]
@@ -166,45 +167,27 @@ def turn_of(reply: dict[str, Any], image_refs: list[str]) -> Turn:
     )
 
 
-def _for_agent(reply: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+def for_agent(reply: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     """The reply without what the agent did not ask for: 1,300 token ids cost its client more than the answer."""
-    if not request.get("return_token_ids"):
-        reply.pop("prompt_token_ids", None)
-        for choice in reply["choices"]:
-            choice.pop("token_ids", None)
-    if not request.get("logprobs"):
-        for choice in reply["choices"]:
-            choice["logprobs"] = None
-    return reply
+    hidden = set() if body.get("return_token_ids") else {"prompt_token_ids", "token_ids"}
+    choices = [{key: value for key, value in choice.items() if key not in hidden} for choice in reply["choices"]]
+    if not body.get("logprobs"):
+        choices = [{**choice, "logprobs": None} for choice in choices]
+    return {**{key: value for key, value in reply.items() if key not in hidden}, "choices": choices}
 
 
-def _parsed(content: bytes) -> dict[str, Any] | None:
-    """A JSON object, or None for anything else."""
-    try:
-        parsed = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        return None
-    return parsed if isinstance(parsed, dict) else None
-
-
-def _replay(body: bytes, receive: Any) -> Callable[[], Awaitable[Any]]:
-    """A `receive` that gives the body once more, then what comes after it."""
-    given = False
-
-    async def again() -> Any:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
-
-
-async def _disconnected(receive: Any) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _error(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "proxy", "code": None}}
+def as_stream(reply: dict[str, Any], usage: bool) -> bytes:
+    """A whole reply as the events of a stream, for clients that speak nothing else: one piece, its end, `[DONE]`."""
+    common = {key: reply.get(key) for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    pieces, ends = [], []
+    for choice in reply["choices"]:
+        message = dict(choice["message"])
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [{**call, "index": index} for index, call in enumerate(calls)]
+        index = choice.get("index", 0)
+        pieces.append({"index": index, "delta": message, "logprobs": choice.get("logprobs"), "finish_reason": None})
+        ends.append({"index": index, "delta": {}, "finish_reason": choice.get("finish_reason")})
+    events = [{**common, "choices": pieces}, {**common, "choices": ends}]
+    if usage:
+        events.append({**common, "choices": [], "usage": reply.get("usage")})
+    return b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"

@@ -165,8 +165,17 @@ class Derivation:
             updates = self.get("data.train_batch_size") // max(1, self.get(f"{_ACTOR}.ppo_mini_batch_size"))
             reason = "data.train_batch_size / actor.ppo_mini_batch_size updates before weights are sent"
             self.put("trainer.v1.separate_async.parameter_sync_step", max(1, updates), reason)
+            self._file_transfer()
         if self.get("trainer.device") == "cpu":
             self.put("ray_kwargs.ray_init.num_gpus", trained + served, "one logical GPU for each rank and server")
+
+    def _file_transfer(self) -> None:
+        """A machine without GPUs has none of verl's transports; ours takes the place of the variant's NCCL."""
+        section = f"{_ROLLOUT}.checkpoint_engine"
+        if self.get("trainer.device") == "cpu" and self.get(f"{section}.backend") == "nccl":
+            for name, value in (("backend", "file"), ("custom_backend_module", "vision_rl.backends.file_transfer")):
+                OmegaConf.update(self.tree, f"{section}.{name}", value)
+                self.origin[f"{section}.{name}"] = "derived: trainer.device=cpu"
 
     def _caches(self) -> None:
         """SGLang keeps embeddings of pictures over a weight update; vLLM's caches are emptied by verl."""

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import logging
 import os
-import random
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -18,6 +17,7 @@ from typing import Any
 import agentlightning as agl
 import httpx
 
+from vision_rl.data.mix import sample_by_source
 from vision_rl.engine.access import hide_keys
 from vision_rl.engine.algorithm import Launch, VisionVERL
 from vision_rl.engine.config import Resolved
@@ -42,11 +42,11 @@ def tasks_of(rows: list[dict[str, Any]], resolved: Resolved) -> list[dict[str, s
 
 
 def validation_rows(rows: list[dict[str, Any]], resolved: Resolved) -> list[dict[str, Any]]:
-    """The fixed validation sample: the same rows at every validation, chosen by seed."""
+    """The fixed validation sample: the same rows at every validation, chosen by seed, of every source some."""
     wanted = resolved.app.validation.samples
     if not wanted or wanted >= len(rows):
         return rows
-    return random.Random(resolved.app.validation.seed).sample(rows, wanted)
+    return sample_by_source(rows, wanted, resolved.app.validation.seed)
 
 
 def rollout_agent(answer: Callable[[dict[str, Any], Any], Awaitable[tuple[str, Reward]]]) -> agl.LitAgent[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -11,10 +12,20 @@ from urllib.parse import unquote, urlparse
 import torch
 
 from vision_rl.data.images import open_image
+from vision_rl.engine.processor import image_token_id, picture_text
 from vision_rl.errors import UserError
 
 # A processed megapixel is about 30 MB in float32; a training step of 512 prompts needs each image once.
 CACHED_PICTURES = 64
+_TEXT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
+
+
+@dataclass(frozen=True)
+class Processed:
+    """One picture's tensors by the model's argument, and the number of image tokens that it takes in a prompt."""
+
+    tensors: dict[str, torch.Tensor]
+    placeholders: int
 
 
 class Pixels:
@@ -32,17 +43,22 @@ class Pixels:
         self.limits = limits or {}
         self.picture_dir = picture_dir
         self.blank = blank
-        self._cache: OrderedDict[str, dict[str, torch.Tensor]] = OrderedDict()
+        self._text = picture_text(processor)
+        self._cache: OrderedDict[str, Processed] = OrderedDict()
 
     def inputs(self, refs: Sequence[str]) -> dict[str, torch.Tensor]:
         """The model's vision inputs of one sample: `pixel_values`, `image_grid_thw`, ... joined over its pictures in order.
 
         Empty for a sample without pictures. Raises `UserError` naming a picture that cannot be opened.
         """
-        processed = [self._processed(ref) for ref in refs]
+        processed = [self._processed(ref).tensors for ref in refs]
         if len(processed) <= 1:  # the cached tensors themselves: a group's samples then share them, also when pickled
             return processed[0] if processed else {}
-        return {key: torch.cat([one[key] for one in processed], dim=0) for key in processed[0]}
+        return {key: join([one[key] for one in processed]) for key in processed[0]}
+
+    def placeholders(self, refs: Sequence[str]) -> int:
+        """How many image tokens these pictures take in a prompt, by the model's own processor."""
+        return sum(self._processed(ref).placeholders for ref in refs)
 
     def path(self, ref: str) -> Path:
         """The file behind a reference of the trace (`file://...` or `sha256:...`)."""
@@ -53,15 +69,44 @@ class Pixels:
             raise UserError(f"cannot train on the picture at {ref}: send pictures as file:// paths or data: URIs")
         return Path(unquote(url.path))
 
-    def _processed(self, ref: str) -> dict[str, torch.Tensor]:
+    def _processed(self, ref: str) -> Processed:
         if ref in self._cache:
             self._cache.move_to_end(ref)
             return self._cache[ref]
-        output = self.processor.image_processor(images=[open_image(self.path(ref))], return_tensors="pt", **self.limits)
-        tensors = {key: value for key, value in output.items() if isinstance(value, torch.Tensor)}
+        done = self._process(ref)
         if self.blank:
-            tensors["pixel_values"] = torch.zeros_like(tensors["pixel_values"])
-        self._cache[ref] = tensors
+            done.tensors["pixel_values"] = torch.zeros_like(done.tensors["pixel_values"])
+        self._cache[ref] = done
         if len(self._cache) > CACHED_PICTURES:
             self._cache.popitem(last=False)
-        return tensors
+        return done
+
+    def _process(self, ref: str) -> Processed:
+        """One picture through the whole processor, as vLLM does it (multimodal/processing): an image processor called alone
+        misses what the processor adds, such as InternVL's tiles."""
+        output = self.processor(
+            images=[open_image(self.path(ref))], text=[self._text], return_tensors="pt", **self.limits
+        )
+        tensors = {
+            key: value.float() if value.is_floating_point() else value  # Llama 4's are bfloat16
+            for key, value in output.items()
+            if isinstance(value, torch.Tensor) and key not in _TEXT_KEYS
+        }
+        return Processed(tensors, int((output["input_ids"] == image_token_id(self.processor)).sum()))
+
+
+def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors of several pictures along their first dimension; those of other shapes are padded with zeros at the end.
+
+    So do the processors themselves with the pictures of one call (LLaVA-NeXT's tiles, Pixtral's sizes, Idefics3's
+    crops), and the models leave out what is padding: by image_sizes, or because all of a crop is zero.
+    """
+    largest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    return torch.cat([_padded(tensor, largest) for tensor in tensors])
+
+
+def _padded(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    missing = [wanted - size for wanted, size in zip(shape, tensor.shape[1:], strict=True)]
+    if not any(missing):
+        return tensor
+    return torch.nn.functional.pad(tensor, [end for size in reversed(missing) for end in (0, size)])

@@ -51,3 +51,21 @@ def bind_positions(processor: Any, config: Any) -> None:
         for name in _MROPE_METHODS:
             if hasattr(model_class, name):
                 setattr(processor, name, partial(getattr(model_class, name), processor))
+
+
+def image_token_id(processor: Any) -> int:
+    """The id that stands in a prompt once for every feature of a picture, as the model's config names it.
+
+    Not the processor's `image_token_id`: Llama 4's is the mark before the last tile, where the model looks for patches.
+    """
+    config = getattr(processor, "config", None)
+    for name in ("image_token_id", "image_token_index"):
+        if getattr(config, name, None) is not None:
+            return int(getattr(config, name))
+    return int(processor.image_token_id)
+
+
+def picture_text(processor: Any) -> str:
+    """What the chat template writes for a message of one picture: the text that the processor expands."""
+    message = {"role": "user", "content": [{"type": "image"}]}
+    return str(processor.apply_chat_template([message], tokenize=False))

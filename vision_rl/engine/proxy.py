@@ -1,116 +1,51 @@
-"""Agent Lightning's LLM proxy with a trace that is written before the reply leaves, and that holds no pictures.
+"""The LLM proxy of a run: a process of its own between agents and model servers (`proxy_server.py`), kept alive here.
 
-Stock 0.3.0 exports OpenTelemetry spans after the reply (they land 10 to 85 ms late, and are lost for requests that its
-header scan misses) and stores every `data:` URI (2.7 MB a rollout for a megapixel). Here each call adds one small span
-(`trace.py`) to the store inside the request: when the agent has its answer, the trace is complete. A span that cannot
-be stored fails the request; it is never lost in silence. Calls to vLLM take the short way (`calls.py`), all others
-litellm's.
+It has the interface of Agent Lightning 0.3.0's `LLMProxy` as far as a trainer uses it, and is no subclass of it: that
+one is litellm's server, with hundreds of routes, its vulnerabilities and seconds of import, it is forked from a process
+with threads (which hung now and then), exports its spans after the reply and stores every `data:` URI. Here the
+process is a fresh one, spans are small and stored before the reply (`calls.py`), and equal calls of a group are one
+(`groups.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import io
 import logging
 import os
-import signal
+import select
+import socket
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from agentlightning import LLMProxy
-from agentlightning.llm_proxy import get_active_llm_proxy
-from agentlightning.types import SpanCoreFields, TraceStatus
-from agentlightning.utils.server_launcher import ChildEvent, PythonServerLauncherArgs
-from litellm.integrations.custom_logger import CustomLogger
+import orjson
 from yarl import URL
 
-from vision_rl.data.images import image_size
-from vision_rl.engine.access import Access, hide_keys
-from vision_rl.engine.calls import CallError, CallRoute, image_urls, turn_of
-from vision_rl.engine.claims import ClaimRoutes
-from vision_rl.engine.trace import SPAN_NAME, Turn, turn_attributes
-from vision_rl.errors import UserError
-from vision_rl.orphans import end_with_parent
+from vision_rl.engine.proxy_server import READY
 
-# Seconds. vLLM's uvicorn closes idle connections after 5 s; litellm would keep them for 120 s and now and then write
-# into one that is just closing: HTTP 500 "Connection error". tests/test_proxy.py shows both.
-BACKEND_IDLE_SECONDS = 3
-HEALTH = "/health/liveliness"  # /health probes the model server, which takes seconds
-KNOWN_PICTURES = 10_000
-WATCH_SECONDS = 0.5
 START_ATTEMPTS = 3
+STOP_SECONDS = 5.0
+WATCH_SECONDS = 0.2
 
 logger = logging.getLogger(__name__)
 
 
-class TraceCallback(CustomLogger):
-    """litellm's way: asks for token ids and log-probabilities, and traces. litellm builds it without arguments."""
-
-    async def async_pre_call_hook(
-        self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: Any
-    ) -> dict[str, Any]:
-        for url in image_urls(data.get("messages") or []):
-            _refuse(active_proxy().check_address, url)
-        if "x-rollout-id" not in _headers(data):
-            return data
-        return {**data, "return_token_ids": True, "logprobs": True}
-
-    async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:
-        headers = _headers(data)
-        if "x-rollout-id" not in headers:  # a plain client without a claimed rollout is served, not traced
-            return response
-        proxy = active_proxy()
-        refs = [proxy.reference(url) for url in image_urls(data["messages"])]
-        await proxy.trace(headers["x-rollout-id"], headers["x-attempt-id"], turn_of(response.model_dump(), refs))
-        return response
-
-
-def _headers(data: dict[str, Any]) -> dict[str, str]:
-    return {key.lower(): value for key, value in data["proxy_server_request"]["headers"].items()}
-
-
-def _refuse(check: Any, url: str) -> None:
-    from fastapi import HTTPException
-
-    try:
-        check(url)
-    except CallError as error:
-        raise HTTPException(error.status, str(error)) from error
-
-
-def _picture(url: str) -> bytes:
-    """The content of a `data:` URI. Raises `CallError` for what is no picture, or one too large, by its header alone."""
-    try:
-        content = base64.b64decode(url.partition(",")[2], validate=True)
-        image_size(io.BytesIO(content))
-    except (ValueError, UserError) as error:
-        raise CallError(400, f"a picture is refused: {error}") from error
-    return content
-
-
-def active_proxy() -> VisionProxy:
-    """The proxy that this process serves."""
-    proxy = get_active_llm_proxy()
-    assert isinstance(proxy, VisionProxy)
-    return proxy
-
-
-class VisionProxy(LLMProxy):
+class VisionProxy:
     """The proxy of a run; pictures that arrive as `data:` URIs are kept once, by content, in `picture_dir`.
 
-    `media_roots`: the folders from which pictures may be named and served; None allows any, for a proxy on the loopback
-    interface. `access_host`: the name under which this machine reaches it; `advertised`: the one under which runners on
-    other machines do. `token`: what every request must carry.
+    `store`: has an `endpoint` (the run's server) or `server_address` (a client of one elsewhere), and its `token`.
+    `media_roots`: the folders from which pictures may be named and served; None allows any file, for a proxy on the
+    loopback interface. `access_host`: the name under which this machine reaches it; `advertised`: the one under which
+    runners on other machines do. `token`: what every request must carry.
     """
 
     start_seconds = 60.0
     """It takes a second, and ten times that on a machine that has too much to do."""
+    module = "vision_rl.engine.proxy_server"
 
     def __init__(
         self,
@@ -124,155 +59,181 @@ class VisionProxy(LLMProxy):
         token: str | None = None,
         media_roots: Sequence[Path] | None = None,
     ) -> None:
-        self.picture_dir = picture_dir
-        self.media_roots = None if media_roots is None else [Path(os.path.realpath(root)) for root in media_roots]
-        self.token = token
-        self.advertised = advertised or access_host or host
-        self._watch: asyncio.Task[None] | None = None
-        self._known: dict[bytes, str] = {}  # sha256 of a data: URI -> its reference
-        super().__init__(
-            store=store,
-            model_list=[],
-            middlewares=["rollout_attempt", "stream_conversion", CallRoute, ClaimRoutes],  # type: ignore[list-item]
-            callbacks=[TraceCallback],
-            # One HTTP 500 puts the only model into a 5 s cool-down in which the other runners get 429.
-            litellm_config={
-                "router_settings": {"disable_cooldowns": True},
-                "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},
-            },
-            launcher_args=PythonServerLauncherArgs(
-                host=host,
-                access_host=access_host or host,
-                port=port,
-                launch_mode="mp",
-                healthcheck_url=HEALTH,
-                startup_timeout=2 * self.start_seconds,
-                log_level=logging.WARNING,
-            ),
+        self.store, self.picture_dir, self.token = store, picture_dir, token
+        self.host, self.port = host, port
+        self.access_host = access_host or host
+        self.advertised = advertised or self.access_host
+        self.media_roots = media_roots
+        self.model_list: list[dict[str, Any]] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._watch: threading.Thread | None = None
+
+    @property
+    def server_launcher(self) -> VisionProxy:
+        """Agent Lightning asks `server_launcher.access_endpoint`."""
+        return self
+
+    @property
+    def access_endpoint(self) -> str:
+        """The base URL under which this machine reaches the proxy."""
+        return str(URL.build(scheme="http", host=self.access_host, port=self.port)).rstrip("/")
+
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped; a process that died meanwhile is being replaced."""
+        return self._watch is not None and self._watch.is_alive()
+
+    def update_model_list(self, model_list: Sequence[dict[str, Any]]) -> None:
+        """Which model servers to use from now on, as Agent Lightning writes them; a running proxy takes them at once.
+
+        Raises `ValueError` for another provider than vLLM ("hosted_vllm/...").
+        """
+        self.model_list = list(model_list)
+        self._tell({"servers": self._servers()})
+
+    def weights_changed(self) -> None:
+        """Say that the model servers have new weights: choices that were sampled ahead for a group are dropped."""
+        self._tell({"weights": True})
+
+    def as_resource(self, model: str | None = None, sampling_parameters: dict[str, Any] | None = None) -> Any:
+        """An `agentlightning.ProxyLLM` under the advertised name and with the token, for runners anywhere.
+
+        model: None if all model servers serve the same. Raises `ValueError` if that does not name one.
+        """
+        from agentlightning.types import ProxyLLM
+
+        names = {entry["model_name"] for entry in self.model_list} if model is None else {model}
+        if len(names) != 1:
+            raise ValueError(f"the proxy serves {sorted(names) or 'no model'}; name one")
+        endpoint = str(URL(self.access_endpoint).with_host(self.advertised)).rstrip("/")
+        return ProxyLLM(
+            endpoint=endpoint,
+            model=names.pop(),
+            sampling_parameters=dict(sampling_parameters or {}),
+            api_key=self.token,
         )
-        launcher = self.server_launcher
-        launcher.app = Access(launcher.app, token, open_paths=(HEALTH,))  # type: ignore[arg-type, assignment]
-
-    @asynccontextmanager
-    async def _serve_context(self) -> AsyncIterator[None]:
-        """Runs in the proxy's process, around its server."""
-        # Constants that litellm reads from the environment when it is imported, which is long before this.
-        import litellm.llms.custom_httpx.http_handler as handler
-        import litellm.proxy.proxy_server as server
-
-        hide_keys()
-        # Ray mostly ends the children of a worker that dies; this one was seen to stay, with its port and 800 MB.
-        end_with_parent(signal.SIGKILL)
-        handler.AIOHTTP_KEEPALIVE_TIMEOUT = server.AIOHTTP_KEEPALIVE_TIMEOUT = BACKEND_IDLE_SECONDS
-        async with super()._serve_context():
-            yield
 
     async def start(self) -> None:
-        """As upstream; a proxy process that dies is replaced, at the same address, for as long as it should run.
+        """Start the process and wait until it serves; one that dies is replaced, at the same address.
 
-        The process is forked from one with threads (the store's, Ray's). Now and then such a child finds a lock that a
-        thread held at that moment and that nobody will release (seen once in some hundred starts); upstream waits four
-        minutes for it and gives up. Here it is killed and forked again.
+        The listening socket belongs to this process: whoever connects meanwhile waits. Raises `RuntimeError` if no
+        process comes up, `OSError` if the port is taken.
         """
-        for left in reversed(range(START_ATTEMPTS)):
-            try:
-                await self._start_once()
-                break
-            except RuntimeError:
-                if not left:
-                    raise
-                logger.warning("the LLM proxy did not start; trying again")
-        self._watch = asyncio.create_task(self._replace_the_dead())
-
-    async def _start_once(self) -> None:
-        launcher = self.server_launcher
-        starting = asyncio.create_task(super().start())
-        done, _ = await asyncio.wait({starting}, timeout=self.start_seconds)
-        if not done and launcher._proc is not None and launcher._mp_event_queue is not None:
-            launcher._proc.kill()
-            # What `start` waits for, in a thread that could not be interrupted.
-            launcher._mp_event_queue.put(ChildEvent(kind="error", message="the LLM proxy's process hung"))
-        await starting
+        await asyncio.to_thread(self._start)
 
     async def stop(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        await super().stop()
+        """End the process and give the port back."""
+        await asyncio.to_thread(self._stop)
 
-    async def _replace_the_dead(self) -> None:
-        launcher = self.server_launcher
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            if launcher._proc is None or launcher._proc.is_alive():
-                continue
-            logger.error("the LLM proxy ended with exit code %s and is replaced", launcher._proc.exitcode)
-            launcher._is_running = False
-            try:
-                await self._start_once()
-            except Exception:  # its port may be held for a moment: the next look tries again
-                logger.exception("the LLM proxy could not be replaced yet")
+    async def restart(self) -> None:
+        """Stop if it runs, and start."""
+        await self.stop()
+        await self.start()
 
-    def as_resource(self, *args: Any, **kwargs: Any) -> Any:
-        """As upstream, under the advertised name and with the token: what a runner on another machine needs."""
-        resource = super().as_resource(*args, **kwargs)
-        endpoint = str(URL(resource.endpoint).with_host(self.advertised))
-        return resource.model_copy(update={"endpoint": endpoint, "api_key": self.token})
+    def _start(self) -> None:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        self._socket = socket.create_server((self.host, self.port or 0), family=family, backlog=2048)
+        self.port = self._socket.getsockname()[1]
+        self._stopping.clear()
+        for left in reversed(range(START_ATTEMPTS)):
+            if self._launch():
+                break
+            if not left:
+                self._stop()
+                raise RuntimeError("the LLM proxy did not start; the lines above say why")
+            logger.warning("the LLM proxy did not start; trying again")
+        self._watch = threading.Thread(target=self._replace_the_dead, name="LLM proxy", daemon=True)
+        self._watch.start()
 
-    def servers(self, model: str | None) -> list[tuple[str, str]]:
-        """(base URL, name of the model there) of the vLLM servers behind a model name."""
-        found = []
+    def _stop(self) -> None:
+        self._stopping.set()
+        if self._watch is not None and self._watch is not threading.current_thread():
+            self._watch.join(self.start_seconds)
+        self._end()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _launch(self) -> bool:
+        """Start a process; whether it serves in time. One that does not is ended."""
+        assert self._socket is not None
+        number = self._socket.fileno()
+        root = str(Path(__file__).parents[2])
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        with self._lock:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", self.module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=(number,),
+                start_new_session=True,  # in a terminal the main process decides what Ctrl-C means
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        self._tell(self._config(number))
+        assert self.process.stdout is not None
+        readable, _, _ = select.select([self.process.stdout], [], [], self.start_seconds)
+        if readable and self.process.stdout.readline() == READY:
+            return True
+        self._end()
+        return False
+
+    def _config(self, number: int) -> dict[str, Any]:
+        store = getattr(self.store, "endpoint", None) or self.store.server_address.removesuffix("/v1/agl")
+        return {
+            "socket": number,
+            "store": store,
+            "store_token": self.store.token,
+            "token": self.token,
+            "picture_dir": str(self.picture_dir),
+            "media_roots": None if self.media_roots is None else [str(root) for root in self.media_roots],
+            "servers": self._servers(),
+        }
+
+    def _servers(self) -> list[dict[str, Any]]:
+        servers = []
         for entry in self.model_list:
-            provider, _, name = entry["litellm_params"]["model"].partition("/")
-            if entry["model_name"] == model and provider == "hosted_vllm":
-                found.append((entry["litellm_params"]["api_base"].rstrip("/"), name))
-        return found
+            parameters = entry["litellm_params"]
+            provider, _, name = parameters["model"].partition("/")
+            if provider != "hosted_vllm":
+                raise ValueError(f"the proxy serves vLLM servers only, not {provider}")
+            url, key = parameters["api_base"].rstrip("/"), parameters.get("api_key")
+            servers.append({"model": entry["model_name"], "url": url, "name": name, "key": key})
+        return servers
 
-    async def trace(self, rollout_id: str, attempt_id: str, turn: Turn) -> None:
-        """Put the span of a model call into the store. Raises `UnknownAttempt` if there is no such attempt."""
-        now = time.time()
-        span = SpanCoreFields(
-            name=SPAN_NAME,
-            attributes=turn_attributes(turn),
-            status=TraceStatus(status_code="OK"),
-            start_time=now,
-            end_time=now,
-        )
-        await self.store.record(rollout_id, attempt_id, [span])  # type: ignore[union-attr]
+    def _tell(self, message: dict[str, Any]) -> None:
+        """A line to the process, if there is one; a new one is told all."""
+        with self._lock:
+            if self.process is None or self.process.poll() is not None or self.process.stdin is None:
+                return
+            try:
+                self.process.stdin.write(orjson.dumps(message) + b"\n")
+                self.process.stdin.flush()
+            except OSError:  # it has just died, and its successor is told
+                return
 
-    def reference(self, url: str) -> str:
-        """What the trace keeps of a picture's address: a `data:` URI becomes `sha256:<hex>` and a file of that name."""
-        if not url.startswith("data:"):
-            self.check_address(url)
-            return url
-        if len(self._known) >= KNOWN_PICTURES:
-            self._known.clear()
-        key = hashlib.sha256(url.encode()).digest()
-        if key not in self._known:
-            self._known[key] = self._keep(_picture(url))
-        return self._known[key]
+    def _end(self) -> None:
+        with self._lock:
+            if self.process is None:
+                return
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            for pipe in (self.process.stdin, self.process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self.process = None
 
-    def _keep(self, content: bytes) -> str:
-        digest = hashlib.sha256(content).hexdigest()
-        target = self.picture_dir / digest
-        if not target.exists():
-            self.picture_dir.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(content)
-            os.replace(temporary, target)
-        return f"sha256:{digest}"
-
-    def check_address(self, url: str) -> None:
-        """Raise `CallError` for a picture that this proxy must not fetch or have fetched."""
-        if url.startswith("data:"):
-            _picture(url)
-            return
-        scheme = urlsplit(url).scheme
-        if self.media_roots is None:
-            return
-        if scheme != "file" or not self.may_read(Path(unquote(urlsplit(url).path))):
-            raise CallError(403, "pictures must be data: URIs, or files in the data directory of the run")
-
-    def may_read(self, path: Path) -> bool:
-        """Whether a file lies in the run's media roots, symbolic links followed."""
-        real = Path(os.path.realpath(path))
-        return self.media_roots is None or any(real.is_relative_to(root) for root in self.media_roots)
+    def _replace_the_dead(self) -> None:
+        while not self._stopping.wait(WATCH_SECONDS):
+            if self.process is not None and self.process.poll() is None:
+                continue
+            if self.process is not None:
+                logger.error("the LLM proxy ended with exit code %s and is replaced", self.process.returncode)
+            if not self._launch():
+                logger.error("the LLM proxy could not be replaced yet")
+                time.sleep(WATCH_SECONDS)

@@ -11,7 +11,6 @@ Subclasses 0.3.0's `LitAgentRunner` (runner/agent.py). What it changes, and why:
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -24,6 +23,7 @@ from agentlightning.tracer.dummy import DummyTracer
 from agentlightning.types import AttemptedRollout, Span, SpanCoreFields
 
 from vision_rl.engine.access import without_keys
+from vision_rl.engine.trace import MAX_REWARD, is_reward
 
 logger = logging.getLogger(__name__)
 
@@ -139,15 +139,15 @@ class VisionRunner(LitAgentRunner[Any]):
 
 
 def check_reward(spans: list[SpanCoreFields]) -> None:
-    """Raise `ValueError` unless the last reward is there and finite in all its parts."""
+    """Raise `ValueError` unless the last reward is there, and finite and not too large in all its parts."""
     rewards: list[Any] = []
     for span in spans:
         rewards = get_rewards_from_span(span) or rewards  # type: ignore[arg-type]
     if not rewards:
         raise ValueError("the agent emitted no reward")
-    wrong = [reward.name for reward in rewards if not math.isfinite(reward.value)]
+    wrong = [reward.name for reward in rewards if not is_reward(reward.value)]
     if wrong:
-        raise ValueError(f"the reward is not a finite number: {', '.join(wrong)}")
+        raise ValueError(f"the reward is not a finite number within +-{MAX_REWARD:g}: {', '.join(wrong)}")
 
 
 def worker_name(index: int | None, supervisor: int) -> str:

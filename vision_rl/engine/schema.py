@@ -87,6 +87,7 @@ def _compose(megatron: bool) -> DictConfig:
     OmegaConf.set_struct(config, False)
     # No reward model runs, but verl's tree does not resolve without the name of an engine that would serve it.
     config.reward.reward_model.rollout.name = "vllm"
+    config.reward.num_workers = 0  # verl's own reward workers would only idle: the agents emit the rewards
     return config
 
 

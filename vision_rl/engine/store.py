@@ -21,12 +21,13 @@ from agentlightning import InMemoryLightningStore
 from agentlightning.store.base import UNSET, is_finished
 from agentlightning.types import Attempt, AttemptedRollout, Span, SpanCoreFields
 
+from vision_rl.engine.store_link import MAX_WAIT_SECONDS
+
 KEEP_FORGOTTEN = 1000
 """Rollouts that stay visible in the dashboard after the trainer has collected them."""
 CLOCK_JUMP_SECONDS = 2.0
 LOOK_SECONDS = 0.02
 """How often a waiting claim looks into the queue; in memory, so this costs microseconds."""
-MAX_WAIT_SECONDS = 20.0
 
 Outcome = Literal["succeeded", "failed"]
 
@@ -95,6 +96,33 @@ class VisionStore(InMemoryLightningStore):
             return False
         await self.update_attempt(rollout_id, attempt_id, last_heartbeat_time=time.time())
         return True
+
+    async def group(self, rollout_id: str) -> tuple[str | None, list[str]]:
+        """The group of a rollout (its `data_id`: one row in one step) and its rollouts that are not over.
+
+        None and nothing for a rollout without a group. Raises `UnknownAttempt` for an unknown one.
+        """
+        labels: Any = ["rollouts"]
+        async with self.collections.atomic(mode="r", snapshot=False, labels=labels) as collections:
+            known = {rollout.rollout_id: rollout for rollout in collections.rollouts._iter_items()}
+        if rollout_id not in known:
+            raise UnknownAttempt(f"there is no rollout {rollout_id}")
+        group = (known[rollout_id].metadata or {}).get("data_id")
+        if group is None:
+            return None, []
+        members = [
+            name
+            for name, rollout in known.items()
+            if (rollout.metadata or {}).get("data_id") == group and not is_finished(rollout)
+        ]
+        return str(group), members
+
+    async def image_paths(self, rollout_id: str) -> list[str]:
+        """The pictures of a rollout's task. Raises `UnknownAttempt` for an unknown rollout."""
+        rollout = await self.get_rollout_by_id(rollout_id)
+        if rollout is None:
+            raise UnknownAttempt(f"there is no rollout {rollout_id}")
+        return list(rollout.input["image_paths"])
 
     async def forget(self, rollout_ids: Sequence[str]) -> None:
         """The trainer has what it needs of these; all but the newest are removed."""

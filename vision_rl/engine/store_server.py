@@ -14,16 +14,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import aiohttp
-import orjson
 from agentlightning import LightningStoreClient, LightningStoreServer
 from agentlightning.types import LLM, AttemptedRollout, ResourcesUpdate, SpanCoreFields
 from agentlightning.utils.server_launcher import PythonServerLauncherArgs
 from yarl import URL
 
 from vision_rl.engine.access import Access, read_body, send_json
+from vision_rl.engine.chat_request import CallError, is_number, parse_object
 from vision_rl.engine.store import Outcome, UnknownAttempt, VisionStore
+from vision_rl.engine.store_link import MAX_WAIT_SECONDS
+from vision_rl.engine.store_link import STORE_PREFIX as PREFIX
 
-PREFIX = "/v1/agl"
+MAX_CLAIMED = 1024
+"""Tasks in one request."""
+_PROXY_PATHS = ("/v1/rollouts/", "/v1/chat/", "/v1/models", "/rollout/")
 
 
 class VisionStoreServer(LightningStoreServer):
@@ -95,30 +99,51 @@ class StoreRoutes:
             PREFIX + "/vision/record": self.record,
             PREFIX + "/vision/heartbeat": self.heartbeat,
             PREFIX + "/vision/forget": self.forget,
+            PREFIX + "/vision/group": self.group,
+            PREFIX + "/vision/pictures": self.pictures,
         }
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(_PROXY_PATHS):
+            text = (
+                "this is the store; workers and OpenAI clients talk to the LLM proxy, whose address the trainer printed"
+            )
+            await send_json(send, 404, {"error": {"message": text, "type": "store"}})
+            return
         route = self.routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if route is None:
             await self.others(scope, receive, send)
             return
         try:
             body = await read_body(receive)
-            status, content = 200, await route(orjson.loads(body) if body else {})
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            status, content = 400, {"detail": f"{type(error).__name__}: {error}"}
+            status, content = 200, await route(parse_object(body or b"{}"))
         except UnknownAttempt as error:
             status, content = 404, {"detail": str(error)}
+        except CallError as error:
+            status, content = error.status, {"detail": str(error)}
+        except (KeyError, TypeError, ValueError) as error:
+            status, content = 400, {"detail": f"{type(error).__name__}: {error}"}
         await send_json(send, status, content)
 
     async def dequeue(self, body: dict[str, Any]) -> list[Any]:
         """Agent Lightning's own call; with `wait_seconds` it waits for a task to come."""
-        worker_id, limit = body.get("worker_id"), int(body.get("limit", 1))
+        worker_id, limit, wait = body.get("worker_id"), body.get("limit", 1), body.get("wait_seconds", 0)
+        if not is_number(wait, 0, MAX_WAIT_SECONDS):
+            raise ValueError(f"wait_seconds must be a number from 0 to {MAX_WAIT_SECONDS:g}")
+        if not isinstance(limit, int) or not is_number(limit, 1, MAX_CLAIMED):
+            raise ValueError(f"limit must be a whole number from 1 to {MAX_CLAIMED}")
         if limit == 1:
-            rollout = await self.store.claim(worker_id, float(body.get("wait_seconds", 0)))
+            rollout = await self.store.claim(worker_id, wait)
             return [rollout.model_dump(mode="json")] if rollout else []
         claimed = await self.store.dequeue_many_rollouts(limit=limit, worker_id=worker_id)
         return [rollout.model_dump(mode="json") for rollout in claimed]
+
+    async def group(self, body: dict[str, Any]) -> dict[str, Any]:
+        group, members = await self.store.group(body["rollout_id"])
+        return {"group": group, "members": members}
+
+    async def pictures(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"image_paths": await self.store.image_paths(body["rollout_id"])}
 
     async def record(self, body: dict[str, Any]) -> dict[str, bool]:
         spans = [SpanCoreFields.model_validate(span) for span in body["spans"]]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,10 @@ from typing import Any
 import numpy as np
 
 SPAN_NAME = "vision_rl.llm_call"
+REWARD_SPAN_NAME, REWARD_KEY = "agentlightning.annotation", "agentlightning.reward"
+"""Agent Lightning's own names (agentlightning/semconv.py); the proxy does without its import of ten seconds."""
+MAX_REWARD = 1e15
+"""Sums of squares over a batch stay within float32, in which the advantages are computed."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,26 @@ def turn_attributes(turn: Turn) -> dict[str, str]:
     }
 
 
+def span(name: str, attributes: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """A span as the store's `record` takes it over HTTP."""
+    status = {"status_code": "OK"}
+    return {"name": name, "attributes": dict(attributes), "status": status, "start_time": now, "end_time": now}
+
+
+def reward_attributes(components: Mapping[str, float]) -> dict[str, Any]:
+    """The attributes of Agent Lightning's reward span, the primary component first."""
+    return {
+        f"{REWARD_KEY}.{index}.{part}": value
+        for index, (name, number) in enumerate(components.items())
+        for part, value in (("name", name), ("value", float(number)))
+    }
+
+
+def is_reward(value: Any) -> bool:
+    """Whether a value can be a reward or a component of one: a finite number that a batch can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_REWARD
+
+
 def turns_from_spans(spans: Sequence[Any]) -> list[Turn]:
     """The turns of one attempt in the order in which its model calls were made."""
     calls = sorted((span for span in spans if span.name == SPAN_NAME), key=lambda span: span.sequence_id)
@@ -74,7 +97,7 @@ def _turn(attributes: Mapping[str, Any]) -> Turn:
 def reward_from_spans(spans: Sequence[Any]) -> dict[str, float] | None:
     """The components of the last reward that the attempt emitted, the primary one under "reward".
 
-    None if there is no reward, or if a component is not finite: such a rollout must not reach the batch.
+    None if there is no reward, or if a component is not finite or beyond `MAX_REWARD`: it must not reach the batch.
     """
     from agentlightning import get_rewards_from_span
 
@@ -83,5 +106,5 @@ def reward_from_spans(spans: Sequence[Any]) -> dict[str, float] | None:
         if dimensions:
             components = {dimension.name: float(dimension.value) for dimension in dimensions}
             components.setdefault("reward", dimensions[0].value)
-            return components if all(math.isfinite(value) for value in components.values()) else None
+            return components if all(map(is_reward, components.values())) else None
     return None

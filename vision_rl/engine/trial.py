@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -76,33 +75,15 @@ async def _ask(
         [{"model_name": MODEL_NAME, "litellm_params": {"model": f"hosted_vllm/{MODEL_NAME}", "api_base": url}}]
     )
     try:
-        with _silent(folder / "proxy.log"):  # the proxy is forked here and keeps what it is given
-            await proxy.start()
+        await proxy.start()
         rollout = await store.start_rollout(input=dict(task))
-        base = (
-            f"{proxy.server_launcher.access_endpoint}/rollout/{rollout.rollout_id}/attempt/{rollout.attempt.attempt_id}"
-        )
+        base = f"{proxy.access_endpoint}/rollout/{rollout.rollout_id}/attempt/{rollout.attempt.attempt_id}"
         llm = agl.LLM(endpoint=base, model=MODEL_NAME, sampling_parameters={"temperature": 1.0})
         reply, reward = await answer(dict(task), llm)
         return turns_from_spans(list(await store.query_spans(rollout.rollout_id))), reply, reward
     finally:
         await proxy.stop()
         await store.stop()
-
-
-@contextmanager
-def _silent(log: Path) -> Iterator[None]:
-    """Send what processes started in this block print (litellm's banner) to a file."""
-    kept = os.dup(1), os.dup(2)
-    with open(log, "ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        for number, original in enumerate(kept, start=1):
-            os.dup2(original, number)
-            os.close(original)
 
 
 def _compared(name: str, turn: Turn, folder: Path, resolved: Resolved, cpu: bool) -> list[Finding]:

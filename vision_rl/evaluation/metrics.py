@@ -1,6 +1,7 @@
 """Figures of scored rows: what the reward's components say, by the breakdowns of each task's official tables.
 
-Nothing is scored here. VQA: official accuracy, overall, by answer type and by question type. Grounding: point accuracy
+Nothing is scored here. VQA: accuracy (both sides normalised) and that of the strict code of 2021, overall,
+by answer type and by question type. Grounding: point accuracy
 (ScreenSpot's: the centre of the box lies in the true one), mean matched IoU and the share of rows at IoU 0.1 to 0.9, by
 platform and type (ScreenSpot), group and type (ScreenSpot-Pro), by label (radiology) and by target size. Rows without truth (test
 sets) have no figures.
@@ -17,6 +18,7 @@ from vision_rl.evaluation.intervals import mean_interval
 from vision_rl.evaluation.store import Record
 from vision_rl.rewards.calibration import brier_score, correlation, expected_calibration_error
 from vision_rl.rewards.tools import target_kind
+from vision_rl.tasks import get_task
 from vision_rl.tool_telemetry import tool_metrics
 
 IOU_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -38,27 +40,43 @@ def _at_iou(level: float) -> Measure:
 
 
 _REWARD: dict[str, Measure] = {"reward": lambda record: float(record["reward"])}
-MEASURES: dict[str, dict[str, Measure]] = {
-    "vqa": {"accuracy": _component("accuracy"), **_REWARD, "format ok": _component("format/ok")},
-    "grounding": {
-        "point accuracy": _component("point"),
-        "IoU": _component("iou"),
-        **{f"ACC@{level}": _at_iou(level) for level in IOU_LEVELS},
-        **_REWARD,
-        **{
-            name: (lambda record, name=name: float(outcome(record) == name))  # type: ignore[misc]
-            for name in ("wrong place", "wrong space", "wrong format")
-        },
+VQA_MEASURES: dict[str, Measure] = {
+    "accuracy": _component("accuracy"),
+    "official 2021": _component("official_2021"),
+    **_REWARD,
+    "format ok": _component("format/ok"),
+}
+GROUNDING_MEASURES: dict[str, Measure] = {
+    "point accuracy": _component("point"),
+    "IoU": _component("iou"),
+    **{f"ACC@{level}": _at_iou(level) for level in IOU_LEVELS},
+    **_REWARD,
+    **{
+        name: (lambda record, name=name: float(outcome(record) == name))  # type: ignore[misc]
+        for name in ("wrong place", "wrong space", "wrong format")
     },
 }
-HEADLINE = {"vqa": ("accuracy",), "grounding": ("point accuracy", "IoU", "ACC@0.5")}
-"""The measures that breakdowns show; the first of a task is what it is judged by."""
+
+
+def measures(task: str) -> dict[str, Measure]:
+    """The figures of a task, by name."""
+    row = get_task(task)
+    own: dict[str, Measure] = row.part("measures")
+    return own or {row.metric: _component(row.metric), **_REWARD, "format ok": _component("format/ok")}
+
+
+def headline(task: str) -> tuple[str, ...]:
+    """The measures that breakdowns show; the first one is what the task is judged by."""
+    row = get_task(task)
+    return row.headline or (row.metric,)
 
 
 def scored(records: Iterable[Record]) -> list[Record]:
     """The rows that have a score: answered, and with a truth to compare with (an empty box list is one)."""
     return [
-        record for record in records if not record["failure"] and (record["task"] == "grounding" or record["answers"])
+        record
+        for record in records
+        if not record["failure"] and (record["answers"] or get_task(record["task"]).truth == "boxes")
     ]
 
 
@@ -74,23 +92,30 @@ def outcome(record: Record) -> str:
 
 def breakdowns(record: Record) -> list[tuple[str, str]]:
     """(breakdown, value) pairs of a row: the tables that it counts in."""
+    found = get_task(record["task"]).part("breakdowns")
+    return [*(found(record) if found else ()), ("source", record["source"])]
+
+
+def vqa_breakdowns(record: Record) -> list[tuple[str, str]]:
+    """By VQAv2's answer and question types; VQA-RAD and SLAKE write "OPEN", "Closed" and "CLOSED "."""
+    meta, names = record["meta"], (("answer type", "answer_type"), ("question type", "question_type"))
+    return [(title, " ".join(str(meta[key]).lower().split())) for title, key in names if meta.get(key)]
+
+
+def grounding_breakdowns(record: Record) -> list[tuple[str, str]]:
+    """By ScreenSpot's or ScreenSpot-Pro's tables, label and size of the target."""
     meta = record["meta"]
-    if record["task"] == "vqa":
-        names = (("answer type", "answer_type"), ("question type", "question_type"))
-        found = [(title, str(meta[key])) for title, key in names if meta.get(key)]
-    else:
-        place = "group" if record["source"] == "screenspot-pro" else "platform"
-        where, kind = meta.get(place), meta.get("data_type")
-        found = [(place, str(where))] if where else []
-        found += [("type", str(kind))] if kind else []
-        found += [(f"{place} x type", f"{where} {kind}")] if where and kind else []
-        # ScreenSpot's labels are its types.
-        labels = list(dict.fromkeys(label for label in record["labels"] if label and label != kind))
-        if not record["boxes"]:
-            labels = [NO_FINDING]
-        found += [("label", label) for label in labels]
-        found += [("target size", target_size(box)) for box in record["boxes"][:1]]
-    return [*found, ("source", record["source"])]
+    place = "group" if record["source"] == "screenspot-pro" else "platform"
+    where, kind = meta.get(place), meta.get("data_type")
+    found = [(place, str(where))] if where else []
+    found += [("type", str(kind))] if kind else []
+    found += [(f"{place} x type", f"{where} {kind}")] if where and kind else []
+    # ScreenSpot's labels are its types.
+    labels = list(dict.fromkeys(label for label in record["labels"] if label and label != kind))
+    if not record["boxes"]:
+        labels = [NO_FINDING]
+    found += [("label", label) for label in labels]
+    return found + [("target size", target_size(box)) for box in record["boxes"][:1]]
 
 
 def target_size(box: Sequence[float]) -> str:
@@ -117,7 +142,7 @@ def figure(records: Sequence[Record], measure: Measure) -> Figure:
 def overall(task: str, records: Sequence[Record]) -> dict[str, Figure]:
     """Every measure of a task over all scored rows."""
     rows = scored(records)
-    return {name: figure(rows, measure) for name, measure in MEASURES[task].items()}
+    return {name: figure(rows, measure) for name, measure in measures(task).items()}
 
 
 def by_breakdown(task: str, records: Sequence[Record]) -> dict[str, dict[str, dict[str, Figure]]]:
@@ -130,7 +155,7 @@ def by_breakdown(task: str, records: Sequence[Record]) -> dict[str, dict[str, di
         groups.pop("source", None)
     return {
         title: {
-            value: {name: figure(values[value], MEASURES[task][name]) for name in HEADLINE[task]}
+            value: {name: figure(values[value], measures(task)[name]) for name in headline(task)}
             for value in sorted(values, key=_official_order)
         }
         for title, values in groups.items()
@@ -154,13 +179,13 @@ def outcome_counts(records: Sequence[Record]) -> dict[str, int]:
 def calibration(task: str, records: Sequence[Record]) -> dict[str, Any] | None:
     """How far stated confidences can be trusted; None if no row states one.
 
-    The outcome is the accuracy (VQA) or the point hit (grounding); the correlation is with the accuracy or the IoU.
+    The outcome is the task's hit component (accuracy, or the point hit); the correlation is with its metric.
     bins: for the reliability diagram, {n, confidence, outcome} of each tenth that has rows.
     """
     rows = [record for record in scored(records) if "confidence" in record["components"]]
     if not rows:
         return None
-    right, graded = ("accuracy", "accuracy") if task == "vqa" else ("point", "iou")
+    right, graded = get_task(task).hit_component, get_task(task).metric
     stated = [record["components"]["confidence"] for record in rows]
     outcomes = [record["components"][right] for record in rows]
     places = [min(int(confidence * CALIBRATION_BINS), CALIBRATION_BINS - 1) for confidence in stated]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,16 +11,17 @@ from typing import Any
 import plotly.graph_objects as go
 
 from vision_rl.boxes import Box
+from vision_rl.data.images import image_size
 from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation import summary as texts
-from vision_rl.evaluation.metrics import HEADLINE, Figure
+from vision_rl.evaluation.metrics import Figure, headline
 from vision_rl.evaluation.store import IDENTITY, Record, read_records, write_text
 from vision_rl.parsing import parse_answer
-from vision_rl.replay import predicted_boxes
 from vision_rl.report.cards import Answer, Card, Turn, card_pictures, gold_text
 from vision_rl.report.charts import COLOURS
 from vision_rl.report.page import Cell, Drawing, Page, Table, Tile, render
+from vision_rl.tasks import get_task
 
 REPORT = "report.html"
 CASES = 12
@@ -47,7 +49,7 @@ def page_of(summary: Mapping[str, Any], records: Sequence[Record]) -> Page:
     task = str(summary["task"])
     worst, best = worst_and_best(task, records, CASES)
     cards = [case_card(r, summary["settings"], end) for end, rows in (("worst", worst), ("best", best)) for r in rows]
-    names = HEADLINE[task]
+    names = headline(task)
     failures = [f"{count} x {text}" for text, count in summary["failures"].items()]
     return Page(
         title=f"{task}: {summary['model']}",
@@ -68,7 +70,7 @@ def worst_and_best(task: str, records: Sequence[Record], count: int) -> tuple[li
 
     Of equally bad rows those that were sure of themselves come first, then the lower reward.
     """
-    score = metrics.MEASURES[task][metrics.HEADLINE[task][0]]
+    score = metrics.measures(task)[headline(task)[0]]
 
     def key(record: Record) -> tuple[float, ...]:
         parts = record["components"]
@@ -81,17 +83,18 @@ def worst_and_best(task: str, records: Sequence[Record], count: int) -> tuple[li
 
 def case_card(record: Record, settings: Mapping[str, Any], end: str) -> Card:
     """A row as the page shows it. end: "worst" or "best". A picture that is gone is said, not raised."""
-    grounding = record["task"] == "grounding"
+    task = get_task(record["task"])
+    with_boxes = task.truth == "boxes"
     true: list[Box] = [(box[0], box[1], box[2], box[3]) for box in record["boxes"]]
     boxes: list[Box] = []
-    if grounding and record["image_sizes"]:
-        width, height = record["image_sizes"][0]
-        boxes = predicted_boxes(record, settings, (width, height))
-    facets = {"end": end, "source": record["source"], "outcome": metrics.outcome(record) if grounding else ""}
+    if drawing := task.part("drawing"):
+        with contextlib.suppress(UserError):  # the picture is gone, which is said in its place
+            boxes = drawing(record, settings, image_size(record["image_paths"][0]))
+    facets = {"end": end, "source": record["source"], "outcome": metrics.outcome(record) if with_boxes else ""}
     reward = {"reward": record["reward"], **record["components"]}
     answer = Answer(1, (Turn(record["reply"]),), reward, boxes=tuple(boxes), facets=facets)
     pictures, problem = card_pictures(record["image_paths"], true, [answer])
-    answered = "" if grounding else f"; answered {parse_answer(record['reply'])[:200] or 'nothing'}"
+    answered = "" if with_boxes else f"; answered {parse_answer(record['reply'])[:200] or 'nothing'}"
     gold = gold_text(record["answers"], record["boxes"]) + answered
     return Card(record["id"], f"{end}, row {record['row']}", record["question"], gold, (answer,), "", pictures, problem)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from vision_rl.evaluation import metrics
 from vision_rl.evaluation.metrics import Figure
 from vision_rl.evaluation.store import Record, write_json, write_text
 from vision_rl.parsing import parse_answer
+from vision_rl.tasks import get_task
 
 SUMMARY = "summary.json"
 MARKDOWN = "summary.md"
@@ -34,8 +35,8 @@ def summarise(
         "failures": _counted(record["failure"] for record in failures),
         "metrics": metrics.overall(task, kept),
         "breakdowns": metrics.by_breakdown(task, kept),
-        "outcomes": metrics.outcome_counts(kept) if task == "grounding" else None,
-        "tools": metrics.tool_figures(kept) if task == "grounding" else None,
+        "outcomes": metrics.outcome_counts(kept) if get_task(task).truth == "boxes" else None,
+        "tools": metrics.tool_figures(kept),
         "calibration": metrics.calibration(task, kept),
         "usage": metrics.usage_totals(kept),
         **(extra or {}),
@@ -43,15 +44,21 @@ def summarise(
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any], records: Mapping[int, Record]) -> None:
-    """summary.json, summary.md, and submission.json where every row has a question_id."""
+    """summary.json, summary.md, and submission.json where the task has one."""
     write_json(directory / SUMMARY, summary)
     write_text(directory / MARKDOWN, render_markdown(summary))
-    if summary["task"] == "vqa" and records and all("question_id" in r["meta"] for r in records.values()):
-        write_json(directory / SUBMISSION, submission(records.values()))
+    submit = get_task(summary["task"]).part("submission")
+    if submit and (result := submit(list(records.values()))) is not None:
+        write_json(directory / SUBMISSION, result)
 
 
-def submission(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """`[{"question_id": int, "answer": str}]`, every question once, as the official evaluation and server read it."""
+def submission(records: Sequence[Record]) -> list[dict[str, Any]] | None:
+    """`[{"question_id": int, "answer": str}]`, every question once, as VQA's official evaluation and server read it.
+
+    None unless every record has a question_id.
+    """
+    if not records or not all("question_id" in record["meta"] for record in records):
+        return None
     return [
         {"question_id": int(record["meta"]["question_id"]), "answer": parse_answer(record["reply"])}
         for record in records

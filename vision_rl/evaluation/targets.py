@@ -16,10 +16,10 @@ from vision_rl.conversation import has_tools
 from vision_rl.engine.config import resolve
 from vision_rl.engine.export import run_of
 from vision_rl.errors import UserError
-from vision_rl.rewards.grounding import KINDS
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.run_dir import CONFIG
 from vision_rl.settings import AgentSettings
+from vision_rl.tasks import get_task
 
 CPU_LENGTH, GPU_LENGTH = 4096, 20480
 """Longest prompt and answer in tokens: Qwen2.5-VL's largest picture alone takes 16384."""
@@ -68,8 +68,9 @@ def _run_settings(run: Path, task: str) -> tuple[str, ...]:
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it or move the checkpoint out of the run") from error
     kept = {key: config[f"agent.{key}"] for key in sorted(_TRAINED) if f"agent.{key}" in config}
-    if (kept.get("reward") in KINDS) != (task == "grounding"):
-        kept.pop("reward", None)  # trained on the other task
+    trained = config.get("task.name")  # older runs kept no name, but every reward belonged to one task
+    if trained != task if trained else kept.get("reward") not in get_task(task).rewards:
+        kept.pop("reward", None)
     return tuple(f"agent.{key}={json.dumps(value)}" for key, value in kept.items())
 
 

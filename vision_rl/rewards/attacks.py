@@ -230,7 +230,7 @@ def vqa_outcomes() -> Iterator[Outcome]:
         for question in QUESTIONS:
             reply = build(question)
             guide = answer_similarity(reply, question.right)
-            for kind in ("official", "similarity"):
+            for kind in ("vqa", "similarity"):
                 honest = vqa_reward(question.right, question.answers, kind=kind).value
                 attacked = vqa_reward(reply, question.answers, kind=kind).value
                 yield Outcome(name, f"{kind}: {question.right}", honest, attacked, guide)
@@ -260,7 +260,7 @@ def guessing_rows() -> Iterator[tuple[str, int, float, float, float]]:
             listed = scene.score(scene.write(boxes), kind)
             yield f"grounding, {kind}", len(boxes), named, listed, scene.score(scene.write(boxes), "max_iou")
     for words in (("yes", "no"), ("red", "green", "blue", "white", "black")):
-        for kind in ("official", "similarity"):
+        for kind in ("vqa", "similarity"):
             humans = (words[0],) * 10
             named = sum(vqa_reward(word, humans, kind=kind).value for word in words) / len(words)
             listed = vqa_reward(" ".join(words), humans, kind=kind).value

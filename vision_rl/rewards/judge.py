@@ -1,7 +1,7 @@
 """A language model as judge of VQA answers, over any OpenAI-compatible endpoint.
 
 The only reward that asks a server, so it is an object and not a function, and it can fail: whenever no clean verdict
-comes, the official metric takes its place and `counts["fallback"]` goes up. Make one `Judge` per process.
+comes, the VQA accuracy takes its place and `counts["fallback"]` goes up. Make one `Judge` per process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import tenacity
 from vision_rl.errors import UserError
 from vision_rl.parsing import parse_answer, strip_reasoning
 from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms
-from vision_rl.rewards.vqa import vqa_accuracy, vqa_format_ok, with_terms
+from vision_rl.rewards.vqa import accuracies, by_frequency, vqa_format_ok, with_terms
 
 RUBRIC = """You grade one answer to a question about an image. You do not see the image; trust the reference answers.
 You are given a JSON object: question, references (what people answered, most common first), candidate.
@@ -147,15 +147,15 @@ class Judge:
     def reward(self, question: str, reply: str, answers: Sequence[str]) -> Reward:
         """The reward of a whole reply, as `vqa_reward` with the judge's score as task score.
 
-        Components: those of `vqa_reward`, judge (the task score), judge/fallback (1.0 if it is the official accuracy).
+        Components: those of `vqa_reward`, judge (the task score), judge/fallback (1.0 if it is the accuracy).
         """
         answer = parse_answer(reply)
-        accuracy = vqa_accuracy(answer, answers)
+        components = accuracies(answer, answers)
         verdict = self._verdict(question, answer, answers)
         if verdict is None:
             self._count("fallback")
-        score = accuracy if verdict is None else verdict
-        components = {"accuracy": accuracy, "judge": score, "judge/fallback": float(verdict is None)}
+        score = components["accuracy"] if verdict is None else verdict
+        components |= {"judge": score, "judge/fallback": float(verdict is None)}
         return with_terms(score, components, reply, vqa_format_ok(reply, answer), self.terms)
 
     async def areward(self, question: str, reply: str, answers: Sequence[str]) -> Reward:
@@ -167,8 +167,10 @@ class Judge:
             return 0.0
         if len(answer) > self.max_chars:
             return None
-        references = [text for text, _ in Counter(answers).most_common()]
-        case = json.dumps({"question": question, "references": references, "candidate": answer})
+        references = [text for text, _ in by_frequency(answers)]
+        # "Yes" and "yes." are one question to the judge: asked twice, they could get two verdicts.
+        candidate = " ".join(answer.lower().split()).rstrip(".")
+        case = json.dumps({"question": question, "references": references, "candidate": candidate or answer})
         key = hashlib.sha256(json.dumps([self.model, RUBRIC, case]).encode()).hexdigest()
         with self._lock, closing(self._cache.execute("SELECT score FROM verdicts WHERE key = ?", (key,))) as rows:
             found = rows.fetchone()
@@ -180,7 +182,7 @@ class Judge:
                 verdict = parse_verdict(self._retrying(self._ask, case))
         except (_Busy, httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
             if not self.counts["fallback"]:  # told once; the count says how often
-                logger.warning("the judge gave no verdict (%r); the official metric takes its place", error)
+                logger.warning("the judge gave no verdict (%r); the VQA accuracy takes its place", error)
             return None
         if verdict is not None:
             self._keep(key, verdict)

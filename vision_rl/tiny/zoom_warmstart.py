@@ -201,7 +201,7 @@ def zoom_warm_start(
 ) -> None:
     """Train `model` in place through the three lessons; `progress(step, steps, loss)` is called after each step."""
     rng = random.Random(seed)
-    forbidden = torch.tensor(forbidden_token_ids(processor.tokenizer))
+    forbidden = torch.tensor(forbidden_token_ids(processor))
     steps = LOOK_STEPS + NAME_STEPS + TALK_STEPS
     model.train()
     looking = Looking(model, processor)

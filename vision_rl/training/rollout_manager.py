@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import time
 import uuid
@@ -22,6 +23,7 @@ import transfer_queue as tq
 from agentlightning.types import EnqueueRolloutRequest, Rollout, RolloutConfig
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from vision_rl.engine.environment import SERVER_KEY
 from vision_rl.engine.proxy import VisionProxy
 from vision_rl.engine.trace import reward_from_spans, turns_from_spans
 from vision_rl.errors import UserError
@@ -108,13 +110,17 @@ class RolloutManager:
             [
                 {
                     "model_name": self.model,
-                    "litellm_params": {"model": f"hosted_vllm/{self.model}", "api_base": f"http://{address}/v1/"},
+                    "litellm_params": {
+                        "model": f"hosted_vllm/{self.model}",
+                        "api_base": f"http://{address}/v1/",
+                        "api_key": os.environ.get(SERVER_KEY),
+                    },
                 }
                 for address in self._servers
             ]
         )
         await self.proxy.start()
-        self.log.event("proxy", address=self.proxy.server_launcher.access_endpoint)
+        self.log.event("proxy", address=self.proxy.access_endpoint)
         self._watch = asyncio.get_running_loop().create_task(self._collect_for_ever())
 
     def _call(self, coroutine: Any) -> Any:
@@ -132,6 +138,11 @@ class RolloutManager:
         """Raise what has ended the watch over the rollouts, if anything has."""
         if self.error is not None:
             raise self.error
+
+    def weights_changed(self) -> None:
+        """The model servers answer with new weights from now on; what the proxy has sampled ahead for a group is void."""
+        self.version += 1
+        self.proxy.weights_changed()
 
     # --- queueing ----------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from vision_rl.engine.pixels import Pixels
-from vision_rl.engine.positions import expected_image_tokens, position_ids
+from vision_rl.engine.positions import position_ids
+from vision_rl.engine.processor import image_token_id
 from vision_rl.errors import UserError
 from vision_rl.training.samples import Sample
 
@@ -54,7 +55,7 @@ class RowBuilder:
         responses = torch.tensor(sample.response_ids[: self.max_response_length], dtype=torch.long)
         input_ids = torch.cat([prompts, responses])
         grid = inputs.get("image_grid_thw")
-        drop = self._disagreement(sample, input_ids, grid)
+        drop = self._disagreement(sample, input_ids)
         if drop is not None:
             return drop
         mask = torch.tensor(sample.response_mask[: len(responses)], dtype=torch.long)
@@ -89,13 +90,12 @@ class RowBuilder:
             return Drop("prompt_too_long", text)
         return None
 
-    def _disagreement(self, sample: Sample, input_ids: torch.Tensor, grid: torch.Tensor | None) -> Drop | None:
+    def _disagreement(self, sample: Sample, input_ids: torch.Tensor) -> Drop | None:
         """Whether picture tokens and pictures belong together: a row where they do not would be trained blind."""
-        found = int((input_ids == self.processor.image_token_id).sum())
-        expected = None if grid is None else expected_image_tokens(self.processor, grid)
-        if bool(sample.image_refs) != bool(found) or (expected is not None and found != expected):
-            wanted = "some" if expected is None else str(expected)
-            text = f"{found} picture tokens where {', '.join(sample.image_refs) or 'no picture'} gives {wanted}"
+        found = int((input_ids == image_token_id(self.processor)).sum())
+        expected = self.pixels.placeholders(sample.image_refs)
+        if found != expected:
+            text = f"{found} picture tokens where {', '.join(sample.image_refs) or 'no picture'} gives {expected}"
             return Drop("image_tokens_disagree", text)
         return None
 

@@ -91,17 +91,10 @@ class VisionTrainer(PPOTrainer):
         one_by_one = self.trainer_mode != "sync" or self.config.algorithm.filter_groups.enable
         with open_dict(self.config):
             data.gen_batch_size = 1 if one_by_one else None
-        rows = [{"raw_prompt": text} for text in self.tasks["train"]]
-        self.train_dataset = rows
-        self.train_dataloader = StatefulDataLoader(
-            rows,
-            batch_size=data.gen_batch_size or data.train_batch_size,
-            drop_last=True,
-            collate_fn=collate_fn,
-            sampler=create_rl_sampler(data, rows),
-        )
+        tasks = self.tasks["train"]
+        self.train_dataloader = task_loader(tasks, data, data.gen_batch_size or data.train_batch_size)
         self.train_dataloader_it = None
-        self.steps_per_epoch = len(rows) // data.train_batch_size
+        self.steps_per_epoch = len(tasks) // data.train_batch_size
         self.total_training_steps = trainer.total_training_steps or self.steps_per_epoch * trainer.total_epochs
         with open_dict(self.config):
             # Steps alone say when a run ends: verl's loop would also stop at the last epoch (trainer_base.py, `fit`).
@@ -277,7 +270,7 @@ class VisionTrainer(PPOTrainer):
         yield
         rollouts = getattr(self, "rollouts", None)
         if rollouts is not None:
-            rollouts.version += 1
+            rollouts.weights_changed()
 
     def _validate(self) -> dict[str, float]:
         """Greedy rollouts of the fixed validation rows."""
@@ -358,9 +351,12 @@ class VisionTrainer(PPOTrainer):
     def _restore(self, folder: Path) -> None:
         """Weights and optimizer of a checkpoint, for the actor and for the server, which has this step's already."""
         self._load_weights(folder)
-        self.checkpoint_manager.sleep_replicas()
         with self._weights_arrive():
-            self.checkpoint_manager.update_weights(self.global_steps)
+            self._send_weights()
+
+    def _send_weights(self) -> None:
+        self.checkpoint_manager.sleep_replicas()
+        self.checkpoint_manager.update_weights(self.global_steps)
 
     @contextmanager
     def _saved_if_the_server_dies(self, *, done: bool = False) -> Iterator[None]:
@@ -386,6 +382,13 @@ class VisionTrainerSync(VisionTrainer, PPOTrainerSync):
 
 class VisionTrainerOneStepOff(VisionTrainer, PPOTrainerColocateAsync):
     """The next step's rollouts begin before this one's update (`trainer.v1.trainer_mode=colocate_async`)."""
+
+
+def task_loader(tasks: list[str], data: Any, batch_size: int) -> StatefulDataLoader:
+    """Batches of tasks in verl's order (`data.shuffle`, `data.seed`), which the loader's state continues in any epoch."""
+    rows = [{"raw_prompt": text} for text in tasks]
+    sampler = create_rl_sampler(data, rows)
+    return StatefulDataLoader(rows, batch_size, drop_last=True, collate_fn=collate_fn, sampler=sampler)
 
 
 def trainer_class(mode: str) -> type[VisionTrainer]:

@@ -1,0 +1,251 @@
+"""Every set that `data_utils.py convert` knows: a file in its published layout converts, verifies, and says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import data_utils
+from tests.data_samples import SAMPLES, Sample, picture, shot, write_vqav2
+from vision_rl.data.schema import METRICS, read_rows
+from vision_rl.data.sets import SETS, sets_table
+
+NAMES = sorted(SAMPLES)
+
+
+@pytest.fixture()
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """data_utils.py with some arguments: (exit code, stdout, stderr)."""
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["data_utils.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            data_utils.main()
+        streams = capsys.readouterr()
+        return int(exit_info.value.code or 0), streams.out, streams.err
+
+    return command
+
+
+def one_sentence(result: tuple[int, str, str], *parts: str) -> None:
+    """The command was refused with one sentence that has all `parts`."""
+    code, _, error = result
+    assert (code, error.count("\n")) == (2, 1), error
+    assert error.startswith("error: ")
+    for part in parts:
+        assert part in error
+
+
+def turns(answer: str) -> list[dict[str, str]]:
+    """A conversation of one question and its answer."""
+    return [{"from": "human", "value": "x"}, {"from": "gpt", "value": answer}]
+
+
+def test_every_set_has_a_sample() -> None:
+    assert set(SAMPLES) | {"vqav2"} == set(SETS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_published_file_converts_and_verifies(name: str, tmp_path: Path, run: Any) -> None:
+    output = tmp_path / "out" / "x.parquet"
+    code, _, error = run("convert", name, "--output", output, *SAMPLES[name].write(tmp_path / "set"))
+    assert code == 0, error
+    rows = read_rows(output)
+    assert len(rows) == len(SAMPLES[name].expected)
+    for row, expected in zip(rows, SAMPLES[name].expected, strict=True):
+        assert row["source"] == name
+        assert (row["task"], row["image_sizes"]) == (SETS[name].task, [[200, 100]] * len(row["image_paths"]))
+        for field, value in expected.items():
+            if field == "meta":
+                assert value.items() <= row["meta"].items()
+            else:
+                assert row[field] == ([pytest.approx(box) for box in value] if field == "boxes" else value)
+    code, out, error = run("verify", "--file", output)
+    assert code == 0, out + error
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_folder_does_too_whatever_lies_beside_it(name: str, tmp_path: Path, run: Any) -> None:
+    arguments = SAMPLES[name].write(tmp_path / "set")
+    folder = Path(arguments[1]).parent
+    pq.write_table(pa.table({"other": [1]}), folder / "a_first.parquet")
+    arguments[1] = str(folder)
+    for _ in range(2):  # the second time our own output lies beside it
+        code, _, error = run("convert", name, "--output", folder / "b_out.parquet", *arguments)
+        assert code == 0, error
+        assert len(read_rows(folder / "b_out.parquet")) == len(SAMPLES[name].expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_column_is_one_sentence(name: str, tmp_path: Path, run: Any) -> None:
+    """A file of another layout names the file, the record and the fields that it has."""
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"bild": "a.png", "frage": "was?"}) + "\n")
+    if name.startswith("screenspot"):
+        path = path.rename(tmp_path / "x.json")
+        path.write_text(json.dumps([{"bild": "a.png"}]))
+    output = tmp_path / "o.parquet"
+    one_sentence(run("convert", name, "--input", path, "--output", output), path.name)
+    said = run("convert", name, "--input", path, "--output", output)[2]
+    assert "its fields are bild" in said or "it has bild" in said or "layout of" in said or "has no bbox" in said, said
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if SAMPLES[name].pictures])
+def test_a_missing_picture_is_one_sentence(name: str, tmp_path: Path, run: Any) -> None:
+    arguments = SAMPLES[name].write(tmp_path)
+    for picture_name in SAMPLES[name].pictures:
+        (tmp_path / picture_name).unlink()
+    output = tmp_path / "o.parquet"
+    one_sentence(run("convert", name, "--output", output, *arguments), "does not exist", "--image-dir", "--skip-bad")
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        (
+            "uground",
+            {"conversations": json.dumps(turns("(1, 2)"))},
+            "is a point without a box; take osunlp/UGround-V1-Data-Box",
+        ),
+        ("uground", {"conversations": json.dumps([{"from": "human", "value": "x"}])}, "not in the layout of UGround"),
+        ("uground", {"conversations": json.dumps(turns("top left"))}, "is not four numbers"),
+        ("osworld-g", {"box_type": "circle"}, "box_type is 'circle', expected bbox, polygon or refusal"),
+        ("osworld-g", {"box_type": "polygon", "box_coordinates": [1, 2, 3, 4]}, "three or more points"),
+        ("osworld-g", {"image_size": [1920, 1080]}, "the file says 1920 x 1080 pixels, but the picture has 200 x 100"),
+        ("os-atlas", {"bbox": [20, 10, 60, 40]}, "lies mostly outside"),
+        ("visual-genome", {"regions": [{"phrase": "x", "x": 0}]}, "not in the layout of Visual Genome"),
+        ("vlm-r1", {"conversations": turns("a dog")}, "layout of VLM-R1"),
+        ("llava", {"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]}, "human and gpt"),
+        ("refcoco", {"bbox": [20.0, 10.0]}, "is not four numbers"),
+        ("ai2d", {"answer": "4"}, "no number from 0 to 3"),
+        ("mathvista", {"answer": "maybe", "choices": ["no", "yes"]}, "is the text of 0 of its choices"),
+        ("mmmu", {"options": "['a', "}, "not in the layout of MMMU"),
+        ("custom", {"choices": ["B", "A"]}, "a letter and the text of another choice; say which with --answer-as"),
+        ("custom", {"answer": "green"}, "neither a letter from A to B nor the text of one choice"),
+        ("custom", {"choices": ["red"]}, "expected 2 to 26 texts"),
+        ("scienceqa", {"image": None}, "it has no image"),
+        ("slake", {"answer": ""}, "has no answers or answer; its fields are"),
+    ],
+)
+def test_what_a_record_gets_wrong_is_said(
+    name: str, change: dict[str, Any], reason: str, tmp_path: Path, run: Any
+) -> None:
+    sample = SAMPLES[name]
+    first, *rest = sample.content
+    changed = Sample(sample.file, [{**first, **change}, *rest], [], sample.pictures, sample.options)
+    output = tmp_path / "o.parquet"
+    result = run("convert", name, "--output", output, *changed.write(tmp_path))
+    one_sentence(result, reason, f"{Path(sample.file).name}, record 0")
+    assert not output.exists()
+
+
+def test_fields_by_name_for_anything_else(tmp_path: Path, run: Any) -> None:
+    records = [{"bild": shot(), "frage": "was?", "antwort": 1, "wahl": ["a", "b"]}]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "x.parquet")
+    names = {"image": "bild", "question": "frage", "answer": "antwort", "choices": "wahl"}
+    fields = [part for name, column in names.items() for part in (f"--{name}-field", column)]
+    arguments = ["convert", "custom", "--input", tmp_path / "x.parquet", "--output", tmp_path / "o.parquet", *fields]
+    assert run(*arguments, "--answer-as", "index")[0] == 0
+    (row,) = read_rows(tmp_path / "o.parquet")
+    assert (row["question"], row["answers"], row["choices"], row["meta"]) == ("was?", ["B"], ["a", "b"], {})
+    one_sentence(run(*arguments, "--answer-field", "wort"), "record 0 has no wort; its fields are bild, frage")
+
+
+def test_a_test_split_has_no_answers(tmp_path: Path, run: Any) -> None:
+    sample = SAMPLES["textvqa"]
+    record = {**sample.content["data"][0], "answers": [""] * 10}
+    arguments = Sample(sample.file, {"data": [record]}, [], sample.pictures).write(tmp_path)
+    one_sentence(run("convert", "textvqa", "--output", tmp_path / "o.parquet", *arguments), "are not texts")
+    assert run("convert", "textvqa", "--output", tmp_path / "o.parquet", *arguments, "--allow-unanswered")[0] == 0
+    assert read_rows(tmp_path / "o.parquet")[0]["answers"] == []
+
+
+def test_ok_vqa_comes_as_vqav2s_files_too(tmp_path: Path, run: Any) -> None:
+    paths = write_vqav2(tmp_path)
+    options = [part for name, path in paths.items() for part in (f"--{name.replace('_', '-')}", path)]
+    assert run("convert", "ok-vqa", *options, "--output", tmp_path / "o.parquet")[0] == 0
+    rows = read_rows(tmp_path / "o.parquet")
+    assert {(row["source"], row["metric"]) for row in rows} == {("ok-vqa", "vqa")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["vqa_rad", "--input", "x"], ["no set is called 'vqa_rad'; did you mean vqa-rad?"]),
+        (["nonsense", "--input", "x"], ["choose one of vqav2,"]),
+        (["slake"], ["SLAKE is read from --input", "download_data.sh slake"]),
+        (["vqav2", "--input", "x"], ["--questions (and --annotations)"]),
+        (["slake", "--questions", "x"], ["--questions is for vqav2 and ok-vqa"]),
+        (["slake", "--input", "nowhere.json"], ["nowhere.json is not there"]),
+        (["slake", "--input", "."], ["holds no file of SLAKE"]),
+    ],
+)
+def test_a_wrong_command_says_the_right_one(
+    arguments: list[str], parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one_sentence(run("convert", *arguments, "--output", "o.parquet"), *parts)
+
+
+def test_screenspot_in_a_folder_with_another_parquet(tmp_path: Path, run: Any) -> None:
+    """It spoke of the other file, which nobody named."""
+    pq.write_table(pa.table({"other": [1]}), tmp_path / "a.parquet")
+    result = run("convert-screenspot", "--input", tmp_path, "--output", tmp_path / "o.parquet")
+    one_sentence(result, "holds no file of ScreenSpot (a.parquet has no column bbox); name the file with --input")
+    SAMPLES["screenspot-v2"].write(tmp_path)
+    assert run("convert-screenspot", "--input", tmp_path, "--output", tmp_path / "o.parquet")[0] == 0
+    assert [row["question"] for row in read_rows(tmp_path / "o.parquet")] == ["close"]
+
+
+def test_splits_of_a_folder_are_not_mixed(tmp_path: Path, run: Any) -> None:
+    for split in ("train", "test"):
+        record = {"image": shot(), "question": f"{split}?", "answer": "no"}
+        pq.write_table(pa.Table.from_pylist([record]), tmp_path / f"{split}-00000-of-00001-eb88.parquet")
+    arguments = ["convert", "vqa-rad", "--input", tmp_path, "--output", tmp_path / "out" / "o.parquet"]
+    one_sentence(run(*arguments), "holds the splits test, train; choose one with --split")
+    one_sentence(run(*arguments, "--split", "val"), "has no split val; it has test, train")
+    assert run(*arguments, "--split", "train")[0] == 0
+    assert [row["question"] for row in read_rows(tmp_path / "out" / "o.parquet")] == ["train?"]
+
+
+def test_ms_cxr_csv(tmp_path: Path, run: Any) -> None:
+    picture((200, 100), 1).save(tmp_path / "a.png")
+    (tmp_path / "x.csv").write_text(
+        "dicom_id,category_name,label_text,path,x,y,w,h,image_width,image_height\n"
+        "d1,Edema,bilateral edema,a.png,20,10,40,30,200,100\n"
+    )
+    assert run("convert", "ms-cxr", "--input", tmp_path / "x.csv", "--output", tmp_path / "o.parquet")[0] == 0
+    (row,) = read_rows(tmp_path / "o.parquet")
+    assert (row["question"], row["boxes"]) == ("bilateral edema", [pytest.approx([0.1, 0.1, 0.3, 0.4])])
+
+
+def test_the_metrics_are_known_and_the_table_in_the_docs_is_current() -> None:
+    assert {item.metric for item in SETS.values()} <= {*METRICS, ""}
+    docs = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    assert sets_table() in docs, "run python data_utils.py sets and put the table into docs/data.md"
+
+
+@pytest.mark.parametrize("name", [name for name, item in SETS.items() if item.get.startswith("download_data.sh")])
+def test_the_download_script_knows_them(name: str) -> None:
+    assert SETS[name].get == f"download_data.sh {name}"
+    script = (Path(__file__).parents[1] / "download_data.sh").read_text()
+    assert f"\n        {name})" in script
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_embedded_pictures_are_read_directly(several: bool, tmp_path: Path) -> None:
+    """A file of the hub as it is, as --data-path: pictures as bytes, one or a list."""
+    value = {"images": [shot(), shot(1)]} if several else {"image": shot()}
+    pq.write_table(pa.Table.from_pylist([{**value, "question": "q", "answer": "x"}] * 2), tmp_path / "x.parquet")
+    rows = read_rows(tmp_path / "x.parquet")
+    assert [len(row["image_paths"]) for row in rows] == [1 + several] * 2
+    assert all(Path(path).read_bytes() for row in rows for path in row["image_paths"])
+    assert len(list((tmp_path / "images").iterdir())) == 1 + several

@@ -1,0 +1,72 @@
+"""Where verl 0.9.1's actor does not fit a model family of transformers 5.9 yet: its inputs, its vision tower, its weights' names.
+
+The parity matrix (docs/models.md) fails without each of these; what it finds equal needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from vision_rl.engine.pixels import join
+
+_VERLS_FORWARD = ("qwen2_vl", "qwen2_5_vl", "glm4v")
+
+
+def answer_with_tensors(module: Any) -> None:
+    """Let `visual(...)` answer with a plain tensor where verl's own forward asks it.
+
+    verl 0.9.1 calls `model.visual(...).mean()` for a micro-batch without pictures of Qwen2-VL and Qwen2.5-VL, and
+    `.shape` of any answer for GLM-4.1V (models/transformers/qwen2_vl.py:393, glm4v.py), but under transformers 5
+    `visual` answers with an output object. Can go when verl unpacks it, as in qwen3_vl.py.
+    """
+    visual = getattr(getattr(module, "model", module), "visual", None)
+    if visual is not None and module.config.model_type in _VERLS_FORWARD:
+        visual.register_forward_hook(lambda _module, _args, output: getattr(output, "pooler_output", output))
+
+
+def merge_pictures(samples: Sequence[Any], indices: Sequence[int] | None = None) -> dict[str, torch.Tensor]:
+    """The vision inputs of a micro-batch from those of its samples; in place of verl's `extract_multi_modal_inputs`.
+
+    verl (utils/model.py) joins tensors of equal shape only, and stops at LLaVA-NeXT's tiles, Pixtral's sizes or
+    Idefics3's crops; `join` pads them as the families' own processors do.
+    """
+    chosen = samples if indices is None else [samples[i] for i in indices]
+    inputs = [one for sample in chosen if (one := getattr(sample, "data", sample))]
+    keys = dict.fromkeys(key for one in inputs for key in one)
+    return {key: join([one[key] for one in inputs if key in one]) for key in keys}
+
+
+def token_types(module: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The argument by which Gemma 3 and 4 and PaliGemma let a picture's tokens see each other: 1 at image tokens.
+
+    input_ids: (rows, length); the result has its shape. Empty for every other family. transformers computes it from the
+    text in the processor, and verl's actor has no text.
+    """
+    name = _TYPE_ARGUMENTS.get(module.config.model_type)
+    if name is None:
+        return {}
+    config = module.config
+    image = config.image_token_id if hasattr(config, "image_token_id") else config.image_token_index
+    return {name: (input_ids == image).long()}
+
+
+_TYPE_ARGUMENTS = {"gemma3": "token_type_ids", "gemma4": "mm_token_type_ids"}
+
+
+def server_weights(module: Any, parameters: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """`parameters` under the names of the checkpoint that the model was loaded from, which vLLM expects.
+
+    transformers 5 renames on loading (conversion_mapping.py: a CLIP tower's `vision_model.` goes, for one) and on saving
+    back; verl 0.9.1 (utils/model.py, `convert_weight_keys`) knows the mapping of transformers 4 only and sends the inner
+    names, at which vLLM stops. Tensors are not touched: where loading also fuses or transposes, vLLM reads both layouts.
+    """
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    conversions = getattr(module, "_weight_conversions", None) or []
+    inverted = [transform.reverse_transform() for transform in reversed(conversions)]
+    renamings = [transform for transform in inverted if not isinstance(transform, WeightConverter)]
+    for name, tensor in parameters:
+        yield rename_source_key(name, renamings, [])[0] if renamings else name, tensor

@@ -1,0 +1,253 @@
+"""A published data set as one short declaration, and the one reader that they all share.
+
+A record of the set becomes one row, or several where it holds several questions (`unfold`). Nothing is guessed: the
+declaration says the fields, what a multiple choice answer is written as, and the boxes' form and space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vision_rl.data.choices import gold_letter
+from vision_rl.data.geometry import four_numbers, to_unit_xyxy
+from vision_rl.data.images import image_size
+from vision_rl.data.picture_files import picture_file
+from vision_rl.data.records import (
+    OnBad,
+    Record,
+    Unpack,
+    as_list,
+    checked,
+    converted,
+    extra_fields,
+    iter_records,
+    source_files,
+)
+from vision_rl.data.video import sample_frames
+from vision_rl.errors import UserError
+
+Fields = tuple[str, ...]
+_LAYOUT_ERRORS = (KeyError, IndexError, TypeError, ValueError, AttributeError, SyntaxError)
+
+
+def _as_it_is(record: Record) -> Iterable[Record]:
+    return [record]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One published set.
+
+    layout: its files and fields in words; source: where that is documented; rows: as published; metric: its usual one;
+    get: where it comes from, a set of download_data.sh or an address; account: what is asked for besides a download.
+    Fields name columns, of which the first that a record has counts. answer_as: how the answer to a question with
+    choices is written (`gold_letter`); box_format, space: how boxes are (`to_unit_xyxy`); size: the field with the
+    picture's [width, height]; folders: where in the image directory pictures may be; drop: fields not worth keeping in
+    `meta`; mark: fields of which a parquet file of the set has one (default: of the question's and of the picture's).
+    `unpack` takes the records out of a JSON object (None: it has none), `unfold` makes flat records of one, `metric_of`
+    names a record's metric; `reader` takes the place of all this for a layout of its own.
+    """
+
+    title: str
+    layout: str
+    source: str
+    rows: str
+    licence: str
+    metric: str
+    get: str
+    account: str = ""
+    task: str = "vqa"
+    image: Fields = ("image",)
+    question: Fields = ("question",)
+    answer: Fields = ("answers", "answer")
+    choices: Fields = ()
+    answer_as: str = "letter"
+    identity: Fields = ("question_id", "id")
+    boxes: Fields = ("bbox",)
+    box_format: str = "xyxy"
+    space: str = "pixels"
+    size: str = ""
+    folders: Fields = ("",)
+    drop: Fields = ()
+    mark: Fields = ()
+    unpack: Unpack | None = None
+    unfold: Callable[[Record], Iterable[Record]] = _as_it_is
+    metric_of: Callable[[Record], str] | None = None
+    reader: Callable[[Source, OnBad | None], Iterator[Record]] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to read. What is named here takes the place of what is declared.
+
+    language: keep only the records in it; split: of a folder, the files of it; frames: pictures to take of a video;
+    name: kept in every row as `source`.
+    """
+
+    path: Path
+    image_dir: Path | None
+    extract_dir: Path
+    name: str
+    image_field: str = ""
+    question_field: str = ""
+    answer_field: str = ""
+    choices_field: str = ""
+    answer_as: str = ""
+    language: str = ""
+    split: str = ""
+    frames: int = 8
+    allow_unanswered: bool = False
+
+    @property
+    def directory(self) -> Path:
+        """Where named pictures are, by default beside the file."""
+        return self.image_dir or (self.path if self.path.is_dir() else self.path.parent)
+
+
+def iter_rows(data_set: DataSet, source: Source, *, on_bad: OnBad | None = None) -> Iterator[Record]:
+    """Yield schema rows with absolute image paths; a bad record goes to `on_bad`, or raises `UserError` without one."""
+    if data_set.reader:
+        yield from data_set.reader(source, on_bad)
+        return
+    own = _named(source.question_field, data_set.question), _named(source.image_field, data_set.image)
+    for file in source_files(source.path, (data_set.mark,) if data_set.mark else own, data_set.title, source.split):
+        yield from converted(_flat_records(data_set, source, file), partial(_row, data_set, source), on_bad)
+
+
+def _flat_records(data_set: DataSet, source: Source, file: Path) -> Iterator[tuple[str, str, Record | UserError]]:
+    """(where it stands, its id, the flat record or why there is none)."""
+    for number, record in iter_records(file, data_set.unpack):
+        where = f"{file}, record {number}"
+        if source.language and str(record.get("q_lang", "")).lower() != source.language.lower():
+            continue
+        identity = _first(record, data_set.identity)
+        identity = f"{file.stem}-{number}" if identity is None else str(identity)
+        try:
+            parts = list(data_set.unfold(record))
+        except UserError as error:
+            yield where, identity, UserError(f"{where}: {error}")
+        except _LAYOUT_ERRORS as error:
+            reason = f"{where} is not in the layout of {data_set.title} ({error!r}), which is: {data_set.layout}"
+            yield where, identity, UserError(reason)
+        else:
+            for part, flat in enumerate(parts):
+                yield where, identity if len(parts) == 1 else f"{identity}-{part}", flat
+
+
+def _row(data_set: DataSet, source: Source, item: tuple[str, str, Record | UserError]) -> Record:
+    where, identity, record = item
+    if isinstance(record, UserError):
+        raise record
+    images, media = _pictures(data_set, source, record, where)
+    sizes = [image_size(image) for image in images]
+    names = _named(source.question_field, data_set.question)
+    question = _required(record, names, where, "name one with --question-field")
+    known = {*_columns(data_set), *data_set.drop, *names, source.image_field, source.answer_field, source.choices_field}
+    row = {
+        "id": identity,
+        "task": data_set.task,
+        "metric": data_set.metric_of(record) if data_set.metric_of else data_set.metric,
+        "image_paths": [str(image) for image in images],
+        "media": media,
+        "question": question.replace("<image>", "").strip() if isinstance(question, str) else question,
+        "image_sizes": [list(size) for size in sizes],
+        "source": source.name,
+        "meta": extra_fields(record, known),
+    }
+    if data_set.task == "vqa":
+        row |= _answer(data_set, source, record, where)
+    else:
+        row |= _target(data_set, record, sizes[0], where)
+    return checked(row, where)
+
+
+def _pictures(data_set: DataSet, source: Source, record: Record, where: str) -> tuple[list[Path], str]:
+    """The pictures of a record, and whether they are "images" or the frames of a "video"."""
+    names = _named(source.image_field, data_set.image)
+    video = record.get("video", record.get("frames")) if "frames" in names else None
+    if isinstance(video, str) and ("video" in record or (source.directory / video).is_dir()):
+        return sample_frames(source.directory / video, source.extract_dir, source.frames), "video"
+    values = as_list(_required(record, names, where, "name one with --image-field"))
+    if not values:
+        raise UserError(f"{where} has an empty list of images; fill in a picture or remove it")
+    images = [_picture(item, data_set.folders, source, where) for item in values]
+    return images, "video" if video is not None else "images"
+
+
+def _picture(value: Any, folders: Fields, source: Source, where: str) -> Path:
+    """The picture in the first of the folders that has it; the error is that of the image directory itself."""
+    failed: UserError | None = None
+    for folder in folders:
+        try:
+            return picture_file(value, source.directory / folder, source.extract_dir, where)
+        except UserError as error:
+            failed = failed or error
+    assert failed is not None
+    raise failed
+
+
+def _answer(data_set: DataSet, source: Source, record: Record, where: str) -> Record:
+    choices = [str(choice) for choice in as_list(_first(record, _named(source.choices_field, data_set.choices)) or [])]
+    if source.choices_field and not choices:
+        raise UserError(f"{where} has no {source.choices_field}; its fields are {', '.join(record)}")
+    answers = _answers(data_set, source, record, where)
+    if not choices:
+        return {"answers": answers}
+    try:
+        letters = [gold_letter(answer, choices, source.answer_as or data_set.answer_as) for answer in answers]
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    return {"metric": "multiple_choice", "choices": choices, "answers": letters}
+
+
+def _answers(data_set: DataSet, source: Source, record: Record, where: str) -> list[str]:
+    names = _named(source.answer_field, data_set.answer)
+    value = _first(record, names)
+    if value is None and source.allow_unanswered:
+        return []
+    cure = "name one with --answer-field, or pass --allow-unanswered for a test split"
+    value = _required(record, names, where, cure)
+    # VQAv2 and its kin wrap each of the ten in an object.
+    given = [item.get("answer") if isinstance(item, dict) else item for item in as_list(value)]
+    answers = [str(item).strip() for item in given if item != ""]
+    if not all(isinstance(item, (str, int, float)) for item in given) or not (answers or source.allow_unanswered):
+        raise UserError(f"{where}: answers {value!r} are not texts; give one text or a list of texts")
+    return answers
+
+
+def _target(data_set: DataSet, record: Record, size: tuple[int, int], where: str) -> Record:
+    stated = record.get(data_set.size)
+    if stated and list(stated) != list(size):
+        raise UserError(
+            f"{where}: the file says {stated[0]} x {stated[1]} pixels, but the picture has {size[0]} x {size[1]}; its "
+            "boxes are of another version of it"
+        )
+    value = _required(record, data_set.boxes, where, f"{data_set.title} has: {data_set.layout}")
+    values = [value] if isinstance(value, str) or (value and not isinstance(value[0], (list, tuple))) else value
+    form = {"box_format": data_set.box_format, "space": data_set.space, "where": where}
+    boxes = [to_unit_xyxy(four_numbers(box, where), size, **form) for box in values]
+    label = str(record.get("label", ""))
+    return {"boxes": boxes, "labels": [label] * len(boxes)}
+
+
+def _columns(data_set: DataSet) -> Fields:
+    return (*data_set.image, *data_set.answer, *data_set.choices, *data_set.boxes, "label")
+
+
+def _named(chosen: str, declared: Fields) -> Fields:
+    return (chosen,) if chosen else declared
+
+
+def _first(record: Record, names: Fields) -> Any:
+    return next((record[name] for name in names if name in record), None)
+
+
+def _required(record: Record, names: Fields, where: str, cure: str) -> Any:
+    value = _first(record, names)
+    if value is None:
+        raise UserError(f"{where} has no {' or '.join(names)}; its fields are {', '.join(record)}: {cure}")
+    return value

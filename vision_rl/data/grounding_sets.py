@@ -1,0 +1,220 @@
+"""The published grounding sets that `data_utils.py convert NAME` reads, one declaration each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from vision_rl.data import box_sets, layouts, screenspot
+from vision_rl.data.data_set import DataSet, Source
+from vision_rl.data.records import OnBad, Record, source_files
+
+_HUB = "https://huggingface.co/datasets/"
+_LMMS = "lmms-eval, lmms_eval/tasks/"
+_PHYSIONET = "PhysioNet account with a signed agreement"
+
+
+def _screenspot(source: Source, on_bad: OnBad | None) -> Iterator[Record]:
+    return screenspot.iter_rows(source.path, image_dir=source.image_dir, extract_dir=source.extract_dir, on_bad=on_bad)
+
+
+def _radiology(source: Source, on_bad: OnBad | None) -> Iterator[Record]:
+    """Tables of findings, one box a line, grouped by picture and sentence."""
+    is_ms_cxr = source.name == "ms-cxr"
+    options = box_sets.BoxOptions(
+        image_dir=source.directory,
+        extract_dir=source.extract_dir,
+        space="pixels",
+        image_field=source.image_field or ("path" if is_ms_cxr else None),
+        question_field=source.question_field or ("label_text" if is_ms_cxr else None),
+        source=source.name,
+        metric="iou",
+    )
+    for file in source_files(source.path, (("label_text", "class_name"),), source.name, source.split):
+        yield from box_sets.iter_rows(file, options, on_bad=on_bad)
+
+
+_REFCOCO = DataSet(
+    title="RefCOCO",
+    layout=(
+        "parquet with question_id, image, answer (a list of expressions), bbox (x, y, width, height in "
+        "pixels), file_name"
+    ),
+    source=f"{_HUB}lmms-lab/RefCOCO; {_LMMS}refcoco/utils_rec.py",
+    rows="val 8,811, test 5,000, testA 1,975, testB 1,810 objects",
+    metric="acc_at_iou_0.5",
+    licence="COCO's terms for the pictures",
+    get="download_data.sh refcoco",
+    task="grounding",
+    question=("expression",),
+    mark=("answer",),
+    box_format="xywh",
+    drop=("question", "answer", "iscrowd"),
+    unfold=layouts.expressions,
+)
+
+_SCREENSPOT = DataSet(
+    title="ScreenSpot",
+    layout="parquet with file_name, bbox (x1, y1, x2, y2 in 0..1), instruction, data_type, data_source, image",
+    source=f"{_HUB}rootsautomation/ScreenSpot",
+    rows="test 1,272",
+    metric="point_in_box",
+    licence="see its card",
+    get="download_data.sh screenspot",
+    task="grounding",
+    reader=_screenspot,
+)
+
+GROUNDING_SETS: dict[str, DataSet] = {
+    "refcoco": _REFCOCO,
+    "refcoco+": replace(
+        _REFCOCO,
+        title="RefCOCO+",
+        source=f"{_HUB}lmms-lab/RefCOCOplus; {_LMMS}refcoco+/utils_rec.py",
+        rows="see its card",
+        get="download_data.sh refcoco+",
+    ),
+    "refcocog": replace(
+        _REFCOCO,
+        title="RefCOCOg",
+        source=f"{_HUB}lmms-lab/RefCOCOg; {_LMMS}refcocog/utils_rec.py",
+        rows="val 7,573 objects",
+        get="download_data.sh refcocog",
+    ),
+    "visual-genome": DataSet(
+        title="Visual Genome regions",
+        layout=(
+            "region_descriptions.json: [{id, regions: [{region_id, phrase, x, y, width, height in pixels}]}]; "
+            "pictures id.jpg in VG_100K and VG_100K_2"
+        ),
+        source=f"{_HUB}ranjaykrishna/visual_genome",
+        rows="108,077 pictures",
+        metric="acc_at_iou_0.5",
+        licence="CC BY 4.0",
+        get="https://homes.cs.washington.edu/~ranjay/visualgenome/",
+        task="grounding",
+        question=("phrase",),
+        mark=("regions",),
+        box_format="xywh",
+        folders=("", "VG_100K", "VG_100K_2"),
+        unfold=layouts.regions,
+    ),
+    "vlm-r1": DataSet(
+        title="VLM-R1's REC files",
+        layout=(
+            "JSONL with id, image, conversations, or JSON with image, problem, solution; the answer is [x1, y1, "
+            "x2, y2] in pixels of the original picture"
+        ),
+        source="VLM-R1, src/open-r1-multimodal/src/open_r1/grpo_jsonl.py and vlm_modules/qwen_module.py (iou_reward)",
+        rows="any",
+        metric="acc_at_iou_0.5",
+        licence="see its card",
+        get=f"{_HUB}omlab/VLM-R1",
+        task="grounding",
+        mark=("conversations", "problem"),
+        unfold=layouts.vlm_r1,
+    ),
+    "vindr-cxr": DataSet(
+        title="VinDr-CXR",
+        layout="CSV with image_id, class_name, rad_id, x_min, y_min, x_max, y_max in pixels; pictures exported to PNG",
+        source="https://physionet.org/content/vindr-cxr/",
+        rows="15,000 pictures for training, 3,000 for testing",
+        metric="iou",
+        licence="PhysioNet Credentialed Health Data License",
+        get="https://physionet.org/content/vindr-cxr/",
+        account=f"{_PHYSIONET}, or a Kaggle account (vinbigdata-chest-xray-abnormalities-detection)",
+        task="grounding",
+        reader=_radiology,
+    ),
+    "ms-cxr": DataSet(
+        title="MS-CXR",
+        layout=(
+            "CSV with dicom_id, category_name, label_text, path, x, y, w, h in pixels; or COCO JSON with path in "
+            "images and label_text in annotations"
+        ),
+        source="https://physionet.org/content/ms-cxr/",
+        rows="1,162 sentences with boxes",
+        metric="iou",
+        licence="PhysioNet Credentialed Health Data License",
+        get="https://physionet.org/content/ms-cxr/",
+        account=f"{_PHYSIONET}, for it and for MIMIC-CXR-JPG",
+        task="grounding",
+        reader=_radiology,
+    ),
+    "screenspot": _SCREENSPOT,
+    "screenspot-v2": replace(
+        _SCREENSPOT,
+        title="ScreenSpot-v2",
+        layout=(
+            "JSON lists with img_filename, bbox (x, y, width, height in pixels), instruction, data_type, "
+            "data_source; pictures in screenspotv2_image"
+        ),
+        source=f"{_HUB}OS-Copilot/ScreenSpot-v2",
+        get="download_data.sh screenspot-v2",
+    ),
+    "screenspot-pro": replace(
+        _SCREENSPOT,
+        title="ScreenSpot-Pro",
+        layout=(
+            "annotations/*.json, one list per application, with img_filename, bbox (x1, y1, x2, y2 in pixels), "
+            "img_size, instruction, ui_type, group; pictures in images"
+        ),
+        source=f"{_HUB}likaixin/ScreenSpot-Pro; its eval_screenspot_pro.py",
+        rows="test 1,581",
+        get="download_data.sh screenspot-pro",
+    ),
+    "osworld-g": DataSet(
+        title="OSWorld-G",
+        layout=(
+            "JSON or parquet with id, image_path or image, image_size, instruction, box_type, box_coordinates (x,"
+            " y, width, height or a polygon, in pixels), GUI_types"
+        ),
+        source=f"{_HUB}MMInstruction/OSWorld-G; {_LMMS}osworld_g/utils.py",
+        rows="564: 470 boxes, 40 polygons, 54 refusals",
+        metric="point_in_box",
+        licence="see its card",
+        get="download_data.sh osworld-g",
+        task="grounding",
+        image=("image", "image_path"),
+        question=("instruction",),
+        box_format="xywh",
+        size="image_size",
+        folders=("", "images"),
+        unfold=layouts.osworld_g,
+    ),
+    "os-atlas": DataSet(
+        title="OS-Atlas and SeeClick grounding",
+        layout=(
+            "JSON lists with img_filename, instruction, bbox (x1, y1, x2, y2 in 0..1), data_type; or with a list "
+            "of elements per picture"
+        ),
+        source=f"{_HUB}OS-Copilot/OS-Atlas-data",
+        rows="see its card",
+        metric="point_in_box",
+        licence="Apache 2.0",
+        get=f"{_HUB}OS-Copilot/OS-Atlas-data",
+        task="grounding",
+        image=("img_filename",),
+        question=("instruction",),
+        space="unit",
+        folders=("", "images", "imgs"),
+        unfold=layouts.elements,
+    ),
+    "uground": DataSet(
+        title="UGround-V1-Data-Box",
+        layout=(
+            "parquet with image (bytes), width, height, conversations (JSON text; the answers are (x1, y1, x2, "
+            "y2) in 0..1000)"
+        ),
+        source=f"{_HUB}osunlp/UGround-V1-Data-Box; UGround, README.md",
+        rows="see its card",
+        metric="point_in_box",
+        licence="CC BY-NC-SA 4.0",
+        get=f"{_HUB}osunlp/UGround-V1-Data-Box",
+        task="grounding",
+        question=("instruction",),
+        mark=("conversations",),
+        space="thousand",
+        unfold=layouts.uground,
+    ),
+}

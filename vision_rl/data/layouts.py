@@ -1,0 +1,158 @@
+"""Records of published sets that hold several questions, or keep them in another shape, as flat records."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from vision_rl.data.records import Record
+from vision_rl.errors import UserError
+
+_IMAGE_TOKEN = re.compile(r"<image (\d)>")
+_ANSWER_TAG = re.compile(r"</?answer>")
+
+
+def data_list(value: Mapping[str, Any]) -> list[Record] | None:
+    """TextVQA's, DocVQA's and InfographicVQA's JSON: `{"data": [...], ...}`."""
+    return value.get("data")
+
+
+def by_key(value: Mapping[str, Any]) -> list[Record] | None:
+    """GQA's JSON: an object of questions by their id."""
+    if not all(isinstance(item, dict) for item in value.values()):
+        return None
+    return [{"question_id": key, **item} for key, item in value.items()]
+
+
+def mmmu(record: Record) -> Iterable[Record]:
+    """Choices are the text of a Python list, and the question names its pictures as <image 1> to <image 7>."""
+    options = ast.literal_eval(record["options"]) if isinstance(record.get("options"), str) else record.get("options")
+    named = dict.fromkeys(_IMAGE_TOKEN.findall(f"{record['question']} {' '.join(map(str, options or []))}"))
+    flat = {name: value for name, value in record.items() if not name.startswith("image_")}
+    flat |= {"images": [record[f"image_{number}"] for number in named or ["1"]], "options": options or []}
+    if flat.get("answer") == "?":  # of the test split, whose answers are not published
+        del flat["answer"]
+    elif not options and str(flat.get("answer", "")).startswith("["):
+        flat["answer"] = ast.literal_eval(flat["answer"])
+    return [flat]
+
+
+def mathvista(record: Record) -> Iterable[Record]:
+    """Its `metadata` is the breakdown of the paper; the unit of an answer belongs to the question."""
+    unit = f" (Unit: {record['unit']})" if record.get("unit") else ""
+    return [{**record.get("metadata", {}), **record, "question": f"{record['question']}{unit}"}]
+
+
+def mathvista_metric(record: Record) -> str:
+    """Of a question without choices: numbers and lists are compared as mathematics."""
+    return "exact_match" if record.get("answer_type") == "text" else "math"
+
+
+def scienceqa(record: Record) -> Iterable[Record]:
+    """The hint is the context of a question; half of the questions have no picture and cannot be asked here."""
+    hint = f"Context: {record['hint']}\n" if record.get("hint") else ""
+    asked = {**record, "question": f"{hint}{record['question']}"}
+    if "image" not in record:
+        raise UserError("it has no image; take the IMG part, or leave such questions out with --skip-bad")
+    return [asked]
+
+
+def verl(record: Record) -> Iterable[Record]:
+    """The question is extra_info's, which has no instructions for a format, else what the user says in `prompt`."""
+    extra = record.get("extra_info") or {}
+    prompt = record["prompt"]
+    said = [part["content"] for part in prompt if part["role"] == "user"] if isinstance(prompt, list) else [prompt]
+    question = extra.get("question") or "\n".join(said)
+    kept = {name: value for name, value in record.items() if name not in ("prompt", "reward_model", "extra_info")}
+    return [{**kept, "question": question, "answer": record["reward_model"]["ground_truth"]}]
+
+
+def verl_metric(record: Record) -> str:
+    """`ability` tells mathematics from the rest."""
+    return "math" if record.get("ability") == "math" else "exact_match"
+
+
+def pairs(record: Record) -> Iterator[tuple[str, Any]]:
+    """(what the human says, what the model says) of LLaVA's `conversations`, which may be JSON text."""
+    turns = record["conversations"]
+    turns = json.loads(turns) if isinstance(turns, str) else turns
+    for human, model in zip(turns[::2], turns[1::2], strict=True):
+        if (human["from"], model["from"]) != ("human", "gpt"):
+            raise ValueError("turns of a conversation are not human and gpt in turn")
+        yield human["value"], model["value"]
+
+
+def llava(record: Record) -> Iterable[Record]:
+    """One question per pair of turns."""
+    kept = {name: value for name, value in record.items() if name != "conversations"}
+    return [{**kept, "question": human, "answer": model} for human, model in pairs(record)]
+
+
+def vlm_r1(record: Record) -> Iterable[Record]:
+    """One question; its answer is a box [x1, y1, x2, y2] as a list or a JSON text, perhaps in <answer>."""
+    if "conversations" in record:
+        [(problem, solution)] = pairs(record)
+    else:
+        problem, solution = record["problem"], record["solution"]
+    if isinstance(solution, str):
+        solution = json.loads(_ANSWER_TAG.sub("", solution))
+    kept = {name: value for name, value in record.items() if name not in ("conversations", "problem", "solution")}
+    return [{**kept, "question": problem, "bbox": solution}]
+
+
+def uground(record: Record) -> Iterable[Record]:
+    """One question per pair of turns; the answer is a box in 0..1000 as a text."""
+    flat = []
+    for instruction, box in pairs(record):
+        if str(box).count(",") == 1:
+            raise UserError(f"its answer {box} is a point without a box; take osunlp/UGround-V1-Data-Box")
+        flat.append({"image": record["image"], "instruction": instruction, "bbox": box})
+    return flat
+
+
+def elements(record: Record) -> Iterable[Record]:
+    """SeeClick's web files list the `elements` of a screenshot; OS-Atlas has one element per record."""
+    shared = {name: value for name, value in record.items() if name != "elements"}
+    return [shared | {"label": item.get("data_type", "")} | item for item in record.get("elements", [record])]
+
+
+def expressions(record: Record) -> Iterable[Record]:
+    """RefCOCO's records list the expressions of one object."""
+    kept = {name: value for name, value in record.items() if name not in ("question", "answer", "segmentation")}
+    given = record["answer"]
+    return [{**kept, "expression": text} for text in ([given] if isinstance(given, str) else given)]
+
+
+def regions(record: Record) -> Iterable[Record]:
+    """Visual Genome's regions of one picture: phrase, x, y, width, height."""
+    picture = record.get("image", record.get("image_id", record.get("id")))
+    return [
+        {
+            "image": picture,
+            "phrase": region["phrase"],
+            "bbox": [region[name] for name in ("x", "y", "width", "height")],
+            "region_id": region["region_id"],
+        }
+        for region in record["regions"]
+    ]
+
+
+def osworld_g(record: Record) -> Iterable[Record]:
+    """A box as x, y, width, height; a polygon x1, y1, x2, y2, ..., whose bounding box is taken; a refusal has none."""
+    kind, numbers = str(record["box_type"]).lower(), list(record.get("box_coordinates", []))
+    flat = {name: value for name, value in record.items() if name != "box_coordinates"}
+    flat["label"] = ", ".join(record.get("GUI_types") or [])
+    if kind == "refusal":
+        return [{**flat, "bbox": []}]
+    if kind == "polygon":
+        xs, ys = numbers[::2], numbers[1::2]
+        if len(xs) != len(ys) or len(xs) < 3:
+            raise UserError(f"its polygon {numbers} is not three or more points; correct or remove it")
+        left, top = min(xs), min(ys)
+        return [{**flat, "bbox": [left, top, max(xs) - left, max(ys) - top], "polygon_pixels": numbers}]
+    if kind != "bbox":
+        raise UserError(f"its box_type is {kind!r}, expected bbox, polygon or refusal; correct it")
+    return [{**flat, "bbox": numbers}]

@@ -1,0 +1,31 @@
+"""Every set that `data_utils.py convert NAME` reads, and the table of them that `docs/data.md` has."""
+
+from __future__ import annotations
+
+import difflib
+
+from vision_rl.data.data_set import DataSet
+from vision_rl.data.grounding_sets import GROUNDING_SETS
+from vision_rl.data.question_sets import QUESTION_SETS
+from vision_rl.errors import UserError
+
+SETS: dict[str, DataSet] = {**QUESTION_SETS, **GROUNDING_SETS}
+
+
+def get_set(name: str) -> DataSet:
+    """The declaration of a set; `UserError` with a suggestion for a name that there is not."""
+    if name not in SETS:
+        close = difflib.get_close_matches(name.lower(), SETS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(SETS)}"
+        raise UserError(f"no set is called {name!r}; {hint} (data_utils.py sets describes them)")
+    return SETS[name]
+
+
+def sets_table() -> str:
+    """The sets as a Markdown table: name, rows, metric, command, licence and account."""
+    lines = ["| set | layout | rows | metric | from | licence, account |", "|---|---|---|---|---|---|"]
+    for name, item in SETS.items():
+        terms = item.licence + (f"; needs an account: {item.account}" if item.account else "")
+        metric = item.metric or "the run's"
+        lines.append(f"| `{name}` | {item.title}: {item.layout} | {item.rows} | {metric} | {item.get} | {terms} |")
+    return "\n".join(lines)

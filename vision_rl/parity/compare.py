@@ -1,0 +1,205 @@
+"""Both sides side by side: serve the cells, recompute them as the trainer does, and give a verdict for each."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vision_rl.parity.cells import Cell, cells, conversation
+
+LIMIT = 1e-4
+"""The largest |actor - server| log-probability, in nats, that float32 on both sides may show."""
+TOGETHER = "one micro-batch"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One cell. max, mean: |actor - server| log-probability over the reply, in nats; None where there is nothing to compare.
+
+    prompt_equal: the server's prompt ids are those of the family's own processor in transformers. verdict: "equal",
+    "differs", or "refused" by one of the two sides, with the `reason`.
+    """
+
+    family: str
+    cell: str
+    max: float | None
+    mean: float | None
+    prompt_equal: bool | None
+    verdict: str
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a row of benchmarks/results/parity.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model to ask. model: its folder. updated: a folder of the same model with other weights, None to leave that out.
+
+    engine: arguments of vLLM's `LLM` beside those of a CPU run. limits: as for `Pixels`, on the trainer's side.
+    """
+
+    family: str
+    model: Path
+    updated: Path | None = None
+    scale: int = 1
+    cpu: bool = True
+    engine: Mapping[str, Any] | None = None
+    limits: Mapping[str, int] | None = None
+
+
+def compare(jobs: Sequence[Job], folder: Path) -> list[Result]:
+    """Results of every job's cells. Pictures, logs and the server's answers stay in `folder`."""
+    asked = cells(folder, jobs[0].scale)
+    _serve(jobs, asked, folder)
+    results: list[Result] = []
+    for number, job in enumerate(jobs):
+        answers = folder / f"{number}.answers.json"
+        replies = json.loads(answers.read_text()) if answers.exists() else {"error": "vLLM died; see its log"}
+        results += _job_results(job, asked, replies)
+    return results
+
+
+def _serve(jobs: Sequence[Job], asked: Sequence[Cell], folder: Path) -> None:
+    """Run `vision_rl.parity.server` over all jobs."""
+    from vision_rl.engine.environment import run_environment
+    from vision_rl.engine.processor import load_processor
+    from vision_rl.tokens import forbidden_token_ids
+
+    served = []
+    for number, job in enumerate(jobs):
+        engine: dict[str, Any] = {
+            "max_model_len": 2048 * job.scale,
+            "max_num_seqs": 16,
+            "seed": 0,
+            "generation_config": "vllm",
+            "logprobs_mode": "processed_logprobs",
+            "limit_mm_per_prompt": {"image": 4, "video": 0},
+            **({"dtype": "float32", "enforce_eager": True} if job.cpu else {"gpu_memory_utilization": 0.6}),
+            **(job.engine or {}),
+        }
+        served.append(
+            {
+                "model": str(job.model),
+                "update": str(_synced(job, folder / f"{number}.synced")) if job.updated else None,
+                "engine": engine,
+                "cells": [cell.to_json() for cell in asked],
+                "forbidden": forbidden_token_ids(load_processor(str(job.model))),
+                "fork": job.cpu and len(jobs) > 1,
+                "log": str(folder / f"{number}.server.log"),
+                "result": str(folder / f"{number}.answers.json"),
+            }
+        )
+    (folder / "jobs.json").write_text(json.dumps(served))
+    environment = {**os.environ, **run_environment(jobs[0].cpu), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    command = [sys.executable, "-m", "vision_rl.parity.server", str(folder / "jobs.json")]
+    with open(folder / "server.log", "w") as log:
+        subprocess.run(command, env=environment, stdout=log, stderr=log, check=False)
+
+
+def _synced(job: Job, folder: Path) -> Path:
+    """The weights of `job.updated` as a run sends them to its server, under the names that verl and this project give them."""
+    from safetensors.torch import save_file
+    from verl.utils.model import convert_weight_keys
+    from verl.workers.engine.fsdp.utils import unfuse_moe_params
+
+    from vision_rl.backends.families import server_weights
+    from vision_rl.parity.actor import load_model
+
+    model = load_model(str(job.updated), cpu=job.cpu)
+    parameters = convert_weight_keys(model.state_dict(), model).items()
+    sent = server_weights(model, unfuse_moe_params(parameters, model.config.model_type))
+    folder.mkdir(exist_ok=True)
+    save_file({name: tensor.clone().contiguous() for name, tensor in sent}, folder / "model.safetensors")
+    return folder
+
+
+def _job_results(job: Job, asked: Sequence[Cell], replies: dict[str, Any]) -> list[Result]:
+    from vision_rl.engine.pixels import Pixels
+    from vision_rl.engine.processor import load_processor
+    from vision_rl.parity.actor import bare_engine, load_model
+    from vision_rl.training.rows import RowBuilder
+
+    if "error" in replies:
+        return [
+            Result(job.family, cell.name, None, None, None, "refused", f"vLLM: {replies['error']}") for cell in asked
+        ]
+    processor = load_processor(str(job.model))
+    pixels = Pixels(processor, job.model, limits=job.limits)
+    builder = RowBuilder(processor, pixels, max_prompt_length=10**6, max_response_length=10**6)
+    results, together = [], []
+    for path, after in ((job.model, False), (job.updated, True)):
+        chosen = [cell for cell in asked if cell.after_update is after]
+        if path is None or not chosen:
+            continue
+        engine = bare_engine(load_model(str(path), cpu=job.cpu), pixels)
+        for cell in chosen:
+            results.append(_cell_result(job.family, cell, replies[cell.name], processor, engine, builder))
+        if not after:
+            together = [cell for cell in chosen if cell.temperature == 1 and "error" not in replies[cell.name]]
+            results.append(_measured(job.family, TOGETHER, engine, builder, [(c, replies[c.name]) for c in together]))
+    return results
+
+
+def _cell_result(family: str, cell: Cell, reply: dict[str, Any], processor: Any, engine: Any, builder: Any) -> Result:
+    if "error" in reply:
+        return Result(family, cell.name, None, None, None, "refused", f"vLLM: {reply['error']}")
+    return _measured(family, cell.name, engine, builder, [(cell, reply)], _prompt_equal(processor, cell, reply))
+
+
+def _measured(
+    family: str,
+    name: str,
+    engine: Any,
+    builder: Any,
+    pairs: Sequence[tuple[Cell, dict[str, Any]]],
+    prompt_equal: bool | None = None,
+) -> Result:
+    """The differences of all `pairs`, computed in one micro-batch."""
+    from vision_rl.parity.actor import log_probs
+    from vision_rl.training.samples import Sample
+
+    samples = [
+        Sample(
+            reply["prompt_ids"],
+            reply["response_ids"],
+            [1] * len(reply["response_ids"]),
+            reply["logprobs"],
+            [Path(path).as_uri() for path in cell.pictures],
+            *(0.0, cell.name, cell.name, 0),
+        )
+        for cell, reply in pairs
+    ]
+    try:
+        computed = torch.cat(log_probs(engine, builder, samples, pairs[0][0].temperature))
+    except Exception as error:  # whatever stops the trainer is the cell's result
+        return Result(family, name, None, None, prompt_equal, "refused", f"trainer: {type(error).__name__}: {error}")
+    served = torch.tensor([value for _, reply in pairs for value in reply["logprobs"]])
+    difference = (computed - served).abs()
+    largest = float(difference.max())
+    verdict = "equal" if largest <= LIMIT else "differs"
+    return Result(family, name, largest, float(difference.mean()), prompt_equal, verdict)
+
+
+def _prompt_equal(processor: Any, cell: Cell, reply: dict[str, Any]) -> bool:
+    """Whether transformers' own processor makes the same prompt ids of the same conversation."""
+    from PIL import Image
+
+    messages = conversation(cell.messages, lambda path: {"type": "image"})
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    pictures = [Image.open(path).convert("RGB") for path in cell.pictures]
+    try:
+        ids = processor(text=[text], **({"images": pictures} if pictures else {}))["input_ids"][0]
+    except (ValueError, TypeError, IndexError):  # some processors take one list of pictures for each text
+        ids = processor(text=[text], images=[pictures])["input_ids"][0]
+    return list(ids) == reply["prompt_ids"]

@@ -1,0 +1,105 @@
+"""The server's side: `python -m vision_rl.parity.server jobs.json` answers the cells of each job with vLLM, as in a run.
+
+Every job is forked from a process that has imported vLLM, which takes ten seconds; an engine for a tiny model takes two.
+The chat path is the server's own (`LLM.chat` parses, applies the template and processes the pictures as `vllm serve` does).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from vision_rl.parity.cells import conversation
+
+REPLY_TOKENS, CANDIDATES, SECONDS = 12, 8, 90.0
+
+
+def main(path: str) -> None:
+    """Answer all jobs of the file at `path`; a job's result, or its error, is written where the job says."""
+    jobs = json.loads(Path(path).read_text())
+    import vllm  # noqa: F401  before the fork
+
+    for job in jobs:
+        child = os.fork() if job["fork"] else 0
+        if child:
+            _wait(child)
+            continue
+        try:
+            with open(job["log"], "w") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            Path(job["result"]).write_text(json.dumps(_answer(job)))
+        except Exception as error:  # the report names it for this family; the others go on
+            traceback.print_exc()
+            Path(job["result"]).write_text(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if job["fork"]:
+                os._exit(0)
+
+
+def _wait(child: int) -> None:
+    """Wait for a forked job; one that computes for too long is ended, and has no result."""
+    deadline = time.monotonic() + SECONDS
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    from vllm import LLM
+
+    llm = LLM(model=job["model"], **job["engine"])
+    asked = [cell for cell in job["cells"] if not cell["after_update"]]
+    # one after the other: the later ones then find prefix and picture caches filled by the earlier ones
+    replies = {cell["name"]: _ask(llm, cell, job["forbidden"]) for cell in asked}
+    if job["update"]:
+        llm.collective_rpc("reload_weights", kwargs={"weights_path": job["update"]})
+        llm.reset_prefix_cache()
+        llm.llm_engine.reset_mm_cache()
+        llm.llm_engine.reset_encoder_cache()
+        replies |= {c["name"]: _ask(llm, c, job["forbidden"]) for c in job["cells"] if c["after_update"]}
+    return replies
+
+
+def _ask(llm: Any, cell: dict[str, Any], forbidden: list[int]) -> dict[str, Any]:
+    """Prompt ids, reply ids and their log-probabilities; {"error": ...} where the server refuses the request.
+
+    Of several candidates the one that goes furthest without a placeholder counts, up to there: barring those tokens would
+    change the distribution.
+    """
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(
+        n=CANDIDATES, temperature=cell["temperature"], max_tokens=REPLY_TOKENS, logprobs=0, seed=1
+    )
+    try:
+        output = llm.chat(conversation(cell["messages"], _data_uri), sampling, use_tqdm=False)[0]
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"}
+    prefixes = [list(takewhile(lambda token: token not in forbidden, reply.token_ids)) for reply in output.outputs]
+    ids, reply = max(zip(prefixes, output.outputs, strict=True), key=lambda pair: len(pair[0]))
+    if not ids:
+        return {"error": "every reply begins with a vision placeholder"}
+    values = [step[token].logprob for token, step in zip(ids, reply.logprobs, strict=False)]
+    return {"prompt_ids": list(output.prompt_token_ids), "response_ids": ids, "logprobs": values}
+
+
+def _data_uri(path: str) -> dict[str, Any]:
+    data = base64.b64encode(Path(path).read_bytes()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
