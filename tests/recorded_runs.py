@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from vision_rl.engine.trace import Turn
 from vision_rl.parsing import format_boxes
+from vision_rl.report.cards import advantages
 from vision_rl.rewards.grounding import grounding_reward
 from vision_rl.settings import AgentSettings, CollapseWatch
 from vision_rl.telemetry import METRICS, ROLLOUTS, RunLog
@@ -62,15 +63,20 @@ def told_run(run_dir: Path, **options: Any) -> Path:
             index = int(record["rollout_id"].rpartition("-")[2])
             record["dropped"] = "image_tokens_disagree" if record["step"] == 9 and index == 1 else ""
             record["reason"] = "a.png gives 96 tokens, its prompt has 104" if record["dropped"] else ""
-            if not record["dropped"]:
-                record["advantage"] = round(1.5 - index, 3)
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault((record["mode"], record["step"], record["group"]), []).append(record)
+    for (mode, _, _), group in groups.items():
+        for record, advantage in zip(group, advantages(group), strict=True):
+            if mode == "train" and advantage is not None:
+                record["advantage"] = advantage
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     (run_dir / ROLLOUTS).write_text("".join(lines), encoding="utf-8")
     return run_dir
 
 
 HOSTILE = """</script></style></textarea><script>document.title='owned'</script><img src=x onerror="document.title='owned'">
-{{ 7*7 }} {% raw %} "' onmouseover="document.title='owned'" javascript:alert(1) &lt;b&gt; \u202e \u2028 <!-- ]]>"""
+{{ 711*713 }} {% raw %} "' onmouseover="document.title='owned'" javascript:alert(1) &lt;b&gt; \u202e \u2028 <!-- ]]>"""
 
 
 def hostile_run(run_dir: Path) -> Path:

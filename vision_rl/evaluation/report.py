@@ -19,7 +19,7 @@ from vision_rl.evaluation.metrics import Figure, headline
 from vision_rl.evaluation.store import IDENTITY, Record, read_records, write_text
 from vision_rl.parsing import parse_answer
 from vision_rl.report.cards import Answer, Card, Turn, card_pictures, gold_text
-from vision_rl.report.charts import COLOURS
+from vision_rl.report.charts import COLOURS, frame
 from vision_rl.report.page import Cell, Drawing, Page, Table, Tile, render
 from vision_rl.tasks import get_task
 
@@ -163,14 +163,6 @@ def _calibration(summary: Mapping[str, Any]) -> Drawing | None:
 
 
 def _framed(drawn: go.Figure) -> dict[str, Any]:
-    """The look that all charts of the page share."""
-    drawn.update_layout(
-        template="none",
-        height=340,
-        margin={"l": 62, "r": 14, "t": 12, "b": 104, "autoexpand": False},
-        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-    )
+    drawn.update_layout(**frame(len(drawn.data)))
     found: dict[str, Any] = drawn.to_plotly_json()
     return found

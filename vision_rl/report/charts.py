@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -164,11 +165,11 @@ def figure(chart: Chart, last_step: float) -> dict[str, Any]:
 
     Names come from reward functions and workers: they are escaped, since Plotly reads tags in labels.
     """
-    count = 1 + max(line.run for line in chart.lines)
-    drawn = go.Figure()
-    for number, line in enumerate(chart.lines):
-        # With several runs, the lines of one name differ by colour and by dash.
-        colour = COLOURS[(number if chart.stacked or count == 1 else number * count + line.run) % len(COLOURS)]
+    drawn, numbers = go.Figure(), Counter[int]()
+    for line in chart.lines:
+        # Of several runs, the lines of one name have one colour and differ by their dashes.
+        colour = COLOURS[numbers[line.run] % len(COLOURS)]
+        numbers[line.run] += 1
         drawn.add_scatter(
             x=list(line.steps),
             y=list(line.values),
@@ -193,21 +194,32 @@ def figure(chart: Chart, last_step: float) -> dict[str, Any]:
             text=[html.escape(name, quote=False) for _, _, name in chart.spans],
             hovertemplate="%{text}<extra>alarm</extra>",
         )
+    values = [value for line in chart.lines for value in line.values]
+    constant = len(set(values)) == 1 and values[0] > 0 and not chart.log
     drawn.update_layout(
-        template="none",
-        height=340,
-        margin={"l": 62, "r": 14, "t": 12, "b": 104, "autoexpand": False},
+        **frame(len(drawn.data)),
         hovermode="x unified",
-        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
         showlegend=len(chart.lines) > 1,
         xaxis={"title": {"text": "step", "standoff": 6}, "range": [0, max(1.0, last_step) * 1.02], "zeroline": False},
-        yaxis={"title": {"text": chart.unit}, "type": "log" if chart.log else "linear", "zeroline": False},
+        yaxis={"title": {"text": chart.unit}, "type": "log" if chart.log else "linear", "zeroline": False}
+        | ({"range": [0, 2 * values[0]]} if constant else {}),
         yaxis2={"overlaying": "y", "range": [0, 1.03], "visible": False, "fixedrange": True},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
     )
     found: dict[str, Any] = drawn.to_plotly_json()
     return found
+
+
+def frame(entries: int) -> dict[str, Any]:
+    """The layout that all figures share: drawing areas of one size, and room below for a legend of so many entries."""
+    below = 46 if entries < 2 else 56 + 19 * -(-entries // 2)
+    return {
+        "template": "none",
+        "height": 240 + below,
+        "margin": {"l": 62, "r": 14, "t": 12, "b": below, "autoexpand": False},
+        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+    }
 
 
 def component_label(name: str) -> str:

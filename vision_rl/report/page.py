@@ -110,7 +110,7 @@ def render(page: Page, *, version: str = "") -> str:
         number=number,
         cell=cell,
         components=components,
-        has_boxes=any(picture.marks for card in page.cards for picture in card.pictures),
+        kinds={mark.kind for card in page.cards for picture in card.pictures for mark in picture.marks},
     )
 
 

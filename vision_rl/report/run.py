@@ -176,9 +176,9 @@ def alarms(each: Shown) -> list[Alarm]:
     for reason, failure in each.index.failures.items():
         if reason == DROPPED + FILTERED:
             continue  # dynamic sampling at work
-        text = f"{in_run(each)}: {failure.count} rollouts, steps {failure.first} to {failure.last}"
+        text = f"took {failure.count} rollouts{in_run(each)}, steps {failure.first} to {failure.last}"
         link = {**where, "failure": reason} if failure.first in each.train else {}
-        found.append(Alarm(reason, text.lstrip(), (), link))
+        found.append(Alarm(reason, text, (), link))
     return found
 
 
