@@ -152,8 +152,8 @@ def check(size: dict[str, Any], micro: int) -> tuple[float, float]:
     worker.engine._opened = lambda inputs: getattr(inputs, "data", inputs)  # pixels, where a run has references to them
     worker.set_loss_fn(partial(ppo_loss, config=actor))
     estimated = sum(parts[name] for name in ("gradients", "activations", "vision activations", "logits"))
-    batch = batch_of(size, 2 * micro, config)
-    worker.train_mini_batch(batch)  # so that the optimizer's state is there before
+    worker.train_mini_batch(batch_of(size, 2 * micro, config))  # so that the optimizer's state is there before
+    batch = batch_of(size, 2 * micro, config)  # verl takes the settings of the update out of a batch
     worker.engine.optimizer_zero_grad()
     return estimated, peak_of(lambda: worker.train_mini_batch(batch))
 

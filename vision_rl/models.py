@@ -190,8 +190,8 @@ TABLE: tuple[ModelFamily, ...] = (
     ),
     ModelFamily(
         "Phi-4 multimodal", ("microsoft/Phi-4-multimodal-instruct",), ("phi4mm", "phi4_multimodal"),
-        ("Phi4MMForCausalLM",), True, True, "unit", "plain", "256 and more per crop", "40 GB: 5.6B by LoRA",
-        r"Phi-4-multimodal",
+        ("Phi4MMForCausalLM", "Phi4MultimodalForCausalLM"), False, True, "unit", "plain", "256 and more per crop",
+        "40 GB: 5.6B by LoRA", r"Phi-4-multimodal",
         refused="its images switch on a LoRA adapter in the language model, which verl's weight sync does not carry",
     ),
     ModelFamily(
