@@ -260,8 +260,6 @@ class _GoldScores:
         """What an agent would get, with the model that the checks name."""
         checks = self._checks
         own = {key.removeprefix("agent."): value for key, value in task.layer().items() if key.startswith("agent.")}
-        if task.truth == "boxes" and takes_points(checks.answer_format, checks.family):
-            own["reward"] = "point"  # the default needs boxes
         model = {"family": checks.family, "min_pixels": checks.min_pixels, "max_pixels": checks.max_pixels}
         return {**asdict(AgentSettings()), **own, **model, "answer_format": checks.answer_format}
 
