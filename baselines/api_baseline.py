@@ -143,7 +143,7 @@ def run_trivial(args: argparse.Namespace, console: Console) -> int:
     if KINDS[args.trivial] != get_task(task).truth:
         raise UserError(f"--trivial {args.trivial} answers with {KINDS[args.trivial]}, but {data} holds {task} rows")
     settings = agent_settings(task, args.overrides, cpu=False, model_dir=None, trained_as=None, transport="file")
-    reply = constant_reply(args.trivial, args.train, settings["answer_format"], task)
+    reply = constant_reply(args.trivial, args.train, settings["answer_format"], task, settings["family"])
     console.print(f"{args.trivial}: {reply}", highlight=False, markup=False)
     if args.dry_run:
         return 0

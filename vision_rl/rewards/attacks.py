@@ -239,7 +239,7 @@ def grounding_outcomes() -> Iterator[Outcome]:
     for name, build in GROUNDING_ATTACKS.items():
         for scene in SCENES:
             points = takes_points(scene.answer_format, scene.family)
-            if points and name in BOXES_ONLY or scene.answer_format == "computer_use" and "tool call" in name:
+            if (points and name in BOXES_ONLY) or (scene.answer_format == "computer_use" and "tool call" in name):
                 continue
             reply, gold = build(scene), scene.write(scene.true)
             if len(reply) >= MEGABYTE // 2 and scene.name not in ("large, bbox, unit", "large, point, qwen2_5_vl"):

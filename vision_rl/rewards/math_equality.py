@@ -119,7 +119,7 @@ def math_equal(prediction: str, answers: Sequence[str]) -> float:
     truths = tuple(
         text for text in (answer.strip() for answer in answers) if text and len(_LIST.findall(text)) >= parts
     )
-    return float(said in truths or bool(truths) and _verified(said, truths))
+    return float(said in truths or (bool(truths) and _verified(said, truths)))
 
 
 def _forms(text: str) -> list[object]:
