@@ -18,7 +18,7 @@ from vision_rl.media import show, size_limits
 from vision_rl.messages import user_message
 from vision_rl.plugins import is_user_reward, rewarded
 from vision_rl.rewards import Reward
-from vision_rl.rewards.grounding import box_metric, gold_reply, grounding_reward, takes_points
+from vision_rl.rewards.grounding import DEFAULT, box_metric, gold_reply, grounding_reward, takes_points
 from vision_rl.rewards.terms import terms_of
 from vision_rl.rewards.tools import target_kind, weights_of
 from vision_rl.zoom import WHOLE, View
@@ -62,7 +62,7 @@ def score(
     view = view or View(size_limits(settings).processed((width, height)))
     boxes = [(box[0], box[1], box[2], box[3]) for box in task["boxes"]]
     kind, own = settings["reward"], is_user_reward(settings["reward"])
-    basis = "point" if takes_points(settings["answer_format"], settings["family"]) else "iou"
+    points = takes_points(settings["answer_format"], settings["family"])
     reward = grounding_reward(
         reply,
         [view.from_picture(box) for box in boxes],
@@ -70,10 +70,10 @@ def score(
         family=settings["family"],
         original_size=(width, height) if view.box == WHOLE else view.size,
         processed_size=view.size,
-        kind=basis if own else box_metric(kind, task.get("metric", "")),
+        kind=box_metric(DEFAULT if own else kind, task.get("metric", ""), points),
         tool_calls=[call.scored() for call in calls],
         target=boxes[0] if boxes else None,
-        polygons=[view.polygon_from_picture(shape) for shape in task["meta"].get("polygons") or ()],
+        polygons=[view.polygon_from_picture(shape) for shape in task.get("meta", {}).get("polygons") or ()],
         truncated=truncated,
         terms=terms_of(settings),
         weights=weights_of(settings),

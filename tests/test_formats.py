@@ -177,7 +177,7 @@ def test_a_cut_reply_is_scored_on_its_whole_boxes(fmt: str, text: str) -> None:
 
 
 def test_formats_of_points_are_refused_where_a_box_is_needed() -> None:
-    with pytest.raises(UserError, match="needs a box, but agent.answer_format=point asks for a point; use point,"):
+    with pytest.raises(UserError, match=r"needs a box, but agent\.answer_format=point asks for a point; use point,"):
         grounding_reward("(1, 2)", [], answer_format="point", kind="iou")
     with pytest.raises(UserError, match="choose native or one of bbox, click"):
         answer_space("yolo", "unit")

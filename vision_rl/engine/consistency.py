@@ -12,6 +12,7 @@ from vision_rl.engine.ranges import check_ranges
 from vision_rl.errors import UserError
 from vision_rl.models import ModelInfo, check_pairing
 from vision_rl.plugins import check_reward
+from vision_rl.rewards.grounding import KINDS, box_metric, checked_kind, takes_points
 from vision_rl.settings import AgentSettings, AppSettings
 from vision_rl.tasks import Task
 
@@ -337,6 +338,9 @@ def _tracking(trainer: Mapping[str, Any]) -> None:
 
 def _ours(task: Task, agent: AgentSettings, app: AppSettings) -> None:
     check_reward(task, agent.reward)
+    if task.truth == "boxes" and agent.reward in KINDS:
+        points = takes_points(agent.answer_format, agent.family)
+        checked_kind(box_metric(agent.reward, "", points), agent.answer_format, agent.family)
     if not app.validation.metric.startswith("val/"):
         raise UserError(
             f"app.validation.metric={app.validation.metric} must name a validation metric, such as val/reward"

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from vision_rl.evaluation.benchmarks import QUESTION_TABLES, benchmark_of, cells_of, cells_title, values_of
 from vision_rl.evaluation.intervals import mean_interval
 from vision_rl.evaluation.store import Record
 from vision_rl.rewards.calibration import brier_score, correlation, expected_calibration_error
+from vision_rl.rewards.metrics import METRICS
 from vision_rl.rewards.tools import target_kind
 from vision_rl.tasks import get_task
 from vision_rl.tool_telemetry import tool_metrics
@@ -25,6 +27,8 @@ IOU_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 OUTCOMES = ("right", "wrong place", "wrong space", "wrong format")
 NO_FINDING = "no finding"
 CALIBRATION_BINS = 10
+OVERALL = ("vqa", "official_2021", "iou")
+"""Metrics that every row of their task has under a measure of its own."""
 Measure = Callable[[Record], float]
 Figure = dict[str, Any]
 """value, low and high (95 % interval; None where there is none), n."""
@@ -97,25 +101,57 @@ def breakdowns(record: Record) -> list[tuple[str, str]]:
 
 
 def vqa_breakdowns(record: Record) -> list[tuple[str, str]]:
-    """By VQAv2's answer and question types; VQA-RAD and SLAKE write "OPEN", "Closed" and "CLOSED "."""
-    meta, names = record["meta"], (("answer type", "answer_type"), ("question type", "question_type"))
-    return [(title, " ".join(str(meta[key]).lower().split())) for title, key in names if meta.get(key)]
+    """By the tables of `benchmarks.QUESTION_TABLES`; VQA-RAD and SLAKE write "OPEN", "Closed" and "CLOSED "."""
+    meta = record["meta"]
+    return [(title, value) for title, key in QUESTION_TABLES for value in values_of(meta, key)]
 
 
 def grounding_breakdowns(record: Record) -> list[tuple[str, str]]:
-    """By ScreenSpot's or ScreenSpot-Pro's tables, label and size of the target."""
-    meta = record["meta"]
-    place = "group" if record["source"] == "screenspot-pro" else "platform"
-    where, kind = meta.get(place), meta.get("data_type")
-    found = [(place, str(where))] if where else []
-    found += [("type", str(kind))] if kind else []
-    found += [(f"{place} x type", f"{where} {kind}")] if where and kind else []
+    """By the tables of the row's benchmark, label and size of the target."""
+    meta, row = record["meta"], benchmark_of(record["source"])
+    found = [(title, value) for title, key in row.tables for value in values_of(meta, key)]
+    if len(row.cells) > 1:
+        found += [(cells_title(record["source"]), cell) for cell in cells_of(record["source"], meta)]
     # ScreenSpot's labels are its types.
-    labels = list(dict.fromkeys(label for label in record["labels"] if label and label != kind))
+    kinds = values_of(meta, "data_type")
+    labels = list(dict.fromkeys(label for label in record["labels"] if label and label.lower() not in kinds))
     if not record["boxes"]:
         labels = [NO_FINDING]
     found += [("label", label) for label in labels]
     return found + [("target size", target_size(box)) for box in record["boxes"][:1]]
+
+
+def cell_means(task: str, records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Headline measure -> {cells, number, value}: its mean over the cells of the set's main table, each weighing alike.
+
+    Empty for rows of several sets, and where no row has the fields of a cell.
+    """
+    rows = scored(records)
+    sources = {record["source"] for record in rows}
+    cells: dict[str, list[Record]] = {}
+    for record in rows if len(sources) == 1 else ():
+        for cell in cells_of(record["source"], record["meta"]):
+            cells.setdefault(cell, []).append(record)
+    if len(cells) < 2:
+        return {}
+    title, known = cells_title(next(iter(sources))), measures(task)
+    return {
+        name: {
+            "cells": title,
+            "number": len(cells),
+            "value": float(np.mean([np.mean([known[name](record) for record in inside]) for inside in cells.values()])),
+        }
+        for name in headline(task)
+    }
+
+
+def by_metric(records: Sequence[Record]) -> dict[str, Figure]:
+    """Metric -> figure over the rows that name it, or that a run's reward has scored by it."""
+    groups: dict[str, list[Record]] = {}
+    for record in scored(records):
+        for name in (name for name in METRICS if name in record["components"] and name not in OVERALL):
+            groups.setdefault(name, []).append(record)
+    return {name: figure(rows, _component(name)) for name, rows in groups.items()}
 
 
 def target_size(box: Sequence[float]) -> str:

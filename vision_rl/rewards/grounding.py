@@ -49,9 +49,16 @@ def answer_space(answer_format: str, family: str) -> tuple[str, str]:
     return name, FORMATS[name].space or family
 
 
-def box_metric(reward: str, metric_of_row: str) -> str:
-    """What scores a row: the reward that was set for the run, or the row's own metric where none was (`DEFAULT`)."""
-    return metric_of_row if reward == DEFAULT and metric_of_row in KINDS else reward
+def box_metric(reward: str, metric_of_row: str, points: bool) -> str:
+    """What scores a row: the reward that was set for the run, or where none was (`DEFAULT`) the row's own metric.
+
+    points: the answers are points, of which `DEFAULT` and metrics of boxes know nothing: "point" takes their place.
+    """
+    if reward != DEFAULT:
+        return reward
+    if metric_of_row in (POINT_KINDS if points else KINDS):
+        return metric_of_row
+    return "point" if points else reward
 
 
 def takes_points(answer_format: str, family: str) -> bool:
@@ -204,7 +211,7 @@ def grounding_reward(
     format/malformed, format/placeholder, boxes/predicted, boxes/extra, boxes/missing, truncated, and those of the terms
     and of Arc Vision.
     """
-    kind = _checked_kind(kind, answer_format, family)
+    kind = checked_kind(kind, answer_format, family)
     fmt, space = answer_space(answer_format, family)
     points = FORMATS[fmt].points
     size = space_size(space, original_size, processed_size)
@@ -246,7 +253,7 @@ def grounding_reward(
     return with_terms(components["task"], components, reply, format_ok, terms, truncated)
 
 
-def _checked_kind(kind: str, answer_format: str, family: str) -> str:
+def checked_kind(kind: str, answer_format: str, family: str) -> str:
     """The kind under its own name; `UserError` for one that does not exist or cannot score the format's answers."""
     if kind not in KINDS:
         raise UserError(f"agent.reward={kind} is not a reward for grounding; choose one of {', '.join(KINDS)}")

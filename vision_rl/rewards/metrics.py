@@ -54,7 +54,10 @@ METRICS: dict[str, Metric] = {
         Metric("vqa", "answers", vqa_accuracy, "Antol et al. 2015, arXiv 1505.00468; both sides normalised"),
         Metric("official_2021", "answers", official_2021_accuracy, "GT-Vision-Lab/VQA, vqaEval.py of 2021"),
         Metric("exact_match", "answers", exact_match, "SQuAD, arXiv 1606.05250"),
-        Metric("anls", "answers", anls, "Biten et al. 2019, arXiv 1907.00490, threshold 0.5"),
+        Metric(
+            "anls", "answers", anls, "Biten et al. 2019, arXiv 1907.00490, threshold 0.5",
+            hole="a list of candidates pays where the right one makes up more than half of its letters",
+        ),
         Metric("relaxed_accuracy", "answers", relaxed_accuracy, "ChartQA, arXiv 2203.10244, 5 %"),
         Metric(
             "multiple_choice", "answers", multiple_choice, "MMMU, arXiv 2311.16502; naming two is wrong",

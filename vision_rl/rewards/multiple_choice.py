@@ -10,7 +10,7 @@ from vision_rl.rewards.vqa_accuracy import comparable, normalise_answer
 
 LETTERS = string.ascii_uppercase
 _WHOLE = re.compile(r"[\s*(\[{]*(?:\\boxed\{)?\s*([A-Za-z])\s*[\s*)\]}.:,]*")
-_LETTER = re.compile(r"(?<![\w'’.-])([A-Z])(?![\w'’-])(?!\.[A-Za-z])")
+_LETTER = re.compile(r"(?<![\w'\u2019.-])([A-Z])(?![\w'\u2019-])(?!\.[A-Za-z])")
 _ARTICLE = re.compile(r"\s+(?!(?:or|and|is|not)\b)[a-z]")
 
 
