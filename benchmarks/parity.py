@@ -69,6 +69,7 @@ def record(results: list[Result]) -> None:
     new = {result.family for result in results}
     rows = [row for row in rows if row["family"] not in new] + [{**result.to_json(), **stamp} for result in results]
     rows.sort(key=lambda row: list(BUILDERS).index(row["family"]))
+    PARITY_RESULTS.parent.mkdir(exist_ok=True)
     PARITY_RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
 
 
