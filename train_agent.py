@@ -119,6 +119,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["init"]:
+        with cli_errors():
+            from vision_rl.new_task import init
+
+            if len(words) != 2:
+                raise UserError("init makes the folder of a new task; give its name, as train_agent.py init my-task")
+            print(init(words[1]))
+        return
     args = parsed(argv)
     with cli_errors():
         args.task = get_task(args.task).name

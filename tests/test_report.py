@@ -172,7 +172,7 @@ def test_two_runs_are_laid_over_each_other(run_dir: Path, tmp_path: Path) -> Non
     other = told_run(tmp_path / "other", steps=22)
     page = run_page([run_dir, other])
     [reward] = [chart for chart in laid_over([curves(run_dir), curves(other)]) if chart.title == "Reward"]
-    assert {line.name.partition(":")[0] for line in reward.lines} == {"grounding", "other"}
+    assert {line.label.partition(":")[0] for line in reward.lines} == {"grounding", "other"}
     drawn = figure(reward, 30)["data"]
     looks = {(trace["line"]["color"], trace["line"]["dash"]) for trace in drawn if "line" in trace}
     assert len(looks) == len(reward.lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,7 +34,10 @@ _NO_SHARES = ("format/", "length")
 
 @dataclass(frozen=True)
 class Line:
-    """Values over steps. dots: with a mark at every value; faint: behind the others; run: which of several."""
+    """Values over steps. dots: with a mark at every value; faint: behind the others.
+
+    run, of: number and name of the run, where there are several.
+    """
 
     name: str
     steps: Sequence[float]
@@ -43,6 +45,12 @@ class Line:
     dots: bool = False
     faint: bool = False
     run: int = 0
+    of: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name in the legend."""
+        return f"{self.of}: {self.name}" if self.of else self.name
 
 
 @dataclass(frozen=True)
@@ -148,9 +156,9 @@ def laid_over(runs: Sequence[Curves]) -> list[Chart]:
     merged: dict[str, Chart] = {}
     for number, run in enumerate(runs):
         for chart in charts(run):
-            prefix = f"{run.name}: " if len(runs) > 1 else ""
-            lines = [replace(line, name=prefix + line.name, run=number) for line in chart.lines]
-            spans = [(start, end, prefix + name) for start, end, name in chart.spans]
+            of = run.name if len(runs) > 1 else ""
+            lines = [replace(line, run=number, of=of) for line in chart.lines]
+            spans = [(start, end, f"{of}: {name}" if of else name) for start, end, name in chart.spans]
             before = merged.get(chart.title, replace(chart, lines=(), spans=()))
             # Areas of two runs would cover each other.
             stacked = chart.stacked and len(runs) == 1
@@ -165,15 +173,14 @@ def figure(chart: Chart, last_step: float) -> dict[str, Any]:
 
     Names come from reward functions and workers: they are escaped, since Plotly reads tags in labels.
     """
-    drawn, numbers = go.Figure(), Counter[int]()
+    drawn, names = go.Figure(), list(dict.fromkeys(line.name for line in chart.lines))
     for line in chart.lines:
         # Of several runs, the lines of one name have one colour and differ by their dashes.
-        colour = COLOURS[numbers[line.run] % len(COLOURS)]
-        numbers[line.run] += 1
+        colour = COLOURS[names.index(line.name) % len(COLOURS)]
         drawn.add_scatter(
             x=list(line.steps),
             y=list(line.values),
-            name=html.escape(line.name, quote=False),
+            name=html.escape(line.label, quote=False),
             mode="lines+markers" if line.dots or len(line.values) == 1 else "lines",
             line={"color": colour, "width": 1 if line.faint else 2, "dash": _DASHES[line.run % len(_DASHES)]},
             opacity=0.45 if line.faint else 1.0,
