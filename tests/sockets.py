@@ -30,8 +30,9 @@ class Listening:
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine reaches it."""
-        return ipaddress.ip_address(self.address).is_loopback
+        """Whether only this machine reaches it; an IPv4 address may be written as an IPv6 one (Ray's GCS does)."""
+        address = ipaddress.ip_address(self.address)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def complaints(
         if row is None:
             wrong.append(f"{where}, which the table does not have")
             continue
-        allowed = row.several if several or (published and row.name.startswith(("store", "LLM proxy"))) else row.one_machine
+        allowed = (
+            row.several if several or (published and row.name.startswith(("store", "LLM proxy"))) else row.one_machine
+        )
         if allowed == LOOPBACK and not one.is_local:
             wrong.append(f"{where}, wider than the table says of the {row.name}")
     return wrong
