@@ -30,8 +30,9 @@ class Listening:
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine reaches it."""
-        return ipaddress.ip_address(self.address).is_loopback
+        """Whether only this machine reaches it; an IPv4 address may be written as an IPv6 one (Ray's GCS does)."""
+        address = ipaddress.ip_address(self.address)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 @dataclass(frozen=True)

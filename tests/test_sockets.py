@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.engine_stack import running_stack
-from tests.sockets import LOOPBACK, NETWORK, Row, complaints, listening_sockets, processes_of, table
+from tests.sockets import LOOPBACK, NETWORK, Listening, Row, complaints, listening_sockets, processes_of, table
 
 LISTEN = """
 import socket, sys
@@ -53,6 +53,22 @@ def test_a_socket_may_be_as_wide_as_its_row(host: str, one_machine: str, wrong: 
         said = complaints([pid], rows=rows)
         assert len(said) == bool(wrong) and wrong in "".join(said)
         assert not complaints([pid], rows=rows, several=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.0.1.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:10.0.0.1", False),
+        ("::", False),
+        ("10.0.0.1", False),
+    ],
+)
+def test_what_counts_as_this_machine(address: str, local: bool) -> None:
+    assert Listening(1, "x", address, 1).is_local is local
 
 
 def test_a_socket_without_a_row_is_a_complaint() -> None:
