@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vision_rl.client import LLM, client_for
+from vision_rl.client import LLM, client_for, was_cut
 from vision_rl.conversation import MadeCall, converse, has_tools
 from vision_rl.data.images import image_size
 from vision_rl.grounding_prompts import request
@@ -18,8 +18,9 @@ from vision_rl.media import show, size_limits
 from vision_rl.messages import user_message
 from vision_rl.plugins import is_user_reward, rewarded
 from vision_rl.rewards import Reward
-from vision_rl.rewards.grounding import gold_reply, grounding_reward
-from vision_rl.rewards.tools import arc_reward, target_kind
+from vision_rl.rewards.grounding import box_metric, gold_reply, grounding_reward, takes_points
+from vision_rl.rewards.terms import terms_of
+from vision_rl.rewards.tools import target_kind, weights_of
 from vision_rl.zoom import WHOLE, View
 
 
@@ -28,30 +29,40 @@ async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     settings = task["settings"]
     if has_tools(settings):
         talk = await converse(task, llm)
-        return talk.replies[-1], score(task, talk.replies[-1], talk.view, talk.calls)
+        reward = score(task, talk.replies[-1], talk.view, talk.calls, truncated=talk.truncated)
+        return talk.replies[-1], reward
     shown = show(task["image_paths"], settings, task["image_sizes"])
-    text = request(task["question"], settings["answer_format"], settings["family"], pictures=len(shown))
+    size = (task["image_sizes"] or [None])[0]
+    text = request(task["question"], settings["answer_format"], settings["family"], pictures=len(shown), size=size)
     completion = await client_for(llm, settings).chat.completions.create(
         model=llm.model,
         messages=[user_message(text, [picture.url for picture in shown])],
         **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
     )
     reply = completion.choices[0].message.content or ""
-    return reply, score(task, reply, View(shown[0].size))
+    return reply, score(task, reply, View(shown[0].size), truncated=was_cut(completion))
 
 
-def score(task: Mapping[str, Any], reply: str, view: View | None = None, calls: Sequence[MadeCall] = ()) -> Reward:
+def score(
+    task: Mapping[str, Any],
+    reply: str,
+    view: View | None = None,
+    calls: Sequence[MadeCall] = (),
+    *,
+    truncated: bool = False,
+) -> Reward:
     """The reward of a reply whose boxes are in the space of `view` (None: the whole picture, as the model sees it).
 
-    The row's boxes are brought there, which changes no IoU. What depends on the target's size and place in the whole
-    picture, Arc Vision's reward, sees the row's own box.
+    The row's boxes and polygons (meta: polygons, flat lists x1, y1, x2, y2, ... in unit space) are brought there, which
+    changes no IoU. What depends on the target's size and place in the whole picture, Arc Vision's reward, sees the
+    row's own box.
     """
     settings = task["settings"]
     width, height = task["image_sizes"][0] if task["image_sizes"] else image_size(task["image_paths"][0])
     view = view or View(size_limits(settings).processed((width, height)))
     boxes = [(box[0], box[1], box[2], box[3]) for box in task["boxes"]]
-    kind = settings["reward"]
-    arc, own = kind == "arc", is_user_reward(kind)
+    kind, own = settings["reward"], is_user_reward(settings["reward"])
+    basis = "point" if takes_points(settings["answer_format"], settings["family"]) else "iou"
     reward = grounding_reward(
         reply,
         [view.from_picture(box) for box in boxes],
@@ -59,14 +70,15 @@ def score(task: Mapping[str, Any], reply: str, view: View | None = None, calls: 
         family=settings["family"],
         original_size=(width, height) if view.box == WHOLE else view.size,
         processed_size=view.size,
-        kind="iou" if arc or own else kind,
+        kind=basis if own else box_metric(kind, task.get("metric", "")),
+        tool_calls=[call.scored() for call in calls],
+        target=boxes[0] if boxes else None,
+        polygons=[view.polygon_from_picture(shape) for shape in task["meta"].get("polygons") or ()],
+        truncated=truncated,
+        terms=terms_of(settings),
+        weights=weights_of(settings),
     )
-    components, value = dict(reward.components), reward.value
-    if arc:
-        shaped = arc_reward(components["iou"], boxes[0] if boxes else None, [call.scored() for call in calls])
-        value += shaped.value - components["task"]
-        components |= shaped.components
-    reward = Reward(value, components | tool_components(settings, boxes, calls))
+    reward = Reward(reward.value, reward.components | tool_components(settings, boxes, calls))
     return rewarded(kind, reply, task, reward) if own else reward
 
 

@@ -255,7 +255,9 @@ def prepared(args: argparse.Namespace, cpu: bool) -> tuple[Resolved, list[Row], 
     resolved = configure(args, cpu, media_root=media_root)
     if args.data_path is None:
         name_data(resolved, *files, origin="synthetic tasks")
-    check_model(Path(resolved.verl["actor_rollout_ref"]["model"]["path"]))
+    model = resolved.verl["actor_rollout_ref"]["model"]
+    trusted = bool(model.get("trust_remote_code") and resolved.verl["data"].get("trust_remote_code"))
+    check_model(Path(model["path"]), trusted=trusted)
     rows = rows[: resolved.app.max_train_samples or None]
     used = [part[: resolved.app.max_train_samples or None] for part in sets]  # a mix takes each file's rows in order
     for checked, file in zip([*used, *val_sets], [*files[0], *files[1]], strict=True):

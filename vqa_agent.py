@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vision_rl.client import LLM, client_for
+from vision_rl.client import LLM, client_for, was_cut
 from vision_rl.media import show
 from vision_rl.messages import user_message
 from vision_rl.plugins import is_user_reward, rewarded
 from vision_rl.prompts import vqa_text
 from vision_rl.rewards import Reward
 from vision_rl.rewards.judge import shared_judge
-from vision_rl.rewards.vqa import best_answer, vqa_reward
+from vision_rl.rewards.terms import terms_of
+from vision_rl.rewards.vqa import answer_metric, best_answer, vqa_reward
 
 
 async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
@@ -27,23 +28,33 @@ async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
         messages=[user_message(vqa_text(task["question"], task.get("choices", ())), images)],
         **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
     )
-    reply = completion.choices[0].message.content or ""
+    reply, cut = completion.choices[0].message.content or "", was_cut(completion)
     if settings["reward"] == "judge":
-        return reply, await shared_judge().areward(task["question"], reply, task["answers"])
-    return reply, score(task, reply)
+        judge = shared_judge()
+        return reply, await judge.areward(task["question"], reply, task["answers"], truncated=cut)
+    return reply, score(task, reply, truncated=cut)
 
 
-def score(task: Mapping[str, Any], reply: str) -> Reward:
-    """The reward of a reply, by the rule that the task's settings name; the judge alone has to be asked."""
-    kind = task["settings"]["reward"]
-    if is_user_reward(kind):
-        return rewarded(kind, reply, task, vqa_reward(reply, task["answers"]))
-    return vqa_reward(reply, task["answers"], kind=kind)
+def score(task: Mapping[str, Any], reply: str, *, truncated: bool = False) -> Reward:
+    """The reward of a reply, by the metric that the run's settings or the row name; the judge alone has to be asked."""
+    kind, own = task["settings"]["reward"], is_user_reward(task["settings"]["reward"])
+    reward = vqa_reward(
+        reply,
+        task["answers"],
+        kind="vqa" if own else kind,
+        metric=task.get("metric", ""),
+        choices=task.get("choices", ()),
+        terms=terms_of(task["settings"]),
+        truncated=truncated,
+    )
+    return rewarded(kind, reply, task, reward) if own else reward
 
 
 def gold(task: Mapping[str, Any]) -> tuple[str, float]:
-    """The reply of a perfect model and its score, which is below 1 where the annotators disagree."""
-    return best_answer(task["answers"])
+    """The reply of a perfect model and its score, which is below 1 where the annotators of a VQA row disagree."""
+    if answer_metric(task["settings"]["reward"], task.get("metric", "")) in ("vqa", "official_2021"):
+        return best_answer(task["answers"])
+    return task["answers"][0], 1.0
 
 
 if __name__ == "__main__":

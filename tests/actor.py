@@ -8,9 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch.distributed.tensor import DTensor
+from torch.nn.utils.rnn import pad_sequence
+from verl import DataProto
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
@@ -20,6 +23,7 @@ from verl.workers.utils.padding import response_from_nested
 from vision_rl.engine.config import resolve
 from vision_rl.engine.pixels import Pixels
 from vision_rl.tiny import checkpoint_dir
+from vision_rl.training.samples import Sample
 from vision_rl.training.worker import VisionTrainingWorker
 
 
@@ -87,3 +91,17 @@ def weights(worker: VisionTrainingWorker) -> dict[str, torch.Tensor]:
     """All parameters, whole."""
     named = worker.engine.module.named_parameters()
     return {name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for name, p in named}
+
+
+def as_batch(rows: Sequence[dict[str, Any]], samples: Sequence[Sample], **computed: torch.Tensor) -> DataProto:
+    """Rows as verl's trainer sees them between log-probabilities and update: padded on the right, by verl's names."""
+    names = ("response_mask", "rollout_log_probs", "rm_scores")
+    tensors = {name: pad_sequence([row[name] for row in rows], batch_first=True) for name in names}
+    tensors["token_level_rewards"] = tensors["rm_scores"]
+    return DataProto.from_dict(
+        tensors={**tensors, **computed},
+        non_tensors={
+            "uid": np.array([sample.data_id for sample in samples], dtype=object),
+            "rollout_id": np.array([sample.rollout_id for sample in samples], dtype=object),
+        },
+    )

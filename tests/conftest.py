@@ -46,10 +46,10 @@ def vqa_rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def tiny_reference(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Log-probabilities of a response by transformers alone, in a process that verl has not patched.
+def tiny_reference(tiny_dir: Path) -> Any:
+    """Log-probabilities of responses by transformers alone, in a process that verl has not patched.
 
-    Called with prompt ids, response ids and pictures; unpadded, one sample, the model's own positions.
+    Called with a list of (prompt ids, response ids, pictures); unpadded, one by one, the model's own positions.
     """
     import json
     import subprocess
@@ -59,10 +59,10 @@ def tiny_reference(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     script = Path(__file__).with_name("reference_log_probs.py")
 
-    def compute(prompt_ids: list[int], response_ids: list[int], images: list[Path]) -> Any:
-        asked = json.dumps({"prompt": prompt_ids, "response": response_ids, "images": [str(path) for path in images]})
+    def compute(asked: list[tuple[list[int], list[int], list[Path]]]) -> Any:
+        asking = json.dumps([(prompt, response, [str(path) for path in images]) for prompt, response, images in asked])
         command = [sys.executable, str(script), str(tiny_dir)]
-        answer = subprocess.run(command, input=asked, capture_output=True, text=True, check=True)
-        return torch.tensor(json.loads(answer.stdout.splitlines()[-1]))
+        answer = subprocess.run(command, input=asking, capture_output=True, text=True, check=True)
+        return [torch.tensor(one) for one in json.loads(answer.stdout.splitlines()[-1])]
 
     return compute

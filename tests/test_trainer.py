@@ -85,9 +85,9 @@ def test_the_death_of_a_model_server_keeps_what_is_trained(
 ) -> None:
     """In a step the weights are those of the step before; in a validation, those of the step that is done."""
     trainer.rollouts = SimpleNamespace(death=lambda error: error if isinstance(error, ModelDied) else None)  # type: ignore
-    with pytest.raises(ModelDied, match=rf"engine is gone.*step {saved} is saved, go on with --resume"):
-        with trainer._saved_if_the_server_dies(done=done):
-            raise ModelDied("the engine is gone")
+    told = rf"engine is gone.*step {saved} is saved, go on with --resume"
+    with pytest.raises(ModelDied, match=told), trainer._saved_if_the_server_dies(done=done):
+        raise ModelDied("the engine is gone")
     assert [path.name for path in (tmp_path / "checkpoints").glob("global_step_*")] == [f"global_step_{saved}"]
     with pytest.raises(KeyError), trainer._saved_if_the_server_dies():
         raise KeyError("another fault is told as it is")

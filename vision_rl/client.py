@@ -119,3 +119,8 @@ def _checked(completion: Any, endpoint: str) -> ChatCompletion:
         # JSON can hold half a surrogate pair; the files that replies are kept in cannot.
         message.content = content.encode(errors="replace").decode()
     return completion
+
+
+def was_cut(completion: ChatCompletion) -> bool:
+    """Whether the length limit cut the reply off."""
+    return getattr(completion.choices[0], "finish_reason", None) == "length"  # some servers leave it out

@@ -23,6 +23,8 @@ CPU_MEMORY_GIB = 9
 
 HUB_SECONDS = 10.0
 
+CODE_KEYS = ("auto_map", "_attn_implementation_internal", "custom_pipelines")
+"""Keys of a model folder's configuration that name Python code to run (CVE-2026-4372, CVE-2026-22807)."""
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Where a vision model's folder says how pictures become its input."""
 
@@ -68,8 +70,10 @@ def check_devices(verl: Mapping[str, Any], preset: str) -> None:
         )
 
 
-def check_model(folder: Path) -> None:
+def check_model(folder: Path, *, trusted: bool = False) -> None:
     """Raise `UserError` if a model folder lacks its processor or half of its weights, or a hub name cannot be had.
+
+    Also if it brings code of its own, unless that is `trusted` by name.
 
     The workers would say so after a minute, at length, and in their logs.
     """
@@ -80,6 +84,12 @@ def check_model(folder: Path) -> None:
         raise UserError(
             f"--model {folder} lacks {PROCESSORS[0]}; copy it from the original model, or download that again"
         )
+    for file in sorted(folder.glob("*config.json")) if not trusted else ():
+        if key := asks_for_code(file):
+            raise UserError(
+                f"--model {folder}: {file.name} has {key}, which runs code from that folder or the hub; read that code, "
+                "then set actor_rollout_ref.model.trust_remote_code=true and data.trust_remote_code=true"
+            )
     for file in sorted(folder.glob("*.safetensors")):
         if problem := cut_off(file):
             raise UserError(f"--model {folder}: {problem}; download the folder again")
@@ -115,6 +125,25 @@ def check_hub_name(name: str) -> None:
         raise UserError(
             f"{here}, and the hub ({constants.ENDPOINT}) does not answer ({reason}); check the network, or name a folder"
         ) from error
+
+
+def asks_for_code(file: Path) -> str:
+    """The first of `CODE_KEYS` in a configuration file, at any depth; "" without one and for what is no JSON."""
+    try:
+        level: list[Any] = [json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, RecursionError):
+        return ""
+    while level:
+        for one in level:
+            if isinstance(one, dict) and (found := next((key for key in CODE_KEYS if one.get(key)), "")):
+                return found
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return ""
 
 
 def cut_off(file: Path) -> str:

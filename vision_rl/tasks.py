@@ -130,7 +130,10 @@ BUILT_IN = {
         Task(
             name="vqa",
             answer="vqa_agent:answer",
-            rewards=("vqa", "official_2021", "similarity", "judge", "official"),  # "official": the old name of "vqa"
+            rewards=(
+                *("vqa", "official_2021", "exact_match", "anls", "relaxed_accuracy", "multiple_choice", "token_f1"),
+                *("medical", "math", "similarity", "judge", "official"),  # "official": the old name of "vqa"
+            ),
             prompt="vision_rl.prompts:VQA_PROMPT",
             score="vqa_agent:score",
             gold="vqa_agent:gold",
@@ -143,7 +146,10 @@ BUILT_IN = {
             name="grounding",
             answer="grounding_agent:answer",
             truth="boxes",
-            rewards=("iou", "giou", "diou", "ciou", "point", "gaussian", "arc", "max_iou"),
+            rewards=(
+                *("iou", "giou", "diou", "ciou", "acc_at_iou_0.5", "point", "point_in_box", "gaussian", "distance"),
+                *("ranked", "arc", "max_iou"),
+            ),
             defaults={"agent.answer_format": "bbox"},
             prompt="vision_rl.prompts:GROUNDING_PROMPT",
             score="grounding_agent:score",

@@ -221,7 +221,7 @@ def _finish(
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
-    agent = AgentSettings(**plain.pop("agent"))
+    agent = _build(AgentSettings, plain.pop("agent"))
     app = _build(AppSettings, plain.pop("app"))
     origin = {**origin, **{f"task.{name}": "flag" for name in task.recorded()}}
     return Resolved(preset, task.name, chosen, plain, app, agent, origin, notes)

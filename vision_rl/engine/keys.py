@@ -16,6 +16,7 @@ from typing import Any
 
 from vision_rl.engine.schema import FREE_FORM, SGLANG_KWARGS, VLLM_KWARGS, Key, sglang_arguments, vllm_arguments
 from vision_rl.errors import UserError
+from vision_rl.formats import FORMATS
 
 _ROWS = "the application reads the rows (docs/data.md)"
 _REWARD = "nothing reads it here: the agent computes and emits the reward (see vision_rl/rewards)"
@@ -251,7 +252,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
         "clearml",
         "vemlp_wandb",
     ),
-    "agent.answer_format": ("bbox", "click", "native"),
+    "agent.answer_format": ("native", *FORMATS),
     "agent.image_transport": ("file", "data"),
     "agent.tool_protocol": ("text", "function"),
     "agent.answer_view": ("original", "last"),

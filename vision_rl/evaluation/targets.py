@@ -67,7 +67,8 @@ def _run_settings(run: Path, task: str) -> tuple[str, ...]:
         return ()
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it or move the checkpoint out of the run") from error
-    kept = {key: config[f"agent.{key}"] for key in sorted(_TRAINED) if f"agent.{key}" in config}
+    agent = {key.removeprefix("agent."): value for key, value in config.items() if key.startswith("agent.")}
+    kept = {key: value for key, value in sorted(agent.items()) if key.split(".")[0] in _TRAINED}
     trained = config.get("task.name")  # older runs kept no name, but every reward belonged to one task
     if trained != task if trained else kept.get("reward") not in get_task(task).rewards:
         kept.pop("reward", None)

@@ -35,6 +35,7 @@ class VisionTaskRunner:
         from vision_rl.training.trainer import trainer_class
 
         import_user_modules(context.app.imports)
+        import_user_modules(context.app.imports)
         check_estimator(tree.algorithm.adv_estimator)
         _register_server(tree.actor_rollout_ref.rollout.name)
         trainer = trainer_class(tree.trainer.v1.trainer_mode)(tree, context, store, train, val)

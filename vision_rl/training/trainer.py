@@ -52,9 +52,6 @@ from vision_rl.training.supervisor import Supervisor
 from vision_rl.training.tracking import tracking
 from vision_rl.training.worker import VisionWorker
 
-UPDATE_SECONDS = 300.0
-"""A weight sync that takes longer has failed: verl's sender waits for ever for a receiver that died (bucketed_weight_transfer.py)."""
-
 
 class VisionTrainer(PPOTrainer):
     """GRPO over parallel runners with an actor that sees. The three classes below give it verl's three modes."""
