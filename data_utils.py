@@ -6,6 +6,7 @@ Exit codes: 0 done (verify: no bad row), 1 verify found bad rows, 2 bad input or
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
 import signal
@@ -94,6 +95,7 @@ def _add_convert(commands: Any) -> None:
 
 
 def _add_set_options(parser: argparse.ArgumentParser) -> None:
+    _add_task(parser)
     parser.add_argument("--input", type=Path, help="file of the set, or a folder of them")
     parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
     parser.add_argument("--image-dir", type=Path, help="where the named pictures are (default: beside --input)")
@@ -113,6 +115,8 @@ def _add_set_options(parser: argparse.ArgumentParser) -> None:
 
 def convert(args: argparse.Namespace) -> int:
     data_set = get_set(args.set)
+    if args.task:
+        data_set = dataclasses.replace(data_set, task=args.task)
     if args.questions:
         return convert_vqav2(args)
     if args.input is None or args.set == "vqav2":
@@ -327,7 +331,9 @@ def show(args: argparse.Namespace) -> int:
         raise UserError(f"--rows {args.rows} is not a list of row numbers like 3,17") from error
     if min(keep) < 0:
         raise UserError(f"--rows {args.rows} has a number below 0; rows are counted from 0")
-    rows = [row for number, row in enumerate(islice(iter_rows(args.file, task=args.task), max(keep) + 1)) if number in keep]
+    rows = [
+        row for number, row in enumerate(islice(iter_rows(args.file, task=args.task), max(keep) + 1)) if number in keep
+    ]
     if len(rows) < len(keep):
         raise UserError(f"{args.file} has no row {max(keep)}; give --rows numbers from 0 to its last")
     save_sheet(contact_sheet(rows, columns=args.columns), args.output)

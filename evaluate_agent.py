@@ -63,7 +63,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument("--concurrency", type=int, default=16, help="rows under way at once")
     how.add_argument("--attempts", type=int, default=3, help="tries per row after server or network errors")
-    how.add_argument("--served-pixels", metavar="[MIN:]MAX", help="areas to which the server resizes pictures, in pixels")
+    how.add_argument(
+        "--served-pixels", metavar="[MIN:]MAX", help="areas to which the server resizes pictures, in pixels"
+    )
     how.add_argument("--temperature", type=float, default=0.0)
     how.add_argument("--seed", type=int, help="sampling seed, for servers that take one")
 

@@ -16,7 +16,7 @@ from vision_rl.prompts import vqa_text
 from vision_rl.rewards import Reward
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.rewards.terms import terms_of
-from vision_rl.rewards.vqa import best_answer, vqa_reward
+from vision_rl.rewards.vqa import answer_metric, best_answer, vqa_reward
 
 
 async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
@@ -51,8 +51,10 @@ def score(task: Mapping[str, Any], reply: str, *, truncated: bool = False) -> Re
 
 
 def gold(task: Mapping[str, Any]) -> tuple[str, float]:
-    """The reply of a perfect model and its score, which is below 1 where the annotators disagree."""
-    return best_answer(task["answers"])
+    """The reply of a perfect model and its score, which is below 1 where the annotators of a VQA row disagree."""
+    if answer_metric(task["settings"]["reward"], task.get("metric", "")) in ("vqa", "official_2021"):
+        return best_answer(task["answers"])
+    return task["answers"][0], 1.0
 
 
 if __name__ == "__main__":

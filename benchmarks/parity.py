@@ -11,32 +11,66 @@ replies are recomputed by the trainer's code. No GPU and no download are needed.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
-from vision_rl.parity.compare import Job, compare
-from vision_rl.tiny.families import BUILDERS, build
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-RESULTS = Path(__file__).resolve().parent / "results" / "parity.json"
+from benchmarks.parity_docs import write_docs  # noqa: E402
+from vision_rl.models import PARITY_RESULTS  # noqa: E402
+from vision_rl.parity.compare import Job, Result, compare  # noqa: E402
+from vision_rl.tiny.families import BUILDERS, build  # noqa: E402
 
 
 def main() -> None:
+    """Measure, print and write; the exit status is 1 if a cell differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=list(BUILDERS), default=list(BUILDERS), metavar="NAME")
-    parser.add_argument("--keep", type=Path, help="folder for checkpoints, pictures and logs (default: a temporary one)")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for checkpoints, pictures and logs (default: a temporary one)"
+    )
+    parser.add_argument("--write-docs", action="store_true", help="only write docs/models.md and docs/models.html")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="parity-") as temporary:
-        folder = arguments.keep or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        jobs = [
-            Job(family, build(family, folder / f"{n}"), build(family, folder / f"{n}.updated", seed=1))
-            for n, family in enumerate(arguments.families)
-        ]
-        results = compare(jobs, folder)
-    for result in results:
-        shown = "" if result.max is None else f"max {result.max:.1e} mean {result.mean:.1e}"
-        print(f"{result.family:20} {result.cell:28} {result.verdict:8} {shown} {result.prompt_equal} {result.reason[:150]}")
+    if not arguments.write_docs:
+        with tempfile.TemporaryDirectory(prefix="parity-") as temporary:
+            results = measure(arguments.families, arguments.keep or Path(temporary))
+        record(results)
+        for result in results:
+            numbers = "" if result.max is None else f"max {result.max:.1e} mean {result.mean:.1e}"
+            print(f"{result.family:18} {result.cell:26} {result.verdict:8} {numbers} {result.reason[:160]}")
+        if any(result.verdict == "differs" for result in results):
+            sys.exit(1)
+    for page in write_docs():
+        print(page)
+
+
+def measure(families: list[str], folder: Path) -> list[Result]:
+    """Build the tiny models of `families` in `folder` and compare both sides on them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        Job(family, build(family, folder / f"{n}"), build(family, folder / f"{n}.updated", seed=1))
+        for n, family in enumerate(families)
+    ]
+    return compare(jobs, folder)
+
+
+def record(results: list[Result]) -> None:
+    """Replace the rows of the measured families in the results file; those of the others stay."""
+    packages = ("vllm", "transformers", "verl", "torch")
+    stamp = {
+        "date": datetime.date.today().isoformat(),
+        "versions": ", ".join(f"{name} {version(name).split('+')[0]}" for name in packages),
+    }
+    rows = json.loads(PARITY_RESULTS.read_text(encoding="utf-8")) if PARITY_RESULTS.exists() else []
+    new = {result.family for result in results}
+    rows = [row for row in rows if row["family"] not in new] + [{**result.to_json(), **stamp} for result in results]
+    rows.sort(key=lambda row: list(BUILDERS).index(row["family"]))
+    PARITY_RESULTS.parent.mkdir(exist_ok=True)
+    PARITY_RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ class Load(agl.Algorithm):
         self.variant, self.runners, self.rollouts, self.more = variant, runners, rollouts, more
         self.folder, self.backend = folder, backend
         self.result: dict[str, Any] = {}
+        self.batches = 0
 
     async def run(self, train_dataset: Any = None, val_dataset: Any = None) -> None:
         store = self.get_store()
@@ -134,7 +135,16 @@ class Load(agl.Algorithm):
         store = self.get_store()
         common = {"folder": str(self.folder), "transport": self.variant.split()[1]}
         tasks = [{**common, "image": str(self.folder / f"{i // GROUP % PICTURES}.png")} for i in range(count)]
-        requests = [EnqueueRolloutRequest(input=task, mode="train", resources_id=resources) for task in tasks]
+        self.batches += 1
+        requests = [
+            EnqueueRolloutRequest(
+                input=task,
+                mode="train",
+                resources_id=resources,
+                metadata={"data_id": f"{self.batches} {index // GROUP}"} if "alone" not in self.variant else {},
+            )
+            for index, task in enumerate(tasks)
+        ]
         ids = [rollout.rollout_id for rollout in await store.enqueue_many_rollouts(requests)]
         waiting = set(ids)
         while waiting:

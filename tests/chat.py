@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from openai.types.chat import ChatCompletion
@@ -11,7 +11,7 @@ from vision_rl.client import LLM, client_for
 
 
 async def chat(
-    endpoint: str, model: str, messages: Sequence[Mapping[str, Any]], *, timeout_seconds: float, **parameters: Any
+    endpoint: str, model: str, messages: Sequence[Any], *, timeout_seconds: float, **parameters: Any
 ) -> ChatCompletion:
     client = client_for(LLM(endpoint, model), {"timeout_seconds": timeout_seconds})
     completion: ChatCompletion = await client.chat.completions.create(model=model, messages=messages, **parameters)

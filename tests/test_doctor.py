@@ -23,6 +23,8 @@ from vision_rl import doctor
 from vision_rl.doctor import Finding, Patient, against_pins, examined, table
 from vision_rl.engine.config import resolve
 from vision_rl.engine.pixels import Pixels
+from vision_rl.engine.positions import position_ids
+from vision_rl.engine.processor import load_processor
 from vision_rl.engine.trace import Turn
 from vision_rl.engine.trial import logprob_difference
 from vision_rl.errors import UserError
@@ -213,18 +215,22 @@ def test_log_probabilities_tell_a_model_that_cannot_see(
     ref = Path(vqa_rows[0]["image_paths"][0]).as_uri()
     message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": vqa_rows[0]["question"]}]}]
     prompt = tiny_processor.apply_chat_template(message, add_generation_prompt=True)
-    inputs = Pixels(tiny_processor, tiny_dir).inputs([ref])
     from vision_rl.data.images import open_image
 
-    ids = tiny_processor(text=[prompt], images=[open_image(vqa_rows[0]["image_paths"][0])], return_tensors="pt")[
-        "input_ids"
-    ][0]
+    picture = open_image(vqa_rows[0]["image_paths"][0])
     response = [17, 23, 5]
+    whole = tiny_processor(text=[prompt], images=[picture], return_tensors="pt")
+    ids = whole["input_ids"][0]
+    processor = load_processor(str(tiny_dir))
+    for name, more in (("input_ids", response), ("attention_mask", [1, 1, 1])):
+        whole[name] = torch.cat([whole[name], torch.tensor([more])], dim=-1)
+    del whole["mm_token_type_ids"]  # verl's forward, in place once a trainer's model was made, takes positions instead
+    positions = position_ids(processor, whole["input_ids"][0], whole["attention_mask"][0], whole["image_grid_thw"])
+    whole["position_ids"] = positions.unsqueeze(1)
     with torch.inference_mode():
-        whole = torch.cat([ids, torch.tensor(response)]).unsqueeze(0)
-        logits = tiny_model(input_ids=whole, attention_mask=torch.ones_like(whole), **inputs).logits[0]
+        logits = tiny_model(**whole).logits[0]
     logprobs = torch.log_softmax(logits[len(ids) - 1 : -1], -1)[range(3), response].tolist()
-    shown = {**inputs, "pixel_values": torch.zeros_like(inputs["pixel_values"])} if blind else inputs
+    shown = Pixels(processor, tiny_dir, blank=blind)
     turn = Turn(ids.tolist(), response, logprobs, [ref], "x", "stop")
     mean, largest = logprob_difference(str(tiny_dir), turn, shown, cpu=True)
     assert (mean > 0.01) is blind

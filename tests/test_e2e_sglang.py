@@ -22,10 +22,10 @@ from PIL import Image
 
 from tests.data_samples import picture
 from tests.test_e2e_training import ROOT, metrics_of, run
-from tests.tiny_families import build
 from vision_rl.data.images import open_image
 from vision_rl.engine.config import resolve
 from vision_rl.serving import serve_sglang
+from vision_rl.tiny.families import build
 from vision_rl.tokens import forbidden_token_ids
 
 needs_sglang = pytest.mark.skipif(importlib.util.find_spec("sglang") is None, reason="make sglang installs it")
@@ -127,7 +127,7 @@ def test_qwen3_vl_agrees_when_it_is_busy(folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForImageTextToText
     from verl.utils import hf_processor
 
-    checkpoint = build("qwen3_vl", tmp_path / "model")
+    checkpoint = build("Qwen3-VL", tmp_path / "model")
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
     processor = hf_processor(str(checkpoint), use_fast=True)
     forbidden = set(forbidden_token_ids(processor))

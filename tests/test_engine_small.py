@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from verl import DataProto
 from vision_rl.engine.algorithm import last_error
 from vision_rl.engine.trace import Turn, pack, turn_attributes, turns_from_spans, unpack
 from vision_rl.errors import UserError
+from vision_rl.preflight import check_model
 from vision_rl.run_dir import open_run_dir
 from vision_rl.settings import Checkpoints as CheckpointSettings
 from vision_rl.settings import Integrity
@@ -177,6 +180,53 @@ def test_a_run_directory_is_not_overwritten_by_accident(tmp_path: Path) -> None:
     assert not (run_dir / METRICS).exists()
     with pytest.raises(UserError, match="holds no run"):
         open_run_dir(tmp_path / "other", resume=True, overwrite=False)
+
+
+def test_a_run_directory_is_its_owners(tmp_path: Path) -> None:
+    """In a process of its own, because all that is written later is meant too."""
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from vision_rl.data.files import write_bytes\n"
+        "from vision_rl.run_dir import open_run_dir\n"
+        "run = open_run_dir(Path(sys.argv[1]), resume=False, overwrite=False)\n"
+        "(run / 'checkpoints').mkdir()\n"
+        "(run / 'checkpoints' / 'a').write_text('x')\n"
+        "write_bytes(run / 'b', b'x')\n"
+    )
+    root, run = Path(__file__).parent.parent, tmp_path / "run"
+    run.mkdir(mode=0o755)  # made by hand, before the run
+    command = ["sh", "-c", 'umask 022; exec "$@"', "sh", sys.executable, "-c", script, str(run)]
+    subprocess.run(command, cwd=root, check=True, timeout=60)
+    for path in (run, *run.rglob("*")):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "key"),
+    [
+        ("config.json", {"auto_map": {"AutoModel": "x.Model"}}, "auto_map"),
+        (
+            "config.json",
+            {"vision_config": {"_attn_implementation_internal": "org/kernel"}},
+            "_attn_implementation_internal",
+        ),
+        ("tokenizer_config.json", {"a": [{"auto_map": ["x.Tokenizer", None]}]}, "auto_map"),
+        ("config.json", {"auto_map": {}, "model_type": "x"}, ""),
+    ],
+)
+def test_a_model_that_brings_code_is_refused_unless_it_is_trusted(
+    tmp_path: Path, name: str, config: dict[str, Any], key: str
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    # The key may be written with escapes: JSON is compared, not text.
+    (tmp_path / name).write_text(json.dumps(config).replace("auto_map", "auto\\u005fmap"))
+    check_model(tmp_path, trusted=True)
+    if not key:
+        check_model(tmp_path)
+        return
+    with pytest.raises(UserError, match=f"{name} has {key}, which runs code.*trust_remote_code=true"):
+        check_model(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 
 from tests.fake_openai import MODEL, fake_openai
 from vision_rl import tasks
+from vision_rl.data.schema import read_rows
 from vision_rl.tasks import Task, get_task
 from vision_rl.telemetry import ROLLOUTS, read_jsonl
 from vision_rl.tiny import write_tasks
@@ -84,6 +85,14 @@ def test_verify_scores_its_gold_answers(charts: dict[str, Path]) -> None:
 def test_a_command_that_was_not_told_the_file_says_so(charts: dict[str, Path]) -> None:
     shown = run("data_utils.py", "stats", "--file", charts["train"], code=2)
     assert "task 'chart_qa' is unknown" in shown.stderr and "--task path/to/my_task.py" in shown.stderr
+
+
+def test_a_file_of_the_users_own_becomes_rows_of_the_task(charts: dict[str, Path], tmp_path: Path) -> None:
+    picture = next((charts["train"].parent / "images" / "train").iterdir())
+    (tmp_path / "mine.csv").write_text(f"image,question,answer\n{picture},How many bars are there?,3\n")
+    out = tmp_path / "mine.parquet"
+    run(*("data_utils.py", "convert", "custom", "--task", EXAMPLE, "--input", tmp_path / "mine.csv", "--output", out))
+    assert [row["task"] for row in read_rows(out)] == ["chart_qa"]
 
 
 def test_evaluation_report_and_comparison(charts: dict[str, Path], tmp_path: Path) -> None:

@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForImageTextToText
 
 from vision_rl.coordinates import FAMILIES
+from vision_rl.engine.config import resolve
+from vision_rl.engine.positions import rope_index_of
+from vision_rl.engine.processor import image_token_id, load_processor
 from vision_rl.engine.schema import package_dir
 from vision_rl.errors import UserError
-from vision_rl.models import TABLE, ModelFamily, check_pairing, model_info, render_models
+from vision_rl.models import TABLE, ModelFamily, check_pairing, measured, model_info, render_models
+from vision_rl.tiny.families import BUILDERS, build
+from vision_rl.tokens import forbidden_token_ids
 
 TINY = Path(__file__).resolve().parents[1] / "vision_rl" / "tiny" / "checkpoint"
 ROWS = {row.name: row for row in TABLE}
@@ -140,7 +146,7 @@ def test_hub_names_of_unknown_family() -> None:
         ("OpenGVLab/InternVL3-2B-hf", "sglang", r"cannot be served by sglang: .* use --rollout-engine vllm"),
         ("OpenGVLab/InternVL2_5-2B", "vllm", r"names end in -hf"),
         ("meta-llama/Llama-3.2-11B-Vision-Instruct", "vllm", r"cross-attention"),
-        ("google/gemma-3-4b-it", "vllm", r"token_type_ids"),
+        ("Qwen/Qwen3.5-4B", "vllm", r"no float32 .*vllm issue 51779"),
         ("allenai/Molmo-7B-D-0924", "vllm", r"comes with the checkpoint"),
         ("llava-hf/llava-v1.6-vicuna-7b-hf", "sglang", r"cannot be served by sglang"),
     ],
@@ -153,8 +159,8 @@ def test_unsupported_pairings_say_why(name: str, engine: str, message: str) -> N
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("mistral-community/pixtral-12b", {"micro_batch": 2}, r"micro_batch_size_per_gpu=1"),
-        ("llava-hf/llava-1.5-7b-hf", {"freeze_vision": True}, r"model\.visual"),
+        ("llava-hf/llava-1.5-7b-hf", {"adapted": lambda name: True}, r"exclude_modules='\.\*vision_tower\.\*'"),
+        ("Qwen/Qwen3-VL-4B-Instruct", {"adapted": lambda name: "vision_tower" not in name}, r"'\.\*visual\.\*'"),
         ("Qwen/Qwen2.5-VL-3B-Instruct", {"freeze_vision": True, "strategy": "megatron"}, "nothing under Megatron"),
         ("Qwen/Qwen2-VL-2B-Instruct", {"strategy": "megatron"}, r"cannot be trained by Megatron"),
     ],
@@ -167,9 +173,8 @@ def test_settings_that_do_not_suit_a_family(name: str, settings: dict[str, Any],
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("Qwen/Qwen3-VL-4B-Instruct", {"freeze_vision": True, "micro_batch": 4}),
-        ("llava-hf/llava-1.5-7b-hf", {"micro_batch": 4}),
-        ("mistral-community/pixtral-12b", {"micro_batch": 1}),
+        ("Qwen/Qwen3-VL-4B-Instruct", {"freeze_vision": True}),
+        ("llava-hf/llava-1.5-7b-hf", {"freeze_vision": True, "adapted": lambda name: "vision_tower" not in name}),
         ("Qwen/Qwen2.5-VL-7B-Instruct", {"strategy": "megatron"}),
         ("Qwen/Qwen2-VL-7B-Instruct", {"engine": "sglang"}),
     ],
@@ -185,6 +190,63 @@ def test_megatron_families_are_verls() -> None:
     for name in MEGATRON:
         assert all(architecture in source for architecture in ROWS[name].architectures)
     assert "Qwen2VLForConditionalGeneration" not in source
+
+
+@pytest.mark.parametrize("excluded", [None, ".*vision_tower.*"])
+def test_adapters_in_the_vision_tower_are_refused(excluded: Any) -> None:
+    with pytest.raises(UserError, match=r"inside the vision tower of Qwen2\.5-VL would train but not be served"):
+        resolve(
+            "gpu_24gb_lora",
+            task="vqa",
+            model=str(TINY),
+            overrides=[f"actor_rollout_ref.model.exclude_modules={excluded}"],
+        )
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if row.name in BUILDERS], ids=lambda row: row.name)
+def test_the_row_describes_what_transformers_builds(row: ModelFamily, tmp_path: Path) -> None:
+    """The tiny model is of the family's own classes: its tower is where the row says, its positions are as the row says."""
+    pytest.importorskip("num2words") if row.name == "SmolVLM" else None
+    build(row.name, tmp_path)
+    assert model_info(tmp_path).family.name == row.name
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert any(f".{row.tower}." in f".{name}." for name, _ in model.named_modules())
+    processor = load_processor(str(tmp_path))
+    assert (rope_index_of(processor) is not None) == (row.positions == "mrope")
+    assert image_token_id(processor) in forbidden_token_ids(processor)
+
+
+FORBIDDEN = {
+    "GLM-4.1V": {
+        "<|image|>",
+        "<|video|>",
+        *(f"<|{end}_of_{kind}|>" for end in ("begin", "end") for kind in ("image", "video")),
+    },
+    "InternVL 3 (-hf)": {"<img>", "</img>", "<IMG_CONTEXT>", "<video>"},
+    "Pixtral": {"[IMG]", "[IMG_BREAK]", "[IMG_END]"},
+    "Llama 4": {
+        *("<|image_start|>", "<|image_end|>", "<|image|>", "<|patch|>"),
+        *("<|tile_x_separator|>", "<|tile_y_separator|>"),
+    },
+    "Gemma 3": {"<image_soft_token>", "<start_of_image>", "<end_of_image>"},
+}
+
+
+@pytest.mark.parametrize("family", FORBIDDEN)
+def test_forbidden_tokens_come_from_processor_and_config(family: str, tmp_path: Path) -> None:
+    processor = load_processor(str(build(family, tmp_path)))
+    names = processor.tokenizer.convert_ids_to_tokens(forbidden_token_ids(processor))
+    assert set(names) == FORBIDDEN[family]
+
+
+def test_the_matrix_is_shown_with_its_date(tmp_path: Path) -> None:
+    cell = {"family": "Qwen2.5-VL", "max": 2e-6, "verdict": "equal", "date": "2026-11-25", "versions": "vllm 0.24.0"}
+    results = tmp_path / "parity.json"
+    results.write_text(json.dumps([cell, {**cell, "max": 0.5, "verdict": "differs"}]))
+    found = measured(results)
+    assert (found["Qwen2.5-VL"].equal, found["Qwen2.5-VL"].cells, found["Qwen2.5-VL"].largest) == (1, 2, 2e-6)
+    assert found["MiMo-VL"] == found["Qwen2.5-VL"]  # one and the same model code
+    assert measured(tmp_path / "missing.json") == {}
 
 
 def test_the_printed_table_has_every_family_and_every_reason() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -49,7 +50,7 @@ def test_requirement_files_name_versions_and_no_place(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(REQUIREMENTS.glob("*-overrides.txt")), ids=lambda path: path.name)
 def test_every_override_has_its_reason(path: Path) -> None:
     lines = path.read_text().splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         if not line.startswith("#"):
             assert before.startswith("#") or line.startswith("intel-openmp"), f"{line}: say why, on the line above"
 

@@ -102,7 +102,7 @@ class _Talk:
             view=self.settings["answer_view"],
             size=(task["image_sizes"] or [None])[0],
         )
-        self.messages: list[dict[str, Any]] = [
+        self.messages: list[Any] = [
             {"role": "system", "content": system_text(self.settings["tool_protocol"] == "text")},
             user_message(text, [picture.url for picture in self.shown]),
         ]

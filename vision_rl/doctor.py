@@ -77,6 +77,7 @@ def doctor(patient: Patient, console: Console) -> bool:
         ("data", data),
         ("configuration", configuration),
         ("end to end", lambda patient: end_to_end(patient.resolved, data_row(patient), patient.answer, patient.cpu)),
+        ("parity", parity),
     )
     found: list[Finding] = []
     for name, check in checks:
@@ -260,16 +261,36 @@ def model(patient: Patient) -> list[Finding]:
 
 def processor(name: str, family: str) -> list[Finding]:
     """Processor, chat template and the token that stands for pictures."""
-    from verl.utils import hf_processor, hf_tokenizer
+    from vision_rl.engine.processor import load_processor
 
-    loaded = hf_processor(name, use_fast=True)
-    if loaded is None:
+    try:
+        loaded = load_processor(name)
+    except UserError as error:
         cure = "the folder needs preprocessor_config.json and the tokenizer's files of a vision model"
-        return [Finding("processor", False, f"transformers finds no processor in {name}", cure)]
-    template = getattr(loaded, "chat_template", None) or getattr(hf_tokenizer(name), "chat_template", None)
+        return [Finding("processor", False, str(error), cure)]
+    template = getattr(loaded, "chat_template", None) or getattr(loaded.tokenizer, "chat_template", None)
     cure = "copy chat_template.jinja or chat_template.json from the original model"
     shown = f"{type(loaded).__name__} ({family}), {'with' if template else 'without'} chat template"
     return [Finding("processor", bool(template), shown, cure)]
+
+
+def parity(patient: Patient) -> list[Finding]:
+    """The cells of the parity matrix, asked of this very model: where trainer and server would see different things."""
+    from vision_rl.parity.compare import parity_cells
+
+    name = str(patient.resolved.verl["actor_rollout_ref"]["model"]["path"])
+    if not model_info(name).on_disk:
+        return [Finding("parity", None, f"{name} is a hub name; download it to have its parity checked")]
+    cure = "do not train this model on such conversations; docs/models.md has the family's row"
+    return [
+        Finding(
+            f"parity: {result.cell}",
+            result.verdict == "equal",
+            result.reason or f"|trainer - server| {result.mean:.1e} on average, {result.max:.1e} at most",
+            cure,
+        )
+        for result in parity_cells(name, cpu=patient.cpu)
+    ]
 
 
 def data(patient: Patient) -> list[Finding]:

@@ -24,14 +24,10 @@ from vision_rl.data.choices import choice_letter, choice_list
 from vision_rl.data.files import replacing
 from vision_rl.data.picture_files import picture_file
 from vision_rl.errors import UserError
+from vision_rl.rewards.metrics import METRICS
 from vision_rl.tasks import get_task
 
 MEDIA = ("images", "video")
-METRICS = (
-    *("vqa", "official_2021", "exact_match", "anls", "relaxed_accuracy", "multiple_choice", "token_f1", "medical"),
-    *("math", "iou", "giou", "diou", "ciou", "acc_at_iou_0.5", "point_in_box"),
-)
-"""Names that a row's `metric` may have; an empty one leaves the choice to the run."""
 
 SCHEMA = pa.schema(
     [

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from vision_rl.data.choices import lettered
 from vision_rl.data.files import replacing
 from vision_rl.data.images import open_image
 from vision_rl.errors import UserError
@@ -86,7 +87,8 @@ def _draw_boxes(picture: Image.Image, row: dict[str, Any]) -> None:
 
 def _caption(row: dict[str, Any]) -> list[str]:
     wide = 46
-    question = textwrap.wrap(row["question"], wide, max_lines=2, placeholder=" ...")
+    asked = "  ".join([row["question"], *lettered(row.get("choices", ()))])
+    question = textwrap.wrap(asked, wide, max_lines=2, placeholder=" ...")
     if get_task(row["task"]).truth == "answers":
         counts = {answer: row["answers"].count(answer) for answer in row["answers"]}
         ordered = sorted(counts, key=lambda answer: -counts[answer])

@@ -14,7 +14,7 @@ _TOP = 15
 
 def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Counts and quantiles of normalised rows as plain JSON-able values; areas are shares of the image."""
-    counts: dict[str, Counter[str]] = {name: Counter() for name in ("task", "source", "media")}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("task", "metric", "source", "media")}
     answers: Counter[str] = Counter()
     labels: Counter[str] = Counter()
     fields: dict[str, Counter[str]] = {name: Counter() for name in BREAKDOWNS}
@@ -22,7 +22,7 @@ def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     words, boxes, areas, widths, heights, per_row = [], [], [], [], [], []
     for row in rows:
         for name, counter in counts.items():
-            counter[row[name]] += 1
+            counter[row[name] or "none"] += 1
         images.update(row["image_paths"])
         per_row.append(len(row["image_paths"]))
         words.append(len(row["question"].split()))

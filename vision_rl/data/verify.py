@@ -206,7 +206,8 @@ class _Seen:
         first = self._ids.setdefault(row["id"], number)
         if first != number:
             reasons.append(f"its id occurs already in row {first}")
-        identity = [contents or row["image_paths"], row["question"], row["answers"], row["boxes"], row["labels"]]
+        told = [row[name] for name in ("question", "choices", "answers", "boxes", "labels")]
+        identity = [contents or row["image_paths"], *told]
         first = self._rows.setdefault(hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).digest(), number)
         if first != number:
             reasons.append(f"it repeats row {first} (same picture, question and answer)")
@@ -261,10 +262,15 @@ class _GoldScores:
         checks = self._checks
         own = {key.removeprefix("agent."): value for key, value in task.layer().items() if key.startswith("agent.")}
         model = {"family": checks.family, "min_pixels": checks.min_pixels, "max_pixels": checks.max_pixels}
-        return {**asdict(AgentSettings()), **own, **model, "answer_format": checks.answer_format}
+        settings = {**asdict(AgentSettings()), **own, **model, "answer_format": checks.answer_format}
+        return settings | ({"reward": self._by()} if task.truth == "boxes" and task.source == "" else {})
+
+    def _by(self) -> str:
+        """The reward that a perfect model earns in full: a family that writes points has no boxes to overlap."""
+        return "point" if takes_points(self._checks.answer_format, self._checks.family) else "iou"
 
     def _as_rounded(self, boxes: list[list[float]], size: tuple[int, int]) -> float:
-        """The IoU of the true boxes with themselves, once their numbers are rounded as the family writes them."""
+        """The score of the true boxes against themselves, once their numbers are rounded as the family writes them."""
         checks = self._checks
         form: dict[str, Any] = {
             "answer_format": checks.answer_format,
@@ -272,8 +278,7 @@ class _GoldScores:
             "original_size": size,
             "processed_size": _processed_size(size, checks),
         }
-        kind = "point" if takes_points(checks.answer_format, checks.family) else "iou"
-        return grounding_reward(gold_reply(boxes, **form), boxes, kind=kind, **form).value
+        return grounding_reward(gold_reply(boxes, **form), boxes, kind=self._by(), **form).value
 
     def notes(self) -> list[str]:
         notes = [f"gold answers of {name} were not scored: its task has no gold or score" for name in self._unscored]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vision_rl.engine.ranges import check_ranges
@@ -37,7 +37,7 @@ REJECTIONS = (
 """What `algorithm.rollout_correction.rollout_rs` may name (verl/trainer/ppo/rollout_corr_helper.py)."""
 _BOUNDS = re.compile(r"\d*\.?\d+(_\d*\.?\d+)?")
 
-SGLANG_VERSION = "0.5.5"
+SGLANG_VERSION = "0.5.12"
 PACKAGES = {"vemlp_wandb": "volcengine_ml_platform", "console": "verl", "file": "verl"}
 """Where a tracking backend's package has another name than the backend."""
 
@@ -62,15 +62,21 @@ def check(task: Task, verl: Mapping[str, Any], agent: AgentSettings, app: AppSet
 
 def _model(actor_rollout: Mapping[str, Any], model: ModelInfo) -> None:
     actor, rollout = actor_rollout["actor"], actor_rollout["rollout"]
-    sizes = (actor["ppo_micro_batch_size_per_gpu"], rollout["log_prob_micro_batch_size_per_gpu"])
-    shared = 2 if actor["use_dynamic_bsz"] else max(size or 1 for size in sizes)
     check_pairing(
         model,
         rollout["name"],
-        micro_batch=shared,
         freeze_vision=actor["freeze_vision_tower"],
         strategy=actor["strategy"],
+        adapted=_adapted_modules(actor_rollout["model"]),
     )
+
+
+def _adapted_modules(model: Mapping[str, Any]) -> Callable[[str], bool] | None:
+    """Which modules get a LoRA adapter, by peft's rules for exclude_modules; None without LoRA."""
+    if not model["lora_rank"]:
+        return None
+    excluded = model["exclude_modules"] or "nothing"
+    return lambda name: re.fullmatch(excluded, name) is None
 
 
 def _groups(verl: Mapping[str, Any]) -> None:
@@ -303,13 +309,13 @@ def _sglang(arguments: Mapping[str, Any], model: Mapping[str, Any], frozen: bool
     if version != SGLANG_VERSION:
         raise UserError(
             f"the rollout engine sglang is {f'installed as {version}' if installed else 'not installed'}, and this project "
-            f"needs {SGLANG_VERSION}, the release that verl 0.6.1 allows (docs/sglang.md says how to install it); or leave "
+            f"needs {SGLANG_VERSION}, the release that it was written for (docs/sglang.md says how to install it); or leave "
             "--rollout-engine out to use vLLM"
         )
     if model["lora_rank"]:
         raise UserError(
-            "LoRA adapters do not reach SGLang: verl 0.6.1 syncs whole weights to it only (sglang_rollout.py, "
-            "ServerAdapter.update_weights); train LoRA with --rollout-engine vllm"
+            "LoRA adapters do not reach SGLang: this project's server for it answers with the base model only "
+            "(docs/sglang.md); train LoRA with --rollout-engine vllm"
         )
     if arguments["mm_embedding_cache_mb"] and not frozen:
         raise UserError(

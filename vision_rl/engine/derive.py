@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vision_rl.engine.schema import SGLANG_KWARGS, VLLM_KWARGS
 from vision_rl.models import ModelInfo, model_info
+from vision_rl.rewards.grounding import KINDS
 
 # Layers that state a default; anything later is somebody's choice and is left alone.
 _WEAK = ("verl", "agentlightning", "vision_rl", "base", "task")
@@ -20,8 +21,12 @@ _DECODER_LAYERS = {
     "qwen2": "Qwen2DecoderLayer",
     "qwen3": "Qwen3DecoderLayer",
 }
-_TASK_COMPONENT = {"official": "accuracy", "similarity": "similarity", "judge": "judge", "arc": "iou"}
-"""The component of a reward that says how good the answer is; "task" in the others."""
+_TASK_COMPONENT = {
+    **dict.fromkeys(KINDS, "task"),
+    **{"vqa": "accuracy", "official": "accuracy", "arc": "iou"},
+    **{name: name for name in ("official_2021", "similarity", "judge")},
+}
+"""The component of a built-in reward that says how good the answer is."""
 _SGLANG_CACHE_MB = 100  # its own default
 _MODEL = "actor_rollout_ref.model"
 _ACTOR = "actor_rollout_ref.actor"
@@ -127,8 +132,6 @@ class Derivation:
         room = min(request + request // 2, max(request, self._positions()))
         reason = "data.max_prompt_length + data.max_response_length, with room for a prompt over its limit"
         self.put(f"{_ROLLOUT}.max_model_len", room, reason)
-        if self.model is not None and self.model.family.single_batch:
-            self.put(f"{_ACTOR}.use_dynamic_bsz", False, f"pictures of a {self.model.family.name} cannot share a batch")
         longest = sum(self.longest_sample())
         for key, micro in (
             (f"{_ACTOR}.ppo_max_token_len_per_gpu", f"{_ACTOR}.ppo_micro_batch_size_per_gpu"),
@@ -150,9 +153,9 @@ class Derivation:
         if self.get(f"{_ACTOR}.loss_agg_mode") == "seq-mean-token-sum-norm":
             limit = self.longest_sample()[1]
             self.put(f"{_ACTOR}.loss_scale_factor", limit, "the response limit, as Dr. GRPO divides by a constant")
-        if self.get("algorithm.adv_estimator") == "gdpo":
-            names = [_TASK_COMPONENT.get(self.get("agent.reward"), "task"), "format/ok"]
-            self.put("algorithm.gdpo_reward_keys", names, "what agent.reward consists of")
+        component = _TASK_COMPONENT.get(self.get("agent.reward"))
+        if self.get("algorithm.adv_estimator") == "gdpo" and component:
+            self.put("algorithm.gdpo_reward_keys", [component, "format/ok"], "what agent.reward consists of")
         if str(self.get("algorithm.adv_estimator")).endswith("optimal_token_baseline"):
             self.put(f"{_ACTOR}.calculate_sum_pi_squared", True, "algorithm.adv_estimator")
 
@@ -188,7 +191,7 @@ class Derivation:
 
     def _adapters(self) -> None:
         if self.get(f"{_MODEL}.lora_rank") and self.model is not None:
-            tower = "visual" if self.model.family.visual else "vision_tower"
+            tower = self.model.family.tower
             self.put(f"{_MODEL}.exclude_modules", f".*{tower}.*", "vLLM cannot serve adapters inside the vision tower")
             self.put(f"{_ROLLOUT}.load_format", "safetensors", "only the adapter is synced to the server")
 

@@ -50,7 +50,7 @@ class VisionStoreServer(LightningStoreServer):
         )
         self._client: VisionStoreClient | None = None
         routes = StoreRoutes(store, self.app)  # type: ignore[arg-type]
-        self.server_launcher.app = Access(routes, token, open_paths=(PREFIX + "/health",))  # type: ignore[assignment]
+        self.server_launcher.app = Access(routes, token, open_paths=(PREFIX + "/health",), dashboard=True)  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "server_launcher": None, "address": self.endpoint, "token": self.token}

@@ -17,7 +17,7 @@ from typing import Any
 
 from vision_rl.engine.config import Resolved
 from vision_rl.engine.pixels import Pixels
-from vision_rl.engine.positions import expected_image_tokens
+from vision_rl.engine.processor import image_token_id, load_processor
 from vision_rl.engine.trace import Turn, turns_from_spans
 from vision_rl.errors import UserError
 from vision_rl.finding import Finding
@@ -88,52 +88,42 @@ async def _ask(
 
 def _compared(name: str, turn: Turn, folder: Path, resolved: Resolved, cpu: bool) -> list[Finding]:
     """Findings on the trace and on |transformers - server| over its response."""
-    from verl.utils import hf_processor
-
-    from vision_rl.engine.task_runner import processor_options
-
-    processor = hf_processor(name, **processor_options(name))
     # vLLM is started here without the run's limits, SGLang with all that the run would give it.
     limits = resolved.agent.pixel_limits() if _engine(resolved) == "sglang" else {}
-    inputs = Pixels(processor, folder, limits=limits).inputs(turn.image_refs)
+    pixels = Pixels(load_processor(name), folder, limits=limits)
     shown = f"{len(turn.prompt_ids)} prompt and {len(turn.response_ids)} response ids, {len(turn.image_refs)} pictures"
     found = [
         Finding("trace", len(turn.logprobs) == len(turn.response_ids), shown, "the server returns no log-probabilities")
     ]
-    if "image_grid_thw" in inputs:
-        expected = expected_image_tokens(processor, inputs["image_grid_thw"])
-        tokens = turn.prompt_ids.count(processor.image_token_id)
-        cure = "the processor of the folder is not the one that the server used: check preprocessor_config.json"
-        found.append(
-            Finding("image tokens", tokens == expected, f"{tokens} in the prompt, {expected} by the pixels", cure)
-        )
-        if tokens != expected:
-            return found
+    tokens, expected = (
+        turn.prompt_ids.count(image_token_id(pixels.processor)),
+        pixels.placeholders(turn.image_refs),
+    )
+    cure = "the processor of the folder is not the one that the server used: check preprocessor_config.json"
+    found.append(Finding("image tokens", tokens == expected, f"{tokens} in the prompt, {expected} by the pixels", cure))
+    if tokens != expected:
+        return found
     limit = resolved.app.integrity.logprob_mismatch_mean or MISMATCH_NATS
-    mean, largest = logprob_difference(name, turn, inputs, cpu=cpu)
+    mean, largest = logprob_difference(name, turn, pixels, cpu=cpu)
     text = f"|transformers - {_engine(resolved)}| {mean:.1e} on average, {largest:.1e} at most; limit {limit:g}"
     cure = "the server and transformers compute different models: check versions, dtype and docs/troubleshooting.md"
     return [*found, Finding("log-probabilities", mean <= limit, text, cure)]
 
 
-def logprob_difference(name: str, turn: Turn, inputs: Mapping[str, Any], *, cpu: bool) -> tuple[float, float]:
-    """Mean and largest |transformers - server| log-probability of the response tokens, in nats, at temperature 1."""
+def logprob_difference(name: str, turn: Turn, pixels: Pixels, *, cpu: bool) -> tuple[float, float]:
+    """Mean and largest |trainer - server| log-probability of the response tokens, in nats, at temperature 1."""
     import torch
-    from transformers import AutoModelForImageTextToText
 
-    device, dtype = ("cpu", torch.float32) if cpu else ("cuda", torch.bfloat16)
+    from vision_rl.parity.actor import bare_engine, load_model, log_probs
+    from vision_rl.training.rows import RowBuilder
+    from vision_rl.training.samples import Sample
+
     try:
-        model = (
-            AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation="sdpa").to(device).eval()
-        )
+        engine = bare_engine(load_model(name, cpu=cpu), pixels)
     except (OSError, ValueError) as error:
         raise UserError(f"transformers cannot load {name}: {error}") from error
-    ids = torch.tensor([turn.prompt_ids + turn.response_ids], device=device)
-    moved = {key: value.to(device) for key, value in inputs.items()}
-    with torch.inference_mode():
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **moved).logits[0].float()
-    start = len(turn.prompt_ids)
-    sampled = torch.tensor(turn.response_ids, device=device).unsqueeze(-1)
-    logprobs = torch.log_softmax(logits[start - 1 : -1], dim=-1).gather(-1, sampled).squeeze(-1)
-    difference = (logprobs.cpu() - torch.tensor(turn.logprobs)).abs()
+    builder = RowBuilder(pixels.processor, pixels, max_prompt_length=10**6, max_response_length=10**6)
+    mask = [1] * len(turn.response_ids)
+    sample = Sample(turn.prompt_ids, turn.response_ids, mask, turn.logprobs, turn.image_refs, 0.0, "", "", 0)
+    difference = (log_probs(engine, builder, [sample], 1.0)[0] - torch.tensor(turn.logprobs)).abs()
     return difference.mean().item(), difference.max().item()

@@ -59,17 +59,55 @@ def _wait(child: int) -> None:
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
+    _contiguous_inputs()
     llm = LLM(model=job["model"], **job["engine"])
-    asked = [cell for cell in job["cells"] if not cell["after_update"]]
     # one after the other: the later ones then find prefix and picture caches filled by the earlier ones
-    replies = {cell["name"]: _ask(llm, cell, job["forbidden"]) for cell in asked}
-    if job["update"]:
-        llm.collective_rpc("reload_weights", kwargs={"weights_path": job["update"]})
-        llm.reset_prefix_cache()
-        llm.llm_engine.reset_mm_cache()
-        llm.llm_engine.reset_encoder_cache()
-        replies |= {c["name"]: _ask(llm, c, job["forbidden"]) for c in job["cells"] if c["after_update"]}
+    replies: dict[str, Any] = {}
+    updated = False
+    for cell in sorted(job["cells"], key=lambda cell: cell["after_update"]):
+        try:
+            if cell["after_update"] and not updated:
+                _update(llm, job["update"])
+                updated = True
+            replies[cell["name"]] = _ask(llm, cell, job["forbidden"])
+        except ValueError as error:  # the request was refused; the engine lives
+            replies[cell["name"]] = {"error": f"{type(error).__name__}: {error}"}
+        except Exception as error:  # the engine is in no state to answer any more
+            traceback.print_exc()
+            left = [one["name"] for one in job["cells"] if one["name"] not in replies]
+            return replies | {name: {"error": f"{type(error).__name__}: {error}"} for name in left}
     return replies
+
+
+def _contiguous_inputs() -> None:
+    """vLLM 0.24's CPU layers stop at Llama 4's patches ("Expected a.stride(-1) == 1", _custom_ops.py, `onednn_mm`): their
+    kernel takes rows that lie together in memory, and the model hands it a transposed view."""
+    from vllm import _custom_ops
+
+    multiply = _custom_ops.onednn_mm
+    _custom_ops.onednn_mm = lambda handler, rows, bias: multiply(handler, rows.contiguous(), bias)
+
+
+def _update(llm: Any, weights: str) -> None:
+    """New weights into the living engine, and its three caches emptied, as after each step of a run."""
+    llm.collective_rpc(_load, args=(weights,))
+    llm.reset_prefix_cache()
+    llm.llm_engine.reset_mm_cache()
+    llm.llm_engine.reset_encoder_cache()
+
+
+def _load(worker: Any, folder: str) -> None:
+    """In the engine's worker: load what the trainer would send, in the way that a run loads it."""
+    from safetensors.torch import load_file
+    from vllm.platforms import current_platform
+
+    from vision_rl.backends.vllm_reload import reload_on_cpu
+
+    weights = load_file(Path(folder) / "model.safetensors").items()
+    if current_platform.is_cpu():
+        reload_on_cpu(worker.model_runner, weights)
+    else:
+        worker.model_runner.model.load_weights(weights)
 
 
 def _ask(llm: Any, cell: dict[str, Any], forbidden: list[int]) -> dict[str, Any]:
@@ -83,11 +121,7 @@ def _ask(llm: Any, cell: dict[str, Any], forbidden: list[int]) -> dict[str, Any]
     sampling = SamplingParams(
         n=CANDIDATES, temperature=cell["temperature"], max_tokens=REPLY_TOKENS, logprobs=0, seed=1
     )
-    try:
-        output = llm.chat(conversation(cell["messages"], _data_uri), sampling, use_tqdm=False)[0]
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {error}"}
+    output = llm.chat(conversation(cell["messages"], _data_uri), sampling, use_tqdm=False)[0]
     prefixes = [list(takewhile(lambda token: token not in forbidden, reply.token_ids)) for reply in output.outputs]
     ids, reply = max(zip(prefixes, output.outputs, strict=True), key=lambda pair: len(pair[0]))
     if not ids:

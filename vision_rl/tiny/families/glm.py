@@ -59,7 +59,7 @@ def glm4v_moe() -> tuple[Any, Any]:
         "use_qk_norm": False,
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": 48,
+        "moe_intermediate_size": 96,
         "first_k_dense_replace": 1,
     }
     config = Glm4vMoeConfig(text_config=text, vision_config=_VISION, **ids)

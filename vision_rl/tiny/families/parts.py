@@ -77,17 +77,23 @@ def save(model: Any, processor: Any, folder: Path, seed: int) -> Path:
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.float().save_pretrained(folder)
-    _published_names(folder / "model.safetensors")
+    _published_names(model, folder / "model.safetensors")
     processor.save_pretrained(folder)
     return folder
 
 
-def _published_names(weights: Path) -> None:
-    """Name the weights of CLIP and SigLIP towers as published checkpoints do, with the `vision_model.` that transformers 5
-    drops on loading and writes back only for a model that was loaded."""
-    from safetensors.torch import load_file, save_file
+def _published_names(model: Any, weights: Path) -> None:
+    """Make the file what published checkpoints are, where transformers 5 differs and converts on loading only.
 
-    tensors = load_file(weights)
-    if any(re.search(r"vision_tower\.(embeddings|encoder)\.", name) for name in tensors):
-        renamed = {re.sub(r"vision_tower\.", "vision_tower.vision_model.", name): t for name, t in tensors.items()}
-        save_file(renamed, weights, metadata={"format": "pt"})
+    CLIP and SigLIP towers have `vision_model.` in their names, and Qwen3-VL's experts are (experts, in, out).
+    """
+    from safetensors.torch import load_file, save_file
+    from transformers import CLIPVisionModel, Siglip2VisionModel, SiglipVisionModel
+
+    tensors, towers = load_file(weights), (CLIPVisionModel, SiglipVisionModel, Siglip2VisionModel)
+    if any(isinstance(part, towers) for part in model.modules()):
+        tensors = {re.sub(r"vision_tower\.", "vision_tower.vision_model.", name): t for name, t in tensors.items()}
+    if model.config.model_type == "qwen3_vl_moe":
+        stacked = [name for name in tensors if ".experts." in name]
+        tensors |= {name: tensors[name].transpose(1, 2).contiguous() for name in stacked}
+    save_file(tensors, weights, metadata={"format": "pt"})

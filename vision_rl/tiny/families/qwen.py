@@ -13,7 +13,7 @@ _IDS = {
     "video_token_id": "video_pad",
 }
 _PICTURE, _VIDEO = (f"<|vision_start|><|{name}|><|vision_end|>" for name in ("image_pad", "video_pad"))
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "norm_topk_prob": True}
 _VISION = {"depth": 2, "hidden_size": 64, "num_heads": 2, "out_hidden_size": 64}
 
 
@@ -100,7 +100,7 @@ def qwen3_5_moe() -> tuple[Any, Any]:
     )
 
     processor, ids = _processor(16, Qwen3VLVideoProcessor, Qwen3VLProcessor)
-    text = {**_text(processor, _PARTIAL), **_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 48}
+    text = {**_text(processor, _PARTIAL), **_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 96}
     config = Qwen3_5MoeConfig(text_config=text, vision_config=_VISION3_5, **ids)
     return Qwen3_5MoeForConditionalGeneration(config), processor
 

@@ -146,7 +146,13 @@ def lfm2_vl() -> tuple[Any, Any]:
     }
     config = Lfm2VlConfig(
         text_config=text,
-        vision_config={**_VISION, "model_type": "siglip2_vision_model", "num_patches": 64, "patch_size": 14},
+        vision_config={
+            **_VISION,
+            "model_type": "siglip2_vision_model",
+            "num_patches": 64,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
         image_token_id=tok.image_token_id,
         projector_hidden_size=64,
     )

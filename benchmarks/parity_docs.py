@@ -1,0 +1,122 @@
+"""docs/models.md and docs/models.html from the last parity matrix and the model table."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vision_rl.models import PARITY_RESULTS, TABLE, ModelFamily
+from vision_rl.parity.compare import LIMIT
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+COLORS = {"equal": "#c8e6c9", "differs": "#ffcdd2", "refused": "#ffe0b2", "": "#eeeeee"}
+MARKS = {"equal": "🟩", "differs": "🟥", "refused": "🟧", "": "⬜"}
+
+HOW = f"""\
+A tiny model of each family, with random weights, is built from the family's own config class, served by vLLM in float32 with its
+caches on, and asked through the chat path. The trainer's code recomputes the log-probability of every reply token. A number is
+the largest difference in nats; {LIMIT:g} is the limit. Both sides also have to agree on the number of picture tokens, and
+"ids" says whether transformers' own processor makes the same prompt of the conversation.
+Rerun it with `python benchmarks/parity.py`, or for your own model with `python train_agent.py --doctor --model PATH`."""
+
+LEGEND = "equal to the limit", "differs: never trained", "refused by server or trainer, with the reason below"
+
+
+def write_docs(folder: Path = DOCS) -> list[Path]:
+    """Write both pages; returns their paths."""
+    rows = json.loads(PARITY_RESULTS.read_text(encoding="utf-8"))
+    matrix: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        matrix.setdefault(row["family"], {})[row["cell"]] = row
+    names = list(dict.fromkeys(row["cell"] for row in rows))
+    when = "; ".join(sorted({f"{row['date']}, {row['versions']}" for row in rows}))
+    pages = {"models.md": _markdown(matrix, names, when), "models.html": _html(matrix, names, when)}
+    for name, text in pages.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in pages]
+
+
+def _shown(cell: Mapping[str, Any] | None) -> str:
+    """A cell's number, or what kept it from having one."""
+    if cell is None:
+        return ""
+    return cell["verdict"] if cell["max"] is None else f"{cell['max']:.0e}"
+
+
+def _verdict(cell: Mapping[str, Any] | None) -> str:
+    return cell["verdict"] if cell else ""
+
+
+def _ids(cells: Mapping[str, Mapping[str, Any]]) -> str:
+    known = [cell["prompt_equal"] for cell in cells.values() if cell["prompt_equal"] is not None]
+    return f"{sum(known)}/{len(known)}"
+
+
+def _markdown(matrix: Mapping[str, Any], names: Sequence[str], when: str) -> str:
+    legend = ", ".join(f"{MARKS[verdict]} {text}" for verdict, text in zip(COLORS, LEGEND, strict=False))
+    lines = ["# Models, and whether trainer and server agree on them", "", f"Measured {when}.", "", HOW, "", legend, ""]
+    lines += [
+        "Written by `python benchmarks/parity.py --write-docs`; the same with colours: [models.html](models.html).",
+        "",
+    ]
+    lines += ["| family | " + " | ".join(names) + " | ids |", "|---" * (len(names) + 2) + "|"]
+    for family, cells in matrix.items():
+        shown = [f"{MARKS[_verdict(cells.get(name))]} {_shown(cells.get(name))}" for name in names]
+        lines.append(f"| {family} | " + " | ".join(shown) + f" | {_ids(cells)} |")
+    lines += ["", "## Cells that are not equal", "", "| family | cell | reason |", "|---|---|---|"]
+    lines += [f"| {family} | {cells} | {reason} |" for (family, reason), cells in _reasons(matrix).items()]
+    lines += ["", "## The table", ""]
+    lines += ["| family | example | vLLM | SGLang | coordinates | positions | tokens per picture | memory | trained |"]
+    lines += ["|---" * 9 + "|", *(_table_row(row) for row in TABLE)]
+    lines += ["", *(f"- **{row.name}**: {row.refused or row.notes}" for row in TABLE if row.refused or row.notes), ""]
+    return "\n".join(lines)
+
+
+def _table_row(row: ModelFamily) -> str:
+    served = " | ".join("yes" if knows else "no" for knows in (row.vllm, row.sglang))
+    rest = (row.coordinates, row.positions, row.tokens_per_image, row.memory, "no" if row.refused else "yes")
+    return f"| {row.name} | `{row.examples[0]}` | {served} | " + " | ".join(rest) + " |"
+
+
+def _reasons(matrix: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """(family, reason) -> the cells that have it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for family, cells in matrix.items():
+        for name, cell in cells.items():
+            if cell["verdict"] != "equal":
+                found.setdefault((family, cell["reason"].replace("|", "\\|")), []).append(name)
+    return {key: ", ".join(names) for key, names in found.items()}
+
+
+def _html(matrix: Mapping[str, Any], names: Sequence[str], when: str) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("family", *names, "ids"))
+    body = ""
+    for family, cells in matrix.items():
+        body += f"<tr><th>{html.escape(family)}</th>"
+        for name in names:
+            cell = cells.get(name)
+            title = html.escape(cell["reason"] if cell else "", quote=True)
+            body += f'<td style="background:{COLORS[_verdict(cell)]}" title="{title}">{_shown(cell)}</td>'
+        body += f"<td>{_ids(cells)}</td></tr>\n"
+    legend = "".join(
+        f'<span style="background:{color}">&nbsp;{text}&nbsp;</span> '
+        for color, text in zip(COLORS.values(), LEGEND, strict=False)
+    )
+    reasons = "".join(
+        f"<tr><th>{html.escape(family)}</th><td>{html.escape(cells)}</td><td>{html.escape(reason)}</td></tr>\n"
+        for (family, reason), cells in _reasons(matrix).items()
+    )
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Parity of trainer and server</title>
+<style>body{{font:14px sans-serif;margin:2em}}table{{border-collapse:collapse}}td,th{{border:1px solid #bbb;padding:4px 6px}}
+thead th{{font-size:12px}}tbody th{{text-align:left;white-space:nowrap}}</style>
+<h1>Whether trainer and server agree</h1>
+<p>Measured {html.escape(when)}.</p><p style="max-width:60em">{html.escape(HOW)}</p><p>{legend}</p>
+<table><thead><tr>{head}</tr></thead><tbody>
+{body}</tbody></table>
+<h2>Cells that are not equal</h2><table><tbody>
+{reasons}</tbody></table></html>
+"""

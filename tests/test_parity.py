@@ -1,0 +1,144 @@
+"""Trainer and vLLM on tiny models of five families, and the traps that the comparison must catch; the mends one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from vision_rl.backends.families import merge_pictures, server_weights, token_types
+from vision_rl.engine.pixels import Pixels, join
+from vision_rl.engine.processor import load_processor, picture_text
+from vision_rl.parity.actor import load_model
+from vision_rl.parity.cells import cells
+from vision_rl.parity.compare import LIMIT, TOGETHER, Job, Result, compare
+from vision_rl.tiny.families import build
+from vision_rl.training.rows import Drop, RowBuilder
+from vision_rl.training.samples import Sample
+
+FAMILIES = ("Qwen2.5-VL", "Qwen3-VL", "LLaVA-1.5", "Pixtral", "InternVL 3 (-hf)")
+RAW, SMALL, PATCH, COLORS = "raw log-probabilities", "smaller on the server", "patches of 14", "other colours"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Result]]]:
+    """One server for all: the families, and four pairs in which one side is set up otherwise."""
+    folder = tmp_path_factory.mktemp("parity")
+    models = {name: build(name, folder / name) for name in FAMILIES}
+    updated = {name: build(name, folder / f"{name} updated", seed=1) for name in FAMILIES}
+    qwen, qwen3, llava = models["Qwen2.5-VL"], models["Qwen3-VL"], models["LLaVA-1.5"]
+    jobs = [Job(name, models[name], updated[name]) for name in FAMILIES]
+    jobs.append(Job(RAW, qwen, engine={"logprobs_mode": "raw_logprobs"}))
+    jobs.append(Job(SMALL, qwen, engine={"mm_processor_kwargs": {"max_pixels": 56 * 56}}))
+    jobs.append(Job(PATCH, qwen3, limits={"patch_size": 14}))
+    jobs.append(Job(COLORS, llava, limits={"image_mean": (0.0, 0.0, 0.0)}))  # type: ignore[dict-item]
+    found: dict[str, dict[str, Result]] = {}
+    for result in compare(jobs, folder):
+        found.setdefault(result.family, {})[result.cell] = result
+    yield found
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trainer_and_server_agree(results: dict[str, dict[str, Result]], family: str, tmp_path: Path) -> None:
+    found = results[family]
+    assert set(found) == {cell.name for cell in cells(tmp_path)} | {TOGETHER}
+    for result in found.values():
+        assert (result.verdict, result.reason) == ("equal", "")
+        assert result.max is not None and result.max <= LIMIT
+        assert result.prompt_equal is not False
+
+
+@pytest.mark.e2e
+def test_log_probabilities_from_before_the_temperature_are_caught(results: dict[str, dict[str, Result]]) -> None:
+    verdicts = {name: result.verdict for name, result in results[RAW].items()}
+    assert verdicts.pop("temperature 0.7") == "differs"
+    assert set(verdicts.values()) == {"equal"}
+
+
+@pytest.mark.e2e
+def test_other_pixel_limits_on_one_side_are_caught(results: dict[str, dict[str, Result]]) -> None:
+    result = results[SMALL]["one picture"]
+    assert result.verdict == "refused"
+    assert "4 picture tokens where file://" in result.reason and "gives 9" in result.reason
+
+
+@pytest.mark.e2e
+def test_another_patch_size_on_one_side_is_caught(results: dict[str, dict[str, Result]]) -> None:
+    verdicts = {name: result.verdict for name, result in results[PATCH].items()}
+    assert verdicts.pop("text only") == "equal"
+    assert "equal" not in verdicts.values()
+
+
+@pytest.mark.e2e
+def test_other_pixels_behind_the_same_tokens_are_caught(results: dict[str, dict[str, Result]]) -> None:
+    result = results[COLORS]["one picture"]
+    assert result.verdict == "differs"
+    assert result.mean is not None and result.mean > 0.01
+
+
+@pytest.mark.parametrize("family", ["LLaVA-1.5", "PaliGemma 2", "Qwen3-VL-MoE", "InternVL 3 (-hf)"])
+def test_weights_go_to_the_server_under_the_checkpoints_names(family: str, tmp_path: Path) -> None:
+    folder = build(family, tmp_path)
+    model = load_model(str(folder))
+    names = {name for name, _ in server_weights(model, model.state_dict().items())}
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert names >= set(file.keys())
+        tied = {"lm_head.weight", "language_model.lm_head.weight"}
+        assert names - set(file.keys()) <= tied
+
+
+@pytest.mark.parametrize("family", ["Qwen2-VL", "Qwen2.5-VL", "GLM-4.1V"])
+def test_a_micro_batch_without_pictures_goes_through_verls_forward(family: str, tmp_path: Path) -> None:
+    model = load_model(str(build(family, tmp_path)))
+    ids = torch.tensor([[5, 6, 7]])
+    positions = torch.arange(3).expand(4, 1, 3)
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions).logits
+    assert logits.shape[:2] == (1, 3) and bool(logits.isfinite().all())
+
+
+def test_samples_of_different_shapes_share_a_micro_batch() -> None:
+    small = {"pixel_values": torch.ones(1, 2, 3, 4, 4), "image_sizes": torch.tensor([[4, 4]])}
+    large = {"pixel_values": torch.ones(2, 5, 3, 4, 6), "image_sizes": torch.tensor([[4, 6], [4, 6]])}
+    merged = merge_pictures([small, {}, large])
+    assert merged["pixel_values"].shape == (3, 5, 3, 4, 6)
+    assert merged["pixel_values"][0, :2, :, :, :4].eq(1).all() and merged["pixel_values"][0].sum() == 2 * 3 * 16
+    assert merged["image_sizes"].tolist() == [[4, 4], [4, 6], [4, 6]]
+    assert merge_pictures([{}, {}]) == {}
+    assert torch.equal(join([torch.zeros(2, 3), torch.ones(1, 3)]), torch.tensor([[0.0] * 3, [0.0] * 3, [1.0] * 3]))
+
+
+def test_only_families_whose_pictures_see_each_other_get_token_types(tmp_path: Path) -> None:
+    gemma = load_model(str(build("Gemma 3", tmp_path / "gemma")))
+    image = gemma.config.image_token_index
+    assert token_types(gemma, torch.tensor([[1, image, image, 2]]))["token_type_ids"].tolist() == [[0, 1, 1, 0]]
+    llava = load_model(str(build("LLaVA-1.5", tmp_path / "llava")))
+    assert token_types(llava, torch.tensor([[1, 2]])) == {}
+
+
+def one_picture(folder: Path) -> str:
+    return Path(cells(folder)[0].pictures[0]).as_uri()
+
+
+@pytest.mark.parametrize("family", ["Qwen2.5-VL", "LLaVA-1.5", "Llama 4"])
+def test_ids_tokenised_beside_a_raw_picture_are_dropped(family: str, tmp_path: Path) -> None:
+    """The prompt then has one placeholder where the picture takes many."""
+    processor: Any = load_processor(str(build(family, tmp_path)))
+    builder = RowBuilder(processor, Pixels(processor, tmp_path), max_prompt_length=99, max_response_length=9)
+    ids = processor.tokenizer(picture_text(processor)).input_ids
+    row = builder.row(Sample(ids, [5], [1], [-1.0], [one_picture(tmp_path)], 0.0, "d", "r", 0))
+    assert isinstance(row, Drop) and row.reason == "image_tokens_disagree"
+
+
+def test_a_picture_is_processed_once_and_its_tiles_are_the_processors(tmp_path: Path) -> None:
+    processor = load_processor(str(build("InternVL 3 (-hf)", tmp_path)))
+    pixels = Pixels(processor, tmp_path)
+    ref = one_picture(tmp_path)
+    assert pixels.inputs([ref])["pixel_values"] is pixels.inputs([ref])["pixel_values"]
+    tiles = len(pixels.inputs([ref])["pixel_values"])
+    assert tiles > 1  # the image processor alone makes one, the processor cuts
+    assert pixels.placeholders([ref, ref]) == 2 * tiles * processor.image_seq_length
