@@ -30,6 +30,7 @@ from vision_rl.rewards.attacks import (
     grid,
 )
 from vision_rl.rewards.grounding import KINDS, grounding_reward, takes_points
+from vision_rl.rewards.terms import Reward
 from vision_rl.rewards.vqa import KINDS as ANSWER_KINDS
 from vision_rl.rewards.vqa import vqa_reward
 from vision_rl.settings import AgentSettings
@@ -63,7 +64,7 @@ def reward_of(spec: str, task: str) -> tuple[Scored, str]:
 
     def scored(reply: str, row: Mapping[str, Any]) -> float:
         value = function(reply, row)
-        return float(getattr(value, "value", value))
+        return value.value if isinstance(value, Reward) else float(value)
 
     return scored, task
 

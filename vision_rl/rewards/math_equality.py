@@ -1,9 +1,10 @@
 """Equality of mathematical answers by math-verify, in a helper process that can be stopped.
 
 math-verify bounds its own time by signals, which only a main thread may set, and SymPy's simplification can take minutes
-and all memory for a short line of text. Here one helper process per process does the work: its memory is limited, and
-where a comparison takes longer than `SECONDS` it is ended, the answer counts as wrong, and the next one starts another.
-This works in threads and in processes that were forked while a helper was running.
+and all memory for a short line of text. Here one helper process per process does the work, in its own main thread: its
+memory is limited, and a comparison that takes more than `SECONDS` of processor time is given up as wrong (a busy machine
+costs no right answer). Where even that does not end it, the helper is killed after `WALL_SECONDS` and the next question
+starts another. This works in threads and in processes that were forked while a helper was running.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import re
 import resource
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +24,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 SECONDS = 3.0
+WALL_SECONDS = 30.0
 START_SECONDS = 60.0
 MAX_CHARS = 1000
 """A longer answer is wrong: no true answer takes that much."""
@@ -50,7 +53,7 @@ class _Helper:
             except OSError:
                 self.stop()
                 return False
-            return self._line(SECONDS) == "1\n"
+            return self._line(WALL_SECONDS) == "1\n"
 
     def _running(self) -> subprocess.Popen[str] | None:
         if self._owner != os.getpid():
@@ -58,7 +61,7 @@ class _Helper:
         if self._process is None or self._process.poll() is not None:
             self._owner = os.getpid()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vision_rl.rewards.math_equality"],
+                [sys.executable, "-m", "vision_rl.rewards.math_equality", str(SECONDS)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -129,22 +132,34 @@ def _forms(text: str) -> list[object]:
     return list(parse(marked, parsing_timeout=None)) or list(parse(text, parsing_timeout=None))
 
 
-def _serve() -> None:
+class _OutOfTime(BaseException):
+    """No `Exception`: SymPy catches those on its way."""
+
+
+def _give_up(*_: object) -> None:
+    raise _OutOfTime
+
+
+def _serve(seconds: float) -> None:
     """Answer line by line: [prediction, answer, ...] -> "1" or "0"."""
     from math_verify import verify
 
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    signal.signal(signal.SIGVTALRM, _give_up)
     out = os.fdopen(os.dup(1), "w", buffering=1)
     out.write(_READY)
     for line in sys.stdin:
         prediction, *answers = json.loads(line)
         try:
+            signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
             said = _forms(prediction)
             right = bool(said) and any(verify(_forms(answer), said, timeout_seconds=None) for answer in answers)
-        except Exception:  # SymPy raises anything on odd input, and the answer is wrong then
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        except (Exception, _OutOfTime):  # SymPy raises anything on odd input, and the answer is wrong then
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             right = False
         out.write("1\n" if right else "0\n")
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(float(sys.argv[1]))
