@@ -69,15 +69,18 @@ _init_app_state = vllm_async_server.init_app_state
 
 
 def fork_engine() -> None:
-    """Let vLLM fork its engine process: a spawned one imports everything again, 10 s of a CPU.
+    """Let vLLM fork its engine and its worker: spawned ones import everything again, 10 s of a CPU each.
 
-    vLLM forces spawn inside Ray actors for CUDA's sake (vllm/utils/system_utils.py:126) and offers no setting. It is
-    for the CPU build alone, which has no CUDA context to lose.
+    vLLM forces spawn inside Ray actors for CUDA's sake (vllm/utils/system_utils.py:126), and on CPUs again
+    (platforms/cpu.py, `check_and_update_config`); it offers no setting. Each time it wants a process it asks
+    `_maybe_force_spawn` first. It is for the CPU build alone, which has no CUDA context to lose.
     """
     import vllm.utils.system_utils
 
-    vllm.utils.system_utils._maybe_force_spawn = lambda: None
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    def never_spawn() -> None:
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+
+    vllm.utils.system_utils._maybe_force_spawn = never_spawn
     # A spawned engine notices that its server was killed; a fork keeps the other ends of its own pipes open.
     os.register_at_fork(after_in_child=functools.partial(end_with_parent, signal.SIGKILL))
 
