@@ -51,10 +51,10 @@ lint: install
 test-fast: install
 	$(RUN) -m pytest -m "not e2e" -n 2
 
-test-e2e: sglang
+test-e2e: install
 	$(RUN) -m pytest -m "e2e and not long"
 
-test-long: sglang
+test-long: install
 	$(RUN) -m pytest -m "e2e and long"
 
 clean:

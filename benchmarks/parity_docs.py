@@ -25,6 +25,9 @@ Rerun it with `python benchmarks/parity.py`, or for your own model with `python 
 LEGEND = "equal to the limit", "differs: never trained", "refused by server or trainer, with the reason below"
 
 
+_REFUSED = {row.name: row.refused for row in TABLE}
+
+
 def write_docs(folder: Path = DOCS) -> list[Path]:
     """Write both pages; returns their paths."""
     rows = json.loads(PARITY_RESULTS.read_text(encoding="utf-8"))
@@ -87,7 +90,8 @@ def _reasons(matrix: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     for family, cells in matrix.items():
         for name, cell in cells.items():
             if cell["verdict"] != "equal":
-                found.setdefault((family, cell["reason"].replace("|", "\\|")), []).append(name)
+                reason = cell["reason"] or _REFUSED.get(family) or "not explained"
+                found.setdefault((family, reason.replace("|", "\\|")), []).append(name)
     return {key: ", ".join(names) for key, names in found.items()}
 
 

@@ -20,6 +20,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.utils.padding import response_from_nested
 
+from tests.conftest import remember_forwards
 from vision_rl.engine.config import resolve
 from vision_rl.engine.pixels import Pixels
 from vision_rl.tiny import checkpoint_dir
@@ -36,6 +37,7 @@ def process_group() -> None:
 
 def actor(role: str = "actor", model: str | Path | None = None, *changes: str) -> VisionTrainingWorker:
     """The worker of `role` ("actor" or "ref") without Ray; its engine has no pictures yet."""
+    remember_forwards()
     process_group()
     overrides = ["actor_rollout_ref.actor.use_kl_loss=true"] if role == "ref" else []
     tree = OmegaConf.create(

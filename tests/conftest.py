@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,31 @@ def tiny_reference(tiny_dir: Path) -> Any:
         return [torch.tensor(one) for one in json.loads(answer.stdout.splitlines()[-1])]
 
     return compute
+
+
+@pytest.fixture(scope="module", autouse=True)
+def verls_patches_end_with_the_module() -> Iterator[None]:
+    """verl replaces `forward` in transformers' classes for good (models/transformers/monkey_patch.py); the tests of other
+    modules compare with transformers as it is."""
+    import sys
+
+    yield
+    for name, originals in _FORWARDS.items():
+        for kind, forward in originals.items():
+            setattr(getattr(sys.modules[name], kind), "forward", forward)
+
+
+_FORWARDS: dict[str, dict[str, Any]] = {}
+_PATCHED = ("VLAttention", "VLModel", "VLTextModel", "VLForConditionalGeneration")
+
+
+def remember_forwards() -> None:
+    """Call it before verl builds a model."""
+    import importlib
+
+    for family in ("qwen2_vl", "qwen2_5_vl"):
+        name = f"transformers.models.{family}.modeling_{family}"
+        module = importlib.import_module(name)
+        _FORWARDS.setdefault(
+            name, {kind: vars(module)[kind].forward for kind in vars(module) if kind.endswith(_PATCHED)}
+        )

@@ -183,6 +183,13 @@ def test_supported_pairings_pass(name: str, settings: dict[str, Any]) -> None:
     check_pairing(model_info(name), **settings)
 
 
+def test_checkpoints_whose_pictures_see_each_other_are_refused(tmp_path: Path) -> None:
+    where = folder(tmp_path, {"model_type": "gemma4", "text_config": {"use_bidirectional_attention": "vision"}})
+    with pytest.raises(UserError, match="vllm issue 40106"):
+        check_pairing(model_info(where))
+    check_pairing(model_info(folder(tmp_path, {"model_type": "gemma4", "text_config": {}})))
+
+
 def test_megatron_families_are_verls() -> None:
     from vision_rl.models import MEGATRON
 

@@ -21,11 +21,10 @@ CPU_CORES = 2
 CPU_MEMORY_GIB = 9
 """The tiny model's run was measured at 7.3 GB at its peak."""
 
-CODE_KEYS = ("auto_map", "_attn_implementation_internal", "custom_pipelines")
-"""Keys of a model folder's configuration that name Python code to run (CVE-2026-4372, CVE-2026-22807)."""
-
 HUB_SECONDS = 10.0
 
+CODE_KEYS = ("auto_map", "_attn_implementation_internal", "custom_pipelines")
+"""Keys of a model folder's configuration that name Python code to run (CVE-2026-4372, CVE-2026-22807)."""
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Where a vision model's folder says how pictures become its input."""
 
@@ -96,25 +95,6 @@ def check_model(folder: Path, *, trusted: bool = False) -> None:
             raise UserError(f"--model {folder}: {problem}; download the folder again")
 
 
-def asks_for_code(file: Path) -> str:
-    """The first of `CODE_KEYS` in a configuration file, at any depth; "" without one and for what is no JSON."""
-    try:
-        level: list[Any] = [json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, RecursionError):
-        return ""
-    while level:
-        for one in level:
-            if isinstance(one, dict) and (found := next((key for key in CODE_KEYS if one.get(key)), "")):
-                return found
-        level = [
-            inner
-            for one in level
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
-        ]
-    return ""
-
-
 def check_hub_name(name: str) -> None:
     """Raise `UserError` for a model that is neither in Hugging Face's cache nor on the hub.
 
@@ -145,6 +125,25 @@ def check_hub_name(name: str) -> None:
         raise UserError(
             f"{here}, and the hub ({constants.ENDPOINT}) does not answer ({reason}); check the network, or name a folder"
         ) from error
+
+
+def asks_for_code(file: Path) -> str:
+    """The first of `CODE_KEYS` in a configuration file, at any depth; "" without one and for what is no JSON."""
+    try:
+        level: list[Any] = [json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, RecursionError):
+        return ""
+    while level:
+        for one in level:
+            if isinstance(one, dict) and (found := next((key for key in CODE_KEYS if one.get(key)), "")):
+                return found
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return ""
 
 
 def cut_off(file: Path) -> str:

@@ -25,6 +25,11 @@ def answer_with_tensors(module: Any) -> None:
     visual = getattr(getattr(module, "model", module), "visual", None)
     if visual is not None and module.config.model_type in _VERLS_FORWARD:
         visual.register_forward_hook(lambda _module, _args, output: getattr(output, "pooler_output", output))
+    if module.config.model_type == "mistral3":
+        # transformers 5.9 squeezes the first dimension of the features (modeling_mistral3.py:243), which are (tokens, width):
+        # a picture of one token lost the wrong one
+        projector = module.model.multi_modal_projector
+        projector.register_forward_hook(lambda _module, _args, features: features.unsqueeze(0))
 
 
 def merge_pictures(samples: Sequence[Any], indices: Sequence[int] | None = None) -> dict[str, torch.Tensor]:

@@ -14,8 +14,10 @@ def reload_on_cpu(model_runner: Any, weights: Iterable[tuple[str, torch.Tensor]]
     vLLM's CPU layers hand their weights to oneDNN and drop them (layers/utils.py, `remove_weight=True`), so that there is
     nothing left to load into; vLLM's own layerwise reload brings the layers back first. It also puts uninitialised memory
     where a layer keeps a buffer that no checkpoint holds beside weights that one does, such as a CLIP tower's
-    `position_ids` (reload/layerwise.py of vLLM 0.24): those are put back as they were.
+    `position_ids` (reload/layerwise.py of vLLM 0.24): those are put back as they were. And it leaves a head that is tied to
+    the embeddings with what oneDNN made of the old ones: no checkpoint holds weights of its own for it.
     """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
     model = model_runner.model
@@ -27,3 +29,6 @@ def reload_on_cpu(model_runner: Any, weights: Iterable[tuple[str, torch.Tensor]]
     for name, buffer in model.named_buffers():
         if name in constants:
             buffer.copy_(constants[name])
+    for head in model.modules():
+        if isinstance(head, ParallelLMHead):
+            head.quant_method.process_weights_after_loading(head)

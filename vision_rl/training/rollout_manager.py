@@ -36,6 +36,8 @@ from vision_rl.training.samples import trajectory_samples, transition_samples
 
 CALL_SECONDS = 300.0
 HEALTH_LOOK_SECONDS = 2.0
+TOLD_SECONDS = 1.0
+"""How often the progress of rollouts is told, at most."""
 FAIL_FAST = 32
 """Stop the run if a step's first rollouts, so many of them, all failed."""
 
@@ -96,7 +98,7 @@ class RolloutManager:
         self._owner: dict[str, str] = {}  # rollout id -> group
         self._forget: list[str] = []
         self._watch: asyncio.Task[None] | None = None
-        self._next_look = self._last_progress = 0.0
+        self._next_look = self._last_progress = self._last_told = 0.0
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True).start()
 
@@ -203,6 +205,8 @@ class RolloutManager:
             await self._settle(rollout.rollout_id, await self._finished(rollout))
         if done:
             self._last_progress = time.monotonic()
+        if done and (not self._owner or self._last_progress > self._last_told + TOLD_SECONDS):
+            self._last_told = self._last_progress
             total = sum(len(group.waiting) + len(group.finished) for group in self.groups.values())
             self.log.event("collected", done=total - len(self._owner), total=total)
         await self._end_what_never_ends()
@@ -361,6 +365,11 @@ class RolloutManager:
     def take(self, uid: str) -> Group:
         """A group that is done, which is then forgotten here and in the store."""
         return self.groups.pop(uid)
+
+    def prompt_of(self, rollout: FinishedRollout) -> str:
+        """The text of a rollout's first prompt, as the model got it, without the places of its pictures."""
+        tokenizer = self.rows.processor.tokenizer
+        return str(tokenizer.decode(rollout.turns[0].prompt_ids, skip_special_tokens=True)) if rollout.turns else ""
 
     def equal(self, uids: set[str]) -> set[str]:
         """Those of the groups in which every usable rollout earned the same: they carry no gradient."""

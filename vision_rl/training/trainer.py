@@ -32,10 +32,12 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from verl.workers.rollout.utils import get_vision_placeholder_token_ids
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
+from vision_rl.data.mix import per_source
 from vision_rl.engine.pixels import Pixels
 from vision_rl.engine.processor import load_processor
 from vision_rl.engine.proxy import VisionProxy
 from vision_rl.gpu import GpuMeter
+from vision_rl.rollout_tables import log_rollout_tables
 from vision_rl.telemetry import RunLog
 from vision_rl.training.advantages import TOKEN_LEVEL, group_metrics, rollout_advantages
 from vision_rl.training.best import VALIDATED
@@ -274,8 +276,13 @@ class VisionTrainer(PPOTrainer):
         started = time.monotonic()
         with self._saved_if_the_server_dies(done=True):
             finished = self.rollouts.validate(self.tasks["val"], self.global_steps)
-        self.log.rollouts(one.record(self.global_steps, "val") for one in finished)
-        metrics = {**rollout_metrics(finished, "val"), "timing_s/validate": time.monotonic() - started}
+        records = [
+            {**one.record(self.global_steps, "val"), "prompt": self.rollouts.prompt_of(one)} for one in finished
+        ]
+        self.log.rollouts(records)
+        log_rollout_tables(self.tracking.logger, records, self.global_steps, self.run.run_dir)
+        metrics = {**rollout_metrics(finished, "val"), **per_source(records, "val")}
+        metrics["timing_s/validate"] = time.monotonic() - started
         if self.global_steps == 0:
             self._record(metrics)
         return metrics
