@@ -134,6 +134,7 @@ def test_multiple_choice_pays_one_choice_only() -> None:
     score = METRICS["multiple_choice"].of_answer
     assert score("B", ["B"], CATS) == score("dark red", ["B"], CATS) == score("b", ["dark red"], CATS) == 1.0
     assert score("A or B", ["B"], CATS) == score("A", ["B"], CATS) == score("", ["B"], CATS) == 0.0
+    assert score("A or B", ["A", "B"], CATS) == 0.0  # alternatives are no licence to name both
     assert score("yes", ["Yes"], []) == 1.0
     reward = vqa_reward("A dog", ["B"], metric="multiple_choice", choices=["cat", "dog"])
     assert reward.value == reward.components["multiple_choice"] == 1.0

@@ -25,7 +25,6 @@ from vision_rl.rewards.grounding import (
     grounding_reward,
     takes_points,
 )
-from vision_rl.rewards.math_equality import MAX_CHARS
 from vision_rl.rewards.tools import ArcWeights, Call, arc_reward
 from vision_rl.rewards.vqa import KINDS as ANSWER_KINDS
 from vision_rl.rewards.vqa import answer_similarity, vqa_reward
@@ -259,8 +258,8 @@ def vqa_outcomes() -> Iterator[Outcome]:
             reply = build(question)
             guide = answer_similarity(reply, question.right)
             for kind in ANSWER_KINDS:
-                if kind == "math" and len(reply) > MAX_CHARS:
-                    continue
+                if len(reply) >= MEGABYTE // 2 and kind not in ("vqa", "similarity"):
+                    continue  # one metric by words and one by letters are enough where only the length attacks
                 honest, attacked = question.score(question.right, kind), question.score(reply, kind)
                 yield Outcome(name, f"{kind}: {question.right}", honest, attacked, guide)
 
