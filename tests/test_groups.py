@@ -15,8 +15,9 @@ from agentlightning.types import AttemptedRollout, EnqueueRolloutRequest
 from scipy import stats
 
 from tests import fake_backend
+from tests.chat import chat
 from tests.engine_stack import Stack, running_stack
-from vision_rl.client import chat, shared_client
+from vision_rl.client import shared_client
 from vision_rl.engine.chat_request import CallError, ChatRequest
 from vision_rl.engine.groups import Groups
 from vision_rl.engine.store_link import Membership
