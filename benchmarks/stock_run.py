@@ -13,8 +13,9 @@ import time
 
 STARTED = time.time()
 
-from vision_rl.engine.environment import run_environment  # noqa: E402
 from vision_rl.engine.vllm_cpu import FORK_ENGINE  # noqa: E402
+
+from vision_rl.engine.environment import run_environment  # noqa: E402
 
 ENVIRONMENT = run_environment(cpu=True)
 ENVIRONMENT.pop(FORK_ENGINE)

@@ -78,7 +78,7 @@ def verls_patches_end_with_the_module() -> Iterator[None]:
     yield
     for name, originals in _FORWARDS.items():
         for kind, forward in originals.items():
-            setattr(getattr(sys.modules[name], kind), "forward", forward)
+            getattr(sys.modules[name], kind).forward = forward
 
 
 _FORWARDS: dict[str, dict[str, Any]] = {}

@@ -177,6 +177,8 @@ def test_parts_of_other_kinds_are_refused(
         "ftp://127.0.0.1/a.png",
         "s3://bucket/a.png",
         "/etc/passwd",
+        "{inside}",
+        "ftp:{inside}",
         "a.png",
         "",
         "file:///etc/passwd",

@@ -122,9 +122,13 @@ def test_a_lora_adapter_is_folded_into_the_weights(tmp_path: Path) -> None:
     tokens = torch.tensor([[5, 9, 33, 70]])
     with torch.no_grad():
         expected = model(input_ids=tokens).logits
-        plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)(tokens).logits
+        plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)(
+            tokens
+        ).logits
         fold_adapter(tmp_path / "model", tmp_path / "adapter")
-        folded = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)(tokens).logits
+        folded = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)(
+            tokens
+        ).logits
     # bfloat16 weights on the way; the adapter's own effect is many times larger.
     assert (folded - expected).abs().max() < 0.1 * (plain - expected).abs().max()
     assert not any("lora" in name for name in load_file(tmp_path / "model" / "model.safetensors"))

@@ -67,7 +67,7 @@ def test_a_stop_validates_saves_and_ends_verls_loop(trainer: VisionTrainer, tmp_
     assert end_of_step(trainer)["val/reward"] == 0.5
     assert trainer.total_training_steps == 4, "verl's loop ends before the next step"
     assert trainer.checkpoints.has(4)
-    kept = torch.load(tmp_path / "checkpoints" / "global_step_4" / "trainer.pt", weights_only=False)
+    kept = torch.load(tmp_path / "checkpoints" / "global_step_4" / "trainer.pt", weights_only=True)
     assert kept["data"] == {"rows": 4}
 
 

@@ -36,6 +36,7 @@ from vision_rl.data.mix import per_source
 from vision_rl.engine.pixels import Pixels
 from vision_rl.engine.processor import load_processor
 from vision_rl.engine.proxy import VisionProxy
+from vision_rl.errors import UserError
 from vision_rl.gpu import GpuMeter
 from vision_rl.rollout_tables import log_rollout_tables
 from vision_rl.telemetry import RunLog
@@ -276,9 +277,7 @@ class VisionTrainer(PPOTrainer):
         started = time.monotonic()
         with self._saved_if_the_server_dies(done=True):
             finished = self.rollouts.validate(self.tasks["val"], self.global_steps)
-        records = [
-            {**one.record(self.global_steps, "val"), "prompt": self.rollouts.prompt_of(one)} for one in finished
-        ]
+        records = [{**one.record(self.global_steps, "val"), "prompt": self.rollouts.prompt_of(one)} for one in finished]
         self.log.rollouts(records)
         log_rollout_tables(self.tracking.logger, records, self.global_steps, self.run.run_dir)
         metrics = {**rollout_metrics(finished, "val"), **per_source(records, "val")}
@@ -322,7 +321,12 @@ class VisionTrainer(PPOTrainer):
         started = time.monotonic()
         with self.checkpoints.writing(step) as folder:
             self.actor_rollout_wg.save_checkpoint(str(folder / "actor"), None, step)
-            states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+            kind, keys, *rest = np.random.get_state()
+            states = {
+                "python": random.getstate(),
+                "numpy": [kind, keys.tolist(), *rest],
+                "torch": torch.get_rng_state(),
+            }
             torch.save({"data": data, "random": states}, folder / "trainer.pt")
             if self.trainer_mode != "sync":
                 tq.save_checkpoint(str(folder / "transfer_queue"), metadata={"global_steps": step})
@@ -336,14 +340,19 @@ class VisionTrainer(PPOTrainer):
             return
         self.checkpoints.clear_leftovers()
         folder = self.checkpoints.latest()
+        if folder is not None and not (folder / "trainer.pt").exists():
+            raise UserError(
+                f"{folder} was written by this project on verl 0.6.1 and cannot be gone on with: merge it with python -m "
+                "vision_rl.export and start a new run with --model"
+            )
         self.supervisor.rewind(-1 if folder is None else self.checkpoints.step_of(folder))
         if folder is None:
             return
         self._load_weights(folder)
-        kept = torch.load(folder / "trainer.pt", weights_only=False)
+        kept = torch.load(folder / "trainer.pt", weights_only=True)
         self.train_dataloader.load_state_dict(kept["data"])
         random.setstate(kept["random"]["python"])
-        np.random.set_state(kept["random"]["numpy"])
+        np.random.set_state(tuple(kept["random"]["numpy"]))
         torch.set_rng_state(kept["random"]["torch"])
         self.global_steps = self.checkpoints.step_of(folder)
         if self.trainer_mode != "sync" and (folder / "transfer_queue").exists():
