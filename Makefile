@@ -1,16 +1,21 @@
-# On a machine with Python 3.11 (or 3.10) and make only: `make demo` and `make test` install what they need into .venv.
-# vLLM's CPU build has no wheel for later Pythons.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.10 || command -v python3)
+# On a machine with Python 3.12 (or 3.11) and make only: `make demo` and `make test` install what they need into .venv.
+# Each candidate is run, not only looked up: pyenv leaves a python3.12 in the PATH that fails where no such version is chosen.
+PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
+ifndef PYTHON
+PYTHON := $(shell for candidate in python3.12 $(PYENV)/3.12.*/bin/python3.12 python3.11 $(PYENV)/3.11.*/bin/python3.11 python3; do \
+  "$$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
+  && command -v "$$candidate" && break; done)
+endif
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 SGLANG := $(VENV)/.sglang
 
-.PHONY: install sglang demo demo-grounding test test-fast test-e2e test-long lint clean
+.PHONY: install python sglang demo demo-grounding test test-fast test-e2e test-long lint clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overrides.txt
-	@$(PYTHON) -c 'import sys; (3, 10) <= sys.version_info < (3, 12) or sys.exit(f"Python {sys.version.split()[0]} has no CPU build of vLLM 0.11.0; install Python 3.11 or say PYTHON=/path/to/python3.11")'
+	@test -n "$(PYTHON)" || { echo "no Python 3.12 or 3.11 that runs was found; install one, or say make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet uv==0.13.8
 # Byte-compiling at install is the largest gain at start-up where PYTHONDONTWRITEBYTECODE is set: a dozen processes import torch.
@@ -18,6 +23,10 @@ $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overr
 	  --constraints requirements/cpu-constraints.txt --overrides requirements/cpu-overrides.txt \
 	  --editable '.[cpu,dev]' ./packaging/vllm-alias
 	touch $(STAMP)
+
+# The Python that `make install` takes.
+python:
+	@echo $(PYTHON)
 
 sglang: install $(SGLANG)
 
@@ -42,10 +51,10 @@ lint: install
 test-fast: install
 	$(RUN) -m pytest -m "not e2e" -n 2
 
-test-e2e: sglang
+test-e2e: install
 	$(RUN) -m pytest -m "e2e and not long"
 
-test-long: sglang
+test-long: install
 	$(RUN) -m pytest -m "e2e and long"
 
 clean:

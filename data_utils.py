@@ -6,6 +6,7 @@ Exit codes: 0 done (verify: no bad row), 1 verify found bad rows, 2 bad input or
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
 import signal
@@ -33,6 +34,7 @@ from vision_rl.data.split import parse_shares, write_splits
 from vision_rl.data.stats import as_text, summarise
 from vision_rl.data.verify import Checks, Report, verify, write_good_rows
 from vision_rl.errors import UserError, cli_errors
+from vision_rl.tasks import TASK_HELP, get_task
 
 _NOT_COMPARABLE = (
     "note: ScreenSpot is a test set. A score on a part of it, or of a model trained on another part, "
@@ -45,6 +47,8 @@ def main() -> None:
     args = _parser().parse_args()
     with cli_errors():
         try:
+            if getattr(args, "task", None):
+                args.task = get_task(args.task).name
             sys.exit(args.command(args))
         except KeyboardInterrupt:
             print("interrupted; nothing was written", file=sys.stderr)
@@ -69,6 +73,10 @@ def _command(commands: Any, name: str, function: Any, text: str) -> argparse.Arg
     return parser
 
 
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", help=f"the task of the rows, which need not name it then: {TASK_HELP}")
+
+
 def _add_convert(commands: Any) -> None:
     text = "a published set by its name (data_utils.py sets lists them), or a file of your own (custom) -> parquet"
     parser = _command(commands, "convert", convert, text)
@@ -87,6 +95,7 @@ def _add_convert(commands: Any) -> None:
 
 
 def _add_set_options(parser: argparse.ArgumentParser) -> None:
+    _add_task(parser)
     parser.add_argument("--input", type=Path, help="file of the set, or a folder of them")
     parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
     parser.add_argument("--image-dir", type=Path, help="where the named pictures are (default: beside --input)")
@@ -106,6 +115,8 @@ def _add_set_options(parser: argparse.ArgumentParser) -> None:
 
 def convert(args: argparse.Namespace) -> int:
     data_set = get_set(args.set)
+    if args.task:
+        data_set = dataclasses.replace(data_set, task=args.task)
     if args.questions:
         return convert_vqav2(args)
     if args.input is None or args.set == "vqav2":
@@ -233,13 +244,14 @@ def convert_boxes(args: argparse.Namespace) -> int:
 
 def _add_split(commands: Any) -> None:
     parser = _command(commands, "split", split, "one parquet file -> train, validation and test, by image")
+    _add_task(parser)
     parser.add_argument("--file", type=Path, required=True, help="parquet file to split")
     parser.add_argument("--output-dir", type=Path, required=True, help="where the split files go")
     _add_split_options(parser, max_validation=None)
 
 
 def split(args: argparse.Namespace) -> int:
-    _write_and_print_splits(args, lambda: iter_rows(args.file))
+    _write_and_print_splits(args, lambda: iter_rows(args.file, task=args.task))
     return 0
 
 
@@ -276,16 +288,19 @@ def _write_and_print_splits(args: argparse.Namespace, rows: Any) -> None:
 
 def _add_readers(commands: Any) -> None:
     parser = _command(commands, "sample", sample, "a random sample of rows -> parquet")
+    _add_task(parser)
     parser.add_argument("--file", type=Path, required=True, help="parquet file")
     parser.add_argument("--count", type=int, required=True, help="number of rows")
     parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
 
     parser = _command(commands, "stats", stats, "what a parquet file holds, in numbers")
+    _add_task(parser)
     parser.add_argument("--file", type=Path, required=True, help="parquet file")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
     parser = _command(commands, "show", show, "a contact sheet (PNG) of pictures with boxes, questions and answers")
+    _add_task(parser)
     parser.add_argument("--file", type=Path, required=True, help="parquet file")
     parser.add_argument("--output", type=Path, default=Path("contact_sheet.png"), help="PNG to write (%(default)s)")
     parser.add_argument("--count", type=int, default=16, help="number of rows, chosen at random (default: %(default)s)")
@@ -295,14 +310,14 @@ def _add_readers(commands: Any) -> None:
 
 
 def sample(args: argparse.Namespace) -> int:
-    keep = _chosen(args.file, args.count, args.seed)
-    rows = (row for number, row in enumerate(iter_rows(args.file)) if number in keep)
+    keep = _chosen(args)
+    rows = (row for number, row in enumerate(iter_rows(args.file, task=args.task)) if number in keep)
     print(f"{args.output}: {write_rows(args.output, rows)} rows")
     return 0
 
 
 def stats(args: argparse.Namespace) -> int:
-    summary = summarise(iter_rows(args.file))
+    summary = summarise(iter_rows(args.file, task=args.task))
     if not summary["rows"]:
         raise _no_rows(args.file)
     print(json.dumps(summary, ensure_ascii=False, indent=2) if args.json else as_text(summary))
@@ -311,12 +326,14 @@ def stats(args: argparse.Namespace) -> int:
 
 def show(args: argparse.Namespace) -> int:
     try:
-        keep = set(map(int, args.rows.split(","))) if args.rows else _chosen(args.file, args.count, args.seed)
+        keep = set(map(int, args.rows.split(","))) if args.rows else _chosen(args)
     except ValueError as error:
         raise UserError(f"--rows {args.rows} is not a list of row numbers like 3,17") from error
     if min(keep) < 0:
         raise UserError(f"--rows {args.rows} has a number below 0; rows are counted from 0")
-    rows = [row for number, row in enumerate(islice(iter_rows(args.file), max(keep) + 1)) if number in keep]
+    rows = [
+        row for number, row in enumerate(islice(iter_rows(args.file, task=args.task), max(keep) + 1)) if number in keep
+    ]
     if len(rows) < len(keep):
         raise UserError(f"{args.file} has no row {max(keep)}; give --rows numbers from 0 to its last")
     save_sheet(contact_sheet(rows, columns=args.columns), args.output)
@@ -324,13 +341,13 @@ def show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(file: Path, count: int, seed: int) -> set[int]:
-    if count < 1:
-        raise UserError(f"--count {count} chooses no rows; give 1 or more")
-    total = sum(1 for _ in iter_rows(file))
+def _chosen(args: argparse.Namespace) -> set[int]:
+    if args.count < 1:
+        raise UserError(f"--count {args.count} chooses no rows; give 1 or more")
+    total = sum(1 for _ in iter_rows(args.file, task=args.task))
     if not total:
-        raise _no_rows(file)
-    return set(random.Random(seed).sample(range(total), min(count, total)))
+        raise _no_rows(args.file)
+    return set(random.Random(args.seed).sample(range(total), min(args.count, total)))
 
 
 def _no_rows(file: Path) -> UserError:
@@ -339,6 +356,7 @@ def _no_rows(file: Path) -> UserError:
 
 def _add_verify(commands: Any) -> None:
     parser = _command(commands, "verify", verify_file, "check every row, picture and gold answer of a parquet file")
+    _add_task(parser)
     parser.add_argument("--file", type=Path, required=True, help="parquet file")
     parser.add_argument("--against", type=Path, nargs="+", default=[], help="other splits: no picture may be in both")
     parser.add_argument(
@@ -374,6 +392,7 @@ def verify_file(args: argparse.Namespace) -> int:
         workers=args.workers,
         strict=args.strict,
         allow_unanswered=args.allow_unanswered,
+        task=args.task,
     )
     report = verify(args.file, checks=checks, image_base_dir=args.image_base_dir, against=args.against, progress=_shown)
     _print_report(args, report)

@@ -63,6 +63,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument("--concurrency", type=int, default=16, help="rows under way at once")
     how.add_argument("--attempts", type=int, default=3, help="tries per row after server or network errors")
+    how.add_argument(
+        "--served-pixels", metavar="[MIN:]MAX", help="areas to which the server resizes pictures, in pixels"
+    )
     how.add_argument("--temperature", type=float, default=0.0)
     how.add_argument("--seed", type=int, help="sampling seed, for servers that take one")
 
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate; returns the exit code."""
     from vision_rl.evaluation.session import Job, evaluate
-    from vision_rl.evaluation.targets import agent_settings, served_checkpoint
+    from vision_rl.evaluation.targets import agent_settings, served_checkpoint, served_pixels
 
     if (args.endpoint is None) != (args.model is None):
         raise UserError("--endpoint and --model go together; --checkpoint and --tiny need no --model")
@@ -90,7 +93,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     folder = model_folder(args)
     settings = agent_settings(
         task,
-        args.overrides,
+        [*served_pixels(args.served_pixels), *args.overrides],
         cpu=cpu,
         model_dir=folder,
         trained_as=args.checkpoint,
@@ -180,8 +183,10 @@ def identity_of(
     """What must be equal for an evaluation to go on."""
     from vision_rl.evaluation.store import fingerprint
 
+    source = get_task(task).source
     return {
         "task": task,
+        **({"task_source": source} if source else {}),
         "model": model,
         "served_by": served_by,
         "data": str(data.absolute()),

@@ -7,51 +7,62 @@ model may zoom, inspect or wait before it answers (`vision_rl/conversation.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vision_rl.client import LLM, chat
+from vision_rl.client import LLM, client_for, was_cut
 from vision_rl.conversation import MadeCall, converse, has_tools
 from vision_rl.data.images import image_size
 from vision_rl.grounding_prompts import request
-from vision_rl.media import show
+from vision_rl.media import show, size_limits
 from vision_rl.messages import user_message
+from vision_rl.plugins import is_user_reward, rewarded
 from vision_rl.rewards import Reward
-from vision_rl.rewards.grounding import grounding_reward
-from vision_rl.rewards.tools import arc_reward, target_kind
+from vision_rl.rewards.grounding import DEFAULT, box_metric, gold_reply, grounding_reward, takes_points
+from vision_rl.rewards.terms import terms_of
+from vision_rl.rewards.tools import target_kind, weights_of
 from vision_rl.zoom import WHOLE, View
 
 
 async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
-    """Ask the model and score its last reply: (reply, reward). Evaluation and baselines call this too."""
+    """Ask the model and score its last reply: (reply, reward). Training, workers, evaluation and baselines call this."""
     settings = task["settings"]
     if has_tools(settings):
         talk = await converse(task, llm)
-        reward = score(task, talk.replies[-1], talk.view, talk.calls)
+        reward = score(task, talk.replies[-1], talk.view, talk.calls, truncated=talk.truncated)
         return talk.replies[-1], reward
     shown = show(task["image_paths"], settings, task["image_sizes"])
-    text = request(task["question"], settings["answer_format"], settings["family"], pictures=len(shown))
-    completion = await chat(
-        llm.endpoint,
-        llm.model,
-        [user_message(text, [picture.url for picture in shown])],
-        timeout_seconds=settings["timeout_seconds"],
+    size = (task["image_sizes"] or [None])[0]
+    text = request(task["question"], settings["answer_format"], settings["family"], pictures=len(shown), size=size)
+    completion = await client_for(llm, settings).chat.completions.create(
+        model=llm.model,
+        messages=[user_message(text, [picture.url for picture in shown])],
         **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
     )
     reply = completion.choices[0].message.content or ""
-    return reply, score(task, reply, View(shown[0].size))
+    return reply, score(task, reply, View(shown[0].size), truncated=was_cut(completion))
 
 
-def score(task: dict[str, Any], reply: str, view: View, calls: Sequence[MadeCall] = ()) -> Reward:
-    """The reward of a reply whose boxes are in the space of `view`.
+def score(
+    task: Mapping[str, Any],
+    reply: str,
+    view: View | None = None,
+    calls: Sequence[MadeCall] = (),
+    *,
+    truncated: bool = False,
+) -> Reward:
+    """The reward of a reply whose boxes are in the space of `view` (None: the whole picture, as the model sees it).
 
-    The row's boxes are brought there, which changes no IoU. What depends on the target's size and place in the whole
-    picture, Arc Vision's reward, sees the row's own box.
+    The row's boxes and polygons (meta: polygons, flat lists x1, y1, x2, y2, ... in unit space) are brought there, which
+    changes no IoU. What depends on the target's size and place in the whole picture, Arc Vision's reward, sees the
+    row's own box.
     """
     settings = task["settings"]
     width, height = task["image_sizes"][0] if task["image_sizes"] else image_size(task["image_paths"][0])
+    view = view or View(size_limits(settings).processed((width, height)))
     boxes = [(box[0], box[1], box[2], box[3]) for box in task["boxes"]]
-    arc = settings["reward"] == "arc"
+    kind, own = settings["reward"], is_user_reward(settings["reward"])
+    points = takes_points(settings["answer_format"], settings["family"])
     reward = grounding_reward(
         reply,
         [view.from_picture(box) for box in boxes],
@@ -59,18 +70,31 @@ def score(task: dict[str, Any], reply: str, view: View, calls: Sequence[MadeCall
         family=settings["family"],
         original_size=(width, height) if view.box == WHOLE else view.size,
         processed_size=view.size,
-        kind="iou" if arc else settings["reward"],
+        kind=box_metric(DEFAULT if own else kind, task.get("metric", ""), points),
+        tool_calls=[call.scored() for call in calls],
+        target=boxes[0] if boxes else None,
+        polygons=[view.polygon_from_picture(shape) for shape in task.get("meta", {}).get("polygons") or ()],
+        truncated=truncated,
+        terms=terms_of(settings),
+        weights=weights_of(settings),
     )
-    components, value = dict(reward.components), reward.value
-    if arc:
-        shaped = arc_reward(components["iou"], boxes[0] if boxes else None, [call.scored() for call in calls])
-        value += shaped.value - components["task"]
-        components |= shaped.components
-    return Reward(value, components | tool_components(settings, boxes, calls))
+    reward = Reward(reward.value, reward.components | tool_components(settings, boxes, calls))
+    return rewarded(kind, reply, task, reward) if own else reward
+
+
+def gold(task: Mapping[str, Any]) -> tuple[str, float]:
+    """The reply of a perfect model, in the form that the task's settings ask for, and its score.
+
+    Written with six decimals: rounded as a family writes them, the smallest boxes would lose some IoU.
+    """
+    settings, size = task["settings"], (task["image_sizes"][0][0], task["image_sizes"][0][1])
+    seen = size_limits(settings).processed(size)
+    form = {"answer_format": settings["answer_format"], "family": settings["family"]}
+    return gold_reply(task["boxes"], **form, original_size=size, processed_size=seen, decimals=6), 1.0
 
 
 def tool_components(
-    settings: dict[str, Any], boxes: Sequence[tuple[float, float, float, float]], calls: Sequence[MadeCall]
+    settings: Mapping[str, Any], boxes: Sequence[tuple[float, float, float, float]], calls: Sequence[MadeCall]
 ) -> dict[str, float]:
     """What tool metrics are made of: how many calls, how many of them refused, and whether the target is small."""
     if not has_tools(settings):
@@ -88,4 +112,4 @@ def tool_components(
 if __name__ == "__main__":
     from vision_rl.debug import main
 
-    main(answer, task="grounding")
+    main("grounding")

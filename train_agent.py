@@ -119,6 +119,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["init"]:
+        with cli_errors():
+            from vision_rl.new_task import init
+
+            if len(words) != 2:
+                raise UserError("init makes the folder of a new task; give its name, as train_agent.py init my-task")
+            print(init(words[1]))
+        return
     args = parsed(argv)
     with cli_errors():
         args.task = get_task(args.task).name
@@ -246,7 +255,9 @@ def prepared(args: argparse.Namespace, cpu: bool) -> tuple[Resolved, list[Row], 
     resolved = configure(args, cpu, media_root=media_root)
     if args.data_path is None:
         name_data(resolved, *files, origin="synthetic tasks")
-    check_model(Path(resolved.verl["actor_rollout_ref"]["model"]["path"]))
+    model = resolved.verl["actor_rollout_ref"]["model"]
+    trusted = bool(model.get("trust_remote_code") and resolved.verl["data"].get("trust_remote_code"))
+    check_model(Path(model["path"]), trusted=trusted)
     rows = rows[: resolved.app.max_train_samples or None]
     used = [part[: resolved.app.max_train_samples or None] for part in sets]  # a mix takes each file's rows in order
     for checked, file in zip([*used, *val_sets], [*files[0], *files[1]], strict=True):
@@ -259,9 +270,9 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     """Prepare the run directory, run, and close with a summary, whatever ended the run; `command`: the arguments."""
     from rich.console import Console
 
-    from vision_rl.training.context import RunContext
     from vision_rl.progress import RunProgress
     from vision_rl.summary import render_summary, summarise
+    from vision_rl.training.context import RunContext
 
     resolved, rows, val_rows, media_root = prepared(args, cpu)
     if resolved.app.n_runners == 0 and not args.llm_proxy:

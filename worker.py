@@ -132,11 +132,9 @@ class Worker:
                 self.claiming += 1
                 rollout = await self._claim()
             except httpx.HTTPError as error:
-                if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 401:
+                if isinstance(error, httpx.HTTPStatusError) and (problem := self._refusal(error.response)):
                     self.stopping.set()
-                    raise UserError(
-                        "the trainer refuses the key; set OPENAI_API_KEY to the token that it printed"
-                    ) from None
+                    raise UserError(problem) from None
                 self._is_away(error)
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self.stopping.wait(), pause * random.uniform(0.5, 1.0))
@@ -150,6 +148,18 @@ class Worker:
             if rollout is not None:
                 self.claimed += 1
                 await self._work(rollout)
+
+    def _refusal(self, reply: httpx.Response) -> str:
+        """Why it is in vain to claim again, "" if it may be tried."""
+        if reply.status_code == 401:
+            return "the trainer refuses the key; set OPENAI_API_KEY to the token that it printed"
+        if reply.status_code not in (400, 403, 404, 405):
+            return ""
+        try:
+            said = str(reply.json()["error"]["message"])
+        except (ValueError, KeyError, TypeError):
+            said = f"HTTP {reply.status_code}"
+        return f"{self.root} is not the LLM proxy of a trainer ({said}); set OPENAI_BASE_URL to the address that it printed"
 
     def _has_enough(self) -> bool:
         """Whether `max_rollouts` are claimed, or would be with the claims that are under way."""

@@ -77,7 +77,7 @@ def run_api(args: argparse.Namespace, console: Console) -> int:
     """Ask the API; returns the exit code."""
     from baselines.budget import PictureBudget, Prices, estimate
     from vision_rl.evaluation.session import Job, evaluate
-    from vision_rl.evaluation.targets import agent_settings
+    from vision_rl.evaluation.targets import agent_settings, served_pixels
 
     if (args.price_in is None) != (args.price_out is None):
         raise UserError("--price-in and --price-out go together, each per million tokens")
@@ -88,7 +88,8 @@ def run_api(args: argparse.Namespace, console: Console) -> int:
     if base_url == OPENAI and not os.environ.get("OPENAI_API_KEY") and not args.dry_run:
         raise UserError("OPENAI_API_KEY is not set; export it, or OPENAI_BASE_URL for a server that needs no key")
     task, data, rows = rows_of(args)
-    settings = agent_settings(task, args.overrides, cpu=False, model_dir=None, trained_as=None, transport="data")
+    overrides = [*served_pixels(args.served_pixels), *args.overrides]
+    settings = agent_settings(task, overrides, cpu=False, model_dir=None, trained_as=None, transport="data")
     output = args.output or default_output(task, data, args.model)
     budget = PictureBudget(output / "pictures", args.image_bytes, args.image_side)
     prices = Prices(args.price_in, args.price_out)
@@ -140,12 +141,9 @@ def run_trivial(args: argparse.Namespace, console: Console) -> int:
 
     task, data, rows = rows_of(args)
     if KINDS[args.trivial] != get_task(task).truth:
-        raise UserError(
-            f"--trivial {args.trivial} is for tasks whose truth is {KINDS[args.trivial]}, but {data} holds {task} rows"
-        )
-
+        raise UserError(f"--trivial {args.trivial} answers with {KINDS[args.trivial]}, but {data} holds {task} rows")
     settings = agent_settings(task, args.overrides, cpu=False, model_dir=None, trained_as=None, transport="file")
-    reply = constant_reply(args.trivial, task, args.train, settings["answer_format"])
+    reply = constant_reply(args.trivial, args.train, settings["answer_format"], task, settings["family"])
     console.print(f"{args.trivial}: {reply}", highlight=False, markup=False)
     if args.dry_run:
         return 0

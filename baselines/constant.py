@@ -29,10 +29,15 @@ CENTRE = (0.25, 0.25, 0.75, 0.75)
 _START_SECONDS = 30.0
 
 
-def constant_reply(kind: str, task: str, train: Path | None, answer_format: str) -> str:
-    """What a trivial baseline says to every row of a task; `UserError` if it needs a training file and there is none."""
+def constant_reply(
+    kind: str, train: Path | None, answer_format: str, task: str | None = None, family: str = "unit"
+) -> str:
+    """What a trivial baseline says to every row; task: whose rows of the training file count (None: all).
+
+    Raises `UserError` if it needs a training file and there is none.
+    """
     if kind == "centre-box":
-        return gold_reply([CENTRE], answer_format=answer_format)
+        return gold_reply([CENTRE], answer_format=answer_format, family=family)
     if train is None:
         raise UserError(f"--trivial {kind} needs --train, the file that it takes its answer from")
     rows = read_rows(train, task=task)
@@ -44,7 +49,7 @@ def constant_reply(kind: str, task: str, train: Path | None, answer_format: str)
     boxes = [box for row in rows for box in row["boxes"]]
     if not boxes:
         raise UserError(f"{train} holds no boxes; give --train a file with them")
-    return gold_reply([np.mean(boxes, axis=0).tolist()], answer_format=answer_format)
+    return gold_reply([np.mean(boxes, axis=0).tolist()], answer_format=answer_format, family=family)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ python benchmarks/demo_figure.py runs/demo-vqa runs/demo-grounding -o docs/image
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def answer(axes: Any, rollout: dict[str, Any]) -> None:
         x, y, right, bottom = (v * s for v, s in zip(box, picture.size * 2, strict=True))
         axes.add_patch(Rectangle((x, y), right - x, bottom - y, fill=False, edgecolor=color, linewidth=1.5))
     said = "" if rollout["boxes"] else f"{reply}: "
-    axes.set_title(f"{rollout['question']}\n{said}reward {rollout['reward']['reward']:.2f}", fontsize=6.5)
+    caption = f"{textwrap.fill(rollout['question'], 24)}\n{said}reward {rollout['reward']['reward']:.2f}"
+    axes.set_title(caption, fontsize=6.5)  # wrapped: the captions of neighbours must not run into each other
 
 
 def last_validation(run_dir: Path, number: int) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 from omegaconf import OmegaConf
 
 from vision_rl.engine.config import Resolved, resolve
+from vision_rl.engine.environment import run_environment
 from vision_rl.engine.plan import GB, plan
 from vision_rl.engine.shapes import _qwen2_5
 
@@ -35,6 +37,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 PATCH, MERGE = 14, 2
 # The allocator gives memory back at once: else its own leftovers double the figure.
+RANK = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -52,8 +55,10 @@ def model_folder(folder: Path, text: tuple[int, int, int, int, int, int], vision
 
 
 def batch_of(size: dict[str, Any], samples: int, config: Any) -> Any:
-    """Full-length samples with one picture each, as the actor gets them."""
+    """Full-length samples with one picture each, as the queue hands them to a rank: nested tensors without padding."""
     from verl import DataProto
+    from verl.utils import tensordict_utils
+    from verl.workers.utils.padding import left_right_2_no_padding
 
     (prompt, response), side = size["lengths"], size["side"]
     length, patches = prompt + response, (side // PATCH) ** 2
@@ -64,6 +69,7 @@ def batch_of(size: dict[str, Any], samples: int, config: Any) -> Any:
         "input_ids": ids,
         "attention_mask": torch.ones(samples, length, dtype=torch.long),
         "position_ids": torch.arange(length).expand(samples, 4, -1).contiguous(),
+        "prompts": ids[:, :prompt].contiguous(),
         "responses": ids[:, prompt:].contiguous(),
         "response_mask": torch.ones(samples, response),
         "old_log_probs": torch.zeros(samples, response),
@@ -71,9 +77,15 @@ def batch_of(size: dict[str, Any], samples: int, config: Any) -> Any:
     }
     grid = torch.tensor([[1, side // PATCH, side // PATCH]])
     pixels = [{"pixel_values": torch.randn(patches, 3 * 2 * PATCH**2), "image_grid_thw": grid} for _ in range(samples)]
-    batch = DataProto.from_dict(tensors, {"multi_modal_inputs": np.array(pixels, dtype=object)})
-    batch.meta_info = {"temperature": 1.0}
-    return batch
+    batch = DataProto.from_dict(
+        tensors, {"multi_modal_inputs": np.array(pixels, dtype=object)}, meta_info={"temperature": 1.0}
+    )
+    nested = left_right_2_no_padding(batch.to_tensordict())
+    update = {"global_batch_size": samples, "mini_batch_size": samples, "epochs": 1, "seed": 1}
+    tensordict_utils.assign_non_tensor(
+        nested, **update, calculate_entropy=False, compute_loss=True, dataloader_kwargs={"shuffle": False}
+    )
+    return nested
 
 
 def peak_of(work: Any) -> float:
@@ -92,8 +104,9 @@ def settings(folder: Path, size: dict[str, Any], micro: int) -> Resolved:
     overrides = [
         f"data.max_prompt_length={size['lengths'][0]}",
         f"data.max_response_length={size['lengths'][1]}",
-        f"data.train_batch_size={2 * micro}",
-        f"actor_rollout_ref.actor.ppo_mini_batch_size={2 * micro}",
+        "actor_rollout_ref.rollout.n=2",
+        f"data.train_batch_size={micro}",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={micro}",
         f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro}",
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
         "actor_rollout_ref.model.enable_gradient_checkpointing=true",
@@ -105,8 +118,12 @@ def settings(folder: Path, size: dict[str, Any], micro: int) -> Resolved:
 def check(size: dict[str, Any], micro: int) -> tuple[float, float]:
     """(estimated, measured) GB of one update beyond weights and optimizer."""
     from transformers import AutoConfig, AutoModelForImageTextToText
+    from verl.trainer.config import CheckpointConfig
     from verl.utils.config import omega_conf_to_dataclass
-    from verl.workers.actor import DataParallelPPOActor
+    from verl.workers.config import HFModelConfig, TrainingWorkerConfig
+    from verl.workers.utils.losses import ppo_loss
+
+    from vision_rl.training.worker import VisionTrainingWorker
 
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -115,18 +132,30 @@ def check(size: dict[str, Any], micro: int) -> tuple[float, float]:
         resolved = settings(folder, size, micro)
         parts = plan(resolved).update
         config = AutoConfig.from_pretrained(folder)
+        AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+        tree = OmegaConf.create(resolved.verl["actor_rollout_ref"])
+        tree.model.load_tokenizer = False  # the folder has weights only
+        actor = omega_conf_to_dataclass(tree.actor)
+        engine = actor.engine
+        engine.use_dynamic_bsz, engine.micro_batch_size_per_gpu = False, micro
+        engine.infer_micro_batch_size_per_gpu, engine.use_remove_padding = micro, False
+        worker = VisionTrainingWorker(
+            config=TrainingWorkerConfig(
+                model_type="language_model",
+                model_config=omega_conf_to_dataclass(tree.model, dataclass_type=HFModelConfig),
+                engine_config=engine,
+                optimizer_config=actor.optim,
+                checkpoint_config=CheckpointConfig(),
+            )
+        )
+        worker.reset()
+    worker.engine._opened = lambda inputs: getattr(inputs, "data", inputs)  # pixels, where a run has references to them
+    worker.set_loss_fn(partial(ppo_loss, config=actor))
     estimated = sum(parts[name] for name in ("gradients", "activations", "vision activations", "logits"))
-    model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-    tree = OmegaConf.create(resolved.verl["actor_rollout_ref"]["actor"])
-    actor = DataParallelPPOActor(omega_conf_to_dataclass(tree), model, optimizer)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()  # so that its state is there before
-    optimizer.zero_grad(set_to_none=True)
-    batch = batch_of(size, 2 * micro, config)
-    return estimated, peak_of(lambda: actor.update_policy(batch))
+    worker.train_mini_batch(batch_of(size, 2 * micro, config))  # so that the optimizer's state is there before
+    batch = batch_of(size, 2 * micro, config)  # verl takes the settings of the update out of a batch
+    worker.engine.optimizer_zero_grad()
+    return estimated, peak_of(lambda: worker.train_mini_batch(batch))
 
 
 def main() -> None:
@@ -134,8 +163,9 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--micro", type=int, default=2, help="samples of the micro-batch")
     args = parser.parse_args()
-    if any(name not in os.environ for name in ALLOCATOR):  # it reads them when the process begins
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
+    needed = ALLOCATOR | run_environment(True) | RANK
+    if any(os.environ.get(name) != value for name, value in needed.items()):  # read when the process begins
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **needed})
     estimated, measured = check(SIZES[args.size], args.micro)
     print(f"{args.size}, micro-batch {args.micro}: estimated {estimated:.2f} GB, measured {measured:.2f} GB")
 

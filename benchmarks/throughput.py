@@ -5,7 +5,8 @@
 The model server is a fake that answers at once, so that what is measured is everything else. Each rollout asks one
 question about one picture of a megapixel that does not compress (1 MB), sent as a `data:` URI or named by path. "stock"
 is Agent Lightning 0.3.0 with its own defaults (AgentOps tracer, a client per rollout as in its examples), except that
-idle runners look for work every 0.1 s instead of 5 s. Each line runs in a fresh process.
+idle runners look for work every 0.1 s instead of 5 s. "alone" are rollouts without a
+group, whose calls are not joined. Each line runs in a fresh process.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-VARIANTS = ("stock data", "ours data", "ours file")
+VARIANTS = ("stock data", "ours data alone", "ours data", "ours file")
 OURS_MORE = 5
 """Our lines run so many times the rollouts of stock's: they last about as long, and a p99 needs many."""
 ALONE_CORES = 0.1

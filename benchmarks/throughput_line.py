@@ -28,7 +28,7 @@ from agentlightning.types import EnqueueRolloutRequest
 from tests import fake_backend
 from tests.engine_stack import model_entry
 from tests.pictures import noise_picture
-from vision_rl.client import chat
+from vision_rl.client import client_for
 from vision_rl.engine.launch import trainer_of
 from vision_rl.engine.proxy import VisionProxy
 from vision_rl.engine.reach import free_port, private
@@ -76,7 +76,7 @@ async def our_agent(task: dict[str, Any], llm: agl.LLM) -> None:
     """Our way: one client, the reward emitted with its components."""
     message = user_message(QUESTION, [image_url(task["image"], task["transport"])])
     started = time.perf_counter()
-    await chat(llm.endpoint, llm.model, [message], timeout_seconds=60)
+    await client_for(llm, {"timeout_seconds": 60}).chat.completions.create(model=llm.model, messages=[message])
     note(time.perf_counter() - started, task)
     agl.emit_reward({"reward": 0.5, "accuracy": 1.0}, primary_key="reward")
 
@@ -95,6 +95,7 @@ class Load(agl.Algorithm):
         self.variant, self.runners, self.rollouts, self.more = variant, runners, rollouts, more
         self.folder, self.backend = folder, backend
         self.result: dict[str, Any] = {}
+        self.batches = 0
 
     async def run(self, train_dataset: Any = None, val_dataset: Any = None) -> None:
         store = self.get_store()
@@ -134,7 +135,16 @@ class Load(agl.Algorithm):
         store = self.get_store()
         common = {"folder": str(self.folder), "transport": self.variant.split()[1]}
         tasks = [{**common, "image": str(self.folder / f"{i // GROUP % PICTURES}.png")} for i in range(count)]
-        requests = [EnqueueRolloutRequest(input=task, mode="train", resources_id=resources) for task in tasks]
+        self.batches += 1
+        requests = [
+            EnqueueRolloutRequest(
+                input=task,
+                mode="train",
+                resources_id=resources,
+                metadata={"data_id": f"{self.batches} {index // GROUP}"} if "alone" not in self.variant else {},
+            )
+            for index, task in enumerate(tasks)
+        ]
         ids = [rollout.rollout_id for rollout in await store.enqueue_many_rollouts(requests)]
         waiting = set(ids)
         while waiting:

@@ -6,7 +6,6 @@ python benchmarks/zoom_figure.py runs/zoom -o docs/images/zoom.png
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from vision_rl.boxes import Box
+from vision_rl.recorded import read_run
 from vision_rl.replay import answer_boxes, pictures_of, views_of
 from vision_rl.telemetry import METRICS, ROLLOUTS, read_jsonl
-from vision_rl.transcript import run_settings
 from vision_rl.zoom import View
 
 SIZES = {"small": "#d6246e", "large": "#2f6fdb"}
@@ -54,7 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     rollouts = [line for line in read_jsonl(args.run / ROLLOUTS)[0] if line["mode"] == "val" and line["step"]]
     talk = next(r for r in reversed(rollouts) if len(r["replies"]) == 2 and r["reward"]["point"] == 1.0)
-    settings = dataclasses.asdict(run_settings(args.run))
+    settings = read_run(args.run).settings
     pictures = pictures_of(args.run, talk)
     views = views_of(talk, settings, pictures)
     answer = (ANSWER, answer_boxes(talk, settings, views))

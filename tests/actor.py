@@ -8,18 +8,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch.distributed.tensor import DTensor
+from torch.nn.utils.rnn import pad_sequence
+from verl import DataProto
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.utils.padding import response_from_nested
 
+from tests.conftest import remember_forwards
 from vision_rl.engine.config import resolve
 from vision_rl.engine.pixels import Pixels
 from vision_rl.tiny import checkpoint_dir
+from vision_rl.training.samples import Sample
 from vision_rl.training.worker import VisionTrainingWorker
 
 
@@ -32,6 +37,7 @@ def process_group() -> None:
 
 def actor(role: str = "actor", model: str | Path | None = None, *changes: str) -> VisionTrainingWorker:
     """The worker of `role` ("actor" or "ref") without Ray; its engine has no pictures yet."""
+    remember_forwards()
     process_group()
     overrides = ["actor_rollout_ref.actor.use_kl_loss=true"] if role == "ref" else []
     tree = OmegaConf.create(
@@ -67,7 +73,7 @@ def actor(role: str = "actor", model: str | Path | None = None, *changes: str) -
 def log_probs(worker: VisionTrainingWorker, rows: Sequence[dict[str, Any]], pixels: Pixels | None) -> torch.Tensor:
     """(rows, longest response) log-probabilities, zero beyond each response."""
     data = list_of_dict_to_tensordict([dict(row) for row in rows])
-    for name in data.keys():
+    for name in list(data.keys()):
         if (
             isinstance(data[name], torch.Tensor) and not data[name].is_nested
         ):  # rows of one length; the queue nests them too
@@ -87,3 +93,17 @@ def weights(worker: VisionTrainingWorker) -> dict[str, torch.Tensor]:
     """All parameters, whole."""
     named = worker.engine.module.named_parameters()
     return {name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for name, p in named}
+
+
+def as_batch(rows: Sequence[dict[str, Any]], samples: Sequence[Sample], **computed: torch.Tensor) -> DataProto:
+    """Rows as verl's trainer sees them between log-probabilities and update: padded on the right, by verl's names."""
+    names = ("response_mask", "rollout_log_probs", "rm_scores")
+    tensors = {name: pad_sequence([row[name] for row in rows], batch_first=True) for name in names}
+    tensors["token_level_rewards"] = tensors["rm_scores"]
+    return DataProto.from_dict(
+        tensors={**tensors, **computed},
+        non_tensors={
+            "uid": np.array([sample.data_id for sample in samples], dtype=object),
+            "rollout_id": np.array([sample.rollout_id for sample in samples], dtype=object),
+        },
+    )

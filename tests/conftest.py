@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,10 @@ def vqa_rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def tiny_reference(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Log-probabilities of a response by transformers alone, in a process that verl has not patched.
+def tiny_reference(tiny_dir: Path) -> Any:
+    """Log-probabilities of responses by transformers alone, in a process that verl has not patched.
 
-    Called with prompt ids, response ids and pictures; unpadded, one sample, the model's own positions.
+    Called with a list of (prompt ids, response ids, pictures); unpadded, one by one, the model's own positions.
     """
     import json
     import subprocess
@@ -59,10 +60,38 @@ def tiny_reference(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     script = Path(__file__).with_name("reference_log_probs.py")
 
-    def compute(prompt_ids: list[int], response_ids: list[int], images: list[Path]) -> Any:
-        asked = json.dumps({"prompt": prompt_ids, "response": response_ids, "images": [str(path) for path in images]})
+    def compute(asked: list[tuple[list[int], list[int], list[Path]]]) -> Any:
+        asking = json.dumps([(prompt, response, [str(path) for path in images]) for prompt, response, images in asked])
         command = [sys.executable, str(script), str(tiny_dir)]
-        answer = subprocess.run(command, input=asked, capture_output=True, text=True, check=True)
-        return torch.tensor(json.loads(answer.stdout.splitlines()[-1]))
+        answer = subprocess.run(command, input=asking, capture_output=True, text=True, check=True)
+        return [torch.tensor(one) for one in json.loads(answer.stdout.splitlines()[-1])]
 
     return compute
+
+
+@pytest.fixture(scope="module", autouse=True)
+def verls_patches_end_with_the_module() -> Iterator[None]:
+    """verl replaces `forward` in transformers' classes for good (models/transformers/monkey_patch.py); the tests of other
+    modules compare with transformers as it is."""
+    import sys
+
+    yield
+    for name, originals in _FORWARDS.items():
+        for kind, forward in originals.items():
+            setattr(getattr(sys.modules[name], kind), "forward", forward)
+
+
+_FORWARDS: dict[str, dict[str, Any]] = {}
+_PATCHED = ("VLAttention", "VLModel", "VLTextModel", "VLForConditionalGeneration")
+
+
+def remember_forwards() -> None:
+    """Call it before verl builds a model."""
+    import importlib
+
+    for family in ("qwen2_vl", "qwen2_5_vl"):
+        name = f"transformers.models.{family}.modeling_{family}"
+        module = importlib.import_module(name)
+        _FORWARDS.setdefault(
+            name, {kind: vars(module)[kind].forward for kind in vars(module) if kind.endswith(_PATCHED)}
+        )

@@ -572,7 +572,7 @@ SAMPLES: dict[str, Sample] = {
         ],
         [
             {"id": "a-0", "boxes": BOX, "labels": ["Button, Icon"], "metric": "point_in_box"},
-            {"id": "a-1", "boxes": BOX, "meta": {"polygon_pixels": [20, 10, 60, 10, 40, 40]}},
+            {"id": "a-1", "boxes": BOX, "meta": {"polygons": [[0.1, 0.1, 0.3, 0.1, 0.2, 0.4]]}},
             {"id": "a-2", "boxes": [], "meta": {"box_type": "refusal"}},
         ],
         pictures=("images/a.png",),

@@ -1,8 +1,9 @@
 """A model server without a model: OpenAI's chat route as vLLM >= 0.10.2 answers it, with ids and log-probabilities.
 
 `python tests/fake_backend.py PORT [KEEP_ALIVE_SECONDS]` serves it under uvicorn and uvloop as vLLM does. Words in the
-last message choose a fault: FAULT500, FAULT400, HANG, SLEEP<seconds>, NOCHOICES, NOTOKENS, BADJSON, TRUNCATED, CUT; FAULTN fails what asks for several choices. DICE answers by
-chance. `/stats` counts; `/block?<seconds>` holds the event loop, as a large image does in a real server.
+last message choose a fault: FAULT500, FAULT400, HANG, SLEEP<seconds>, NOCHOICES, NOTOKENS, BADJSON, TRUNCATED; of
+requests for several choices FAULTN fails all and CUT cuts off all choices but the first. DICE answers by chance.
+`/stats` counts; `/block?<seconds>` holds the event loop, as a large image does in a real server.
 """
 
 from __future__ import annotations

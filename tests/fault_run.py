@@ -27,8 +27,8 @@ import psutil
 from agentlightning.types import EnqueueRolloutRequest, RolloutConfig
 
 from tests import fake_backend
+from tests.chat import chat
 from tests.engine_stack import model_entry
-from vision_rl.client import chat
 from vision_rl.engine.launch import trainer_of
 from vision_rl.engine.proxy import VisionProxy
 from vision_rl.engine.reach import Reach, free_port

@@ -14,9 +14,10 @@ from PIL import Image, ImageDraw
 
 from vision_rl.engine.trace import Turn
 from vision_rl.parsing import format_boxes
+from vision_rl.report.cards import advantages
 from vision_rl.rewards.grounding import grounding_reward
 from vision_rl.settings import AgentSettings, CollapseWatch
-from vision_rl.telemetry import RunLog
+from vision_rl.telemetry import METRICS, ROLLOUTS, RunLog
 from vision_rl.training.rollouts import FinishedRollout, rollout_metrics
 
 SIZE = (336, 224)
@@ -48,6 +49,59 @@ def collapsed_run(
         log.metrics(step, metrics)
     log.event("warning", text="the picture <b>cache</b> is full")
     log.event("finished", step=steps, reason="stopped by the user")
+    return run_dir
+
+
+def told_run(run_dir: Path, **options: Any) -> Path:
+    """`collapsed_run` with all that today's trainer writes: advantages, prompts, sources, and why samples were dropped."""
+    collapsed_run(run_dir, **options)
+    records = [json.loads(line) for line in (run_dir / ROLLOUTS).read_text(encoding="utf-8").splitlines()]
+    for record in records:
+        record["prompt"] = f"You see a screenshot. {record['question']}: answer with <bbox>[x1, y1, x2, y2]</bbox>."
+        record["source"] = "web" if record["id"].endswith("0") else "mobile"
+        if record["mode"] == "train" and not record["failure"]:
+            index = int(record["rollout_id"].rpartition("-")[2])
+            record["dropped"] = "image_tokens_disagree" if record["step"] == 9 and index == 1 else ""
+            record["reason"] = "a.png gives 96 tokens, its prompt has 104" if record["dropped"] else ""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault((record["mode"], record["step"], record["group"]), []).append(record)
+    for (mode, _, _), group in groups.items():
+        for record, advantage in zip(group, advantages(group), strict=True):
+            if mode == "train" and advantage is not None:
+                record["advantage"] = advantage
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    (run_dir / ROLLOUTS).write_text("".join(lines), encoding="utf-8")
+    return run_dir
+
+
+HOSTILE = """</script></style></textarea><script>document.title='owned'</script><img src=x onerror="document.title='owned'">
+{{ 711*713 }} {% raw %} "' onmouseover="document.title='owned'" javascript:alert(1) &lt;b&gt; \u202e \u2028 <!-- ]]>"""
+
+
+def hostile_run(run_dir: Path) -> Path:
+    """A run in which every text that models, data and workers bring tries to become part of the page."""
+    told_run(run_dir, steps=10)
+    records = [json.loads(line) for line in (run_dir / ROLLOUTS).read_text(encoding="utf-8").splitlines()]
+    for record in records:
+        for key in ("question", "prompt", "source", "worker", "reason", "id", "group"):
+            record[key] = f"{record.get(key)} {HOSTILE}"
+        record["replies"] = [f"{reply} {HOSTILE}" for reply in record["replies"]]
+        record["failure"] = record["failure"] and HOSTILE
+        record["dropped"] = record.get("dropped", "") and HOSTILE
+        record["reward"][HOSTILE] = 0.5
+        record["image_paths"] = record["image_paths"] if record["step"] % 2 else [f"/{HOSTILE}.png"]
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    (run_dir / ROLLOUTS).write_text("".join(lines), encoding="utf-8")
+    log = RunLog(run_dir)
+    log.event("error", text=HOSTILE)
+    metrics = [json.loads(line) for line in (run_dir / METRICS).read_text(encoding="utf-8").splitlines()]
+    kept = [{**line, f"train/{HOSTILE}": 0.5, f"train/dropped/{HOSTILE}": 3} for line in metrics]
+    (run_dir / METRICS).write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    config = (run_dir / "config.yaml").read_text(encoding="utf-8")
+    name = json.dumps(HOSTILE)
+    config = config.replace('"models/tiny"', name)
+    (run_dir / "config.yaml").write_text(config, encoding="utf-8")
     return run_dir
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vision_rl.engine import access
-from vision_rl.engine.access import Access, HideKeys, is_loopback, new_token, read_body, send_json
+from vision_rl.engine.access import Access, HideKeys, dashboard_key, is_loopback, new_token, read_body, send_json
 
 
 async def served(scope: Any, receive: Any, send: Any) -> None:
@@ -80,6 +80,45 @@ def test_the_comparison_takes_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_body_without_an_announced_length_is_counted(size: int, status: int) -> None:
     parts = [b"x" * 100] * (size // 100) + [b"x" * (size % 100)]
     assert ask(Access(served, None, max_body_bytes=1000), parts=parts) == status
+
+
+def browse(gate: Access, method: str = "GET", path: str = "/", query: str = "", cookie: str = "") -> dict[str, Any]:
+    """The first message of a browser's request: status, and headers as text."""
+    headers = [(b"cookie", cookie.encode())] if cookie else []
+    scope = {"type": "http", "path": path, "method": method, "headers": headers, "query_string": query.encode()}
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(gate({**scope, "client": ("10.0.0.1", 1)}, receive, send))
+    return {"status": sent[0]["status"], **{name.decode(): value.decode() for name, value in sent[0]["headers"]}}
+
+
+def test_a_browser_opens_the_dashboard_with_the_key_and_may_only_read() -> None:
+    gate, key = Access(served, "right", dashboard=True), dashboard_key("right")
+    opened = browse(gate, query=f"key={key}")
+    assert (opened["status"], opened["location"]) == (303, "/")
+    cookie, *attributes = opened["set-cookie"].split("; ")
+    assert {"HttpOnly", "SameSite=Strict"} <= set(attributes)
+    assert browse(gate, path="/v1/agl/rollouts", cookie=cookie)["status"] == 200
+    assert browse(gate, path="/v1/agl/rollouts", cookie=f"other=1; {cookie}")["status"] == 200
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        assert browse(gate, method, cookie=cookie)["status"] == 401
+        assert browse(gate, method, query=f"key={key}")["status"] == 401
+    assert browse(gate, path="//elsewhere/x", query=f"key={key}")["status"] == 401  # would lead to another host
+    assert "right" not in opened["set-cookie"] and ask(gate, token=key) == 401
+
+
+@pytest.mark.parametrize("query", ["", "key=", "key=right", "token=right", f"key={dashboard_key('wrong')}", "key=%ff"])
+def test_no_other_key_opens_the_dashboard(query: str) -> None:
+    gate = Access(served, "right", dashboard=True)
+    assert browse(gate, query=query)["status"] == 401
+    assert browse(gate, cookie=f"vision_rl_dashboard={query[4:]}")["status"] == 401
+    assert browse(Access(served, "right"), query=f"key={dashboard_key('right')}")["status"] == 401  # the proxy has none
 
 
 def test_more_requests_than_the_rate_are_refused() -> None:

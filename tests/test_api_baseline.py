@@ -150,7 +150,7 @@ def test_reasoning_models_get_their_own_parameter(tasks: Any, tmp_path: Path) ->
         (("--model", "m", "--image-side", "0"), "--image-side 0 makes no sense"),
         (("--model", "m", "--image-bytes", "-5"), "--image-bytes -5 makes no sense"),
         (("--model", "m"), "OPENAI_API_KEY is not set"),
-        (("--trivial", "mean-box"), "is for grounding, but"),
+        (("--trivial", "mean-box"), "answers with boxes, but"),
         (("--trivial", "most-common-answer"), "needs --train"),
         (("--trivial", "most-common-answer", "--train", "nowhere.parquet"), "nowhere.parquet"),
     ],

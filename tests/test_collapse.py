@@ -257,7 +257,7 @@ def test_a_replay_leaves_the_watcher_where_the_run_left_it() -> None:
 
 def test_after_going_back_the_watch_begins_anew() -> None:
     """The fall is told once; after the return the peak is forgotten, in the run as in a replay of it."""
-    lines = [{"step": s, "train/reward": 0.6 if s <= 10 else 0.1 if s <= 16 else 0.3} for s in range(1, 31)]
+    lines = [{"step": s, "train/reward": 0.6 if s <= 10 else 0.11 if s <= 16 else 0.3} for s in range(1, 31)]
     watcher, found = episodes(CollapseWatch(), lines, restored=[16])
     assert [(e.alarm.name, e.alarm.since, e.until) for e in found] == [("reward falls", 14, 16)]
     assert watcher.active == {}

@@ -37,7 +37,7 @@ def sglang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
 
 def test_what_sglang_is_given_follows_from_the_settings(sglang: Callable[[str], None], tmp_path: Path) -> None:
-    sglang("0.5.5")
+    sglang("0.5.12")
     flags = {f"{ROLLOUT}.name": "sglang"}
     resolved = resolve(
         "cpu", ["agent.max_pixels=10000"], task="vqa", model=TINY, flags=flags, media_root=tmp_path / "images"
@@ -58,11 +58,11 @@ def test_what_sglang_is_given_follows_from_the_settings(sglang: Callable[[str], 
 @pytest.mark.parametrize(
     ("version", "preset", "override", "message"),
     [
-        ("0.5.4", "cpu", "", r"sglang is installed as 0\.5\.4, and this project needs 0\.5\.5"),
-        ("0.5.5", "cpu", f"{SGLANG}.atention_backend=x", r"did you mean .*sglang\.attention_backend"),
-        ("0.5.5", "cpu", f"{SGLANG}.mm_embedding_cache_mb=100", "embeddings of the old weights"),
-        ("0.5.5", "lora", "", "LoRA adapters do not reach SGLang"),
-        ("0.5.5", "gpu_24gb", "actor_rollout_ref.model.path=OpenGVLab/InternVL3-2B-hf", "cannot be served by sglang"),
+        ("0.5.4", "cpu", "", r"sglang is installed as 0\.5\.4, and this project needs 0\.5\.12"),
+        ("0.5.12", "cpu", f"{SGLANG}.atention_backend=x", r"did you mean .*sglang\.attention_backend"),
+        ("0.5.12", "cpu", f"{SGLANG}.mm_embedding_cache_mb=100", "embeddings of the old weights"),
+        ("0.5.12", "lora", "", "LoRA adapters do not reach SGLang"),
+        ("0.5.12", "gpu_24gb", "actor_rollout_ref.model.path=OpenGVLab/InternVL3-2B-hf", "cannot be served by sglang"),
     ],
 )
 def test_what_cannot_work_with_sglang_is_refused(

@@ -38,7 +38,10 @@ class Model:
         self.sent: list[list[dict[str, Any]]] = []
         self.parameters: list[dict[str, Any]] = []
 
-    async def chat(self, endpoint: str, model: str, messages: Any, *, timeout_seconds: float, **parameters: Any) -> Any:
+    def client_for(self, llm: Any, settings: Any) -> Any:
+        return SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=self.create)))
+
+    async def create(self, *, model: str, messages: Any, **parameters: Any) -> Any:
         self.sent.append([dict(message) for message in messages])
         self.parameters.append(parameters)
         reply = self.replies.pop(0)
@@ -76,8 +79,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             "meta": {},
             "settings": settings,
         }
-        monkeypatch.setattr(conversation, "chat", model.chat)
-        monkeypatch.setattr(grounding_agent, "chat", model.chat)
+        monkeypatch.setattr(conversation, "client_for", model.client_for)
+        monkeypatch.setattr(grounding_agent, "client_for", model.client_for)
         return asyncio.run(grounding_agent.answer(task, LLM) if agent else converse(task, LLM))  # type: ignore[arg-type]
 
     return run

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from vision_rl.data.schema import SCHEMA, normalise_row, read_rows, stored_path, write_row_sets, write_rows
 from vision_rl.errors import UserError
+from vision_rl.prompts import vqa_text
 
 VQA: dict[str, Any] = {"id": "1", "image_paths": ["a.png"], "question": "what?", "answers": ["cat"]}
 GROUNDING: dict[str, Any] = {
@@ -77,6 +78,13 @@ def test_pandas_and_datasets_read_the_file(tmp_path: Path) -> None:
         ({"image_path": "a", "question": "q", "answer": "x", "ward": "B"}, "meta", {"ward": "B"}),
         ({"image_path": "a", "question": "q", "answer": "x", "meta": '{"k": 1}'}, "meta", {"k": 1}),
         ({"image_paths": ["a", "b"], "question": "q", "answer": "x", "media": "video"}, "media", "video"),
+        ({"image_path": "a", "question": "q", "choices": ["x", "y"], "answer": "A"}, "answers", ["A"]),
+        ({"image_path": "a", "question": "q", "choices": ["x", "y"], "answer": "(b)"}, "answers", ["B"]),
+        ({"image_path": "a", "question": "q", "options": ["x", "y"], "answer": "y"}, "answers", ["B"]),
+        ({"image_path": "a", "question": "q", "choices": ["B", "A"], "answer": "A"}, "answers", ["A"]),
+        ({"image_path": "a", "question": "q", "choices": ["x", "y"], "answer": "A"}, "metric", "multiple_choice"),
+        ({"image_path": "a", "question": "q", "choices": ["x", "y"], "metric": "anls"}, "metric", "anls"),
+        ({"image_path": "a", "question": "q", "answer": "x"}, "metric", ""),
     ],
 )
 def test_accepted(record: dict[str, Any], field: str, value: Any) -> None:
@@ -90,8 +98,15 @@ def test_accepted(record: dict[str, Any], field: str, value: Any) -> None:
         ({"image_paths": [""]}, "names no image"),
         ({"question": "  "}, "question"),
         ({"question": None}, "question"),
-        ({"task": "ocr"}, "task is 'ocr'"),
+        ({"task": "ocr"}, "task 'ocr' is unknown"),
         ({"media": "audio"}, "media is 'audio'"),
+        ({"task": "groundin"}, "did you mean grounding"),
+        ({"metric": "anl"}, "metric is 'anl'; did you mean 'anls'"),
+        ({"choices": ["a", "b"]}, "grounding row has choices"),
+        ({"choices": ["a"]}, "expected 2 to 26 texts"),
+        ({"choices": ["a", " "]}, "expected 2 to 26 texts"),
+        ({"choices": ["x", "y"], "answers": ["C"]}, "neither a letter from A to B"),
+        ({"choices": ["x", "x"], "answers": ["x"]}, "nor the text of one choice"),
         ({"boxes": [[0, 0, 5, 5]]}, "outside 0..1"),
         ({"boxes": [[0.5, 0.5, 0.1, 0.9]]}, "corners swapped"),
         ({"boxes": [[0, 0, float("nan"), 1]]}, "not finite"),
@@ -112,6 +127,15 @@ def test_rejected_with_the_reason(change: dict[str, Any], reason: str, tmp_path:
     with pytest.raises(UserError, match="row 1"):
         write_rows(tmp_path / "x.parquet", [GROUNDING, {**GROUNDING, **change}])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_choices_are_in_the_prompt() -> None:
+    """A row with choices and the answer "A" could not be answered: the choices vanished into meta."""
+    row = normalise_row({"image_path": "a", "question": "Which {one}?", "choices": ["cat", "dog"], "answer": "A"})
+    assert (row["choices"], row["meta"]) == (["cat", "dog"], {})
+    lines = vqa_text(row["question"], row["choices"]).splitlines()
+    assert lines[:3] == ["Which {one}?", "A. cat", "B. dog"] and "letter" in lines[3]
+    assert vqa_text("Which?") == "Which?\nAnswer the question using a single word or phrase."
 
 
 def test_a_bad_row_is_named_when_read(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 import data_utils
 from tests.data_samples import SAMPLES, Sample, picture, shot, write_vqav2
-from vision_rl.data.schema import METRICS, read_rows
+from vision_rl.data.schema import read_rows
 from vision_rl.data.sets import SETS, sets_table
+from vision_rl.rewards.metrics import METRICS
 
 NAMES = sorted(SAMPLES)
 
@@ -238,6 +239,27 @@ def test_the_download_script_knows_them(name: str) -> None:
     assert SETS[name].get == f"download_data.sh {name}"
     script = (Path(__file__).parents[1] / "download_data.sh").read_text()
     assert f"\n        {name})" in script
+
+
+def test_a_gold_answer_that_its_metric_does_not_take_is_bad(tmp_path: Path, run: Any) -> None:
+    """A text that the reply's parser reads as reasoning scores 0 by any metric."""
+    rows = [
+        {"image": shot(), "question": "q", "answer": answer, "metric": metric}
+        for answer, metric in (("<think>5", "math"), ("5", "math"), ("<think>", "anls"), ("a lung", "medical"))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    code, out, _ = run("verify", "--file", tmp_path / "x.parquet")
+    bad = [line.split()[1] for line in out.splitlines() if "its gold answer" in line]
+    assert (code, bad) == (1, ["0", "2"]), out
+
+
+def test_many_answers_are_disputed_by_the_vqa_accuracy_only(tmp_path: Path, run: Any) -> None:
+    """Ten ways to write one answer are alternatives for ANLS, and ten opinions for VQA."""
+    for metric, told in (("anls", False), ("vqa", True)):
+        row = {"image": shot(), "question": "q", "answers": [f"page {n}" for n in range(10)], "metric": metric}
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
+        code, out, _ = run("verify", "--file", tmp_path / "x.parquet")
+        assert (code, "questions are disputed" in out) == (0, told), out
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -24,6 +24,8 @@ SUMMARY_KEYS = {
     "task", "metric", "val_before", "val_after", "steps", "step_seconds_median", "startup_seconds",
     "logprob_mismatch_max", "rollouts", "rollouts_failed", "requests_stalled",
 }  # fmt: skip
+QUICK = ["--max-steps", "2", "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1"]
+MODEL = "actor_rollout_ref.model"
 NO_LIMITS = ["app.integrity.logprob_mismatch_max=null", "app.integrity.logprob_mismatch_mean=null"]
 
 pytestmark = pytest.mark.e2e
@@ -77,6 +79,7 @@ def test_actor_and_rollout_agree_at_every_step(demo: tuple[Path, dict[str, Any]]
     for rollout in rollouts:
         seen.setdefault(rollout["image_paths"][0], set()).add(rollout["step"])
     assert any(len(steps_of_image) > 1 for steps_of_image in seen.values())
+    assert all("advantage" in rollout and rollout["dropped"] == "" for rollout in rollouts)
 
 
 def test_a_blind_actor_does_not_learn(tmp_path: Path) -> None:
@@ -86,15 +89,25 @@ def test_a_blind_actor_does_not_learn(tmp_path: Path) -> None:
     assert summary["logprob_mismatch_max"] > 0.1
 
 
-def test_agent_lightnings_own_batch_is_blind(tmp_path: Path) -> None:
-    """Stock Agent Lightning 0.3.0 trains without an error and with a mismatch of at least 0.1."""
+def test_an_actor_without_pixels_shows_itself(tmp_path: Path) -> None:
+    """Agent Lightning 0.3.0's own batch has none, and its trainer runs without an error; the mismatch tells."""
     summary = run(
-        tmp_path / "stock",
-        *("--task", "vqa", "--max-steps", "2", "trainer.val_before_train=false", "trainer.test_freq=-1", *NO_LIMITS),
-        VISION_RL_DAEMON="tests.stock_daemon.StockBatchDaemon",
+        tmp_path / "run", "--task", "vqa", *QUICK, *NO_LIMITS, f"{MODEL}.external_lib=tests.control_no_pixels"
     )
     assert summary["steps"] == 2
     assert summary["logprob_mismatch_max"] >= 0.1
+
+
+@pytest.mark.parametrize("control", [False, True], ids=["caches are emptied", "caches are kept"])
+def test_pictures_that_come_again_are_seen_with_the_new_weights(control: bool, tmp_path: Path) -> None:
+    """Eight pictures in every one of four steps. With all three caches on and not emptied, the server answers from
+    embeddings and prefixes of its old weights."""
+    keep = [f"{MODEL}.external_lib=tests.control_no_reset"] if control else []
+    batch = ["app.max_train_samples=8", "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
+    moves = ["actor_rollout_ref.actor.optim.lr=1e-3", "actor_rollout_ref.actor.entropy_coeff=0.01"]
+    summary = run(tmp_path / "run", "--task", "vqa", *QUICK, "--max-steps", "4", *batch, *moves, *NO_LIMITS, *keep)
+    largest = summary["logprob_mismatch_max"]
+    assert largest > 0.01 if control else largest <= 1e-4
 
 
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:

@@ -14,7 +14,13 @@ from vision_rl.engine.environment import COMMON, run_environment
 from vision_rl.tiny import checkpoint_dir
 
 OURS = {"TOKENIZERS_PARALLELISM", "VLLM_LOGGING_LEVEL"}  # runners are forked; vLLM writes to a file anyway
-UNUSED = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING"}  # a door to load adapters over HTTP; engine/server.py needs none
+# A door to load adapters over HTTP, which backends/vllm_server.py does not need; the others are for NPUs and AMD's GPUs.
+UNUSED = {
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+    "HCCL_HOST_SOCKET_PORT_RANGE",
+    "HCCL_NPU_SOCKET_PORT_RANGE",
+    "HSA_NO_SCRATCH_RECLAIM",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +36,12 @@ def test_on_gpus_verls_own_variables_are_set() -> None:
     }
     assert ours.keys() >= OURS and not ours.keys() & UNUSED
     assert "CUDA_VISIBLE_DEVICES" not in ours and "OMP_NUM_THREADS" not in ours
+
+
+def test_megatron_alone_orders_its_launches() -> None:
+    """As verl does since 0.9 (constants_ppo.py, `_uses_megatron`): a single queue costs FSDP2 its overlap."""
+    assert run_environment(False, megatron=True)["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in run_environment(False)
 
 
 def test_what_the_user_has_set_wins(monkeypatch: pytest.MonkeyPatch) -> None:

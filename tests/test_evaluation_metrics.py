@@ -134,7 +134,7 @@ def test_screenspot_tables() -> None:
 def test_screenspot_pro_is_grouped_by_its_own_groups() -> None:
     meta = {"group": "CAD", "platform": "windows", "data_type": "icon"}
     tables = metrics.by_breakdown("grounding", [boxed(0, shifted(0), meta=meta, source="screenspot-pro")])
-    assert set(tables) == {"group", "type", "group x type", "target size"}
+    assert set(tables) == {"group", "type", "platform", "group x type", "target size"}
 
 
 def test_radiology_per_label() -> None:

@@ -1,12 +1,10 @@
-"""report.html: self-contained, pictures decode, boxes lie where they belong, replies stay text, Chromium shows it."""
+"""The page of an evaluation: pictures decode, boxes lie where they belong, replies stay text."""
 
 from __future__ import annotations
 
 import base64
 import io
-import shutil
-import subprocess
-from html.parser import HTMLParser
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +12,21 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.recorded_runs import HOSTILE
 from tests.test_evaluation_metrics import IDENTITY, boxed, record
-from vision_rl.evaluation.cases import case_of, drawable, predicted_boxes, worst_and_best
-from vision_rl.evaluation.report import write_report
-from vision_rl.evaluation.summary import summarise
+from tests.test_report import Elements
+from vision_rl.evaluation.report import case_card, page_of, worst_and_best, write_report
+from vision_rl.evaluation.store import open_store
+from vision_rl.evaluation.summary import summarise, write_summary
+from vision_rl.replay import predicted_boxes
+from vision_rl.report.__main__ import main
+from vision_rl.report.cards import Card
+from vision_rl.report.page import render
+from vision_rl.report.pictures import Mark, Picture
 from vision_rl.rewards.grounding import gold_reply
 
-CHROMIUM = next((name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name)), None)
 SETTINGS: dict[str, Any] = {"answer_format": "bbox", "family": "unit", "min_pixels": None, "max_pixels": None}
 TRUE, PREDICTED = (0.25, 0.4, 0.5, 0.7), (0.6, 0.1, 0.9, 0.35)
-GREEN, PINK = (10, 143, 60), (214, 36, 110)
-
-
-class Page(HTMLParser):
-    """The elements of a page as (tag, attributes), and its text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def pictures(self) -> list[tuple[dict[str, str], dict[str, str], list[dict[str, str]]]]:
-        """(img, svg over it, its rects) of every picture with an overlay."""
-        found: list[tuple[dict[str, str], dict[str, str], list[dict[str, str]]]] = []
-        image: dict[str, str] = {}
-        for tag, attributes in self.elements:
-            if tag == "img":
-                image = attributes
-            elif tag == "svg" and image:
-                found.append((image, attributes, []))
-                image = {}
-            elif tag == "rect":
-                found[-1][2].append(attributes)
-        return found
 
 
 def picture(folder: Path, size: tuple[int, int] = (400, 300), box: tuple[float, ...] = TRUE) -> str:
@@ -74,62 +44,57 @@ def picture(folder: Path, size: tuple[int, int] = (400, 300), box: tuple[float, 
     return str(path)
 
 
-def page_of(folder: Path, records: list[dict[str, Any]], task: str = "grounding") -> Page:
+def cards_of(records: list[dict[str, Any]], task: str = "grounding") -> list[Card]:
     summary = summarise({**IDENTITY, "task": task, "settings": SETTINGS}, {r["row"]: r for r in records}, len(records))
-    return Page(write_report(folder, summary, records).read_text(encoding="utf-8"))
+    return list(page_of(summary, records).cards)
 
 
-def decoded(image: dict[str, str]) -> Image.Image:
-    head, _, data = image["src"].partition(",")
+def decoded(shown: Picture) -> Image.Image:
+    head, _, data = shown.uri.partition(",")
     assert head in ("data:image/png;base64", "data:image/jpeg;base64")
     opened = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
     opened.load()
     return opened
 
 
+def corners(mark: Mark) -> tuple[float, ...]:
+    return mark.x, mark.y, mark.x + mark.width, mark.y + mark.height
+
+
 def test_pictures_decode_and_boxes_lie_on_them(tmp_path: Path) -> None:
     reply = gold_reply([PREDICTED], decimals=6)
-    page = page_of(tmp_path, [boxed(0, reply, [TRUE], image_paths=[picture(tmp_path)], image_sizes=[[400, 300]])])
-    assert len(page.all("img")) == 1
-    image, overlay, rects = page.pictures()[0]
-    pixels = decoded(image)
-    assert pixels.size == (int(image["width"]), int(image["height"])) == (400, 300)
-    assert overlay["viewbox"] == "0.0 0.0 1.0 1.0" and overlay["preserveaspectratio"] == "none"
-    for rect, box in zip(rects, (TRUE, PREDICTED), strict=True):
-        x, y, width, height = (float(rect[name]) for name in ("x", "y", "width", "height"))
-        assert (x, y, x + width, y + height) == pytest.approx(box)
-    assert [rect["class"] for rect in rects] == ["box true", "box predicted"]
+    [card] = cards_of([boxed(0, reply, [TRUE], image_paths=[picture(tmp_path)], image_sizes=[[400, 300]])])
+    [shown] = card.pictures
+    pixels = decoded(shown)
+    assert pixels.size == (shown.width, shown.height) == (400, 300)
+    assert [mark.kind for mark in shown.marks] == ["true", "predicted"]
+    for mark, box in zip(shown.marks, (TRUE, PREDICTED), strict=True):
+        assert corners(mark) == pytest.approx([v * side for v, side in zip(box, (400, 300) * 2, strict=True)])
     assert _bright(pixels) == pytest.approx([400 * 0.25, 300 * 0.4, 400 * 0.5, 300 * 0.7], abs=1)
 
 
-def test_small_boxes_get_a_close_up_whose_overlay_fits_its_cut(tmp_path: Path) -> None:
-    small = (0.505, 0.51, 0.525, 0.545)
-    path = picture(tmp_path, (3840, 2160), small)
-    page = page_of(tmp_path, [boxed(0, gold_reply([small]), [small], image_paths=[path], image_sizes=[[3840, 2160]])])
-    whole, close = page.pictures()
-    assert max(decoded(whole[0]).size) == 720
-    left, top, width, height = (float(number) for number in close[1]["viewbox"].split())
-    pixels = decoded(close[0])
-    rect = {name: float(close[2][0][name]) for name in ("x", "y", "width", "height")}
-    # Where the browser puts the box on the close-up, in its pixels, against where its white patch is.
-    shown = [
-        (rect["x"] - left) / width * pixels.width,
-        (rect["y"] - top) / height * pixels.height,
-        (rect["x"] + rect["width"] - left) / width * pixels.width,
-        (rect["y"] + rect["height"] - top) / height * pixels.height,
+def test_hostile_rows_stay_texts(tmp_path: Path) -> None:
+    path = picture(tmp_path)
+    names = ("question", "id", "source")
+    rows = [
+        boxed(
+            n,
+            f"{HOSTILE if n else ''}<bbox>[0.2, 0.2, 0.4, 0.4]</bbox>",
+            [TRUE],
+            image_paths=[path],
+            image_sizes=[[400, 300]],
+            labels=[HOSTILE if n else "a"],
+            **{name: HOSTILE if n else "plain" for name in names},
+        )
+        for n in (0, 1)
     ]
-    assert _bright(pixels) == pytest.approx(shown, abs=1.5)
-
-
-def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
-    evil = '<script>alert(1)</script><img src="http://evil/x.png"><bbox>[0.2, 0.2, 0.4, 0.4]</bbox>'
-    row = boxed(0, evil, [TRUE], image_paths=[picture(tmp_path)], question='"><svg onload=alert(2)>', id="</pre><b>")
-    page = page_of(tmp_path, [row])
-    assert page.all("script") == [] and page.all("link") == []
-    assert all(image["src"].startswith("data:") for image in page.all("img")) and len(page.all("img")) == 1
-    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
-    assert any("<script>alert(1)</script>" in text for text in page.texts)
-    assert "http" not in (tmp_path / "report.html").read_text().replace("http://evil", "")
+    identity = {**IDENTITY, "task": "grounding", "settings": SETTINGS, "model": HOSTILE}
+    plain = Elements(render(page_of(summarise({**identity, "model": "m"}, {0: rows[0]}, 1), rows[:1])))
+    shown = Elements(render(page_of(summarise(identity, dict(enumerate(rows)), 2), rows)))
+    assert {tag for tag, _ in shown.elements} <= {tag for tag, _ in plain.elements} | {"label", "option", "select"}
+    assert len(shown.all("script")) == 3 and "owned" not in shown.scripts[-1]
+    assert not any(name.startswith("on") for _, attributes in shown.elements for name in attributes)
+    assert shown.text.count("document.title='owned'") > 5
 
 
 def test_worst_come_first_then_best_and_none_twice(tmp_path: Path) -> None:
@@ -139,9 +104,8 @@ def test_worst_come_first_then_best_and_none_twice(tmp_path: Path) -> None:
     for number, dx in enumerate(shifts):
         reply = gold_reply([[TRUE[0] + dx, TRUE[1], TRUE[2] + dx, TRUE[3]]], decimals=6)
         records.append(boxed(number, reply, [TRUE], image_paths=[path]))
-    page = page_of(tmp_path, records)
-    order = [int(article["data-row"]) for article in page.all("article")]
-    assert order == [0, 3, 4, 1, 2]
+    headings = [card.heading for card in cards_of(records)]
+    assert headings == ["worst, row 0", "worst, row 3", "worst, row 4", "best, row 1", "best, row 2"]
     many = [{**records[0], "row": n} for n in range(60)]
     worst, best = worst_and_best("grounding", many, 12)
     assert len(worst) == len(best) == 12 and not {r["row"] for r in worst} & {r["row"] for r in best}
@@ -153,14 +117,16 @@ def test_of_equally_wrong_answers_the_surest_is_shown_first(tmp_path: Path) -> N
         for n, sure in enumerate((0.2, 0.95, 0.5))
     ]
     assert [row["row"] for row in worst_and_best("vqa", records, 3)[0]] == [1, 2]
-    page = page_of(tmp_path, records, "vqa")
-    assert {"id": "reliability"}.items() <= page.all("svg")[0].items()
-    assert len(page.all("circle")) == 3
+    summary = summarise({**IDENTITY, "task": "vqa", "settings": SETTINGS}, {r["row"]: r for r in records}, 3)
+    page = page_of(summary, records)
+    [drawing] = [drawing for drawing in page.drawings if drawing.title == "Calibration"]
+    assert drawing.figure["data"][1]["x"] == pytest.approx((0.2, 0.5, 0.95))
+    assert page.tables[-1].title == "Calibration" and "3 rows" in page.tables[-1].note
 
 
 def test_a_picture_that_is_gone_is_said(tmp_path: Path) -> None:
-    page = page_of(tmp_path, [boxed(0, gold_reply([TRUE]), [TRUE], image_paths=[str(tmp_path / "gone.png")])])
-    assert page.all("img") == [] and any("gone.png does not exist" in text for text in page.texts)
+    [card] = cards_of([boxed(0, gold_reply([TRUE]), [TRUE], image_paths=[str(tmp_path / "gone.png")])])
+    assert card.pictures == () and "gone.png does not exist" in card.problem
 
 
 def test_native_answers_are_drawn_in_the_space_that_the_model_saw() -> None:
@@ -168,61 +134,44 @@ def test_native_answers_are_drawn_in_the_space_that_the_model_saw() -> None:
     native = {**SETTINGS, "answer_format": "native", "family": "qwen2_5_vl", "min_pixels": 3136, "max_pixels": 10**7}
     row = {"reply": '[{"bbox_2d": [252, 126, 504, 378]}]', "components": {}}
     assert predicted_boxes(row, native, (1000, 500)) == [pytest.approx((0.25, 0.25, 0.5, 0.75))]
-    zoomed = {**row, "components": {"tools/zooms": 1.0}}
-    assert predicted_boxes(zoomed, {**native, "answer_view": "last"}, (1000, 500)) == []
 
 
-@pytest.mark.parametrize(
-    ("box", "shown"),
-    [
-        ((0.1, 0.2, 0.3, 0.4), (0.1, 0.2, 0.3, 0.4)),
-        ((0.3, 0.4, 0.1, 0.2), (0.1, 0.2, 0.3, 0.4)),
-        ((0.5, 0.5, 0.5, 0.5), (0.497, 0.497, 0.503, 0.503)),
-        ((0.5, 0.2, 0.5, 0.4), (0.497, 0.2, 0.503, 0.4)),
-    ],
-)
-def test_points_and_swapped_corners_can_be_seen(box: Any, shown: Any) -> None:
-    assert drawable(box) == pytest.approx(shown)
+def test_an_answer_in_a_zoomed_view_is_not_placed(tmp_path: Path) -> None:
+    row = boxed(0, gold_reply([PREDICTED]), [TRUE], image_paths=[picture(tmp_path)], image_sizes=[[400, 300]])
+    row["components"]["tools/zooms"] = 1.0
+    assert case_card(row, {**SETTINGS, "answer_view": "last"}, "worst").answers[0].boxes == ()
+    assert case_card(row, {**SETTINGS, "answer_view": "original"}, "worst").answers[0].boxes != ()
 
 
 def test_vqa_pages_have_no_overlay_and_show_several_pictures(tmp_path: Path) -> None:
     paths = [picture(tmp_path, size) for size in ((400, 300), (200, 200), (90, 60))]
     row = record(0, "vqa", "red", answers=["red"] * 7 + ["dark red"] * 3, image_paths=paths)
-    page = page_of(tmp_path, [row], "vqa")
-    assert len(page.all("img")) == 3 and page.all("rect") == []
-    assert any("red (7), dark red (3)" in text for text in page.texts)
-    assert len(case_of({**row, "image_paths": paths * 3}, SETTINGS).pictures) == 4
+    [card] = cards_of([row], "vqa")
+    assert len(card.pictures) == 3 and not any(shown.marks for shown in card.pictures)
+    assert card.gold == "red (7), dark red (3); answered red"
+    assert len(case_card({**row, "image_paths": paths * 3}, SETTINGS, "worst").pictures) == 4
 
 
 def test_a_long_answer_is_cut_beside_its_scrolling_reply(tmp_path: Path) -> None:
     row = record(0, "vqa", "x" * 5000, answers=["red"] * 10, image_paths=[picture(tmp_path)])
-    page = page_of(tmp_path, [row], "vqa")
-    assert [len(text) for text in page.texts if text.startswith("xxx")] == [200, 5000]
+    [card] = cards_of([row], "vqa")
+    assert card.gold == f"red; answered {'x' * 200}"
+    assert card.answers[0].turns[0].reply == "x" * 5000
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; the tests above check the page's content")
-def test_chromium_draws_the_boxes_where_they_belong(tmp_path: Path) -> None:
-    reply = gold_reply([PREDICTED], decimals=6)
-    folder = tmp_path / "page"
-    page_of(folder, [boxed(0, reply, [TRUE], image_paths=[picture(tmp_path)], image_sizes=[[400, 300]])])
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --hide-scrollbars --force-device-scale-factor=1 "
-        "--window-size=1240,2000"
-    )
-    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={tmp_path / 'profile'}"]
-    command += [f"--screenshot={tmp_path / 'shot.png'}", (folder / "report.html").as_uri()]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    shot = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)
-    dark = np.abs(shot - (20, 20, 40)).sum(axis=2) < 12
-    left, top, right, bottom = _extent(dark)
-    width, height = right - left, bottom - top
-    assert width / height == pytest.approx(400 / 300, rel=0.02)
-    inside = shot[top:bottom, left:right]
-    for colour, box in ((GREEN, TRUE), (PINK, PREDICTED)):
-        found = _extent(np.abs(inside - colour).sum(axis=2) < 40)
-        expected = [box[0] * width, box[1] * height, box[2] * width, box[3] * height]
-        assert found == pytest.approx(expected, abs=4), colour
+def test_the_page_can_be_made_again_from_its_directory(tmp_path: Path) -> None:
+    row = boxed(0, gold_reply([TRUE]), [TRUE], image_paths=[picture(tmp_path)], image_sizes=[[400, 300]])
+    identity = {**IDENTITY, "task": "grounding", "settings": SETTINGS}
+    summary = summarise(identity, {0: row}, 1)
+    with open_store(tmp_path / "e", identity) as store:
+        store.add(row)
+    write_summary(tmp_path / "e", summary, {0: row})
+    write_report(tmp_path / "e", summary, [row])
+    first = (tmp_path / "e" / "report.html").read_text(encoding="utf-8")
+    main([str(tmp_path / "e")])
+    again = (tmp_path / "e" / "report.html").read_text(encoding="utf-8")
+    nonce = r"nonce[-=][^'> ]+"
+    assert re.sub(nonce, "", first) == re.sub(nonce, "", again)
 
 
 def _bright(image: Image.Image) -> list[int]:

@@ -108,10 +108,10 @@ def test_a_lora_adapter_is_folded_into_the_weights(tmp_path: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file
-    from transformers import AutoModelForVision2Seq
+    from transformers import AutoModelForImageTextToText
 
     shutil.copytree(checkpoint_dir(), tmp_path / "model")
-    base = AutoModelForVision2Seq.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)
+    base = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)
     lora = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"], exclude_modules=".*visual.*")
     torch.manual_seed(0)  # before the adapter is made: its other half is drawn too
     model = get_peft_model(base, lora)
@@ -122,9 +122,9 @@ def test_a_lora_adapter_is_folded_into_the_weights(tmp_path: Path) -> None:
     tokens = torch.tensor([[5, 9, 33, 70]])
     with torch.no_grad():
         expected = model(input_ids=tokens).logits
-        plain = AutoModelForVision2Seq.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)(tokens).logits
+        plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)(tokens).logits
         fold_adapter(tmp_path / "model", tmp_path / "adapter")
-        folded = AutoModelForVision2Seq.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)(tokens).logits
+        folded = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)(tokens).logits
     # bfloat16 weights on the way; the adapter's own effect is many times larger.
     assert (folded - expected).abs().max() < 0.1 * (plain - expected).abs().max()
     assert not any("lora" in name for name in load_file(tmp_path / "model" / "model.safetensors"))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from vision_rl.engine import vllm_cpu
 from vision_rl.gpu import GpuMeter, cuda_devices
 
 DRIVER = """
@@ -33,14 +32,6 @@ def test_the_driver_counts_the_devices(
     assert cuda_devices() == found
     library.unlink()
     assert cuda_devices() == 0
-
-
-@pytest.mark.parametrize(("cpu_build", "chosen"), [(True, "vision_rl.engine.vllm_cpu_platform"), (False, "None")])
-def test_vllms_build_decides_its_platform(cpu_build: bool, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the devices: Ray hides these from the server's actor, which asks for none."""
-    monkeypatch.setattr(vllm_cpu, "cpu_build", lambda: cpu_build)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert str(vllm_cpu.platform()).startswith(chosen)
 
 
 @pytest.fixture

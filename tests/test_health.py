@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from vision_rl.engine import health
 from vision_rl.engine.reach import free_port
+from vision_rl.training import health
 from vision_rl.training.health import Health, ModelDied
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

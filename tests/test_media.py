@@ -15,7 +15,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from vision_rl.engine.vision_batch import BatchBuilder, Sample
 
 from vision_rl.data.schema import read_rows, write_rows
 from vision_rl.data.video import sample_frames
@@ -23,6 +22,8 @@ from vision_rl.engine.pixels import Pixels
 from vision_rl.errors import UserError
 from vision_rl.media import check_pictures, show
 from vision_rl.settings import AgentSettings
+from vision_rl.training.rows import RowBuilder
+from vision_rl.training.samples import Sample
 from vision_rl.zoom import SizeLimits
 
 
@@ -118,14 +119,14 @@ def test_a_video_goes_from_the_row_to_exact_pixels_and_positions(
     encoded = tiny_processor(text=[text], images=opened, return_tensors="pt")
     ids = encoded["input_ids"][0].tolist()
     sample = Sample(ids, [5, 6], [1, 1], [-1.0, -1.0], [picture.url for picture in shown], 1.0, "g", "r", 0)
-    pad = tiny_processor.tokenizer.pad_token_id
-    builder = BatchBuilder(
-        tiny_processor, pad, Pixels(tiny_processor, tmp_path), max_prompt_length=256, max_response_length=8
-    )
-    batch = builder.build([sample]).batch
-    inputs = batch.non_tensor_batch["multi_modal_inputs"][0]
+    pixels = Pixels(tiny_processor, tmp_path)
+    row = RowBuilder(tiny_processor, pixels, max_prompt_length=256, max_response_length=8).row(sample)
+    assert isinstance(row, dict)
+    inputs = pixels.inputs(row["multi_modal_inputs"]["refs"])
     assert inputs["image_grid_thw"].tolist() == [[1, 6, 8]] * 3
     torch.testing.assert_close(inputs["pixel_values"], encoded["pixel_values"], atol=1e-5, rtol=0)
     whole = torch.tensor([[*ids, 5, 6]])
-    expected, _ = tiny_model.model.get_rope_index(input_ids=whole, image_grid_thw=inputs["image_grid_thw"])
-    assert torch.equal(batch.batch["position_ids"][0, 1:], expected[:, 0])
+    types = (whole == tiny_model.config.image_token_id).long()
+    grid = inputs["image_grid_thw"]
+    expected, _ = tiny_model.model.get_rope_index(input_ids=whole, mm_token_type_ids=types, image_grid_thw=grid)
+    assert torch.equal(row["position_ids"][1:], expected[:, 0])

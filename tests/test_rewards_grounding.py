@@ -9,18 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.random_texts import random_text
+from vision_rl import formats
 from vision_rl.boxes import SIMILARITIES, Box, iou_pair
 from vision_rl.coordinates import FAMILIES
 from vision_rl.errors import UserError
 from vision_rl.rewards import Terms, gold_reply, grounding_reward
-from vision_rl.rewards.grounding import KINDS, match_score
+from vision_rl.rewards.grounding import KINDS, POINT_KINDS, match_score, takes_points
 
 A: Box = (0.1, 0.1, 0.3, 0.3)
 B: Box = (0.6, 0.6, 0.9, 0.8)
 NEAR_A: Box = (0.1, 0.1, 0.3, 0.2)  # IoU 0.5 with A
 FAR: Box = (0.95, 0.0, 1.0, 0.05)
 SIZES = {"original_size": (1920, 1080), "processed_size": (1932, 1092)}
-FORMATS = [("bbox", "unit"), ("click", "unit"), *(("native", family) for family in FAMILIES)]
+FORMATS = [
+    *(("native", family) for family in FAMILIES),
+    *((name, "unit") for name in formats.FORMATS),
+    *((name, "qwen2_5_vl") for name in formats.FORMATS if takes_points(name, "unit")),
+]
+
+
+def kinds_of(answer_format: str, family: str) -> tuple[str, ...]:
+    return POINT_KINDS if takes_points(answer_format, family) else KINDS
 
 
 def reply(*boxes: Box) -> str:
@@ -112,7 +121,7 @@ def test_no_finding_must_be_said(text: str, value: float) -> None:
 def test_the_gold_reply_of_every_family_scores_one(answer_format: str, family: str, true: list[Box]) -> None:
     settings = {"answer_format": answer_format, "family": family, **SIZES}
     gold = gold_reply(true, **settings, decimals=6)  # type: ignore[arg-type]
-    for kind in KINDS:
+    for kind in kinds_of(answer_format, family):
         # A is small: Arc Vision pays the task only without a tool. The guide's max-IoU knows no "no finding".
         perfect = {"arc": 0.6, "max_iou": float(bool(true))}.get(kind, 1.0)
         reward = grounding_reward(gold, true, kind=kind, **settings)  # type: ignore[arg-type]
@@ -120,16 +129,28 @@ def test_the_gold_reply_of_every_family_scores_one(answer_format: str, family: s
         assert reward.components["format/ok"] == 1.0
         assert reward.components["format/wrong_space"] == 0.0
     rounded = gold_reply(true, **settings)  # type: ignore[arg-type]
-    assert grounding_reward(rounded, true, **settings).value > 0.98  # type: ignore[arg-type]
+    kind = "point" if takes_points(answer_format, family) else "iou"
+    assert grounding_reward(rounded, true, kind=kind, **settings).value > 0.98  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("unit", "pixels")])
 def test_special_tokens_may_be_missing(family: str) -> None:
     settings = {"answer_format": "native", "family": family, **SIZES}
     text = gold_reply([A, B], **settings)  # type: ignore[arg-type]
-    for token in ("<|box_start|>", "<|box_end|>", "<box>", "</box>"):
+    tokens = (
+        "<|box_start|>",
+        "<|box_end|>",
+        "<box>",
+        "</box>",
+        "<|begin_of_box|>",
+        "<|end_of_box|>",
+        "<|det|>",
+        "<|/det|>",
+    )
+    for token in tokens:
         text = text.replace(token, "")
-    assert grounding_reward(text, [A, B], **settings).value > 0.98  # type: ignore[arg-type]
+    kind = "point" if takes_points("native", family) else "iou"
+    assert grounding_reward(text, [A, B], kind=kind, **settings).value > 0.98  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -221,6 +242,7 @@ def test_ten_thousand_random_strings() -> None:
         text = random_text(generator)
         answer_format, family = FORMATS[i % len(FORMATS)]
         true = [[], [A], [A, B]][i % 3]
-        kind = KINDS[i % len(KINDS)]
+        kinds = kinds_of(answer_format, family)
+        kind = kinds[i % len(kinds)]
         reward = grounding_reward(text, true, answer_format=answer_format, family=family, kind=kind, **SIZES)  # type: ignore[arg-type]
-        assert -1.3 <= reward.value <= 1.0
+        assert -1.4 <= reward.value <= 1.0

@@ -81,9 +81,11 @@ def test_actor_sees_what_transformers_sees(
     builder: RowBuilder, samples: list[Sample], worker: VisionTrainingWorker, tiny_processor: Any, tiny_reference: Any
 ) -> None:
     computed = log_probs(worker, rows_of(builder, samples), builder.pixels)
-    for i, sample in enumerate(samples):
-        images = [builder.pixels.path(ref) for ref in sample.image_refs]
-        expected = tiny_reference(sample.prompt_ids, sample.response_ids, images)
+    asked = [
+        (sample.prompt_ids, sample.response_ids, [builder.pixels.path(ref) for ref in sample.image_refs])
+        for sample in samples
+    ]
+    for i, expected in enumerate(tiny_reference(asked)):
         torch.testing.assert_close(computed[i, : len(expected)], expected, atol=1e-5, rtol=0)
 
 

@@ -9,14 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from vision_rl.engine.trainer import sample_limits
-from vision_rl.engine.vision_batch import BatchBuilder, Sample
 
-from tests.test_vision_batch import actor_log_probs
+from tests.actor import actor, as_batch, log_probs
 from vision_rl.engine.pixels import Pixels
 from vision_rl.engine.trace import Turn
 from vision_rl.grounding_prompts import system_text
@@ -24,15 +23,19 @@ from vision_rl.tiny.zoom_warmstart import call_text, zoom_processor
 from vision_rl.tools import TOOLS
 from vision_rl.training.advantages import rollout_advantages
 from vision_rl.training.mismatch import mismatch_metrics
-from vision_rl.training.rollouts import FinishedRollout, trajectory_samples, transition_samples
+from vision_rl.training.rollouts import FinishedRollout
+from vision_rl.training.rows import Drop, RowBuilder
+from vision_rl.training.samples import Sample, trajectory_samples, transition_samples
+from vision_rl.training.trainer import sample_limits
+from vision_rl.training.worker import VisionTrainingWorker
 
 LONG = {"max_prompt_length": 512, "max_response_length": 512}
 REPLIES = ["red", "blue square", "2"]
 
 
-@pytest.fixture()
-def picture_dir(tmp_path: Path) -> Path:
-    return tmp_path
+@pytest.fixture(scope="module")
+def picture_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pictures")
 
 
 def picture(folder: Path, seed: int, size: tuple[int, int]) -> str:
@@ -45,8 +48,8 @@ def picture(folder: Path, seed: int, size: tuple[int, int]) -> str:
     return f"sha256:{digest}"
 
 
-@pytest.fixture()
-def rollout(tiny_model: Any, tiny_processor: Any, picture_dir: Path) -> FinishedRollout:
+@pytest.fixture(scope="module")
+def rollout(tiny_reference: Any, tiny_processor: Any, picture_dir: Path) -> FinishedRollout:
     """Three turns, each with one more picture, all of different shapes.
 
     Log-probabilities are as a server computes them: for each turn by itself.
@@ -60,11 +63,13 @@ def rollout(tiny_model: Any, tiny_processor: Any, picture_dir: Path) -> Finished
         shown = refs[: number + 1]
         prompt = tokens(tiny_processor, messages, [picture_dir / ref.removeprefix("sha256:") for ref in shown])
         response = [*tiny_processor.tokenizer(reply).input_ids, tiny_processor.tokenizer.eos_token_id]
-        turn = Turn(prompt, response, [], shown, reply, "stop")
-        turns.append(
-            dataclasses.replace(turn, logprobs=log_probs(tiny_model, tiny_processor, turn, picture_dir).tolist())
-        )
+        turns.append(Turn(prompt, response, [], shown, reply, "stop"))
         messages.append({"role": "assistant", "content": reply})
+    pictures = [[picture_dir / ref.removeprefix("sha256:") for ref in turn.image_refs] for turn in turns]
+    computed = tiny_reference(
+        [(turn.prompt_ids, turn.response_ids, paths) for turn, paths in zip(turns, pictures, strict=True)]
+    )
+    turns = [dataclasses.replace(turn, logprobs=one.tolist()) for turn, one in zip(turns, computed, strict=True)]
     return FinishedRollout("r1", "g1", {}, turns=turns, reward={"reward": 0.7})
 
 
@@ -80,21 +85,25 @@ def vision_of(processor: Any, refs: list[str], folder: Path) -> Any:
     return processor.image_processor(images=pictures, return_tensors="pt")
 
 
-def log_probs(model: Any, processor: Any, turn: Turn, folder: Path) -> torch.Tensor:
-    """One turn by transformers alone: unpadded, its own positions."""
-    ids = torch.tensor([turn.prompt_ids + turn.response_ids])
-    with torch.no_grad():
-        output = model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), **vision_of(processor, turn.image_refs, folder)
-        )
-    logits = output.logits[0].log_softmax(-1)
-    start = len(turn.prompt_ids)
-    return torch.stack([logits[start - 1 + i, token] for i, token in enumerate(turn.response_ids)])
+@pytest.fixture(scope="module")
+def worker() -> VisionTrainingWorker:
+    return actor()
 
 
-def builder(processor: Any, folder: Path, **limits: int) -> BatchBuilder:
-    pad = processor.tokenizer.pad_token_id
-    return BatchBuilder(processor, pad, Pixels(processor, folder), **{**LONG, **limits})  # type: ignore[arg-type]
+def rows_of(processor: Any, folder: Path, samples: list[Sample], **limits: int) -> list[dict[str, Any]]:
+    made = RowBuilder(processor, Pixels(processor, folder), **{**LONG, **limits})  # type: ignore[arg-type]
+    rows = [made.row(sample) for sample in samples]
+    assert not any(isinstance(row, Drop) for row in rows)
+    return rows  # type: ignore[return-value]
+
+
+def compared(worker: VisionTrainingWorker, processor: Any, folder: Path, rows: list[Any], samples: list[Sample]) -> Any:
+    """The batch of these rows with the actor's log-probabilities."""
+    return as_batch(rows, samples, old_log_probs=log_probs(worker, rows, Pixels(processor, folder)))
+
+
+def largest_mismatch(batch: Any) -> float:
+    return mismatch_metrics(batch, np.ones(len(batch), dtype=bool))["mismatch/logprob_max"]
 
 
 def merged(rollout: FinishedRollout) -> Sample:
@@ -119,36 +128,35 @@ def test_all_turns_become_one_sample_in_which_only_the_models_own_tokens_count(r
 
 
 def test_the_merged_sample_has_the_log_probs_of_its_turns(
-    rollout: FinishedRollout, tiny_model: Any, tiny_processor: Any, picture_dir: Path
+    rollout: FinishedRollout, worker: VisionTrainingWorker, tiny_processor: Any, picture_dir: Path
 ) -> None:
     """verl's own actor on the padded merged sample, beside a shorter one, against each turn by transformers alone."""
     short = dataclasses.replace(rollout, rollout_id="r2", turns=rollout.turns[:1])
     samples = trajectory_samples([rollout, short], **LONG).samples
-    batch = builder(tiny_processor, picture_dir).build(samples).batch
-    computed = actor_log_probs(tiny_model, batch)
+    batch = compared(worker, tiny_processor, picture_dir, rows_of(tiny_processor, picture_dir, samples), samples)
     mask = batch.batch["response_mask"].bool()
     expected = torch.tensor([value for turn in rollout.turns for value in turn.logprobs])
-    torch.testing.assert_close(computed[0][mask[0]], expected, atol=1e-5, rtol=0)
-    batch.batch["old_log_probs"] = computed
-    assert mismatch_metrics(batch)["mismatch/logprob_max"] < 1e-5
+    torch.testing.assert_close(batch.batch["old_log_probs"][0][mask[0]], expected, atol=1e-5, rtol=0)
+    assert largest_mismatch(batch) < 1e-5
 
 
 def test_positions_are_transformers_own(
     rollout: FinishedRollout, tiny_model: Any, tiny_processor: Any, picture_dir: Path
 ) -> None:
-    batch = builder(tiny_processor, picture_dir).build([merged(rollout)]).batch
+    [row] = rows_of(tiny_processor, picture_dir, [merged(rollout)])
     last = rollout.turns[-1]
     ids = torch.tensor([last.prompt_ids + last.response_ids])
     grid = vision_of(tiny_processor, last.image_refs, picture_dir)["image_grid_thw"]
-    expected, _ = tiny_model.model.get_rope_index(input_ids=ids, image_grid_thw=grid)
-    assert torch.equal(batch.batch["position_ids"][0, 1:], expected[:, 0])
-    assert torch.equal(batch.batch["position_ids"][0, 0], torch.arange(ids.shape[1]))
-    assert torch.equal(batch.batch["input_ids"], ids)
+    types = (ids == tiny_model.config.image_token_id).long()
+    expected, _ = tiny_model.model.get_rope_index(input_ids=ids, mm_token_type_ids=types, image_grid_thw=grid)
+    assert torch.equal(row["position_ids"][1:], expected[:, 0])
+    assert torch.equal(row["position_ids"][0], torch.arange(ids.shape[1]))
+    assert torch.equal(row["input_ids"], ids[0])
 
 
 @pytest.mark.parametrize("fault", ["order of the pictures", "mask", "positions of the first turn"])
 def test_a_wrongly_merged_sample_is_far_off(
-    fault: str, rollout: FinishedRollout, tiny_model: Any, tiny_processor: Any, picture_dir: Path
+    fault: str, rollout: FinishedRollout, worker: VisionTrainingWorker, tiny_processor: Any, picture_dir: Path
 ) -> None:
     """What the tests above would say if merging were wrong: the difference is thousands of times larger."""
     sample = merged(rollout)
@@ -157,22 +165,19 @@ def test_a_wrongly_merged_sample_is_far_off(
         sample = dataclasses.replace(sample, image_refs=[one, picture(picture_dir, 9, (112, 56)), three])
     if fault == "mask":
         sample = dataclasses.replace(sample, response_mask=[1] * len(sample.response_mask))
-    batch = builder(tiny_processor, picture_dir).build([sample]).batch
+    rows = rows_of(tiny_processor, picture_dir, [sample])
     if fault == "positions of the first turn":
-        text = batch.batch["position_ids"][:, :1]
-        batch.batch["position_ids"] = text.expand(-1, 4, -1).contiguous()
-    batch.batch["old_log_probs"] = actor_log_probs(tiny_model, batch)
-    assert mismatch_metrics(batch)["mismatch/logprob_max"] > 1e-3
+        rows[0]["position_ids"] = rows[0]["position_ids"][:1].expand(4, -1).contiguous()
+    assert largest_mismatch(compared(worker, tiny_processor, picture_dir, rows, [sample])) > 1e-3
 
 
 def test_pictures_in_another_order_do_not_pass_where_their_shapes_differ(
-    rollout: FinishedRollout, tiny_model: Any, tiny_processor: Any, picture_dir: Path
+    rollout: FinishedRollout, worker: VisionTrainingWorker, tiny_processor: Any, picture_dir: Path
 ) -> None:
     sample = merged(rollout)
     swapped = dataclasses.replace(sample, image_refs=[sample.image_refs[i] for i in (0, 2, 1)])
-    batch = builder(tiny_processor, picture_dir).build([swapped]).batch
-    batch.batch["old_log_probs"] = actor_log_probs(tiny_model, batch)
-    assert mismatch_metrics(batch)["mismatch/logprob_max"] > 1e-3
+    rows = rows_of(tiny_processor, picture_dir, [swapped])
+    assert largest_mismatch(compared(worker, tiny_processor, picture_dir, rows, [swapped])) > 1e-3
 
 
 def changed(rollout: FinishedRollout, index: int, **changes: Any) -> FinishedRollout:
@@ -198,7 +203,7 @@ def test_a_retokenised_turn_falls_back_to_transitions_and_is_counted(
     assert [dataclasses.asdict(s) for s in result.samples[:3]] == [
         dataclasses.asdict(s) for s in transition_samples([broken])
     ]
-    assert builder(tiny_processor, picture_dir).build(result.samples).dropped == {}
+    assert len(rows_of(tiny_processor, picture_dir, result.samples)) == len(result.samples)
 
 
 @pytest.mark.parametrize("protocol", ["text", "function"])
@@ -273,8 +278,7 @@ def test_a_rollout_counts_once_in_its_group_however_many_samples_it_gives(
         dataclasses.replace(rollout, rollout_id="r3", turns=rollout.turns[:1], reward={"reward": 0.0}),
     ]
     for samples in (transition_samples(group), trajectory_samples(group, **LONG).samples):
-        batch = builder(tiny_processor, picture_dir).build(samples).batch
-        batch.batch["token_level_rewards"] = batch.batch["token_level_scores"]
+        batch = as_batch(rows_of(tiny_processor, picture_dir, samples), samples)
         advantages = rollout_advantages(batch, algorithm)
         mask = batch.batch["response_mask"].bool()
         for row, sample in enumerate(samples):

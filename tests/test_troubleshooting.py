@@ -59,7 +59,7 @@ def test_every_variant_and_preset_that_is_advised_exists() -> None:
 
 
 def test_every_flag_that_is_advised_exists() -> None:
-    sources = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "vision_rl").glob("*.py")])
+    sources = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "vision_rl").rglob("*.py")])
     flags = set(re.findall(r"`[^`]*?(--[a-z][a-z_-]+)", TEXT)) - {"--shm-size", "--index-url", "--nproc_per_node"}
     assert [flag for flag in sorted(flags) if f'"{flag}"' not in sources] == []
 
@@ -75,9 +75,9 @@ def test_every_alarm_is_in_the_table() -> None:
 
 
 def test_every_reason_for_a_lost_rollout_is_explained() -> None:
-    sources = (ROOT / "vision_rl" / "engine" / "vision_batch.py").read_text() + (
-        ROOT / "vision_rl" / "engine" / "daemon.py"
-    ).read_text()
-    reasons = set(re.findall(r'return "([a-z_]+)", \{\}', sources)) | set(re.findall(r'failure="([a-z_]+)"', sources))
+    written = (ROOT / "vision_rl" / "training").glob("*.py")
+    sources = "".join(path.read_text() for path in written)
+    reasons = set(re.findall(r'Drop\("([a-z_]+)"', sources)) | set(re.findall(r'failure="([a-z_]+)"', sources))
+    reasons |= set(re.findall(r'\(self\.filtered, "([a-z_]+)"\)', sources))
     assert {"prompt_too_long", "image_tokens_disagree"} <= reasons
     assert [reason for reason in sorted(reasons) if f"`{reason}`" not in TEXT] == []

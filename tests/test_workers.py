@@ -29,7 +29,7 @@ from tests.engine_stack import Stack, model_entry, running_stack
 from tests.pictures import data_uri, no_size
 from vision_rl.engine.launch import check_store
 from vision_rl.engine.proxy import VisionProxy
-from vision_rl.engine.reach import Reach, free_port
+from vision_rl.engine.reach import Reach, free_port, worker_lines
 from vision_rl.engine.strategy import VisionStrategy
 from vision_rl.engine.trace import reward_from_spans, turns_from_spans
 from vision_rl.errors import UserError
@@ -411,9 +411,9 @@ def test_the_worker_does_the_work(stack: Stack, media: Path, images: str) -> Non
 
 def test_the_worker_needs_none_of_the_big_packages() -> None:
     check = (
-        "import sys, worker\n"
-        "for task in worker.AGENTS: worker.answer_of(task)\n"
-        "big = {'agentlightning.types', 'verl', 'vllm', 'ray', 'torch', 'transformers', 'litellm', 'vision_rl.engine'}\n"
+        "import sys, worker\nfrom vision_rl.tasks import get_task\n"
+        "for task in ('vqa', 'grounding'): get_task(task).part('answer')\n"
+        "big = {'agentlightning', 'verl', 'vllm', 'ray', 'torch', 'transformers', 'litellm', 'vision_rl.engine'}\n"
         "print(sorted(big & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -494,6 +494,28 @@ def test_a_wrong_key_ends_the_worker_with_one_sentence(stack: Stack) -> None:
     output, _ = worker.communicate(timeout=20)
     assert worker.returncode == 2
     assert "error: the trainer refuses the key" in output and "Traceback" not in output
+
+
+def test_the_stores_address_ends_the_worker_with_one_sentence(stack: Stack) -> None:
+    """It waited for ever."""
+    environment = {**os.environ, "OPENAI_BASE_URL": f"{stack.store.endpoint}/v1", "OPENAI_API_KEY": TOKEN}
+    command = [sys.executable, str(ROOT / "worker.py")]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=20)
+    assert done.returncode == 2
+    assert "this is the store" in done.stderr and "set OPENAI_BASE_URL" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_printed_address_opens_the_dashboard(stack: Stack) -> None:
+    """As a browser opens it: the key once, then the cookie; the page and what it asks for, but no change."""
+    store = httpx.URL(stack.store.endpoint)
+    reach = Reach(store.port or 0, token=TOKEN, proxy_port=8080)
+    [line] = [line for line in worker_lines(reach, "vqa") if "dashboard" in line]
+    assert TOKEN not in line
+    with httpx.Client(trust_env=False, follow_redirects=True) as browser:
+        page = browser.get(line.split()[-1])
+        assert page.status_code == 200 and "<html" in page.text.lower() and "key=" not in str(page.url)
+        assert browser.get(f"{store}/v1/agl/rollouts").status_code == 200
+        assert browser.post(f"{store}/v1/agl/queues/rollouts/dequeue", json={}).status_code == 401
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ from PIL import Image
 from vision_rl.data.schema import read_rows
 from vision_rl.grounding_prompts import request, system_text
 from vision_rl.parsing import parse_boxes, parse_tool_calls
+from vision_rl.report.run import run_page
 from vision_rl.rewards.tools import target_kind
 from vision_rl.run_dir import CONFIG
 from vision_rl.settings import AgentSettings
+from vision_rl.telemetry import ROLLOUTS
 from vision_rl.tiny.zoom_scenes import INSTRUCTION, ZoomScene, draw_scene, write_zoom_tasks
 from vision_rl.tiny.zoom_warmstart import (
     LIMITS,
@@ -27,7 +29,6 @@ from vision_rl.tiny.zoom_warmstart import (
     zoom_processor,
 )
 from vision_rl.tools import ToolBox
-from vision_rl.transcript import PAGE, write_transcripts
 from vision_rl.zoom import View, zoom
 
 
@@ -113,7 +114,7 @@ def test_the_page_shows_the_pictures_and_what_was_looked_at(tmp_path: Path) -> N
     (tmp_path / "pictures").mkdir()
     crop.save(tmp_path / "pictures" / "abc", format="PNG")
     first = (tmp_path / "a.png").as_uri()
-    settings = AgentSettings(max_turns=2, max_tool_calls=1, answer_view="last", max_pixels=112 * 112)
+    settings = AgentSettings(reward="iou", max_turns=2, max_tool_calls=1, answer_view="last", max_pixels=112 * 112)
     lines = [f"agent.{name}: {json.dumps(value)}" for name, value in dataclasses.asdict(settings).items()]
     (tmp_path / CONFIG).write_text("\n".join(lines))
     record = {
@@ -121,9 +122,16 @@ def test_the_page_shows_the_pictures_and_what_was_looked_at(tmp_path: Path) -> N
         "replies": [call_text(scene.region), "<answer><bbox>[0.25, 0.25, 0.5, 0.5]</bbox><script></answer>"],
         "image_paths": [str(tmp_path / "a.png")],
         "image_refs": [[first], [first, "sha256:abc"]],
-        "reward": {"reward": 0.7, "iou": 0.8, "point": 1.0},
-        "failure": "",
+        "reward": {"reward": 0.7, "iou": 0.8, "point": 1.0, "tools/zooms": 1.0},
+        **{"failure": "", "reason": "", "worker": "", "group": "g", "answers": []},
+        **{"response_tokens": [20, 30], "finish_reasons": ["stop", "stop"]},
     }
-    page = write_transcripts(tmp_path, [record]).read_text()
-    assert (tmp_path / PAGE).exists() and page.count("data:image/png;base64,") == 2
-    assert "zoom_ui_element" in page and "picture 2, 112 x 112 pixels" in page and "<script>" not in page
+    (tmp_path / ROLLOUTS).write_text(json.dumps(record) + "\n")
+    [card] = run_page([tmp_path]).cards
+    [answer] = card.answers
+    [crop_shown] = answer.turns[1].pictures
+    assert "zoom_ui_element" in answer.turns[0].reply and crop_shown.title == "picture 2, 112 x 112 pixels"
+    # The answer was given in the zoomed picture: a quarter from its left, seen whole there and in place in the first.
+    [seen] = [mark for mark in crop_shown.marks if mark.kind == "predicted"]
+    assert (seen.x, seen.y, seen.width, seen.height) == pytest.approx((28, 28, 28, 28), abs=1e-6)
+    assert answer.zooms[0] == pytest.approx(scene.region, abs=0.02)

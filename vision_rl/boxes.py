@@ -164,6 +164,39 @@ def gaussian(a: Box, b: Box) -> float:
     return (gaussian_point(a, b) + gaussian_coverage(a, b)) / 2
 
 
+def at_half(a: Box, b: Box) -> float:
+    """1.0 if the IoU is 0.5 or more, else 0.0: accuracy at IoU 0.5 of referring expressions."""
+    return float(iou_pair(a, b) >= 0.5 - 1e-9)
+
+
+DISTANCE_CEILING = 0.5
+"""What `distance` pays for a miss at most: a hit is always worth more than a near miss."""
+
+
+def distance(a: Box, b: Box) -> float:
+    """A dense point reward in [0, 1] in unit space: 1.0 for a centre of `a` inside `b`, borders included, and for a miss
+    `DISTANCE_CEILING` x (1 - d / sqrt 2), d being the distance to the nearest point of `b` and sqrt 2 the diagonal.
+    """
+    x, y = (a[0] + a[2]) / 2, (a[1] + a[3]) / 2
+    if point_in_box(x, y, b):
+        return 1.0
+    away = math.hypot(x - min(max(x, b[0]), b[2]), y - min(max(y, b[1]), b[3]))
+    return DISTANCE_CEILING * max(0.0, 1 - away / math.sqrt(2))
+
+
+def point_in_polygon(x: float, y: float, polygon: Sequence[float]) -> bool:
+    """Whether a point lies in a polygon x1, y1, x2, y2, ... (even-odd rule), its edges included."""
+    corners = list(zip(polygon[::2], polygon[1::2], strict=True))
+    inside = False
+    for (x1, y1), (x2, y2) in zip(corners, corners[1:] + corners[:1], strict=True):
+        cross = (x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)
+        if abs(cross) <= 1e-12 and min(x1, x2) <= x <= max(x1, x2) and min(y1, y2) <= y <= max(y1, y2):
+            return True
+        if (y1 > y) != (y2 > y) and x < (x2 - x1) * (y - y1) / (y2 - y1) + x1:
+            inside = not inside
+    return inside
+
+
 SIMILARITIES: dict[str, Callable[[Box, Box], float]] = {
     "iou": iou_pair,
     "giou": giou_pair,
@@ -171,6 +204,9 @@ SIMILARITIES: dict[str, Callable[[Box, Box], float]] = {
     "ciou": ciou_pair,
     "point": centre_in_box,
     "gaussian": gaussian,
+    "gaussian_point": gaussian_point,
+    "distance": distance,
+    "acc_at_iou_0.5": at_half,
 }
 """Similarity of (predicted, true) by name; 1.0 is perfect."""
 

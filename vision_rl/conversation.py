@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vision_rl.client import LLM, chat
+from vision_rl.client import LLM, client_for, was_cut
 from vision_rl.grounding_prompts import request, results_text, system_text
 from vision_rl.media import Shown, show, size_limits
 from vision_rl.messages import picture_url, reply_text, user_message
@@ -47,9 +47,13 @@ class MadeCall:
 
 @dataclass
 class Conversation:
-    """What happened: the replies as text, the calls in order, and the view that the model saw last."""
+    """What happened: the replies as text, the calls in order, and the view that the model saw last.
+
+    truncated: the last reply was cut off by the length limit.
+    """
 
     view: View
+    truncated: bool = False
     replies: list[str] = field(default_factory=list)
     calls: list[MadeCall] = field(default_factory=list)
 
@@ -62,14 +66,13 @@ def has_tools(settings: Mapping[str, Any]) -> bool:
 async def converse(task: Mapping[str, Any], llm: LLM) -> Conversation:
     """Hold the conversation about a task's row; needs `has_tools(task["settings"])`."""
     settings = task["settings"]
-    talk = _Talk(task)
+    client, talk = client_for(llm, settings), _Talk(task)
     parameters = {"max_tokens": settings["max_tokens"], **llm.sampling_parameters}
     if settings["tool_protocol"] == "function":
         parameters["tools"] = TOOLS
     for turn in range(settings["max_turns"]):
-        completion = await chat(
-            llm.endpoint, llm.model, talk.messages, timeout_seconds=settings["timeout_seconds"], **parameters
-        )
+        completion = await client.chat.completions.create(model=llm.model, messages=talk.messages, **parameters)
+        talk.outcome.truncated = was_cut(completion)
         talk.take(
             completion.choices[0].message.model_dump(exclude_none=True), turns_left=settings["max_turns"] - turn - 1
         )
@@ -97,8 +100,9 @@ class _Talk:
             self.settings["family"],
             pictures=len(first),
             view=self.settings["answer_view"],
+            size=(task["image_sizes"] or [None])[0],
         )
-        self.messages: list[dict[str, Any]] = [
+        self.messages: list[Any] = [
             {"role": "system", "content": system_text(self.settings["tool_protocol"] == "text")},
             user_message(text, [picture.url for picture in self.shown]),
         ]

@@ -26,7 +26,9 @@ _BETWEEN = rf"\s*,\s*({NUMBER_PATTERN})"
 _NUMBERS = re.compile(rf"\s*({NUMBER_PATTERN}){_BETWEEN}(?:{_BETWEEN}{_BETWEEN})?\s*")
 _PLACEHOLDER = re.compile(r"\s*(?!(?:nan|inf)\b)[a-z]\w*(?:[\s,]+(?!(?:nan|inf)\b)[a-z]\w*){1,3}\s*", re.IGNORECASE)
 _INNER_LIST = re.compile(r"\[([^\[\]]*)\]")
-_XY_ATTRIBUTES = re.compile(r"\bx[0-9]{0,4}\s*=\s*[\"']([^\"']{0,64})[\"']\s+y[0-9]{0,4}\s*=\s*[\"']([^\"']{0,64})[\"']")
+_XY_ATTRIBUTES = re.compile(
+    r"\bx[0-9]{0,4}\s*=\s*[\"']([^\"']{0,64})[\"']\s+y[0-9]{0,4}\s*=\s*[\"']([^\"']{0,64})[\"']"
+)
 _LISTS = re.compile(r"\[\s*(\[[^\[\]]*\](?:\s*,\s*\[[^\[\]]*\])*)\s*\]")
 # No two repeats of white space stand next to each other: that would take quadratic time on a long run of blanks.
 _EMPTY_LIST = r"(?:\[\s*\]\s*)?"
@@ -117,7 +119,9 @@ class AnswerFormat:
 
     def write(self, boxes: Sequence[Sequence[float]], decimals: int) -> str:
         """Boxes (xyxy, in the format's own space) as a model writes them; point formats write their centres."""
-        return self.frame.format(self.joint.join(self._entry(box, decimals) for box in boxes)) if boxes else self.nothing
+        return (
+            self.frame.format(self.joint.join(self._entry(box, decimals) for box in boxes)) if boxes else self.nothing
+        )
 
     def _entry(self, box: Sequence[float], decimals: int) -> str:
         x1, y1, x2, y2 = box

@@ -8,20 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vision_rl.coordinates import get_family
+from vision_rl.formats import FORMATS
 from vision_rl.prompts import GROUNDING_PROMPT
 from vision_rl.rewards.grounding import answer_space
 from vision_rl.tools import tools_text
 
-_FORMS = {
-    "bbox": "<bbox>[x1, y1, x2, y2]</bbox>",
-    "click": "one <click>x, y, width, height</click> per box, x and y being its upper left corner",
-    "bbox_2d": 'JSON [{"bbox_2d": [x1, y1, x2, y2]}]',
-    "box_tokens": "<|box_start|>(x1,y1),(x2,y2)<|box_end|>",
-    "box_tag": "<box>[[x1, y1, x2, y2]]</box>",
-}
 _SPACES = {
     "unit": "each a fraction of {picture}'s width or height",
+    "percent": "each from 0 to 100 across {picture}'s width or height",
     "thousand": "each from 0 to 1000 across {picture}'s width or height",
+    "to_999": "each from 0 to 999 across {picture}'s width or height",
+    "bins_1024": "each from 0 to 1024 across {picture}'s width or height",
     "processed": "in pixels of {picture}",
     "original": "in pixels of {picture}",
 }
@@ -31,16 +28,29 @@ REASONING = "You may reason first, inside <reasoning></reasoning>. Give the fina
 LAST_TURN = "No further call is possible: answer now."
 
 
-def request(instruction: str, answer_format: str, family: str, *, pictures: int = 1, view: str = "") -> str:
+def request(
+    instruction: str,
+    answer_format: str,
+    family: str,
+    *,
+    pictures: int = 1,
+    view: str = "",
+    size: Sequence[int] | None = None,
+) -> str:
     """The user's text: the instruction and how to answer it.
 
-    view: "" for a conversation without tools, else which picture's space the answer is in ("original" or "last").
+    view: "" for a conversation without tools, else which picture's space the answer is in ("original" or "last"). size:
+    (width, height) of the first picture's file, stated where the answer is in its pixels, whatever a server resizes.
     """
     if not view and answer_format == "bbox" and pictures == 1:
         return GROUNDING_PROMPT.format(instruction=instruction)
     picture = _PICTURES[view] if view else "the image" if pictures == 1 else "the first picture"
-    form, space = answer_space(answer_format, family)
-    return f"{instruction}\nAnswer with {_FORMS[form]}, {_SPACES[get_family(space).space].format(picture=picture)}."
+    name, numbers_of = answer_space(answer_format, family)
+    form, space = FORMATS[name], get_family(numbers_of).space
+    stated = f" ({size[0]} x {size[1]} pixels)" if size and space == "original" and view != "last" else ""
+    refusal = f" If it is not there, answer {form.nothing}." if form.points else ""
+    place = _SPACES[space].format(picture=picture)
+    return f"{instruction}\nAnswer with {form.form}, {place}{stated}.{refusal}"
 
 
 def system_text(as_text: bool) -> str:

@@ -10,11 +10,14 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
 from vision_rl.data.images import open_image, served_unchanged
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionUserMessageParam
 
 Transport = Literal["file", "data"]
 # Formats that vLLM and hosted APIs decode to the same pixels as `open_image`; anything else is sent as PNG.
@@ -57,9 +60,9 @@ def picture_url(picture: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def user_message(text: str, image_urls: Sequence[str] = ()) -> dict[str, Any]:
+def user_message(text: str, image_urls: Sequence[str] = ()) -> ChatCompletionUserMessageParam:
     """A user message: the images first, then the text, as Qwen-VL models were trained."""
-    images = [{"type": "image_url", "image_url": {"url": url}} for url in image_urls]
+    images: list[Any] = [{"type": "image_url", "image_url": {"url": url}} for url in image_urls]
     return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
 
 

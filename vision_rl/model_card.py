@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from vision_rl.recorded import RecordedRun
-from vision_rl.report_rollouts import first_mid_last
+from vision_rl.recorded import RecordedRun, first_mid_last
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _ALGORITHM = {

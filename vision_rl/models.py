@@ -199,8 +199,8 @@ TABLE: tuple[ModelFamily, ...] = (
     ),
     ModelFamily(
         "Phi-4 multimodal", ("microsoft/Phi-4-multimodal-instruct",), ("phi4mm", "phi4_multimodal"),
-        ("Phi4MMForCausalLM",), True, True, "unit", "plain", "256 and more per crop", "40 GB: 5.6B by LoRA",
-        r"Phi-4-multimodal",
+        ("Phi4MMForCausalLM", "Phi4MultimodalForCausalLM"), False, True, "unit", "plain", "256 and more per crop",
+        "40 GB: 5.6B by LoRA", r"Phi-4-multimodal",
         refused="its images switch on a LoRA adapter in the language model, which verl's weight sync does not carry",
     ),
     ModelFamily(
@@ -305,12 +305,12 @@ def check_pairing(
         )
     if freeze_vision and strategy == "megatron":
         raise UserError(
-            "actor_rollout_ref.actor.freeze_vision_tower does nothing under Megatron, only FSDP workers read it; "
+            "actor_rollout_ref.actor.freeze_vision_tower does nothing under Megatron, only this project's FSDP engine reads it; "
             "leave the variant out or use an FSDP preset"
         )
     if strategy == "megatron" and row.name not in MEGATRON:
         raise UserError(
-            f"{row.name} cannot be trained by Megatron: verl knows {', '.join(MEGATRON)}; use an FSDP preset"
+            f"{row.name} cannot be trained by Megatron: verl 0.9.1 knows {', '.join(MEGATRON)}; use an FSDP preset"
         )
     if adapted is not None and adapted(f"model.{row.tower}.layers.0.attn.qkv"):
         raise UserError(

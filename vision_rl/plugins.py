@@ -34,6 +34,17 @@ def import_user_modules(names: Sequence[str]) -> None:
             ) from error
 
 
+def check_estimator(name: str) -> None:
+    """Raise `UserError` unless verl knows the advantage estimator; call it after `import_user_modules`. Imports verl."""
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+
+    if name not in ADV_ESTIMATOR_REGISTRY:
+        raise UserError(
+            f"algorithm.adv_estimator={name} is registered by none of app.imports; decorate its function with "
+            f'verl.trainer.ppo.core_algos.register_adv_est("{name}")'
+        )
+
+
 def is_user_reward(name: str) -> bool:
     """Whether an `agent.reward` names a function of the user's own, as "module:function"."""
     return ":" in name
@@ -49,7 +60,7 @@ def user_reward(name: str) -> UserReward:
             "put the module's folder on PYTHONPATH"
         ) from error
     if not callable(function):
-        raise UserError(f"agent.reward={name} is a {type(function).__name__} and no function of (reply, row)")
+        raise UserError(f"agent.reward={name} is no function of (reply, row); write it as module:function")
     found: UserReward = function
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,16 @@ import psutil
 from vision_rl.data.images import image_size
 from vision_rl.errors import UserError
 from vision_rl.gpu import cpu_build, cuda_devices
+from vision_rl.models import TABLE
 
 CPU_CORES = 2
 CPU_MEMORY_GIB = 9
 """The tiny model's run was measured at 7.3 GB at its peak."""
 
+HUB_SECONDS = 10.0
+
+CODE_KEYS = ("auto_map", "_attn_implementation_internal", "custom_pipelines")
+"""Keys of a model folder's configuration that name Python code to run (CVE-2026-4372, CVE-2026-22807)."""
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Where a vision model's folder says how pictures become its input."""
 
@@ -64,20 +70,80 @@ def check_devices(verl: Mapping[str, Any], preset: str) -> None:
         )
 
 
-def check_model(folder: Path) -> None:
-    """Raise `UserError` if a model folder lacks its processor or half of its weights; a hub name passes.
+def check_model(folder: Path, *, trusted: bool = False) -> None:
+    """Raise `UserError` if a model folder lacks its processor or half of its weights, or a hub name cannot be had.
+
+    Also if it brings code of its own, unless that is `trusted` by name.
 
     The workers would say so after a minute, at length, and in their logs.
     """
     if not folder.is_dir():
+        check_hub_name(folder.as_posix())
         return
     if not any((folder / name).exists() for name in PROCESSORS):
         raise UserError(
             f"--model {folder} lacks {PROCESSORS[0]}; copy it from the original model, or download that again"
         )
+    for file in sorted(folder.glob("*config.json")) if not trusted else ():
+        if key := asks_for_code(file):
+            raise UserError(
+                f"--model {folder}: {file.name} has {key}, which runs code from that folder or the hub; read that code, "
+                "then set actor_rollout_ref.model.trust_remote_code=true and data.trust_remote_code=true"
+            )
     for file in sorted(folder.glob("*.safetensors")):
         if problem := cut_off(file):
             raise UserError(f"--model {folder}: {problem}; download the folder again")
+
+
+def check_hub_name(name: str) -> None:
+    """Raise `UserError` for a model that is neither in Hugging Face's cache nor on the hub.
+
+    Offline (HF_HUB_OFFLINE) it says so at once, else after one request of `HUB_SECONDS` at most; a hub that cannot be reached
+    ends the start too, since nothing of the model is here.
+    """
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    here = f"--model {name} is neither a folder nor in Hugging Face's cache"
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
+    except HFValidationError as error:
+        raise UserError(f"{here}, and cannot be the name of a model on the hub; check its spelling") from error
+    if constants.is_offline_mode():
+        raise UserError(f"{here}, and HF_HUB_OFFLINE is set; download it first, or name a folder")
+    try:
+        HfApi().model_info(name, timeout=HUB_SECONDS)
+    except GatedRepoError as error:
+        raise UserError(f"--model {name} is gated: accept its terms on the hub and set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        near = difflib.get_close_matches(name, [example for row in TABLE for example in row.examples], n=1)
+        hint = f"did you mean {near[0]}?" if near else "a private one needs HF_TOKEN"
+        raise UserError(f"{here}, and the hub ({constants.ENDPOINT}) has no such model; {hint}") from error
+    except Exception as error:  # what a network can do: each layer has its own classes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{here}, and the hub ({constants.ENDPOINT}) does not answer ({reason}); check the network, or name a folder"
+        ) from error
+
+
+def asks_for_code(file: Path) -> str:
+    """The first of `CODE_KEYS` in a configuration file, at any depth; "" without one and for what is no JSON."""
+    try:
+        level: list[Any] = [json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, RecursionError):
+        return ""
+    while level:
+        for one in level:
+            if isinstance(one, dict) and (found := next((key for key in CODE_KEYS if one.get(key)), "")):
+                return found
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return ""
 
 
 def cut_off(file: Path) -> str:

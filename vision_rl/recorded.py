@@ -1,9 +1,9 @@
-"""A run directory as it was recorded, for those who look at it: report, terminal view, model card."""
+"""A run directory as it was recorded, for those who look at it: report, model card."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from vision_rl.errors import UserError
 from vision_rl.run_dir import CONFIG
 from vision_rl.settings import AgentSettings, CollapseWatch
 from vision_rl.tasks import BUILT_IN, Task
-from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, parsed, read_jsonl
+from vision_rl.telemetry import EVENTS, METRICS, read_jsonl
 
 DEFAULT_ORIGINS = ("verl", "agentlightning", "vision_rl")
 """Origins in config.yaml of values that nobody chose."""
@@ -111,15 +111,9 @@ def read_run(path: str | Path) -> RecordedRun:
     )
 
 
-def iter_rollouts(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's rollouts.jsonl, one at a time; a last line that is still being written is left out."""
-    try:
-        with open(path / ROLLOUTS, "rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    yield parsed(line, path / ROLLOUTS)
-    except FileNotFoundError:
-        return
+def first_mid_last(steps: Sequence[int]) -> list[int]:
+    """The first, the middle and the last of some steps, each once."""
+    return sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []
 
 
 def _section(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlparse
 from PIL import Image
 
 from vision_rl.boxes import Box
-from vision_rl.coordinates import to_unit
+from vision_rl.coordinates import Size, to_unit
 from vision_rl.data.images import open_image
 from vision_rl.media import size_limits
 from vision_rl.parsing import parse_boxes, parse_tool_calls
@@ -58,3 +58,16 @@ def answer_boxes(record: Mapping[str, Any], settings: Mapping[str, Any], views: 
     return [
         view.to_picture(to_unit(box, space, view.size, view.size)) for box in parse_boxes(record["replies"][-1], form)
     ]
+
+
+def predicted_boxes(record: Mapping[str, Any], settings: Mapping[str, Any], size: Size) -> list[Box]:
+    """The boxes of a scored row's reply, in unit space of its first picture of `size` (width, height).
+
+    As written: not clipped, answers in another coordinate space included. None for an answer in the space of a zoomed view,
+    which its reply does not name. record: has `reply` and `components`.
+    """
+    if settings.get("answer_view") == "last" and record["components"].get("tools/zooms"):
+        return []
+    form, space = answer_space(settings["answer_format"], settings["family"])
+    seen = size_limits(settings).processed(size)
+    return [to_unit(box, space, size, seen) for box in parse_boxes(record["reply"], form)]

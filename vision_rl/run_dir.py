@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
@@ -69,13 +70,18 @@ def check_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
 def open_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
     """Prepare the directory, without the run that `overwrite` allows to delete; returns its absolute path.
 
+    It is readable by its owner only, and so is whatever this process and its children write from now on: pictures,
+    replies, checkpoints.
+
     Raises `UserError` for what `check_run_dir` refuses, and if the directory cannot be written.
     """
     path = check_run_dir(path, resume=resume, overwrite=overwrite)
+    os.umask(0o077)
     try:
         if _holds_run(path) and overwrite:
             shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o700)
         _lock(path)
     except OSError as error:
         raise UserError(

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vision_rl.rewards.terms import Terms
+from vision_rl.rewards.tools import ArcWeights
+
 TOKEN_VARIABLE = "VISION_RL_TOKEN"
 """Environment variable with the token of this run's own store and proxy, where they have one."""
 
@@ -20,7 +23,7 @@ class AgentSettings:
     min_pixels and max_pixels limit the area of an image in pixels; None leaves the limits of the model's own processor.
     """
 
-    answer_format: str = "bbox"  # grounding only: "bbox" | "click" (both unit space) | "native" (the family's own)
+    answer_format: str = "bbox"  # grounding: a row of vision_rl.formats.FORMATS, or "native" (the family's own)
     family: str = "unit"  # a row of vision_rl.coordinates.FAMILIES, filled in from the model
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -34,6 +37,8 @@ class AgentSettings:
     answer_view: str = "original"  # with tools, whose space answers are in: the first picture's, or the "last" one's
     max_images: int | None = None  # per conversation, those of tools included; None: app.images_per_prompt
     max_total_pixels: int | None = None  # of all pictures of a conversation as the model sees them; None: no limit
+    terms: Terms = field(default_factory=Terms)  # what every reward takes off: format, length, truncation
+    arc: ArcWeights = field(default_factory=ArcWeights)  # the numbers of agent.reward=arc
 
     def pixel_limits(self) -> dict[str, int]:
         """What server and actor give the processor, by its names (`mm_processor_kwargs` is set by `engine/derive.py`)."""
@@ -115,6 +120,7 @@ class CollapseWatch:
 class AppSettings:
     """Everything else that the trainer reads and verl does not know."""
 
+    imports: list[str] = field(default_factory=list)  # modules of the user's own, imported where the trainer lives
     n_runners: int = 4
     max_train_samples: int = 0  # 0: all rows
     images_per_prompt: int = 4  # upper limit for vLLM; images that tools return count too

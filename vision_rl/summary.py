@@ -31,7 +31,9 @@ def summarise(run_dir: Path, task: str, started: float) -> dict[str, Any]:
         "steps": steps[-1]["step"] if steps else 0,
         "step_seconds_median": statistics.median(line["timing_s/step"] for line in steps) if steps else None,
         "startup_seconds": queued[0] - started if queued else None,
-        "logprob_mismatch_max": max((line["mismatch/logprob_max"] for line in steps), default=None),
+        "logprob_mismatch_max": max(
+            (line["mismatch/logprob_max"] for line in steps if "mismatch/logprob_max" in line), default=None
+        ),
         "rollouts": len(rollouts),
         "rollouts_failed": sum(bool(rollout["failure"]) for rollout in rollouts),
         "requests_stalled": sum(rollout["seconds"] > STALL_SECONDS for rollout in rollouts),

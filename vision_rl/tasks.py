@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import importlib.util
 import pkgutil
+import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ TASK_HELP = "vqa, grounding, an installed task's name, or path/to/my_task.py"
 TRUTHS = ("answers", "boxes")
 """The columns of a row that can hold what is right: accepted texts, or boxes in unit space."""
 
+_REFERENCE = re.compile(r"[\w.]+:\w+")
 Row = Mapping[str, Any]
 """A row of `vision_rl.data.schema`, absolute paths; agents get it with `settings`, an `AgentSettings` as a dict."""
 Record = Mapping[str, Any]
@@ -96,7 +98,7 @@ class Task:
     def part(self, name: str) -> Any:
         """The field of that name, imported if it is "module:attribute". Raises `UserError` for what cannot be imported."""
         value = getattr(self, name)
-        if not (isinstance(value, str) and ":" in value):
+        if not (isinstance(value, str) and _REFERENCE.fullmatch(value)):
             return value
         try:
             return pkgutil.resolve_name(value)
@@ -128,10 +130,13 @@ BUILT_IN = {
         Task(
             name="vqa",
             answer="vqa_agent:answer",
-            rewards=("vqa", "official_2021", "similarity", "judge", "official"),  # "official": the old name of "vqa"
-            prompt="{question}\nAnswer the question using a single word or phrase.",  # the usual suffix for VQAv2
+            rewards=(
+                *("vqa", "official_2021", "exact_match", "anls", "relaxed_accuracy", "multiple_choice", "token_f1"),
+                *("medical", "math", "similarity", "judge", "official"),  # "official": the old name of "vqa"
+            ),
+            prompt="vision_rl.prompts:VQA_PROMPT",
             score="vqa_agent:score",
-            gold="vision_rl.rewards.vqa:gold",
+            gold="vqa_agent:gold",
             synthetic="vision_rl.tiny.tasks:vqa_example",
             measures="vision_rl.evaluation.metrics:VQA_MEASURES",
             breakdowns="vision_rl.evaluation.metrics:vqa_breakdowns",
@@ -141,18 +146,21 @@ BUILT_IN = {
             name="grounding",
             answer="grounding_agent:answer",
             truth="boxes",
-            rewards=("iou", "giou", "diou", "ciou", "point", "gaussian", "arc", "max_iou"),
+            rewards=(
+                *("iou", "giou", "diou", "ciou", "acc_at_iou_0.5", "point", "point_in_box", "gaussian", "distance"),
+                *("ranked", "arc", "max_iou"),
+            ),
             defaults={"agent.answer_format": "bbox"},
-            prompt="{question}\nAnswer with <bbox>[x1, y1, x2, y2]</bbox>, each a fraction of the image's width or height.",
+            prompt="vision_rl.prompts:GROUNDING_PROMPT",
             score="grounding_agent:score",
-            gold="vision_rl.rewards.grounding:gold",
+            gold="grounding_agent:gold",
             synthetic="vision_rl.tiny.tasks:grounding_example",
             metric="iou",
             hit="point",
             measures="vision_rl.evaluation.metrics:GROUNDING_MEASURES",
             headline=("point accuracy", "IoU", "ACC@0.5"),
             breakdowns="vision_rl.evaluation.metrics:grounding_breakdowns",
-            drawing="vision_rl.evaluation.cases:predicted_boxes",
+            drawing="vision_rl.replay:predicted_boxes",
         ),
     )
 }
@@ -179,7 +187,7 @@ def get_task(spec: str) -> Task:
     near = difflib.get_close_matches(spec, names, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise UserError(
-        f"--task {spec} is unknown{hint} (there are {', '.join(names)}; a task of your own is named by its file, "
+        f"task {spec!r} is unknown{hint} (there are {', '.join(names)}; a task of your own is named by its file, "
         "--task path/to/my_task.py)"
     )
 

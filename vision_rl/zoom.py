@@ -8,6 +8,7 @@ are scaled on their own; boxes in the view's unit space map exactly to the pictu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -62,6 +63,11 @@ class View:
         x, y, right, bottom = self.box
         w, h = right - x, bottom - y
         return (box[0] - x) / w, (box[1] - y) / h, (box[2] - x) / w, (box[3] - y) / h
+
+    def polygon_from_picture(self, polygon: Sequence[float]) -> list[float]:
+        """`from_picture` of a flat list x1, y1, x2, y2, ..."""
+        x, y, right, bottom = self.box
+        return [(n - (x, y)[i % 2]) / (right - x, bottom - y)[i % 2] for i, n in enumerate(polygon)]
 
 
 def crop_box(region: Box, size: Size, least: int, max_aspect: float = MAX_ASPECT) -> tuple[int, int, int, int]:

@@ -40,6 +40,15 @@ class VisionEngine(FSDPEngineWithLMHead):
         module.get_output_embeddings().register_forward_hook(self._ban)
         return module
 
+    def _build_lora_module(self, module: Any) -> Any:
+        """As upstream, with adapters in float32: verl casts them to the base's dtype (transformer_impl.py:378), and a bfloat16
+        weight does not take an update smaller than 1/256 of it. FSDP2 allows frozen weights of another dtype."""
+        module = super()._build_lora_module(module)
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        return module
+
     def _build_fsdp_module(self, module: Any) -> Any:
         if get_device_name() == "cpu":
             # FSDP2 keeps a model without updates in pinned memory (transformer_impl.py:462), which only an accelerator has.

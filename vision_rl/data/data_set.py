@@ -29,6 +29,7 @@ from vision_rl.data.records import (
 )
 from vision_rl.data.video import sample_frames
 from vision_rl.errors import UserError
+from vision_rl.tasks import get_task
 
 Fields = tuple[str, ...]
 _LAYOUT_ERRORS = (KeyError, IndexError, TypeError, ValueError, AttributeError, SyntaxError)
@@ -147,7 +148,7 @@ def _row(data_set: DataSet, source: Source, item: tuple[str, str, Record | UserE
     names = _named(source.question_field, data_set.question)
     question = _required(record, names, where, "name one with --question-field")
     known = {*_columns(data_set), *data_set.drop, *names, source.image_field, source.answer_field, source.choices_field}
-    row = {
+    row: Record = {
         "id": identity,
         "task": data_set.task,
         "metric": data_set.metric_of(record) if data_set.metric_of else data_set.metric,
@@ -158,10 +159,13 @@ def _row(data_set: DataSet, source: Source, item: tuple[str, str, Record | UserE
         "source": source.name,
         "meta": extra_fields(record, known),
     }
-    if data_set.task == "vqa":
+    if get_task(data_set.task).truth == "answers":
         row |= _answer(data_set, source, record, where)
     else:
         row |= _target(data_set, record, sizes[0], where)
+        if polygon := record.get("polygon"):
+            scaled = [number / sizes[0][place % 2] for place, number in enumerate(polygon)]
+            row["meta"]["polygons"] = [scaled]  # x1, y1, x2, y2, ... in unit space, one per box
     return checked(row, where)
 
 
@@ -235,7 +239,7 @@ def _target(data_set: DataSet, record: Record, size: tuple[int, int], where: str
 
 
 def _columns(data_set: DataSet) -> Fields:
-    return (*data_set.image, *data_set.answer, *data_set.choices, *data_set.boxes, "label")
+    return (*data_set.image, *data_set.answer, *data_set.choices, *data_set.boxes, "label", "polygon")
 
 
 def _named(chosen: str, declared: Fields) -> Fields:

@@ -152,7 +152,7 @@ def osworld_g(record: Record) -> Iterable[Record]:
         if len(xs) != len(ys) or len(xs) < 3:
             raise UserError(f"its polygon {numbers} is not three or more points; correct or remove it")
         left, top = min(xs), min(ys)
-        return [{**flat, "bbox": [left, top, max(xs) - left, max(ys) - top], "polygon_pixels": numbers}]
+        return [{**flat, "bbox": [left, top, max(xs) - left, max(ys) - top], "polygon": numbers}]
     if kind != "bbox":
         raise UserError(f"its box_type is {kind!r}, expected bbox, polygon or refusal; correct it")
     return [{**flat, "bbox": numbers}]

@@ -24,14 +24,10 @@ from vision_rl.data.choices import choice_letter, choice_list
 from vision_rl.data.files import replacing
 from vision_rl.data.picture_files import picture_file
 from vision_rl.errors import UserError
+from vision_rl.rewards.metrics import METRICS
 from vision_rl.tasks import get_task
 
 MEDIA = ("images", "video")
-METRICS = (
-    *("vqa", "official_2021", "exact_match", "anls", "relaxed_accuracy", "multiple_choice", "token_f1", "medical"),
-    *("math", "iou", "giou", "diou", "ciou", "acc_at_iou_0.5", "point_in_box"),
-)
-"""Names that a row's `metric` may have; an empty one leaves the choice to the run."""
 
 SCHEMA = pa.schema(
     [
@@ -226,7 +222,7 @@ def normalise_row(raw: Mapping[str, Any], *, number: int = 0, task: str | None =
     answers = _strings(fields.get("answers"), "answers")
     row: dict[str, Any] = {
         "id": str(_given(fields.get("id"), number)),
-        "task": _given(fields.get("task"), _default_task(task, "answers" if boxes is None else "boxes")),
+        "task": _given(fields.get("task"), _default_task(task, boxes)),
         "metric": _given(fields.get("metric"), "") or ("multiple_choice" if choices else ""),
         "image_paths": _strings(fields.get("image_paths"), "image_paths"),
         "media": _given(fields.get("media"), "images"),
@@ -244,17 +240,18 @@ def normalise_row(raw: Mapping[str, Any], *, number: int = 0, task: str | None =
     return row
 
 
-def _default_task(wanted: str | None, truth: str) -> str:
-    if wanted is not None and get_task(wanted).truth == truth:
+def _default_task(wanted: str | None, boxes: list[list[float]] | None) -> str:
+    """`wanted` if a row with these boxes (None: no such column) can be of it; an empty list is a truth of its own."""
+    if wanted is not None and (boxes is not None if get_task(wanted).truth == "boxes" else not boxes):
         return wanted
-    return {"answers": "vqa", "boxes": "grounding"}[truth]
+    return "vqa" if boxes is None else "grounding"
 
 
 def _check(row: dict[str, Any]) -> None:
     try:
         task = get_task(str(row["task"]))
     except UserError as error:
-        raise ValueError(f"its task is none that is known: {error}") from error
+        raise ValueError(str(error)) from error
     for name, known in (("media", MEDIA), ("metric", ("", *METRICS))):
         if row[name] not in known:
             raise ValueError(f"{name} is {row[name]!r}{_suggestion(row[name], known)}")
@@ -263,7 +260,9 @@ def _check(row: dict[str, Any]) -> None:
     if not isinstance(row["question"], str) or not row["question"].strip():
         raise ValueError("its question (or instruction) is empty")
     for column, truth, other in (
-        ("boxes", "boxes", "grounding"), ("answers", "answers", "vqa"), ("choices", "answers", "vqa")
+        ("boxes", "boxes", "grounding"),
+        ("answers", "answers", "vqa"),
+        ("choices", "answers", "vqa"),
     ):
         if row[column] and task.truth != truth:
             raise ValueError(f"a {task.name} row has {column}; set its task to {other!r} or remove them")

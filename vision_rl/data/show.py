@@ -10,9 +10,11 @@ from typing import Any
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from vision_rl.data.choices import lettered
 from vision_rl.data.files import replacing
 from vision_rl.data.images import open_image
 from vision_rl.errors import UserError
+from vision_rl.tasks import get_task
 
 _CELL = 320
 _PICTURE = 240
@@ -85,8 +87,9 @@ def _draw_boxes(picture: Image.Image, row: dict[str, Any]) -> None:
 
 def _caption(row: dict[str, Any]) -> list[str]:
     wide = 46
-    question = textwrap.wrap(row["question"], wide, max_lines=2, placeholder=" ...")
-    if row["task"] == "vqa":
+    asked = "  ".join([row["question"], *lettered(row.get("choices", ()))])
+    question = textwrap.wrap(asked, wide, max_lines=2, placeholder=" ...")
+    if get_task(row["task"]).truth == "answers":
         counts = {answer: row["answers"].count(answer) for answer in row["answers"]}
         ordered = sorted(counts, key=lambda answer: -counts[answer])
         shown = ", ".join(f"{answer} ({counts[answer]})" if counts[answer] > 1 else answer for answer in ordered)

@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vision_rl.tasks import get_task
+
 BREAKDOWNS = ("answer_type", "question_type", "data_type", "data_source", "platform", "ui_type")
 _TOP = 15
 
 
 def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Counts and quantiles of normalised rows as plain JSON-able values; areas are shares of the image."""
-    counts: dict[str, Counter[str]] = {name: Counter() for name in ("task", "source", "media")}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("task", "metric", "source", "media")}
     answers: Counter[str] = Counter()
     labels: Counter[str] = Counter()
     fields: dict[str, Counter[str]] = {name: Counter() for name in BREAKDOWNS}
@@ -20,13 +22,13 @@ def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     words, boxes, areas, widths, heights, per_row = [], [], [], [], [], []
     for row in rows:
         for name, counter in counts.items():
-            counter[row[name]] += 1
+            counter[row[name] or "none"] += 1
         images.update(row["image_paths"])
         per_row.append(len(row["image_paths"]))
         words.append(len(row["question"].split()))
         answers.update(row["answers"])
         labels.update(label for label in row["labels"] if label)
-        if row["task"] == "grounding":
+        if get_task(row["task"]).truth == "boxes":
             boxes.append(len(row["boxes"]))
         areas += [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in row["boxes"]]
         widths += [width for width, _ in row["image_sizes"]]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,22 @@ from vision_rl.data.check_images import ImageCheck, check_images
 from vision_rl.data.images import LIMIT_PIXELS
 from vision_rl.data.schema import iter_raw_rows, normalise_row, with_absolute_paths, write_rows
 from vision_rl.errors import UserError
-from vision_rl.rewards import gold_reply, grounding_reward, vqa_reward
-from vision_rl.rewards.vqa import best_answer
+from vision_rl.rewards import gold_reply, grounding_reward
+from vision_rl.rewards.grounding import takes_points
+from vision_rl.settings import AgentSettings
+from vision_rl.tasks import Task, get_task
 
 # Six decimals of a 0..1 box lose this much IoU on the smallest boxes that are found in practice.
 GOLD_TOLERANCE = 1e-3
-_GOLD_DECIMALS = 6
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What to verify against. min_pixels and max_pixels are the areas that the model's processor resizes to."""
+    """What to verify against. min_pixels and max_pixels are the areas that the model's processor resizes to.
+
+    task: the task of rows that name none; a row of another task is bad. None: of any task.
+    """
 
     family: str = "unit"
     answer_format: str = "bbox"
@@ -44,6 +48,7 @@ class Checks:
     workers: int | None = None
     strict: bool = False
     allow_unanswered: bool = False
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,14 @@ def verify(
     for number, raw in progress(iter_raw_rows(path), "rows", 0):
         report.rows += 1
         try:
-            row = with_absolute_paths(normalise_row(raw, number=number), image_base_dir or Path(path).parent)
+            row = normalise_row(raw, number=number, task=checks.task)
         except ValueError as error:
             report.problems.append(Problem(number, str(raw.get("id", "")), str(error)))
             continue
+        if checks.task not in (None, row["task"]):
+            report.problems.append(Problem(number, row["id"], f"it is of task {row['task']}, not {checks.task}"))
+            continue
+        row = with_absolute_paths(row, image_base_dir or Path(path).parent)
         reasons = _image_reasons(row, pictures, checks)
         if not reasons:
             contents = [pictures[image].content for image in row["image_paths"] if image in pictures]
@@ -197,7 +206,8 @@ class _Seen:
         first = self._ids.setdefault(row["id"], number)
         if first != number:
             reasons.append(f"its id occurs already in row {first}")
-        identity = [contents or row["image_paths"], row["question"], row["answers"], row["boxes"], row["labels"]]
+        told = [row[name] for name in ("question", "choices", "answers", "boxes", "labels")]
+        identity = [contents or row["image_paths"], *told]
         first = self._rows.setdefault(hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).digest(), number)
         if first != number:
             reasons.append(f"it repeats row {first} (same picture, question and answer)")
@@ -212,44 +222,55 @@ class _GoldScores:
         self._disputed = 0
         self._ceilings: list[float] = []
         self._rounded: list[float] = []
+        self._unscored: set[str] = set()
 
     def reasons(self, row: dict[str, Any], sizes: Sequence[Sequence[int]]) -> list[str]:
-        if row["task"] == "vqa":
-            return self._vqa(row["answers"])
+        task = get_task(row["task"])
+        if task.truth == "answers" and not row["answers"]:
+            return [] if self._checks.allow_unanswered else ["it has no answer"]
         if any(x1 == x2 or y1 == y2 for x1, y1, x2, y2 in row["boxes"]):
             return ["a box is empty (no width or no height)"]
-        if not sizes:
+        if task.truth == "boxes" and not sizes:
             return ["the size of its picture is unknown: fill in image_sizes or let verify open the pictures"]
-        return self._grounding(row["boxes"], (sizes[0][0], sizes[0][1]))
-
-    def _vqa(self, answers: list[str]) -> list[str]:
-        if not answers:
-            return [] if self._checks.allow_unanswered else ["it has no answer"]
-        gold, best = best_answer(answers)
-        value = vqa_reward(gold, answers).value
+        gold, score = task.part("gold"), task.part("score")
+        if gold is None or score is None:
+            self._unscored.add(task.name)
+            return []
+        asked = {**row, "image_sizes": [list(size) for size in sizes], "settings": self._settings(task)}
+        try:
+            reply, best = gold(asked)
+            value = score(asked, reply).value
+            if task.truth == "boxes":
+                self._rounded.append(self._as_rounded(row["boxes"], (sizes[0][0], sizes[0][1])))
+        except UserError as error:
+            return [str(error)]
+        if value < best - GOLD_TOLERANCE:
+            told = f" {reply!r}" if task.truth == "answers" else ""
+            return [f"its gold answer{told} scores {value:.4g} instead of {best:.3g}{self._form(task)}"]
         self._ceilings.append(best)
-        if value < best:
-            return [
-                f"its gold answer {gold!r} scores {value:.3g} instead of {best:.3g}: it does not parse as an answer"
-            ]
         if best < 1:
             self._disputed += 1
             if self._checks.strict:
                 return [f"its annotators disagree: no answer scores above {best:.3g}"]
         return []
 
-    def _grounding(self, boxes: list[list[float]], size: tuple[int, int]) -> list[str]:
-        try:
-            value = self._score(boxes, size, _GOLD_DECIMALS)
-            rounded = self._score(boxes, size, None)
-        except UserError as error:
-            return [str(error)]
-        self._rounded.append(rounded)
-        if value < 1 - GOLD_TOLERANCE:
-            return [f"its gold answer scores {value:.4f} instead of 1.0 as {self._checks.family}"]
-        return []
+    def _form(self, task: Task) -> str:
+        return ": it does not parse as an answer" if task.truth == "answers" else f" as {self._checks.family}"
 
-    def _score(self, boxes: list[list[float]], size: tuple[int, int], decimals: int | None) -> float:
+    def _settings(self, task: Task) -> dict[str, Any]:
+        """What an agent would get, with the model that the checks name."""
+        checks = self._checks
+        own = {key.removeprefix("agent."): value for key, value in task.layer().items() if key.startswith("agent.")}
+        model = {"family": checks.family, "min_pixels": checks.min_pixels, "max_pixels": checks.max_pixels}
+        settings = {**asdict(AgentSettings()), **own, **model, "answer_format": checks.answer_format}
+        return settings | ({"reward": self._by()} if task.truth == "boxes" and task.source == "" else {})
+
+    def _by(self) -> str:
+        """The reward that a perfect model earns in full: a family that writes points has no boxes to overlap."""
+        return "point" if takes_points(self._checks.answer_format, self._checks.family) else "iou"
+
+    def _as_rounded(self, boxes: list[list[float]], size: tuple[int, int]) -> float:
+        """The score of the true boxes against themselves, once their numbers are rounded as the family writes them."""
         checks = self._checks
         form: dict[str, Any] = {
             "answer_format": checks.answer_format,
@@ -257,10 +278,10 @@ class _GoldScores:
             "original_size": size,
             "processed_size": _processed_size(size, checks),
         }
-        return grounding_reward(gold_reply(boxes, decimals=decimals, **form), boxes, kind="iou", **form).value
+        return grounding_reward(gold_reply(boxes, **form), boxes, kind=self._by(), **form).value
 
     def notes(self) -> list[str]:
-        notes = []
+        notes = [f"gold answers of {name} were not scored: its task has no gold or score" for name in self._unscored]
         if self._disputed:
             ceiling = sum(self._ceilings) / len(self._ceilings)
             notes.append(

@@ -1,20 +1,28 @@
-"""Who may talk to the store and the proxy: a bearer token, limits of size and rate, and what ASGI needs for that."""
+"""Who may talk to the store and the proxy: a bearer token, limits of size and rate, and what ASGI needs for that.
+
+A browser cannot send a bearer token. It opens the dashboard with `?key=`, a value made from the token that allows to
+read and nothing else, and keeps it as a cookie.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import logging
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection
+from http.cookies import CookieError, SimpleCookie
 from typing import Any
+from urllib.parse import parse_qs
 
 import orjson
 
 MAX_BODY_BYTES = 64 * 2**20
 MAX_REQUESTS_PER_SECOND = 2000
 """Of one client address; far above what a machine full of workers sends, low enough to stop a loop gone wild."""
+DASHBOARD_COOKIE = "vision_rl_dashboard"
 _FORMATTER = logging.Formatter()
 _TOKEN = re.compile(r"(?i)(bearer\s+|api[_-]?key['\"]?\s*[:=]\s*['\"]?|sk-)[A-Za-z0-9._~+/=-]{6,}")
 
@@ -28,13 +36,21 @@ def new_token() -> str:
     return secrets.token_urlsafe(32)
 
 
+def dashboard_key(token: str) -> str:
+    """What opens the dashboard for reading; the token cannot be had from it."""
+    return hmac.new(token.encode(), b"dashboard", hashlib.sha256).hexdigest()
+
+
 def is_loopback(host: str) -> bool:
     """Whether an interface is reachable from this machine only, so that no token is needed."""
     return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 class Access:
-    """ASGI middleware: 401 without the token (if there is one), 429 above the rate, 413 for a body over its limit."""
+    """ASGI middleware: 401 without the token (if there is one), 429 above the rate, 413 for a body over its limit.
+
+    dashboard: browsers may read (GET) with the key of `dashboard_key`.
+    """
 
     def __init__(
         self,
@@ -42,11 +58,13 @@ class Access:
         token: str | None,
         *,
         open_paths: Collection[str] = (),
+        dashboard: bool = False,
         max_body_bytes: int = MAX_BODY_BYTES,
         requests_per_second: float = MAX_REQUESTS_PER_SECOND,
     ) -> None:
         self.app = app
         self.token = token.encode() if token else None
+        self.key = dashboard_key(token).encode() if token and dashboard else None
         self.open_paths = open_paths
         self.max_body_bytes = max_body_bytes
         self.rate = requests_per_second
@@ -58,6 +76,12 @@ class Access:
             return
         if scope["type"] != "http" or scope["path"] in self.open_paths:
             await self.app(scope, receive, send)
+        elif self._shows_key(scope):
+            # The address without the key: it stays in no history, and in no log of what the page asks for.
+            cookie = b"%b=%b; HttpOnly; SameSite=Strict; Path=/" % (DASHBOARD_COOKIE.encode(), self.key or b"")
+            headers = [(b"location", scope["path"].encode()), (b"set-cookie", cookie), (b"content-length", b"0")]
+            await send({"type": "http.response.start", "status": 303, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
         elif not self._known(scope):
             await send_json(send, 401, _error("a token is needed: Authorization: Bearer <token>"))
         elif self.token and not self._in_rate(scope):
@@ -89,7 +113,25 @@ class Access:
     def _known(self, scope: Any) -> bool:
         if self.token is None:
             return True
+        if self.key and scope["method"] in ("GET", "HEAD"):
+            try:
+                cookies = SimpleCookie(_header(scope, b"cookie").decode("latin-1"))
+            except CookieError:
+                cookies = SimpleCookie()
+            kept = cookies.get(DASHBOARD_COOKIE)
+            if kept is not None and hmac.compare_digest(kept.value.encode("latin-1", "replace"), self.key):
+                return True
         return hmac.compare_digest(_header(scope, b"authorization"), b"Bearer " + self.token)
+
+    def _shows_key(self, scope: Any) -> bool:
+        if self.key is None or scope["method"] != "GET" or not scope.get("query_string"):
+            return False
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("key", [""])[0]
+        return (
+            hmac.compare_digest(given.encode(), self.key)
+            and scope["path"].startswith("/")
+            and scope["path"][1:2] != "/"
+        )
 
     def _in_rate(self, scope: Any) -> bool:
         """A token bucket of one second per client address."""

@@ -21,6 +21,7 @@ from typing import Any
 import agentlightning as agl
 
 from vision_rl.engine.config import Resolved
+from vision_rl.engine.environment import SERVER_KEY
 from vision_rl.errors import UserError
 from vision_rl.telemetry import RunLog
 from vision_rl.training.checkpoints import Checkpoints
@@ -175,7 +176,9 @@ class VisionVERL(agl.Algorithm):
         """On one machine a fresh local cluster; on several, the one whose address the preset or RAY_ADDRESS names."""
         import ray
 
-        environment: dict[str, Any] = {"env_vars": self.launch.environment}
+        # A key of this run: on several nodes the model servers listen on the network.
+        variables = {**self.launch.environment, SERVER_KEY: secrets.token_hex(16)}
+        environment: dict[str, Any] = {"env_vars": variables}
         if self.launch.cpu and self._engine() == "sglang":
             environment["worker_process_setup_hook"] = "vision_rl.engine.sglang_cpu.apply"
         options = dict(self.launch.resolved.verl["ray_kwargs"]["ray_init"])

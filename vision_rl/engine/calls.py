@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 CALL_SECONDS = 600.0
 """The longest model call. The agents' own time-outs are shorter; this one bounds what a lost client leaves behind."""
+KNOWN_REQUESTS = 64
 SPARE_LOAD = 4
 """Choices that the server of a picture may be sampling above the least busy one before another server is asked."""
 
@@ -117,6 +118,8 @@ class Calls:
     def __init__(self, servers: ModelServers, store: StoreLink, pictures: Pictures) -> None:
         self.servers, self.store, self.pictures = servers, store, pictures
         self.groups = Groups(store.membership, servers.ask)
+        # The rollouts of a group send the same megabytes: they are read and checked once.
+        self._checked: OrderedDict[bytes, tuple[ChatRequest, list[str]]] = OrderedDict()
 
     async def plain(self, content: bytes) -> tuple[ChatRequest, dict[str, Any]]:
         """A client without a rollout: served, not traced."""
@@ -128,15 +131,14 @@ class Calls:
 
     async def traced(self, rollout_id: str, attempt_id: str, content: bytes) -> tuple[ChatRequest, dict[str, Any]]:
         """A call of a rollout; its span is in the store when this returns."""
-        group = await self.groups.group_of(rollout_id)
         key = hashlib.blake2b(content, digest_size=16).digest()
-        known = self.groups.known(group, key)
-        if known is None:
+        if key not in self._checked:
             request = checked(parse_object(content), traced=True)
-            refs = [self.pictures.reference(url) for url in request.urls]
-        else:
-            request, refs = known
-        reply = await self.groups.reply(rollout_id, group, key, request, refs)
+            self._checked[key] = request, [self.pictures.reference(url) for url in request.urls]
+            if len(self._checked) > KNOWN_REQUESTS:
+                self._checked.popitem(last=False)
+        request, refs = self._checked[key]
+        reply = await self.groups.reply(rollout_id, key, request, refs)
         try:
             turn = turn_of(reply, refs)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

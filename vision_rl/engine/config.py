@@ -108,11 +108,12 @@ def resolve(
 
     tree, origin = _defaults(strategy == "megatron")
     known = schema.known_keys(tree) | _our_keys()
+    imports = bool(_last("app.imports", [*named, *chosen, *top]))
     under = " (under Megatron; FSDP's settings do not exist there)" if strategy == "megatron" else ""
     for label, values in [*named, *chosen, *top]:
         source = label if label == "flag" else label + under  # flags may set what `keys.check` refuses to others
         for key, value in values.items():
-            keys.check(key, value, known, source)
+            keys.check(key, value, known, source, imports=imports)
             _set(tree, key, value)
             origin[key] = label
     derived = derive.Derivation(tree, origin, media_root)
@@ -220,8 +221,9 @@ def _finish(
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
-    agent = AgentSettings(**plain.pop("agent"))
+    agent = _build(AgentSettings, plain.pop("agent"))
     app = _build(AppSettings, plain.pop("app"))
+    origin = {**origin, **{f"task.{name}": "flag" for name in task.recorded()}}
     return Resolved(preset, task.name, chosen, plain, app, agent, origin, notes)
 
 

@@ -12,6 +12,7 @@ from vision_rl.engine.ranges import check_ranges
 from vision_rl.errors import UserError
 from vision_rl.models import ModelInfo, check_pairing
 from vision_rl.plugins import check_reward
+from vision_rl.rewards.grounding import KINDS, box_metric, checked_kind, takes_points
 from vision_rl.settings import AgentSettings, AppSettings
 from vision_rl.tasks import Task
 
@@ -36,7 +37,7 @@ REJECTIONS = (
 """What `algorithm.rollout_correction.rollout_rs` may name (verl/trainer/ppo/rollout_corr_helper.py)."""
 _BOUNDS = re.compile(r"\d*\.?\d+(_\d*\.?\d+)?")
 
-SGLANG_VERSION = "0.5.5"
+SGLANG_VERSION = "0.5.12"
 PACKAGES = {"vemlp_wandb": "volcengine_ml_platform", "console": "verl", "file": "verl"}
 """Where a tracking backend's package has another name than the backend."""
 
@@ -308,13 +309,13 @@ def _sglang(arguments: Mapping[str, Any], model: Mapping[str, Any], frozen: bool
     if version != SGLANG_VERSION:
         raise UserError(
             f"the rollout engine sglang is {f'installed as {version}' if installed else 'not installed'}, and this project "
-            f"needs {SGLANG_VERSION}, the release that verl 0.6.1 allows (docs/sglang.md says how to install it); or leave "
+            f"needs {SGLANG_VERSION}, the release that it was written for (docs/sglang.md says how to install it); or leave "
             "--rollout-engine out to use vLLM"
         )
     if model["lora_rank"]:
         raise UserError(
-            "LoRA adapters do not reach SGLang: verl 0.6.1 syncs whole weights to it only (sglang_rollout.py, "
-            "ServerAdapter.update_weights); train LoRA with --rollout-engine vllm"
+            "LoRA adapters do not reach SGLang: this project's server for it answers with the base model only "
+            "(docs/sglang.md); train LoRA with --rollout-engine vllm"
         )
     if arguments["mm_embedding_cache_mb"] and not frozen:
         raise UserError(
@@ -337,6 +338,9 @@ def _tracking(trainer: Mapping[str, Any]) -> None:
 
 def _ours(task: Task, agent: AgentSettings, app: AppSettings) -> None:
     check_reward(task, agent.reward)
+    if task.truth == "boxes" and agent.reward in KINDS:
+        points = takes_points(agent.answer_format, agent.family)
+        checked_kind(box_metric(agent.reward, "", points), agent.answer_format, agent.family)
     if not app.validation.metric.startswith("val/"):
         raise UserError(
             f"app.validation.metric={app.validation.metric} must name a validation metric, such as val/reward"

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vision_rl.engine.schema import SGLANG_KWARGS, VLLM_KWARGS
 from vision_rl.models import ModelInfo, model_info
+from vision_rl.rewards.grounding import KINDS
 
 # Layers that state a default; anything later is somebody's choice and is left alone.
 _WEAK = ("verl", "agentlightning", "vision_rl", "base", "task")
@@ -20,8 +21,12 @@ _DECODER_LAYERS = {
     "qwen2": "Qwen2DecoderLayer",
     "qwen3": "Qwen3DecoderLayer",
 }
-_TASK_COMPONENT = {"official": "accuracy", "similarity": "similarity", "judge": "judge", "arc": "iou"}
-"""The component of a reward that says how good the answer is; "task" in the others."""
+_TASK_COMPONENT = {
+    **dict.fromkeys(KINDS, "task"),
+    **{"vqa": "accuracy", "official": "accuracy", "arc": "iou"},
+    **{name: name for name in ("official_2021", "similarity", "judge")},
+}
+"""The component of a built-in reward that says how good the answer is."""
 _SGLANG_CACHE_MB = 100  # its own default
 _MODEL = "actor_rollout_ref.model"
 _ACTOR = "actor_rollout_ref.actor"
@@ -148,9 +153,9 @@ class Derivation:
         if self.get(f"{_ACTOR}.loss_agg_mode") == "seq-mean-token-sum-norm":
             limit = self.longest_sample()[1]
             self.put(f"{_ACTOR}.loss_scale_factor", limit, "the response limit, as Dr. GRPO divides by a constant")
-        if self.get("algorithm.adv_estimator") == "gdpo":
-            names = [_TASK_COMPONENT.get(self.get("agent.reward"), "task"), "format/ok"]
-            self.put("algorithm.gdpo_reward_keys", names, "what agent.reward consists of")
+        component = _TASK_COMPONENT.get(self.get("agent.reward"))
+        if self.get("algorithm.adv_estimator") == "gdpo" and component:
+            self.put("algorithm.gdpo_reward_keys", [component, "format/ok"], "what agent.reward consists of")
         if str(self.get("algorithm.adv_estimator")).endswith("optimal_token_baseline"):
             self.put(f"{_ACTOR}.calculate_sum_pi_squared", True, "algorithm.adv_estimator")
 
@@ -163,8 +168,17 @@ class Derivation:
             updates = self.get("data.train_batch_size") // max(1, self.get(f"{_ACTOR}.ppo_mini_batch_size"))
             reason = "data.train_batch_size / actor.ppo_mini_batch_size updates before weights are sent"
             self.put("trainer.v1.separate_async.parameter_sync_step", max(1, updates), reason)
+            self._file_transfer()
         if self.get("trainer.device") == "cpu":
             self.put("ray_kwargs.ray_init.num_gpus", trained + served, "one logical GPU for each rank and server")
+
+    def _file_transfer(self) -> None:
+        """A machine without GPUs has none of verl's transports; ours takes the place of the variant's NCCL."""
+        section = f"{_ROLLOUT}.checkpoint_engine"
+        if self.get("trainer.device") == "cpu" and self.get(f"{section}.backend") == "nccl":
+            for name, value in (("backend", "file"), ("custom_backend_module", "vision_rl.backends.file_transfer")):
+                OmegaConf.update(self.tree, f"{section}.{name}", value)
+                self.origin[f"{section}.{name}"] = "derived: trainer.device=cpu"
 
     def _caches(self) -> None:
         """SGLang keeps embeddings of pictures over a weight update; vLLM's caches are emptied by verl."""

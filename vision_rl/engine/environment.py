@@ -7,6 +7,9 @@ import os
 LOGICAL_GPUS = 8
 """So many FSDP ranks, each with a "GPU" of Ray's, can a CPU run have."""
 
+SERVER_KEY = "VLLM_API_KEY"
+"""By this variable vLLM's server learns the key that every request must bring, and the trainer which one its proxy sends."""
+
 COMMON = {
     "TOKENIZERS_PARALLELISM": "false",  # the runners are forked
     "VLLM_NO_USAGE_STATS": "1",

@@ -180,9 +180,9 @@ def fold_adapter(model_dir: Path, adapter: Path, dtype: str = "bfloat16") -> Non
     import torch
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
-    from transformers import AutoModelForVision2Seq
+    from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForVision2Seq.from_pretrained(model_dir, torch_dtype=getattr(torch, dtype))
+    model = AutoModelForImageTextToText.from_pretrained(model_dir, torch_dtype=getattr(torch, dtype))
     model = get_peft_model(model, LoraConfig.from_pretrained(str(adapter)))
     result: Any = set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))  # type: ignore[func-returns-value]
     absent = [key for key in result.missing_keys if "lora_" in key]

@@ -48,6 +48,7 @@ class _Pool:
     spare: deque[dict[str, Any]] = field(default_factory=deque)
     coming: int = 0
     gathering: bool = False
+    failed: bool = False
     batches: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -73,8 +74,7 @@ class Groups:
         for pool in self._pools.values():
             pool.spare.clear()
 
-    async def group_of(self, rollout_id: str) -> str | None:
-        """The group of a rollout, None without one. Raises `CallError` 404 if the store does not know the rollout."""
+    async def _group_id(self, rollout_id: str) -> str | None:
         if rollout_id not in self._group_of:
             found = await self._membership(rollout_id)
             if found is None:
@@ -94,21 +94,20 @@ class Groups:
         while len(self._group_of) > MAX_GROUPS * 16:
             self._group_of.popitem(last=False)
 
-    def known(self, group_id: str | None, key: bytes) -> tuple[ChatRequest, list[str]] | None:
-        """The request that an equal body of the same group was, with its pictures, so that it is not read again."""
-        pool = self._pools.get((group_id or "", key))
-        return (pool.request, pool.refs) if pool else None
+    async def reply(self, rollout_id: str, key: bytes, request: ChatRequest, refs: list[str]) -> dict[str, Any]:
+        """The model server's reply with this rollout's own choice; `key` is equal for equal bodies.
 
-    async def reply(
-        self, rollout_id: str, group_id: str | None, key: bytes, request: ChatRequest, refs: list[str]
-    ) -> dict[str, Any]:
-        """The model server's reply with this rollout's own choice; `key` is equal for equal bodies."""
+        Raises `CallError` as the model server's client does, and 404 for a rollout that the store does not know.
+        """
+        group_id = await self._group_id(rollout_id) if _joinable(request.body) else None
         group = self._groups.get(group_id or "")
-        if group_id is None or group is None or not _joinable(request.body):
+        if group_id is None or group is None:
             return await self._ask(request, refs, 1)
         ahead = self._ahead(group, rollout_id, key)
         pool = self._pools.setdefault((group_id, key), _Pool(request, refs))
         try:
+            if pool.failed:
+                raise _Alone
             return await self._choice(pool, ahead)
         except _Alone:
             return await self._ask(request, refs, 1)
@@ -153,7 +152,6 @@ class Groups:
             pool.gathering, pool.coming = not ahead, pool.coming + ahead
             batch = asyncio.create_task(self._batch(pool, ahead))
             pool.batches.add(batch)
-            batch.add_done_callback(pool.batches.discard)
         try:
             return await mine
         finally:
@@ -170,11 +168,13 @@ class Groups:
         try:
             replies = _split(await self._ask(pool.request, pool.refs, n)) if n else []
         except Exception as error:
+            pool.failed = n > 1
             if n == 1:
                 _give(pool, error)
                 return
         finally:
             pool.coming -= n
+            pool.batches.discard(asyncio.current_task())  # type: ignore[arg-type]
         for own in (replies + [None] * n)[:n]:
             if own is None:
                 _give(pool, _Alone())

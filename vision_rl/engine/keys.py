@@ -16,6 +16,7 @@ from typing import Any
 
 from vision_rl.engine.schema import FREE_FORM, SGLANG_KWARGS, VLLM_KWARGS, Key, sglang_arguments, vllm_arguments
 from vision_rl.errors import UserError
+from vision_rl.formats import FORMATS
 
 _ROWS = "the application reads the rows (docs/data.md)"
 _REWARD = "nothing reads it here: the agent computes and emits the reward (see vision_rl/rewards)"
@@ -78,6 +79,13 @@ OBSOLETE: dict[str, tuple[str, str]] = {
         f"{_GONE}; gradients now go with the weights",
     ),
     f"{_ACTOR}.load_weight": ("actor_rollout_ref.model.path", f"{_GONE}; weights are always loaded"),
+    "actor_rollout_ref.ref.load_weight": ("actor_rollout_ref.model.path", f"{_GONE}; weights are always loaded"),
+    "actor_rollout_ref.ref.model": ("actor_rollout_ref.model.path", f"{_GONE}; the reference is the model as it was"),
+    "actor_rollout_ref.ref.megatron.grad_offload": (
+        "actor_rollout_ref.ref.megatron.param_offload",
+        f"{_GONE}; gradients now go with the weights",
+    ),
+    f"{_ROLLOUT}.layer_name_map": (f"{_ROLLOUT}.load_format", f"{_GONE}; the bridge knows the names of the layers"),
     f"{_ROLLOUT}.update_weights_bucket_megabytes": (
         f"{_ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes",
         "as verl spells it now",
@@ -228,7 +236,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
         for role in ("actor", "ref")
         for name in ("param_dtype", "reduce_dtype", "buffer_dtype")
     },
-    f"{_ROLLOUT}.checkpoint_engine.backend": ("naive", "nccl", "nixl", "mooncake", "delta_sharded", "gloo"),
+    f"{_ROLLOUT}.checkpoint_engine.backend": ("naive", "nccl", "nixl", "mooncake", "delta_sharded", "file"),
     "trainer.device": ("cuda", "cpu"),
     "trainer.v1.trainer_mode": ("sync", "colocate_async", "separate_async"),
     "trainer.v1.sampler.max_off_policy_strategy": ("drop", "wait"),
@@ -244,7 +252,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
         "clearml",
         "vemlp_wandb",
     ),
-    "agent.answer_format": ("bbox", "click", "native"),
+    "agent.answer_format": ("native", *FORMATS),
     "agent.image_transport": ("file", "data"),
     "agent.tool_protocol": ("text", "function"),
     "agent.answer_view": ("original", "last"),
@@ -252,9 +260,15 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "app.collapse.action": ("warn", "stop", "restore_best"),
 }
 
+EXTENSIBLE = ("algorithm.adv_estimator",)
+"""Settings whose choices a module of `app.imports` may add to (verl's `register_adv_est`)."""
 
-def check(key: str, value: Any, keys: Mapping[str, Key], source: str) -> None:
-    """Raise `UserError` unless `key` exists in `keys` and `value` fits; `source` (file, override) opens the message."""
+
+def check(key: str, value: Any, keys: Mapping[str, Key], source: str, *, imports: bool = False) -> None:
+    """Raise `UserError` unless `key` exists in `keys` and `value` fits; `source` (file, override) opens the message.
+
+    imports: modules of the user's own are imported, and may register further values of the `EXTENSIBLE` settings.
+    """
     whole = key if key.split(".", 1)[0] not in _SHORT else f"actor_rollout_ref.{key}"  # as guides abbreviate
     for prefix, (truth, why) in OBSOLETE.items():
         if whole == prefix or whole.startswith(prefix + "."):
@@ -285,11 +299,14 @@ def check(key: str, value: Any, keys: Mapping[str, Key], source: str) -> None:
     if expected:
         raise UserError(f"{source}: {key} must be {expected}, not {_show(value)}")
     for one in value if isinstance(value, (list, tuple)) else [value]:
+        if imports and key in EXTENSIBLE and isinstance(one, str):
+            continue
         if key in CHOICES and one not in CHOICES[key] and not _is_interpolation(one):
             choices = ["null" if choice is None else choice for choice in CHOICES[key]]
             near = difflib.get_close_matches(str(one), choices, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{source}: {key} must be one of {', '.join(choices)}, not {_show(one)}{hint}")
+            own = "; one of your own needs app.imports=[its_module]" if key in EXTENSIBLE else ""
+            raise UserError(f"{source}: {key} must be one of {', '.join(choices)}, not {_show(one)}{hint}{own}")
 
 
 def _check_engine(key: str, source: str, section: str, engine: str, arguments: frozenset[str]) -> None:

@@ -148,7 +148,9 @@ def serve_store(reach: Reach) -> None:
 
     hide_keys()
     print(
-        f"store and dashboard at {reach.store_url}" + (f", {TOKEN_VARIABLE}={reach.token}" if reach.token else ""),
+        f"store at {reach.store_url}"
+        + (f", {TOKEN_VARIABLE}={reach.token}" if reach.token else "")
+        + f"\ndashboard, in a browser: {reach.dashboard_url}",
         flush=True,
     )
     asyncio.run(serve())

@@ -41,8 +41,8 @@ class Merger(FSDPModelMerger):
 
     def _shard(self, world_size: int, rank: int) -> dict[str, Any]:
         path = Path(self.config.local_dir or "") / f"model_world_size_{world_size}_rank_{rank}.pt"
-        # Pickles of the run's own actors; mmap keeps one copy in memory, not two.
-        return dict(torch.load(path, map_location="cpu", weights_only=False, mmap=True))
+        # mmap keeps one copy in memory, not two.
+        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
 
     def _whole(self, parts: list[torch.Tensor], mesh_dim_names: tuple[str, ...]) -> torch.Tensor:
         if not isinstance(parts[0], DTensor):

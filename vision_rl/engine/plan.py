@@ -2,8 +2,9 @@
 
 Update: weights, gradients, optimizer state, activations of language model and vision tower, logits. Rollout: vLLM's
 weights and KV cache within its share, beside what the actor keeps on the GPU meanwhile. Formulas count bytes of
-tensors; allocator slack is the stated margin. An estimate for choosing settings, not a promise: on a CPU, in float32, the
-update's terms are within a fifth of what verl's actor takes (benchmarks/plan_check.py); on a GPU they were not measured yet.
+tensors; allocator slack is the stated margin. An estimate for choosing settings, not a promise: it was held against
+verl 0.6's actor on a CPU in float32 (within a fifth), not yet against verl 0.9's engine (benchmarks/plan_check.py), and never
+on a GPU.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vision_rl.engine.config import Resolved
+from vision_rl.engine.consistency import separate
 from vision_rl.engine.environment import run_environment
 from vision_rl.engine.shapes import Shape, shape_of
 from vision_rl.models import model_info
@@ -28,6 +30,7 @@ class Plan:
     """The estimate. Parts: GB per GPU; host_gb: main memory of a node; kv_tokens: what the cache of an engine holds."""
 
     preset: str
+    on_cpu: bool
     model: str
     shape: Shape
     gpus: int
@@ -64,7 +67,9 @@ def plan(resolved: Resolved, gpu_gb: float | None = None) -> Plan:
     if not resolved.verl["actor_rollout_ref"]["rollout"]["free_cache_engine"]:
         update["vLLM, never asleep"] = rollout["vLLM weights"] + rollout["KV cache and profile"]
     advice = _advice(resolved, shape, update, rollout, kv_tokens, size)
-    return Plan(resolved.preset, model, shape, gpus, size, update, rollout, host, kv_tokens, tuple(advice))
+    return Plan(
+        resolved.preset, _on_cpu(resolved), model, shape, gpus, size, update, rollout, host, kv_tokens, tuple(advice)
+    )
 
 
 def _states(resolved: Resolved, shape: Shape, gpus: int) -> tuple[dict[str, float], float]:
@@ -81,9 +86,8 @@ def _states(resolved: Resolved, shape: Shape, gpus: int) -> tuple[dict[str, floa
     width = _BYTES[fsdp["model_dtype"]]
     weights = shape.parameters * width + (trained * 4 if lora else 0)
     gradients, optimizer = trained * (4 if lora else width), trained * 2 * (4 if lora else width)
-    working = (
-        2 * shape.largest_block * _BYTES[fsdp["dtype"]]
-    )  # gathered blocks: embeddings and the layer at work, plus its successor
+    # gathered blocks: embeddings and the layer at work, plus its successor
+    working = 2 * shape.largest_block * _width(worker)
     host = 0.0
     if fsdp["offload_policy"]:
         host = weights + gradients + optimizer
@@ -115,11 +119,13 @@ def _megatron_states(worker: dict[str, Any], shape: Shape, trained: int, gpus: i
 def _activations(resolved: Resolved, shape: Shape, gpus: int) -> dict[str, float]:
     """GB of activations, vision activations and logits of one micro-batch of full-length samples."""
     worker, data = resolved.verl["actor_rollout_ref"], resolved.verl["data"]
+    longest = data["max_prompt_length"] + data["max_response_length"]
     micro = worker["actor"]["ppo_micro_batch_size_per_gpu"] or 1
-    tokens = micro * (data["max_prompt_length"] + data["max_response_length"])
-    answer = micro * data["max_response_length"]
+    if worker["actor"]["use_dynamic_bsz"]:
+        micro = max(1, worker["actor"]["ppo_max_token_len_per_gpu"] // longest)
+    tokens = micro * longest
     shards = worker["actor"]["megatron"]["tensor_model_parallel_size"] if resolved.strategy == "megatron" else 1
-    width = 4 if _dtype(worker) == 4 else 2
+    width = _width(worker)
     block = tokens * (10 * shape.hidden + 3 * shape.inner) * width / shards
     kept = tokens * shape.hidden * width
     recomputed = resolved.strategy == "megatron" or worker["model"]["enable_gradient_checkpointing"]
@@ -131,13 +137,17 @@ def _activations(resolved: Resolved, shape: Shape, gpus: int) -> dict[str, float
     )
     if worker["actor"]["freeze_vision_tower"]:
         vision = eye
-    # logits and their gradient over the whole sequence, float32 copies over the answer (verl/workers/actor/dp_actor.py)
-    logits = (2 * width * tokens + 8 * answer) * shape.vocab / shards
+    # Logits and their gradient; with padding also a packed copy, its gradient and the log-probabilities of the vocabulary
+    # (verl/workers/engine/fsdp/transformer_impl.py, prepare_model_outputs).
+    copies = 2 if worker["model"]["use_remove_padding"] else 5
+    logits = copies * width * tokens * shape.vocab / shards
     return {"activations": language / GB, "vision activations": vision / GB, "logits": logits / GB}
 
 
-def _dtype(worker: dict[str, Any]) -> int:
-    return _BYTES[worker["actor"].get("fsdp_config", {}).get("dtype", "bfloat16")]
+def _width(worker: dict[str, Any]) -> int:
+    """Bytes of a number that the actor computes with; verl's engines take bfloat16 where nothing else is said."""
+    precision = worker["actor"].get("fsdp_config", {}).get("mixed_precision") or {}
+    return _BYTES[precision.get("param_dtype", "bf16")]
 
 
 def _rollout(resolved: Resolved, shape: Shape, state: dict[str, float], gpu_gb: float) -> tuple[dict[str, float], int]:
@@ -154,7 +164,9 @@ def _rollout(resolved: Resolved, shape: Shape, state: dict[str, float], gpu_gb: 
         share = weights + cache + profile
     token = shape.layers * shape.kv_width * width / max(1, parallel)
     held = {"actor, kept meanwhile": 0.0}
-    if resolved.strategy != "megatron":
+    if separate(resolved.verl):
+        pass  # the server has GPUs of its own
+    elif resolved.strategy != "megatron":
         fsdp = worker["actor"]["fsdp_config"]
         held["actor, kept meanwhile"] += 0 if fsdp["param_offload"] else state["weights"]
         held["actor, kept meanwhile"] += 0 if fsdp["optimizer_offload"] else state["optimizer"]
@@ -170,7 +182,7 @@ def _contexts(resolved: Resolved) -> float:
 
 
 def _on_cpu(resolved: Resolved) -> bool:
-    return resolved.preset == "cpu"
+    return bool(resolved.verl["trainer"]["device"] == "cpu")
 
 
 def _advice(
@@ -217,7 +229,7 @@ def _count(parameters: int) -> str:
 def render_plan(estimate: Plan) -> str:
     """The estimate as text: parts of both phases, host memory, cache, verdict and what to change."""
     shape = estimate.shape
-    cpu = estimate.preset == "cpu"
+    cpu = estimate.on_cpu
     device, digits = ("", 2) if cpu else (" per GPU", 1)
     lines = [
         f"{estimate.model}: {_count(shape.parameters)} parameters, {_count(shape.vision_parameters)} of them in the vision part",

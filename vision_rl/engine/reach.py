@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vision_rl.engine.access import is_loopback, new_token
+from vision_rl.engine.access import dashboard_key, is_loopback, new_token
 from vision_rl.errors import UserError
 from vision_rl.settings import TOKEN_VARIABLE
 
@@ -33,6 +33,12 @@ class Reach:
     def store_url(self) -> str:
         """Where this machine's processes find the store."""
         return self.external_store or f"http://{self.address}:{self.store_port}"
+
+    @property
+    def dashboard_url(self) -> str:
+        """What a browser opens, from anywhere; with the key that allows to read, where there is a token."""
+        store = self.external_store or f"http://{self.advertised}:{self.store_port}"
+        return store + (f"/?key={dashboard_key(self.token)}" if self.token else "")
 
 
 def private(store_port: int, external_store: str | None = None) -> Reach:
@@ -66,8 +72,8 @@ def worker_lines(reach: Reach, task: str) -> list[str]:
     """What to type on another machine, ready to copy; shown once, because it holds the token."""
     assert reach.proxy_port is not None
     lines = [
-        f"LLM proxy http://{reach.advertised}:{reach.proxy_port}/v1, "
-        f"store and dashboard {reach.external_store or f'http://{reach.advertised}:{reach.store_port}'}",
+        f"LLM proxy http://{reach.advertised}:{reach.proxy_port}/v1",
+        f"dashboard, in a browser: {reach.dashboard_url}",
         "a worker, on any machine:",
         f"  OPENAI_BASE_URL=http://{reach.advertised}:{reach.proxy_port}/v1 OPENAI_API_KEY={reach.token or 'none'} "
         f"python worker.py --task {task}",

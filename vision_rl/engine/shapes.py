@@ -146,7 +146,9 @@ def _measure(config: dict[str, Any], name: str) -> Shape:
     )
     layers = int(text.num_hidden_layers)
     embeddings = text.vocab_size * text.hidden_size
-    heads = embeddings if text.tie_word_embeddings or hf_config.tie_word_embeddings else 2 * embeddings
+    # transformers 5 keeps the flag with the whole model's config; some families name it in the text part as well.
+    tied = any(getattr(part, "tie_word_embeddings", False) for part in (hf_config, text))
+    heads = embeddings if tied else 2 * embeddings
     total = sum(p.numel() for p in named.values())
     return Shape(
         parameters=total,

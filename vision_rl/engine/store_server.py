@@ -50,7 +50,7 @@ class VisionStoreServer(LightningStoreServer):
         )
         self._client: VisionStoreClient | None = None
         routes = StoreRoutes(store, self.app)  # type: ignore[arg-type]
-        self.server_launcher.app = Access(routes, token, open_paths=(PREFIX + "/health",))  # type: ignore[assignment]
+        self.server_launcher.app = Access(routes, token, open_paths=(PREFIX + "/health",), dashboard=True)  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "server_launcher": None, "address": self.endpoint, "token": self.token}
@@ -105,7 +105,9 @@ class StoreRoutes:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["path"].startswith(_PROXY_PATHS):
-            text = "this is the store; workers and OpenAI clients talk to the LLM proxy, whose address the trainer printed"
+            text = (
+                "this is the store; workers and OpenAI clients talk to the LLM proxy, whose address the trainer printed"
+            )
             await send_json(send, 404, {"error": {"message": text, "type": "store"}})
             return
         route = self.routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None

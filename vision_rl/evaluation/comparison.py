@@ -16,6 +16,7 @@ from vision_rl.evaluation.intervals import resampled_means
 from vision_rl.evaluation.metrics import Figure
 from vision_rl.evaluation.store import Record, read_identity, read_records
 from vision_rl.evaluation.summary import show, show_interval, show_with_interval
+from vision_rl.tasks import get_task
 
 _WORSE_IF_HIGHER = ("wrong place", "wrong space", "wrong format")
 
@@ -40,6 +41,7 @@ def load(directories: Sequence[Path], labels: Sequence[str] | None = None) -> li
         identity = read_identity(directory)
         if missing := {"task", "data", "data_sha256"} - identity.keys():
             raise UserError(f"{directory} does not say its {', '.join(sorted(missing))}; evaluate again")
+        get_task(str(identity.get("task_source") or identity["task"]))  # known by its name from here on
         rows = {row["row"]: row for row in metrics.scored(read_records(directory).values())}
         runs.append(Evaluation(labels[index] if labels else directory.name, identity, rows))
     if len({run.label for run in runs}) < len(runs):
@@ -76,7 +78,7 @@ def compare(runs: Sequence[Evaluation]) -> dict[str, Any]:
                 }
                 for run in runs
             }
-            for name, measure in metrics.MEASURES[task].items()
+            for name, measure in metrics.measures(task).items()
         },
     }
 
@@ -87,7 +89,7 @@ def difference(reference: Evaluation, other: Evaluation, name: str) -> Figure:
     p is two-sided: twice the smaller share of resamples on either side of zero. verdict: "better" or "worse" where the
     interval leaves out zero, else "no difference shown".
     """
-    measure = metrics.MEASURES[str(reference.identity["task"])][name]
+    measure = metrics.measures(str(reference.identity["task"]))[name]
     rows = list(reference.records)
     gaps = [measure(other.records[n]) - measure(reference.records[n]) for n in rows]
     means = resampled_means(gaps, [reference.records[n]["image_paths"][0] for n in rows])
@@ -127,7 +129,7 @@ def draw_comparison(result: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    names, labels = metrics.HEADLINE[result["task"]], result["runs"]
+    names, labels = metrics.headline(result["task"]), result["runs"]
     canvas = Canvas(figsize=(4.6 * len(names) + 1.2, 0.55 * len(labels) + 1.7), layout="constrained")
     FigureCanvasAgg(canvas)
     for index, name in enumerate(names):

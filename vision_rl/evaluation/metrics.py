@@ -14,16 +14,21 @@ from typing import Any
 
 import numpy as np
 
+from vision_rl.evaluation.benchmarks import QUESTION_TABLES, benchmark_of, cells_of, cells_title, values_of
 from vision_rl.evaluation.intervals import mean_interval
 from vision_rl.evaluation.store import Record
 from vision_rl.rewards.calibration import brier_score, correlation, expected_calibration_error
+from vision_rl.rewards.metrics import METRICS
 from vision_rl.rewards.tools import target_kind
+from vision_rl.tasks import get_task
 from vision_rl.tool_telemetry import tool_metrics
 
 IOU_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 OUTCOMES = ("right", "wrong place", "wrong space", "wrong format")
 NO_FINDING = "no finding"
 CALIBRATION_BINS = 10
+OVERALL = ("vqa", "official_2021", "iou")
+"""Metrics that every row of their task has under a measure of its own."""
 Measure = Callable[[Record], float]
 Figure = dict[str, Any]
 """value, low and high (95 % interval; None where there is none), n."""
@@ -39,32 +44,43 @@ def _at_iou(level: float) -> Measure:
 
 
 _REWARD: dict[str, Measure] = {"reward": lambda record: float(record["reward"])}
-MEASURES: dict[str, dict[str, Measure]] = {
-    "vqa": {
-        "accuracy": _component("accuracy"),
-        "official 2021": _component("official_2021"),
-        **_REWARD,
-        "format ok": _component("format/ok"),
-    },
-    "grounding": {
-        "point accuracy": _component("point"),
-        "IoU": _component("iou"),
-        **{f"ACC@{level}": _at_iou(level) for level in IOU_LEVELS},
-        **_REWARD,
-        **{
-            name: (lambda record, name=name: float(outcome(record) == name))  # type: ignore[misc]
-            for name in ("wrong place", "wrong space", "wrong format")
-        },
+VQA_MEASURES: dict[str, Measure] = {
+    "accuracy": _component("accuracy"),
+    "official 2021": _component("official_2021"),
+    **_REWARD,
+    "format ok": _component("format/ok"),
+}
+GROUNDING_MEASURES: dict[str, Measure] = {
+    "point accuracy": _component("point"),
+    "IoU": _component("iou"),
+    **{f"ACC@{level}": _at_iou(level) for level in IOU_LEVELS},
+    **_REWARD,
+    **{
+        name: (lambda record, name=name: float(outcome(record) == name))  # type: ignore[misc]
+        for name in ("wrong place", "wrong space", "wrong format")
     },
 }
-HEADLINE = {"vqa": ("accuracy",), "grounding": ("point accuracy", "IoU", "ACC@0.5")}
-"""The measures that breakdowns show; the first of a task is what it is judged by."""
+
+
+def measures(task: str) -> dict[str, Measure]:
+    """The figures of a task, by name."""
+    row = get_task(task)
+    own: dict[str, Measure] = row.part("measures")
+    return own or {row.metric: _component(row.metric), **_REWARD, "format ok": _component("format/ok")}
+
+
+def headline(task: str) -> tuple[str, ...]:
+    """The measures that breakdowns show; the first one is what the task is judged by."""
+    row = get_task(task)
+    return row.headline or (row.metric,)
 
 
 def scored(records: Iterable[Record]) -> list[Record]:
     """The rows that have a score: answered, and with a truth to compare with (an empty box list is one)."""
     return [
-        record for record in records if not record["failure"] and (record["task"] == "grounding" or record["answers"])
+        record
+        for record in records
+        if not record["failure"] and (record["answers"] or get_task(record["task"]).truth == "boxes")
     ]
 
 
@@ -80,24 +96,62 @@ def outcome(record: Record) -> str:
 
 def breakdowns(record: Record) -> list[tuple[str, str]]:
     """(breakdown, value) pairs of a row: the tables that it counts in."""
+    found = get_task(record["task"]).part("breakdowns")
+    return [*(found(record) if found else ()), ("source", record["source"])]
+
+
+def vqa_breakdowns(record: Record) -> list[tuple[str, str]]:
+    """By the tables of `benchmarks.QUESTION_TABLES`; VQA-RAD and SLAKE write "OPEN", "Closed" and "CLOSED "."""
     meta = record["meta"]
-    if record["task"] == "vqa":
-        names = (("answer type", "answer_type"), ("question type", "question_type"))
-        # VQA-RAD and SLAKE write "OPEN", "Closed" and "CLOSED ".
-        found = [(title, " ".join(str(meta[key]).lower().split())) for title, key in names if meta.get(key)]
-    else:
-        place = "group" if record["source"] == "screenspot-pro" else "platform"
-        where, kind = meta.get(place), meta.get("data_type")
-        found = [(place, str(where))] if where else []
-        found += [("type", str(kind))] if kind else []
-        found += [(f"{place} x type", f"{where} {kind}")] if where and kind else []
-        # ScreenSpot's labels are its types.
-        labels = list(dict.fromkeys(label for label in record["labels"] if label and label != kind))
-        if not record["boxes"]:
-            labels = [NO_FINDING]
-        found += [("label", label) for label in labels]
-        found += [("target size", target_size(box)) for box in record["boxes"][:1]]
-    return [*found, ("source", record["source"])]
+    return [(title, value) for title, key in QUESTION_TABLES for value in values_of(meta, key)]
+
+
+def grounding_breakdowns(record: Record) -> list[tuple[str, str]]:
+    """By the tables of the row's benchmark, label and size of the target."""
+    meta, row = record["meta"], benchmark_of(record["source"])
+    found = [(title, value) for title, key in row.tables for value in values_of(meta, key)]
+    if len(row.cells) > 1:
+        found += [(cells_title(record["source"]), cell) for cell in cells_of(record["source"], meta)]
+    # ScreenSpot's labels are its types.
+    kinds = values_of(meta, "data_type")
+    labels = list(dict.fromkeys(label for label in record["labels"] if label and label.lower() not in kinds))
+    if not record["boxes"]:
+        labels = [NO_FINDING]
+    found += [("label", label) for label in labels]
+    return found + [("target size", target_size(box)) for box in record["boxes"][:1]]
+
+
+def cell_means(task: str, records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Headline measure -> {cells, number, value}: its mean over the cells of the set's main table, each weighing alike.
+
+    Empty for rows of several sets, and where no row has the fields of a cell.
+    """
+    rows = scored(records)
+    sources = {record["source"] for record in rows}
+    cells: dict[str, list[Record]] = {}
+    for record in rows if len(sources) == 1 else ():
+        for cell in cells_of(record["source"], record["meta"]):
+            cells.setdefault(cell, []).append(record)
+    if len(cells) < 2:
+        return {}
+    title, known = cells_title(next(iter(sources))), measures(task)
+    return {
+        name: {
+            "cells": title,
+            "number": len(cells),
+            "value": float(np.mean([np.mean([known[name](record) for record in inside]) for inside in cells.values()])),
+        }
+        for name in headline(task)
+    }
+
+
+def by_metric(records: Sequence[Record]) -> dict[str, Figure]:
+    """Metric -> figure over the rows that name it, or that a run's reward has scored by it."""
+    groups: dict[str, list[Record]] = {}
+    for record in scored(records):
+        for name in (name for name in METRICS if name in record["components"] and name not in OVERALL):
+            groups.setdefault(name, []).append(record)
+    return {name: figure(rows, _component(name)) for name, rows in groups.items()}
 
 
 def target_size(box: Sequence[float]) -> str:
@@ -124,7 +178,7 @@ def figure(records: Sequence[Record], measure: Measure) -> Figure:
 def overall(task: str, records: Sequence[Record]) -> dict[str, Figure]:
     """Every measure of a task over all scored rows."""
     rows = scored(records)
-    return {name: figure(rows, measure) for name, measure in MEASURES[task].items()}
+    return {name: figure(rows, measure) for name, measure in measures(task).items()}
 
 
 def by_breakdown(task: str, records: Sequence[Record]) -> dict[str, dict[str, dict[str, Figure]]]:
@@ -137,7 +191,7 @@ def by_breakdown(task: str, records: Sequence[Record]) -> dict[str, dict[str, di
         groups.pop("source", None)
     return {
         title: {
-            value: {name: figure(values[value], MEASURES[task][name]) for name in HEADLINE[task]}
+            value: {name: figure(values[value], measures(task)[name]) for name in headline(task)}
             for value in sorted(values, key=_official_order)
         }
         for title, values in groups.items()
@@ -161,13 +215,13 @@ def outcome_counts(records: Sequence[Record]) -> dict[str, int]:
 def calibration(task: str, records: Sequence[Record]) -> dict[str, Any] | None:
     """How far stated confidences can be trusted; None if no row states one.
 
-    The outcome is the accuracy (VQA) or the point hit (grounding); the correlation is with the accuracy or the IoU.
+    The outcome is the task's hit component (accuracy, or the point hit); the correlation is with its metric.
     bins: for the reliability diagram, {n, confidence, outcome} of each tenth that has rows.
     """
     rows = [record for record in scored(records) if "confidence" in record["components"]]
     if not rows:
         return None
-    right, graded = ("accuracy", "accuracy") if task == "vqa" else ("point", "iou")
+    right, graded = get_task(task).hit_component, get_task(task).metric
     stated = [record["components"]["confidence"] for record in rows]
     outcomes = [record["components"][right] for record in rows]
     places = [min(int(confidence * CALIBRATION_BINS), CALIBRATION_BINS - 1) for confidence in stated]

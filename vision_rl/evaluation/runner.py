@@ -49,7 +49,7 @@ def record_of(
     kept += ("source", "meta")
     return {
         "row": number,
-        **{key: row[key] for key in kept},
+        **{key: row[key] for key in kept if key in row},
         "reply": reply,
         "reward": reward.value if reward else None,
         "components": reward.components if reward else {},

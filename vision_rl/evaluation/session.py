@@ -109,8 +109,8 @@ async def _ask(
 ) -> None:
     await check_endpoint(llm.endpoint, llm.model)
     task = str(job.identity["task"])
-    headline = metrics.HEADLINE[task][0]
-    measure = metrics.MEASURES[task][headline]
+    headline = metrics.headline(task)[0]
+    measure = metrics.measures(task)[headline]
     total, failed, value_sum, value_count = len(pending), 0, 0.0, 0
     started, paused = time.monotonic(), 0.0
     columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[status]}"), TimeElapsedColumn())

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vision_rl.coordinates import get_family
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation.metrics import Figure
 from vision_rl.evaluation.store import Record, write_json, write_text
+from vision_rl.grounding_prompts import request
 from vision_rl.parsing import parse_answer
+from vision_rl.rewards.grounding import answer_space
+from vision_rl.tasks import get_task
 
 SUMMARY = "summary.json"
 MARKDOWN = "summary.md"
@@ -32,26 +36,50 @@ def summarise(
         "failed": len(failures),
         "missing": rows - len(kept),
         "failures": _counted(record["failure"] for record in failures),
+        "protocol": protocol(identity),
         "metrics": metrics.overall(task, kept),
+        "by_metric": metrics.by_metric(kept),
+        "cell_means": metrics.cell_means(task, kept),
         "breakdowns": metrics.by_breakdown(task, kept),
-        "outcomes": metrics.outcome_counts(kept) if task == "grounding" else None,
-        "tools": metrics.tool_figures(kept) if task == "grounding" else None,
+        "outcomes": metrics.outcome_counts(kept) if get_task(task).truth == "boxes" else None,
+        "tools": metrics.tool_figures(kept),
         "calibration": metrics.calibration(task, kept),
         "usage": metrics.usage_totals(kept),
         **(extra or {}),
     }
 
 
+def protocol(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides whether a figure can be reproduced, beside model and data: {name: value}, ready to be shown."""
+    settings, sampling = identity.get("settings") or {}, identity.get("sampling") or {}
+    found: dict[str, Any] = {"pictures": "before the text", "temperature": sampling.get("temperature")}
+    if get_task(str(identity["task"])).truth == "boxes" and "family" in settings:
+        name, family = answer_space(settings["answer_format"], settings["family"])
+        space = get_family(family).space
+        text = request("{instruction}", settings["answer_format"], settings["family"])
+        found |= {"prompt": text, "answer format": name, "coordinate space": f"{space} ({family})"}
+        found["served pixels"] = [settings.get("min_pixels"), settings.get("max_pixels")]
+    else:
+        found["prompt"] = get_task(str(identity["task"])).part("prompt")
+    return found
+
+
 def write_summary(directory: Path, summary: Mapping[str, Any], records: Mapping[int, Record]) -> None:
-    """summary.json, summary.md, and submission.json where every row has a question_id."""
+    """summary.json, summary.md, and submission.json where the task has one."""
     write_json(directory / SUMMARY, summary)
     write_text(directory / MARKDOWN, render_markdown(summary))
-    if summary["task"] == "vqa" and records and all("question_id" in r["meta"] for r in records.values()):
-        write_json(directory / SUBMISSION, submission(records.values()))
+    submit = get_task(summary["task"]).part("submission")
+    if submit and (result := submit(list(records.values()))) is not None:
+        write_json(directory / SUBMISSION, result)
 
 
-def submission(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """`[{"question_id": int, "answer": str}]`, every question once, as the official evaluation and server read it."""
+def submission(records: Sequence[Record]) -> list[dict[str, Any]] | None:
+    """`[{"question_id": int, "answer": str}]`, every question once, as VQA's official evaluation and server read it.
+
+    None unless every record has a question_id.
+    """
+    if not records or not all("question_id" in record["meta"] for record in records):
+        return None
     return [
         {"question_id": int(record["meta"]["question_id"]), "answer": parse_answer(record["reply"])}
         for record in records
@@ -64,6 +92,11 @@ def render_markdown(summary: Mapping[str, Any]) -> str:
     lines += ["| measure | value | 95 % interval | rows |", "|---|---|---|---|"]
     for name, figure in summary["metrics"].items():
         lines.append(f"| {name} | {show(name, figure['value'])} | {show_interval(name, figure)} | {figure['n']} |")
+    for name, figure in summary.get("by_metric", {}).items():
+        lines.append(f"| {name} | {show(name, figure['value'])} | {show_interval(name, figure)} | {figure['n']} |")
+    for name, mean in summary.get("cell_means", {}).items():
+        of = f"{name}, mean over the {mean['number']} cells of {mean['cells']}"
+        lines.append(f"| {of} | {show(name, mean['value'])} | - | {summary['scored']} |")
     for title, values in summary["breakdowns"].items():
         names = list(next(iter(values.values())))
         lines += ["", f"## By {title}", "", f"| {title} | rows | " + " | ".join(names) + " |"]
@@ -73,6 +106,8 @@ def render_markdown(summary: Mapping[str, Any]) -> str:
             lines.append(f"| {_cell(value)} | {next(iter(figures.values()))['n']} | {cells} |")
     lines += [*_outcome_lines(summary["outcomes"]), *_tool_lines(summary.get("tools"))]
     lines += _calibration_lines(summary["calibration"])
+    lines += ["", "## Protocol", ""]
+    lines += [f"- {name}: {_cell(str(value))}" for name, value in summary.get("protocol", {}).items()]
     lines += ["", "## Requests", "", *(f"- {line}" for line in usage_lines(summary))]
     if summary["failures"]:
         lines += [

@@ -13,13 +13,15 @@ from typing import Any
 import yaml
 
 from vision_rl.conversation import has_tools
+from vision_rl.coordinates import get_family
 from vision_rl.engine.config import resolve
 from vision_rl.engine.export import run_of
 from vision_rl.errors import UserError
-from vision_rl.rewards.grounding import KINDS
+from vision_rl.rewards.grounding import KINDS, answer_space, box_metric, checked_kind, takes_points
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.run_dir import CONFIG
 from vision_rl.settings import AgentSettings
+from vision_rl.tasks import get_task
 
 CPU_LENGTH, GPU_LENGTH = 4096, 20480
 """Longest prompt and answer in tokens: Qwen2.5-VL's largest picture alone takes 16384."""
@@ -53,9 +55,29 @@ def agent_settings(
     settings = asdict(resolve(preset, layers, task=task, model=model_dir).agent)
     if settings["answer_format"] == "native" and settings["family"] == "unit":
         raise UserError("agent.answer_format=native needs agent.family, the model family whose format it is")
+    if get_task(task).truth == "boxes":
+        if settings["reward"] in KINDS:
+            points = takes_points(settings["answer_format"], settings["family"])
+            checked_kind(box_metric(settings["reward"], "", points), settings["answer_format"], settings["family"])
+        family = answer_space(settings["answer_format"], settings["family"])[1]
+        if model_dir is None and settings["max_pixels"] is None and get_family(family).space == "processed":
+            raise UserError(
+                f"agent.family={family} writes pixels of the picture as the server has resized it, which it does not "
+                "say: give --served-pixels MAX or MIN:MAX, or ask for agent.answer_format=bbox"
+            )
     if settings["reward"] == "judge":
         shared_judge()  # what it lacks is said before a server starts
     return settings
+
+
+def served_pixels(text: str | None) -> list[str]:
+    """The settings that "MAX" or "MIN:MAX" stands for, areas in pixels to which a server resizes; none for None."""
+    if text is None:
+        return []
+    low, _, high = text.rpartition(":")
+    if not (high.isdecimal() and (low or "1").isdecimal() and 0 < int(low or 1) <= int(high)):
+        raise UserError(f"--served-pixels {text} is not MAX or MIN:MAX, two areas in pixels such as 3136:12845056")
+    return [*([f"agent.min_pixels={low}"] if low else []), f"agent.max_pixels={high}"]
 
 
 def _run_settings(run: Path, task: str) -> tuple[str, ...]:
@@ -67,9 +89,11 @@ def _run_settings(run: Path, task: str) -> tuple[str, ...]:
         return ()
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it or move the checkpoint out of the run") from error
-    kept = {key: config[f"agent.{key}"] for key in sorted(_TRAINED) if f"agent.{key}" in config}
-    if (kept.get("reward") in KINDS) != (task == "grounding"):
-        kept.pop("reward", None)  # trained on the other task
+    agent = {key.removeprefix("agent."): value for key, value in config.items() if key.startswith("agent.")}
+    kept = {key: value for key, value in sorted(agent.items()) if key.split(".")[0] in _TRAINED}
+    trained = config.get("task.name")  # older runs kept no name, but every reward belonged to one task
+    if trained != task if trained else kept.get("reward") not in get_task(task).rewards:
+        kept.pop("reward", None)
     return tuple(f"agent.{key}={json.dumps(value)}" for key, value in kept.items())
 
 

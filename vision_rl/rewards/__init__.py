@@ -1,23 +1,28 @@
 """Rewards: pure functions from a model's text and the truth to a `Reward`; any text in, finite numbers out.
 
-vqa.py and grounding.py score answers, tools.py the use of tools, calibration.py stated confidences; judge.py asks a
-model and is the only one that talks to a server. attacks.py tries to game them all.
+vqa.py and grounding.py score replies by a metric of metrics.py, tools.py the use of tools, calibration.py stated
+confidences; judge.py asks a model and is the only one that talks to a server. attacks.py tries to game them all.
 """
 
 from __future__ import annotations
 
 from vision_rl.rewards.grounding import gold_reply, grounding_reward
+from vision_rl.rewards.metrics import METRICS, Metric, metric
 from vision_rl.rewards.terms import Reward, Terms
 from vision_rl.rewards.tools import ArcWeights, arc_reward
-from vision_rl.rewards.vqa import vqa_accuracy, vqa_reward
+from vision_rl.rewards.vqa import official_2021_accuracy, vqa_accuracy, vqa_reward
 
 __all__ = [
+    "METRICS",
     "ArcWeights",
+    "Metric",
     "Reward",
     "Terms",
     "arc_reward",
     "gold_reply",
     "grounding_reward",
+    "metric",
+    "official_2021_accuracy",
     "vqa_accuracy",
     "vqa_reward",
 ]

@@ -16,8 +16,18 @@ from pathlib import Path
 from vision_rl.boxes import Box
 from vision_rl.coordinates import FAMILIES
 from vision_rl.errors import UserError, cli_errors
-from vision_rl.rewards.grounding import KINDS, gold_reply, grounding_reward
+from vision_rl.parsing import POINT_FORMATS, format_boxes
+from vision_rl.rewards.grounding import (
+    KINDS,
+    POINT_KINDS,
+    answer_space,
+    gold_reply,
+    grounding_reward,
+    takes_points,
+)
+from vision_rl.rewards.math_equality import MAX_CHARS
 from vision_rl.rewards.tools import ArcWeights, Call, arc_reward
+from vision_rl.rewards.vqa import KINDS as ANSWER_KINDS
 from vision_rl.rewards.vqa import answer_similarity, vqa_reward
 
 GAMEABLE_KINDS = ("max_iou",)
@@ -68,18 +78,23 @@ class Scene:
         ).value
 
 
-_TARGETS: dict[str, tuple[Box, ...]] = {
+TARGETS: dict[str, tuple[Box, ...]] = {
     "large": ((0.2, 0.3, 0.8, 0.7),),
     "small": ((0.62, 0.11, 0.66, 0.14),),
     "corner": ((0.0, 0.0, 0.12, 0.1),),
     "three": ((0.1, 0.1, 0.3, 0.3), (0.5, 0.5, 0.7, 0.9), (0.75, 0.05, 0.95, 0.2)),
     "none": (),
 }
-SCENES = tuple(
-    Scene(f"{target}, {fmt}, {family}", true, fmt, family)
-    for target, true in _TARGETS.items()
-    for fmt, family in [("bbox", "unit"), ("click", "unit"), *(("native", family) for family in FAMILIES)]
+_FORMS = (
+    *(("bbox", "unit"), ("click", "unit")),
+    *(("native", family) for family in FAMILIES),
+    *((name, "qwen2_5_vl") for name in POINT_FORMATS if name not in ("molmo", "ui_tars")),
 )
+SCENES = tuple(
+    Scene(f"{target}, {fmt}, {family}", true, fmt, family) for target, true in TARGETS.items() for fmt, family in _FORMS
+)
+BOXES_ONLY = ("swapped corners", "negative corners")
+"""Attacks on the corners of a box; of a point they leave the place that it names."""
 
 
 def grid(side: int) -> list[Box]:
@@ -103,17 +118,22 @@ def _with_numbers(number: str) -> Callable[[Scene], str]:
 
 def _wrong_space(scene: Scene) -> str:
     """The right boxes, written in another space: 0..1000 where 0..1 is due, 0..1 where larger numbers are."""
-    if scene.answer_format != "native" or scene.family == "unit":
-        return gold_reply([tuple(n * 1000 for n in box) for box in scene.true or (WHOLE,)], answer_format="bbox")
-    other = Scene(scene.name, scene.true, "native", scene.family, (1, 1))
-    shrink = 1000.0 if FAMILIES[scene.family].space == "thousand" else 1.0
-    return other.write([(a / shrink, b / shrink, c / shrink, d / shrink) for a, b, c, d in scene.true or (WHOLE,)])
+    fmt, space = answer_space(scene.answer_format, scene.family)
+    scale = 1000.0 if FAMILIES[space].space == "unit" else 1.0
+    return format_boxes([tuple(n * scale for n in box) for box in scene.true or (WHOLE,)], fmt, 6)
+
+
+def _centres(*points: tuple[float, float]) -> list[Box]:
+    return [(x - 0.001, y - 0.001, x + 0.001, y + 0.001) for x, y in points]
 
 
 GROUNDING_ATTACKS: dict[str, Callable[[Scene], str]] = {
     "right boxes among 20 others": lambda s: s.write([*s.true, *grid(5)[:20]]),
     "a grid of 100 boxes": lambda s: s.write(grid(10)),
     "right boxes 50 times over": lambda s: s.write([*s.true] * 50 or [WHOLE]),
+    "the middle of the screen": lambda s: s.write(_centres((0.5, 0.5))),
+    "100 points": lambda s: s.write(_centres(*((x / 10 + 0.05, y / 10 + 0.05) for x in range(10) for y in range(10)))),
+    "points on a diagonal": lambda s: s.write(_centres(*((n / 50, n / 50) for n in range(1, 50)))),
     "whole-image box": lambda s: s.write([WHOLE]),
     "whole-image box besides the right ones": lambda s: s.write([*s.true, WHOLE]),
     "swapped corners": _swapped,
@@ -149,6 +169,11 @@ class Question:
     answers: tuple[str, ...]
     right: str
     candidates: tuple[str, ...]
+
+    def score(self, reply: str, kind: str) -> float:
+        """The reward of a reply; multiple choice is asked with the candidates as choices."""
+        choices = self.candidates if kind == "multiple_choice" else ()
+        return vqa_reward(reply, self.answers, kind=kind, choices=choices).value
 
 
 QUESTIONS = (
@@ -213,11 +238,14 @@ def grounding_outcomes() -> Iterator[Outcome]:
     """Every grounding attack in every scene under every kind that carries the guarantee."""
     for name, build in GROUNDING_ATTACKS.items():
         for scene in SCENES:
+            points = takes_points(scene.answer_format, scene.family)
+            if (points and name in BOXES_ONLY) or (scene.answer_format == "computer_use" and "tool call" in name):
+                continue
             reply, gold = build(scene), scene.write(scene.true)
-            if len(reply) >= MEGABYTE // 2 and not scene.name.startswith("large"):
+            if len(reply) >= MEGABYTE // 2 and scene.name not in ("large, bbox, unit", "large, point, qwen2_5_vl"):
                 continue  # one target is enough where only the length attacks
-            guide = scene.score(reply, "max_iou")
-            for kind in KINDS:
+            guide = 0.0 if points else scene.score(reply, "max_iou")
+            for kind in POINT_KINDS if points else KINDS:
                 if kind not in GAMEABLE_KINDS:
                     yield Outcome(
                         name, f"{kind}: {scene.name}", scene.score(gold, kind), scene.score(reply, kind), guide
@@ -230,16 +258,17 @@ def vqa_outcomes() -> Iterator[Outcome]:
         for question in QUESTIONS:
             reply = build(question)
             guide = answer_similarity(reply, question.right)
-            for kind in ("vqa", "similarity"):
-                honest = vqa_reward(question.right, question.answers, kind=kind).value
-                attacked = vqa_reward(reply, question.answers, kind=kind).value
+            for kind in ANSWER_KINDS:
+                if kind == "math" and len(reply) > MAX_CHARS:
+                    continue
+                honest, attacked = question.score(question.right, kind), question.score(reply, kind)
                 yield Outcome(name, f"{kind}: {question.right}", honest, attacked, guide)
 
 
 def tool_outcomes() -> Iterator[Outcome]:
     """Every tool attack with the right box, against the better of no tool and one zoom on the target."""
     for name, build in TOOL_ATTACKS.items():
-        for target, true in _TARGETS.items():
+        for target, true in TARGETS.items():
             for box in true[:1]:
                 honest = max(arc_reward(1.0, box, calls).value for calls in ([], [(_ZOOM, {"region": list(box)})]))
                 calls = build(box)

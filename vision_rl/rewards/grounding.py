@@ -4,37 +4,66 @@ score = (sum over matched pairs of their similarity + floor x unmatched boxes of
 With similarities of at least `floor`, k boxes for one target score at most the mean of their single scores, so that
 listing boxes never beats naming one of them, and an empty answer never beats an attempt. `floor` is 0, or -1 for
 GIoU, DIoU and CIoU, which fall to -1 for boxes far away (CIoU, which can fall lower, is cut there).
+"ranked" is the exception: it pays for several points in the order of belief, see `ranked_score`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from vision_rl.boxes import SIMILARITIES, Box, iou_pair, match
-from vision_rl.coordinates import Size, from_unit, in_space, space_size
+import numpy as np
+
+from vision_rl.boxes import SIMILARITIES, Box, iou_pair, match, point_in_box, point_in_polygon
+from vision_rl.coordinates import FAMILIES, Size, from_unit, get_family, in_space, space_size
 from vision_rl.errors import UserError
-from vision_rl.parsing import BoxReading, box_format, format_boxes, read_boxes, reasoning_is_closed
-from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms
+from vision_rl.formats import FORMATS
+from vision_rl.parsing import BoxReading, format_boxes, read_boxes, reasoning_is_closed
+from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms, with_terms
 from vision_rl.rewards.tools import DEFAULT_WEIGHTS, ArcWeights, Call, arc_reward
-from vision_rl.rewards.vqa import with_terms
 
-KINDS = ("iou", "giou", "diou", "ciou", "point", "gaussian", "arc", "max_iou")
+KINDS = (
+    *("iou", "giou", "diou", "ciou", "acc_at_iou_0.5", "point", "point_in_box", "gaussian", "distance"),
+    *("ranked", "arc", "max_iou"),
+)
+DEFAULT = "iou"
+POINT_KINDS = ("point", "point_in_box", "gaussian", "distance", "ranked")
+"""Kinds that score a point as well as a box; the others need a box."""
 
-_FLOORS = {"giou": -1.0, "diou": -1.0, "ciou": -1.0}
-_TAKES_POINTS = ("point", "gaussian")
+_FLOORS = {"giou": -1.0, "diou": -1.0, "ciou": -1.0, "ranked": -1.0}
 _SLACK = 0.02
+_STRAIGHT = 1e-6
+"""Points that lie this close to one line, in unit space, are a sweep and no candidates."""
 
 
 def answer_space(answer_format: str, family: str) -> tuple[str, str]:
-    """(format of the boxes, family whose space their numbers are in) for an `answer_format`.
+    """(format of the answer, family whose space its numbers are in) for an `agent.answer_format`.
 
-    "bbox" and "click" are in unit space whatever the model; "native" is the family's own format and space.
+    A row of `vision_rl.formats.FORMATS` is in the space that it names ("bbox" and "click" in unit space whatever the
+    model), or else in the family's; "native" is the family's own format and space.
     """
-    if answer_format in ("bbox", "click"):
-        return answer_format, "unit"
-    if answer_format == "native":
-        return box_format(family), family
-    raise UserError(f"agent.answer_format={answer_format} does not exist; choose bbox, click or native")
+    name = FAMILIES[family].native if answer_format == "native" and family in FAMILIES else answer_format
+    if name not in FORMATS:
+        known = f"choose native or one of {', '.join(FORMATS)}"
+        raise UserError(f"agent.answer_format={answer_format} does not exist (agent.family={family}); {known}")
+    return name, FORMATS[name].space or family
+
+
+def box_metric(reward: str, metric_of_row: str, points: bool) -> str:
+    """What scores a row: the reward that was set for the run, or where none was (`DEFAULT`) the row's own metric.
+
+    points: the answers are points, of which `DEFAULT` and metrics of boxes know nothing: "point" takes their place.
+    """
+    if reward != DEFAULT:
+        return reward
+    if metric_of_row in (POINT_KINDS if points else KINDS):
+        return metric_of_row
+    return "point" if points else reward
+
+
+def takes_points(answer_format: str, family: str) -> bool:
+    """Whether the answers of a format are points, so that only `POINT_KINDS` can score them."""
+    return FORMATS[answer_space(answer_format, family)[0]].points
 
 
 def gold_reply(
@@ -52,7 +81,13 @@ def gold_reply(
     costs small boxes some IoU; with 6 the reply scores 1.0 up to 0.1 %.
     """
     fmt, space = answer_space(answer_format, family)
+    if decimals is None:
+        decimals = _DECIMALS.get(get_family(space).space, 0)
     return format_boxes([from_unit(box, space, original_size, processed_size) for box in true_boxes], fmt, decimals)
+
+
+_DECIMALS = {"unit": 4, "percent": 1}
+"""Digits after the point that models write in small spaces."""
 
 
 def _usable(reading: BoxReading, size: tuple[float, float], points: bool) -> tuple[list[Box], int, int]:
@@ -93,6 +128,54 @@ def match_score(predicted: Sequence[Box], true: Sequence[Box], kind: str, bad: i
     return (sum(max(score, floor) for _, _, score in pairs) + floor * (most - len(pairs))) / most
 
 
+def point_score(
+    predicted: Sequence[Box], true: Sequence[Box], bad: int = 0, polygons: Sequence[Sequence[float]] = ()
+) -> float:
+    """`match_score` of "point"; where polygons (x1, y1, x2, y2, ...) are given, one per true box, they are the targets."""
+    if not polygons:
+        return match_score(predicted, true, "point", bad)
+    table = [[point_in_polygon((p[0] + p[2]) / 2, (p[1] + p[3]) / 2, shape) for shape in polygons] for p in predicted]
+    if not table:
+        return 0.0
+    if len(table) == len(polygons) == 1:
+        return float(table[0][0]) / (1 + bad)
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(np.array(table, dtype=float), maximize=True)
+    hits = sum(table[i][j] for i, j in zip(rows.tolist(), columns.tolist(), strict=True))
+    return hits / max(len(predicted) + bad, len(polygons))
+
+
+def ranked_score(predicted: Sequence[Box], true: Sequence[Box], bad: int = 0) -> float:
+    """InfiGUI-G1's adaptive exploration reward (arXiv 2508.05731) in [-1, 1] for n points in the order of belief.
+
+    1 / sqrt(n k) if the k-th point is the first that hits, -1 / n if none does, -1 for three or more points on one line.
+    It pays for exploring: listing n candidates can beat naming one at random, which is what it is for. With several
+    true boxes n counts the points beyond one for each, and a hit pays the share of the boxes that were hit.
+    """
+    n = len(predicted) + bad
+    if not n or not true:
+        return 1.0 if not n and not true else -1.0 / max(n, 1)
+    centres = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in predicted]
+    if len(centres) >= 3 and _on_one_line(centres):
+        return -1.0
+    for rank, (x, y) in enumerate(centres, start=1):
+        if any(point_in_box(x, y, box) for box in true):
+            found = sum(any(point_in_box(*centre, box) for centre in centres) for box in true)
+            return found / len(true) / math.sqrt(max(1, n - len(true) + 1) * rank)
+    return -1.0 / n
+
+
+def _on_one_line(points: Sequence[tuple[float, float]]) -> bool:
+    """Whether all points lie on one line, equal points included."""
+    (x0, y0), far = points[0], max(points, key=lambda point: math.dist(point, points[0]))
+    dx, dy = far[0] - x0, far[1] - y0
+    length = math.hypot(dx, dy)
+    if length < _STRAIGHT:
+        return True
+    return all(abs(dx * (y - y0) - dy * (x - x0)) / length < _STRAIGHT for x, y in points)
+
+
 def max_iou(predicted: Sequence[Box], true: Sequence[Box]) -> float:
     """The guide's score: the largest IoU of any predicted with any true box. Listing boxes games it."""
     return max((iou_pair(p, t) for p in predicted for t in true), default=0.0)
@@ -108,49 +191,75 @@ def grounding_reward(
     processed_size: Size | None = None,
     kind: str = "iou",
     tool_calls: Sequence[Call] = (),
+    target: Box | None = None,
+    polygons: Sequence[Sequence[float]] = (),
+    truncated: bool = False,
     terms: Terms = DEFAULT_TERMS,
     weights: ArcWeights = DEFAULT_WEIGHTS,
 ) -> Reward:
     """The reward of a whole reply to a grounding instruction.
 
     true_boxes: xyxy in unit space; none means that there is nothing to find, and the reply must say so (an empty list
-    in its format, or "no finding"). answer_format and family: see `answer_space`. Sizes are (width, height) in pixels;
-    only a pixel family needs one, see `coordinates.space_size`. kind: one of `KINDS`; "arc" also reads `tool_calls`,
-    (name, arguments) of the calls that were made. "max_iou" is the guide's, without any term. `UserError` for bad
-    settings. Boxes in a wrong space, and swapped or negative corners, match nothing and cost like any other extra box.
+    in its format, the point -1, -1, or "no finding"). answer_format and family: see `answer_space`. Sizes are (width,
+    height) in pixels; only a pixel family needs one, see `coordinates.space_size`. kind: one of `KINDS`; a format of
+    points takes `POINT_KINDS` only. "arc" also reads `tool_calls`, (name, arguments) of the calls that were made, and
+    `target`, the first true box in the whole picture where `true_boxes` are those of a zoomed view. "max_iou" is the
+    guide's, without any term. polygons: see `point_score`. truncated: the length limit cut the reply off; its whole
+    boxes are scored. `UserError` for bad settings. Boxes in a wrong space, and swapped or negative corners, match
+    nothing and cost like any other extra box; the prompt's template echoed is no box and costs the format term.
     Components: task, iou (matched), point (hit rate of the centres), format/ok, format/wrong_space (0 or 1),
-    format/malformed, boxes/predicted, boxes/extra, boxes/missing, and those of the terms and of Arc Vision.
+    format/malformed, format/placeholder, boxes/predicted, boxes/extra, boxes/missing, truncated, and those of the terms
+    and of Arc Vision.
     """
-    if kind not in KINDS:
-        raise UserError(f"agent.reward={kind} is not a reward for grounding; choose one of {', '.join(KINDS)}")
+    kind = checked_kind(kind, answer_format, family)
     fmt, space = answer_space(answer_format, family)
+    points = FORMATS[fmt].points
     size = space_size(space, original_size, processed_size)
     true: list[Box] = [(box[0], box[1], box[2], box[3]) for box in true_boxes]
-    reading = read_boxes(reply, fmt)
-    boxes, wrong_space, bad = _usable(reading, size, kind in _TAKES_POINTS)
+    reading = read_boxes(reply, fmt, truncated=truncated)
+    boxes, wrong_space, bad = _usable(reading, size, points or kind in POINT_KINDS)
     unusable = wrong_space + bad + reading.malformed
     written = len(boxes) + unusable
     answered = written > 0 or reading.none
-    missing = max(0, len(true) - len(boxes))
     components = {
         "iou": match_score(boxes, true, "iou", unusable) if answered else 0.0,
-        "point": match_score(boxes, true, "point", unusable) if answered else 0.0,
+        "point": point_score(boxes, true, unusable, polygons) if answered else 0.0,
         "format/wrong_space": float(wrong_space > 0),
         "format/malformed": float(reading.malformed + bad),
+        "format/placeholder": float(reading.placeholders),
         "boxes/predicted": float(written),
         "boxes/extra": float(max(0, written - len(true))),
-        "boxes/missing": float(missing),
+        "boxes/missing": float(max(0, len(true) - len(boxes))),
     }
-    format_ok = answered and not unusable and (("<" not in reply) or reasoning_is_closed(reply))
+    format_ok = answered and not unusable and not reading.placeholders
+    format_ok = format_ok and ("<" not in reply or reasoning_is_closed(reply))
     if kind == "max_iou":
         components["task"] = value = max_iou(boxes, true)
-        components["format/ok"] = float(format_ok)
+        components["format/ok"], components["truncated"] = float(format_ok), float(truncated)
         return Reward(value, components)
     if kind == "arc":
-        arc = arc_reward(components["iou"], true[0] if true else None, tool_calls, weights)
-        return with_terms(arc.value, components | arc.components, reply, format_ok, terms)
+        first = target or (true[0] if true else None)
+        arc = arc_reward(components["iou"], first if true else None, tool_calls, weights)
+        return with_terms(arc.value, components | arc.components, reply, format_ok, terms, truncated)
     if not answered:
         components["task"] = _FLOORS.get(kind, 0.0)
+    elif kind in components:
+        components["task"] = components[kind]
+    elif kind == "ranked":
+        components["task"] = ranked_score(boxes, true, unusable)
     else:
-        components["task"] = components[kind] if kind in components else match_score(boxes, true, kind, unusable)
-    return with_terms(components["task"], components, reply, format_ok, terms)
+        similarity = "gaussian_point" if points and kind == "gaussian" else kind
+        components["task"] = match_score(boxes, true, similarity, unusable)
+    return with_terms(components["task"], components, reply, format_ok, terms, truncated)
+
+
+def checked_kind(kind: str, answer_format: str, family: str) -> str:
+    """The kind under its own name; `UserError` for one that does not exist or cannot score the format's answers."""
+    if kind not in KINDS:
+        raise UserError(f"agent.reward={kind} is not a reward for grounding; choose one of {', '.join(KINDS)}")
+    if kind not in POINT_KINDS and takes_points(answer_format, family):
+        raise UserError(
+            f"agent.reward={kind} needs a box, but agent.answer_format={answer_format} asks for a point; "
+            f"use {', '.join(POINT_KINDS)}"
+        )
+    return "point" if kind == "point_in_box" else kind

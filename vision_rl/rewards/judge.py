@@ -26,8 +26,8 @@ import tenacity
 
 from vision_rl.errors import UserError
 from vision_rl.parsing import parse_answer, strip_reasoning
-from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms
-from vision_rl.rewards.vqa import accuracies, by_frequency, vqa_format_ok, with_terms
+from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms, with_terms
+from vision_rl.rewards.vqa import accuracies, by_frequency, vqa_format_ok
 
 RUBRIC = """You grade one answer to a question about an image. You do not see the image; trust the reference answers.
 You are given a JSON object: question, references (what people answered, most common first), candidate.
@@ -144,7 +144,7 @@ class Judge:
         self._client.close()
         self._cache.close()
 
-    def reward(self, question: str, reply: str, answers: Sequence[str]) -> Reward:
+    def reward(self, question: str, reply: str, answers: Sequence[str], *, truncated: bool = False) -> Reward:
         """The reward of a whole reply, as `vqa_reward` with the judge's score as task score.
 
         Components: those of `vqa_reward`, judge (the task score), judge/fallback (1.0 if it is the accuracy).
@@ -156,11 +156,11 @@ class Judge:
             self._count("fallback")
         score = components["accuracy"] if verdict is None else verdict
         components |= {"judge": score, "judge/fallback": float(verdict is None)}
-        return with_terms(score, components, reply, vqa_format_ok(reply, answer), self.terms)
+        return with_terms(score, components, reply, vqa_format_ok(reply, answer), self.terms, truncated)
 
-    async def areward(self, question: str, reply: str, answers: Sequence[str]) -> Reward:
+    async def areward(self, question: str, reply: str, answers: Sequence[str], *, truncated: bool = False) -> Reward:
         """`reward` in a thread, for asynchronous agents."""
-        return await asyncio.to_thread(self.reward, question, reply, answers)
+        return await asyncio.to_thread(self.reward, question, reply, answers, truncated=truncated)
 
     def _verdict(self, question: str, answer: str, answers: Sequence[str]) -> float | None:
         if not answer:

@@ -51,6 +51,13 @@ class ArcWeights:
 
 
 DEFAULT_WEIGHTS = ArcWeights()
+
+
+def weights_of(settings: Mapping[str, Any]) -> ArcWeights:
+    """The weights of a task's settings (`agent.arc.*`)."""
+    return ArcWeights(**settings["arc"]) if settings.get("arc") else DEFAULT_WEIGHTS
+
+
 _LOWEST_GATE = -2.0
 
 

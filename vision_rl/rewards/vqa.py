@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vision_rl.errors import UserError
-from vision_rl.parsing import count_answers, parse_answer, parse_confidence, reasoning_is_closed
-from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms
+from vision_rl.parsing import count_answers, parse_answer, reasoning_is_closed
+from vision_rl.rewards.metrics import METRICS, OLD_NAMES
+from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms, with_terms
 from vision_rl.rewards.vqa_accuracy import (
     answer_similarity,
     best_answer,
-    brief_similarity,
     by_frequency,
     normalise_answer,
     official_2021_accuracy,
@@ -18,7 +18,11 @@ from vision_rl.rewards.vqa_accuracy import (
 )
 
 __all__ = [
+    "DEFAULT",
+    "KINDS",
+    "OLD_NAMES",
     "accuracies",
+    "answer_metric",
     "answer_similarity",
     "best_answer",
     "by_frequency",
@@ -30,10 +34,14 @@ __all__ = [
     "with_terms",
 ]
 
-_SCORES = {"vqa": vqa_accuracy, "official_2021": official_2021_accuracy, "similarity": brief_similarity}
-KINDS = tuple(_SCORES)
-OLD_NAMES = {"official": "vqa"}
-"""Names of rewards in configurations from before 2026-11-25."""
+KINDS = tuple(name for name, row in METRICS.items() if row.truth == "answers")
+DEFAULT = "vqa"
+
+
+def answer_metric(reward: str, metric_of_row: str) -> str:
+    """What scores a row: the reward that was set for the run, or the row's own metric where none was (`DEFAULT`)."""
+    reward = OLD_NAMES.get(reward, reward)
+    return metric_of_row if reward == DEFAULT and metric_of_row in KINDS else reward
 
 
 def accuracies(answer: str, answers: Sequence[str]) -> dict[str, float]:
@@ -41,39 +49,36 @@ def accuracies(answer: str, answers: Sequence[str]) -> dict[str, float]:
     return {"accuracy": vqa_accuracy(answer, answers), "official_2021": official_2021_accuracy(answer, answers)}
 
 
-def vqa_reward(reply: str, answers: Sequence[str], *, kind: str = "vqa", terms: Terms = DEFAULT_TERMS) -> Reward:
+def vqa_reward(
+    reply: str,
+    answers: Sequence[str],
+    *,
+    kind: str = DEFAULT,
+    metric: str = "",
+    choices: Sequence[str] = (),
+    terms: Terms = DEFAULT_TERMS,
+    truncated: bool = False,
+) -> Reward:
     """The reward of a whole reply to a question.
 
-    kind: one of `KINDS`: "vqa" (the accuracy), "official_2021" (the strict code) or "similarity" (the guide's, times
-    brevity). "judge" needs a server: use `vision_rl.rewards.judge.Judge`; it and any other kind raise `UserError`.
-    value = score + format term + length term; both terms are 0 for a brief, well-formed reply, so that there the value
-    is the metric. Components: accuracy, official_2021, the score under its own name, format/ok, format/term, length
-    (characters), length/term.
+    kind: one of `KINDS`, the metrics of answers (`vision_rl.rewards.metrics`). metric: the row's own, see
+    `answer_metric`. choices: those of a multiple choice question. truncated: the length limit cut the reply off. "judge"
+    needs a server: use `vision_rl.rewards.judge.Judge`; it and any other kind raise `UserError`.
+    value = score + the terms, which are 0 for a brief, well-formed reply, so that there the value is the metric.
+    Components: accuracy, official_2021, the kind and the row's metric under their own names, format/ok, format/term,
+    length (characters), length/term, truncated.
     """
-    kind = OLD_NAMES.get(kind, kind)
-    if kind not in _SCORES:
+    kind = answer_metric(kind, metric)
+    if kind not in KINDS:
         raise UserError(f"agent.reward={kind} is not a reward for vqa that scores by itself; use {', '.join(KINDS)}")
     answer = parse_answer(reply)
     components = accuracies(answer, answers)
-    score = components["accuracy"] if kind == "vqa" else _SCORES[kind](answer, answers)
-    if kind == "similarity":
-        components[kind] = score
-    return with_terms(score, components, reply, vqa_format_ok(reply, answer), terms)
+    for name in {kind, metric if metric in KINDS else kind} - {"vqa", "official_2021"}:
+        components[name] = METRICS[name].of_answer(answer, answers, choices)
+    score = components["accuracy" if kind == "vqa" else kind]
+    return with_terms(score, components, reply, vqa_format_ok(reply, answer), terms, truncated)
 
 
 def vqa_format_ok(reply: str, answer: str) -> bool:
     """Whether a reply has an answer, at most one <answer> element, and no reasoning that was cut off."""
     return bool(answer) and ("<" not in reply or (count_answers(reply) <= 1 and reasoning_is_closed(reply)))
-
-
-def with_terms(score: float, components: dict[str, float], reply: str, format_ok: bool, terms: Terms) -> Reward:
-    """A reward of a task score plus the format and the length term of the reply, with their components added."""
-    format_term, length_term = terms.format(format_ok), terms.length(len(reply))
-    components["format/ok"] = float(format_ok)
-    components["format/term"] = format_term
-    components["length"] = float(len(reply))
-    components["length/term"] = length_term
-    confidence = parse_confidence(reply)
-    if confidence is not None:
-        components["confidence"] = confidence
-    return Reward(score + format_term + length_term, components)

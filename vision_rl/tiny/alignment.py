@@ -42,7 +42,7 @@ class Alignment(torch.nn.Module):
         """Summed cross-entropy of the facets over all visual tokens of a fresh batch of pictures."""
         examples = [draw_example(TASKS[row % len(TASKS)], rng) for row in range(pictures)]
         inputs: Any = self.processor.image_processor(images=[e.image for e in examples], return_tensors="pt")
-        features = self.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+        features = self.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
         targets = torch.tensor([label for example in examples for label in token_labels(example)])
         embedding = self.model.model.language_model.embed_tokens.weight
         loss = features.new_zeros(())

@@ -14,10 +14,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
-    Qwen2TokenizerFast,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
@@ -79,7 +79,7 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
 
-def build_tokenizer() -> Qwen2TokenizerFast:
+def build_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE in which a word of the tasks, and a number with two decimals, is one token."""
     pieces = r"<bbox>\[|\]</bbox>|, |[01]\.\d\d| ?\w+|\n|[^\w\s]|\s+"
     tokenizer = Tokenizer(models.BPE())
@@ -93,7 +93,8 @@ def build_tokenizer() -> Qwen2TokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(_corpus(), trainer)
-    built = Qwen2TokenizerFast(
+    # Not Qwen2Tokenizer: since transformers 5 that class splits numbers into digits, whatever tokenizer.json says.
+    built = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, unk_token=None, model_max_length=MAX_LENGTH
     )
     built.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
@@ -131,7 +132,7 @@ def build_processor() -> Qwen2_5_VLProcessor:
     )
 
 
-def build_model(tokenizer: Qwen2TokenizerFast, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """The untrained model, in float32. Its output head is not tied: `warmstart.py` needs rows of its own in it."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(
@@ -187,7 +188,7 @@ def build_model(tokenizer: Qwen2TokenizerFast, seed: int) -> Qwen2_5_VLForCondit
 
 
 @torch.no_grad()
-def _initialise(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2TokenizerFast) -> None:
+def _initialise(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
     """Start where a small model trained for two minutes can get going: the usual 0.02 is made for large ones.
 
     - Matrices keep the scale of their input.

@@ -1,13 +1,12 @@
-"""Synthetic data sets in the real schema: parquet files next to PNG images, for both tasks and three splits."""
+"""Synthetic data sets in the real schema: parquet files next to PNG images, in three splits, for every task that draws some."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,14 @@ from PIL import Image
 
 from vision_rl.data.schema import write_rows
 from vision_rl.errors import UserError
-from vision_rl.tiny.scenes import COLORS, COUNTS, SHAPES, TASKS, TEXT_ELEMENTS, Example, draw_example
+from vision_rl.tasks import get_task
+from vision_rl.tiny.scenes import COLORS, COUNTS, SHAPES, TEXT_ELEMENTS, draw_example
 
 SPLITS = ("train", "val", "test")
 ANNOTATORS = 10
 _STAMP = "tasks.json"
-_GENERATOR_VERSION = 2
+_GENERATOR_VERSION = 3
+Draw = Callable[[random.Random], tuple[Image.Image, dict[str, Any]]]
 _ANSWER_GROUPS = (tuple(COLORS), SHAPES, COUNTS)
 
 
@@ -31,10 +32,13 @@ def write_tasks(
 
     No two rows share an image, within or across splits. Nothing is done when the same call has completed before; a
     folder from a call with other numbers, or from one that was cut short, is written anew. Raises `UserError` for an
-    unknown task or a negative size.
+    unknown task, one without synthetic rows, or a negative size.
     """
-    if task not in TASKS:
-        raise UserError(f"there are no synthetic tasks {task!r}; choose one of {', '.join(TASKS)}")
+    draw = get_task(task).part("synthetic")
+    if draw is None:
+        raise UserError(
+            f"--task {task} has no synthetic rows; name files with --data-path and --val-data-path, or --data"
+        )
     sizes = dict(zip(SPLITS, (train, val, test), strict=True))
     if min(sizes.values()) < 0:
         raise UserError(f"the sizes of the synthetic {task} splits are {sizes}; none may be negative")
@@ -45,16 +49,24 @@ def write_tasks(
         return paths
     (folder / _STAMP).unlink(missing_ok=True)
     shutil.rmtree(folder / "images", ignore_errors=True)
-    pictures = _distinct_pictures(task, random.Random(f"{task}-{seed}"))
+    examples = _distinct(draw, random.Random(f"{task}-{seed}"))
     for split, size in sizes.items():
         (folder / "images" / split).mkdir(parents=True)
-        answer_rng = random.Random(f"{task}-{seed}-{split}-answers")
         rows = []
         for number in range(size):
-            example, png = next(pictures)
+            picture, fields = next(examples)
             image_path = f"images/{split}/{number:05d}.png"
-            (folder / image_path).write_bytes(png)
-            rows.append(_row(task, f"{split}-{number:05d}", image_path, example, answer_rng))
+            picture.save(folder / image_path, compress_level=1)
+            rows.append(
+                {
+                    "id": f"tiny-{task}-{split}-{number:05d}",
+                    "task": task,
+                    "image_paths": [image_path],
+                    "image_sizes": [list(picture.size)],
+                    "source": "synthetic",
+                    **fields,
+                }
+            )
         write_rows(paths[split], rows)
     (folder / _STAMP).write_text(json.dumps(stamp))
     return paths
@@ -67,52 +79,51 @@ def _read_stamp(folder: Path) -> Any:
         return None
 
 
-def _distinct_pictures(task: str, rng: random.Random) -> Iterator[tuple[Example, bytes]]:
-    """Examples with their PNG files, each picture once."""
+def _distinct(draw: Draw, rng: random.Random) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
+    """Pictures with the fields of their rows, each picture once."""
     seen: set[bytes] = set()
     while True:
-        example = draw_example(task, rng)
-        digest = hashlib.sha256(example.image.tobytes()).digest()
+        picture, fields = draw(rng)
+        digest = hashlib.sha256(picture.tobytes()).digest()
         if digest not in seen:
             seen.add(digest)
-            yield example, _png(example.image)
+            yield picture, fields
 
 
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def _row(task: str, name: str, image_path: str, example: Example, rng: random.Random) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "id": f"tiny-{task}-{name}",
-        "task": task,
-        "image_paths": [image_path],
-        "media": "images",
-        "question": example.question,
-        "answers": [],
-        "boxes": [],
-        "labels": [],
-        "image_sizes": [list(example.image.size)],
-        "source": "synthetic",
+def vqa_example(rng: random.Random) -> tuple[Image.Image, dict[str, Any]]:
+    """A picture of shapes, and a question with the answers of ten annotators."""
+    example = draw_example("vqa", rng)
+    assert isinstance(example.answer, str)
+    # The annotators' mistakes are a property of the picture, so that they do not change which picture is drawn next.
+    noise = random.Random(hashlib.sha256(example.image.tobytes()).digest())
+    meta = {
+        "question_type": example.question_type,
+        "answer_type": "number" if example.answer in COUNTS else "other",
+        "plain": example.plain,
+        "theme": example.theme,
     }
-    if isinstance(example.answer, str):
-        row["answers"] = _annotate(example.answer, rng)
-        answer_type = "number" if example.answer in COUNTS else "other"
-        row["meta"] = {
-            "question_type": example.question_type,
-            "answer_type": answer_type,
-            "plain": example.plain,
-            "theme": example.theme,
-        }
-    else:
-        row["boxes"] = [list(example.answer)]
-        row["labels"] = [example.question_type]
-        data_type = "text" if example.question_type in TEXT_ELEMENTS else "icon"
-        platform = "desktop" if example.image.width > example.image.height else "mobile"
-        row["meta"] = {"data_type": data_type, "platform": platform, "plain": example.plain, "theme": example.theme}
-    return row
+    return example.image, {
+        "question": example.question,
+        "answers": _annotate(example.answer, noise),
+        "meta": meta,
+    }
+
+
+def grounding_example(rng: random.Random) -> tuple[Image.Image, dict[str, Any]]:
+    """A screen, and an instruction with the box of the element that it names."""
+    example = draw_example("grounding", rng)
+    meta = {
+        "data_type": "text" if example.question_type in TEXT_ELEMENTS else "icon",
+        "platform": "desktop" if example.image.width > example.image.height else "mobile",
+        "plain": example.plain,
+        "theme": example.theme,
+    }
+    return example.image, {
+        "question": example.question,
+        "boxes": [list(example.answer)],
+        "labels": [example.question_type],
+        "meta": meta,
+    }
 
 
 def _annotate(answer: str, rng: random.Random) -> list[str]:

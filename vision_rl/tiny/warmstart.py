@@ -24,7 +24,7 @@ import torch
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from vision_rl.prompts import GROUNDING_PROMPT, VQA_PROMPT
+from vision_rl.tasks import get_task
 from vision_rl.tiny.alignment import Alignment
 from vision_rl.tiny.model import END
 from vision_rl.tiny.optimizer import adamw, schedule, update
@@ -53,9 +53,9 @@ class Lesson(NamedTuple):
 
 def user_text(example: Example) -> str:
     """The text that the task's agent sends after the picture."""
-    if isinstance(example.answer, str):
-        return VQA_PROMPT.format(question=example.question)
-    return GROUNDING_PROMPT.format(instruction=example.question)
+    task = "vqa" if isinstance(example.answer, str) else "grounding"
+    prompt: str = get_task(task).part("prompt")
+    return prompt.format(question=example.question, instruction=example.question)
 
 
 def reply_text(answer: str | Box) -> str:

@@ -46,7 +46,8 @@ def rollout_advantages(
     once = rewards[torch.from_numpy(first)].unsqueeze(-1)
     if algorithm.adv_estimator == "gdpo":
         kwargs["non_tensor_batch"] = {name: np.array(values)[first] for name, values in (components or {}).items()}
-        kwargs["batch"] = None
+        # From these verl takes the length of the responses; with batch=None it would use the summed reward without a word.
+        kwargs["batch"] = {"prompts": torch.zeros(len(once), 0), "attention_mask": torch.ones(len(once), 1)}
     advantages, _ = estimator(
         token_level_rewards=once, response_mask=torch.ones_like(once), index=uids[first], **kwargs
     )

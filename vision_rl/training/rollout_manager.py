@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import time
 import uuid
@@ -22,6 +23,7 @@ import transfer_queue as tq
 from agentlightning.types import EnqueueRolloutRequest, Rollout, RolloutConfig
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from vision_rl.engine.environment import SERVER_KEY
 from vision_rl.engine.proxy import VisionProxy
 from vision_rl.engine.trace import reward_from_spans, turns_from_spans
 from vision_rl.errors import UserError
@@ -34,6 +36,8 @@ from vision_rl.training.samples import trajectory_samples, transition_samples
 
 CALL_SECONDS = 300.0
 HEALTH_LOOK_SECONDS = 2.0
+TOLD_SECONDS = 1.0
+"""How often the progress of rollouts is told, at most."""
 FAIL_FAST = 32
 """Stop the run if a step's first rollouts, so many of them, all failed."""
 
@@ -94,7 +98,7 @@ class RolloutManager:
         self._owner: dict[str, str] = {}  # rollout id -> group
         self._forget: list[str] = []
         self._watch: asyncio.Task[None] | None = None
-        self._next_look = self._last_progress = 0.0
+        self._next_look = self._last_progress = self._last_told = 0.0
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True).start()
 
@@ -108,13 +112,17 @@ class RolloutManager:
             [
                 {
                     "model_name": self.model,
-                    "litellm_params": {"model": f"hosted_vllm/{self.model}", "api_base": f"http://{address}/v1/"},
+                    "litellm_params": {
+                        "model": f"hosted_vllm/{self.model}",
+                        "api_base": f"http://{address}/v1/",
+                        "api_key": os.environ.get(SERVER_KEY),
+                    },
                 }
                 for address in self._servers
             ]
         )
         await self.proxy.start()
-        self.log.event("proxy", address=self.proxy.server_launcher.access_endpoint)
+        self.log.event("proxy", address=self.proxy.access_endpoint)
         self._watch = asyncio.get_running_loop().create_task(self._collect_for_ever())
 
     def _call(self, coroutine: Any) -> Any:
@@ -132,6 +140,11 @@ class RolloutManager:
         """Raise what has ended the watch over the rollouts, if anything has."""
         if self.error is not None:
             raise self.error
+
+    def weights_changed(self) -> None:
+        """The model servers answer with new weights from now on; what the proxy has sampled ahead for a group is void."""
+        self.version += 1
+        self.proxy.weights_changed()
 
     # --- queueing ----------------------------------------------------------------------------------------------------
 
@@ -192,6 +205,8 @@ class RolloutManager:
             await self._settle(rollout.rollout_id, await self._finished(rollout))
         if done:
             self._last_progress = time.monotonic()
+        if done and (not self._owner or self._last_progress > self._last_told + TOLD_SECONDS):
+            self._last_told = self._last_progress
             total = sum(len(group.waiting) + len(group.finished) for group in self.groups.values())
             self.log.event("collected", done=total - len(self._owner), total=total)
         await self._end_what_never_ends()
@@ -350,6 +365,11 @@ class RolloutManager:
     def take(self, uid: str) -> Group:
         """A group that is done, which is then forgotten here and in the store."""
         return self.groups.pop(uid)
+
+    def prompt_of(self, rollout: FinishedRollout) -> str:
+        """The text of a rollout's first prompt, as the model got it, without the places of its pictures."""
+        tokenizer = self.rows.processor.tokenizer
+        return str(tokenizer.decode(rollout.turns[0].prompt_ids, skip_special_tokens=True)) if rollout.turns else ""
 
     def equal(self, uids: set[str]) -> set[str]:
         """Those of the groups in which every usable rollout earned the same: they carry no gradient."""

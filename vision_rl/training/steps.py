@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transfer_queue import KVBatchMeta
 
+from vision_rl.data.mix import per_source
 from vision_rl.errors import UserError
 from vision_rl.settings import Integrity
 from vision_rl.telemetry import RunLog
@@ -58,6 +59,7 @@ class StepRecords:
                 f"app.integrity.drop_rate={self.limits.drop_rate}; see rollouts.jsonl"
             )
         metrics = rollout_metrics(rollouts, "train")
+        metrics.update(per_source((one.record(self.step, "train") for one in rollouts), "train"))
         metrics["train/samples"] = samples
         metrics["train/samples_dropped"] = dropped.total()
         metrics["train/responses_truncated"] = sum(group.truncated for group in groups)
@@ -97,6 +99,7 @@ class StepRecords:
                 for rollout in group.finished.values():
                     drop = group.drops.get(rollout.rollout_id)
                     record = rollout.record(self.step, "train")
+                    record["prompt"] = self.rollouts.prompt_of(rollout)
                     record["dropped"] = drop.reason if drop else why
                     record["reason"] = drop.text if drop else record["reason"]
                     if rollout.rollout_id in self.advantages:

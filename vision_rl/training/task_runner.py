@@ -7,6 +7,8 @@ from typing import Any
 
 import ray
 
+from vision_rl.plugins import check_estimator, import_user_modules
+
 
 def _register_server(engine: str) -> None:
     """Let verl start this project's model server. Only the engine that is used needs to be installed."""
@@ -32,6 +34,9 @@ class VisionTaskRunner:
         queue.start()
         from vision_rl.training.trainer import trainer_class
 
+        import_user_modules(context.app.imports)
+        import_user_modules(context.app.imports)
+        check_estimator(tree.algorithm.adv_estimator)
         _register_server(tree.actor_rollout_ref.rollout.name)
         trainer = trainer_class(tree.trainer.v1.trainer_mode)(tree, context, store, train, val)
         try:

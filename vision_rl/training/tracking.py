@@ -38,6 +38,7 @@ def _wandb_places(run_dir: Path) -> dict[str, str]:
         kept.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
     return {
         "WANDB_DIR": str(run_dir),
+        "WANDB_DATA_DIR": str(run_dir / "wandb"),  # else what waits to be uploaded lies in the home directory
         "WANDB_RUN_ID": kept.read_text(encoding="utf-8").strip(),
         "WANDB_RESUME": "allow",
         "WANDB_SILENT": "true",

@@ -32,10 +32,12 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from verl.workers.rollout.utils import get_vision_placeholder_token_ids
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
+from vision_rl.data.mix import per_source
 from vision_rl.engine.pixels import Pixels
 from vision_rl.engine.processor import load_processor
 from vision_rl.engine.proxy import VisionProxy
 from vision_rl.gpu import GpuMeter
+from vision_rl.rollout_tables import log_rollout_tables
 from vision_rl.telemetry import RunLog
 from vision_rl.training.advantages import TOKEN_LEVEL, group_metrics, rollout_advantages
 from vision_rl.training.best import VALIDATED
@@ -51,9 +53,6 @@ from vision_rl.training.steps import StepRecords
 from vision_rl.training.supervisor import Supervisor
 from vision_rl.training.tracking import tracking
 from vision_rl.training.worker import VisionWorker
-
-UPDATE_SECONDS = 300.0
-"""A weight sync that takes longer has failed: verl's sender waits for ever for a receiver that died (bucketed_weight_transfer.py)."""
 
 
 class VisionTrainer(PPOTrainer):
@@ -91,17 +90,10 @@ class VisionTrainer(PPOTrainer):
         one_by_one = self.trainer_mode != "sync" or self.config.algorithm.filter_groups.enable
         with open_dict(self.config):
             data.gen_batch_size = 1 if one_by_one else None
-        rows = [{"raw_prompt": text} for text in self.tasks["train"]]
-        self.train_dataset = rows
-        self.train_dataloader = StatefulDataLoader(
-            rows,
-            batch_size=data.gen_batch_size or data.train_batch_size,
-            drop_last=True,
-            collate_fn=collate_fn,
-            sampler=create_rl_sampler(data, rows),
-        )
+        tasks = self.tasks["train"]
+        self.train_dataloader = task_loader(tasks, data, data.gen_batch_size or data.train_batch_size)
         self.train_dataloader_it = None
-        self.steps_per_epoch = len(rows) // data.train_batch_size
+        self.steps_per_epoch = len(tasks) // data.train_batch_size
         self.total_training_steps = trainer.total_training_steps or self.steps_per_epoch * trainer.total_epochs
         with open_dict(self.config):
             # Steps alone say when a run ends: verl's loop would also stop at the last epoch (trainer_base.py, `fit`).
@@ -277,15 +269,20 @@ class VisionTrainer(PPOTrainer):
         yield
         rollouts = getattr(self, "rollouts", None)
         if rollouts is not None:
-            rollouts.version += 1
+            rollouts.weights_changed()
 
     def _validate(self) -> dict[str, float]:
         """Greedy rollouts of the fixed validation rows."""
         started = time.monotonic()
         with self._saved_if_the_server_dies(done=True):
             finished = self.rollouts.validate(self.tasks["val"], self.global_steps)
-        self.log.rollouts(one.record(self.global_steps, "val") for one in finished)
-        metrics = {**rollout_metrics(finished, "val"), "timing_s/validate": time.monotonic() - started}
+        records = [
+            {**one.record(self.global_steps, "val"), "prompt": self.rollouts.prompt_of(one)} for one in finished
+        ]
+        self.log.rollouts(records)
+        log_rollout_tables(self.tracking.logger, records, self.global_steps, self.run.run_dir)
+        metrics = {**rollout_metrics(finished, "val"), **per_source(records, "val")}
+        metrics["timing_s/validate"] = time.monotonic() - started
         if self.global_steps == 0:
             self._record(metrics)
         return metrics
@@ -358,9 +355,12 @@ class VisionTrainer(PPOTrainer):
     def _restore(self, folder: Path) -> None:
         """Weights and optimizer of a checkpoint, for the actor and for the server, which has this step's already."""
         self._load_weights(folder)
-        self.checkpoint_manager.sleep_replicas()
         with self._weights_arrive():
-            self.checkpoint_manager.update_weights(self.global_steps)
+            self._send_weights()
+
+    def _send_weights(self) -> None:
+        self.checkpoint_manager.sleep_replicas()
+        self.checkpoint_manager.update_weights(self.global_steps)
 
     @contextmanager
     def _saved_if_the_server_dies(self, *, done: bool = False) -> Iterator[None]:
@@ -386,6 +386,13 @@ class VisionTrainerSync(VisionTrainer, PPOTrainerSync):
 
 class VisionTrainerOneStepOff(VisionTrainer, PPOTrainerColocateAsync):
     """The next step's rollouts begin before this one's update (`trainer.v1.trainer_mode=colocate_async`)."""
+
+
+def task_loader(tasks: list[str], data: Any, batch_size: int) -> StatefulDataLoader:
+    """Batches of tasks in verl's order (`data.shuffle`, `data.seed`), which the loader's state continues in any epoch."""
+    rows = [{"raw_prompt": text} for text in tasks]
+    sampler = create_rl_sampler(data, rows)
+    return StatefulDataLoader(rows, batch_size, drop_last=True, collate_fn=collate_fn, sampler=sampler)
 
 
 def trainer_class(mode: str) -> type[VisionTrainer]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
+import zmq
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
@@ -15,6 +17,10 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from vision_rl.backends.engine import VisionEngine, mend_positions
 from vision_rl.engine.pixels import Pixels
 from vision_rl.engine.processor import load_processor
+from vision_rl.errors import UserError
+
+WEIGHT_SECONDS = float(os.environ.get("VISION_RL_WEIGHT_SECONDS", "300"))
+"""The longest wait for a model server while weights are sent."""
 
 
 class VisionTrainingWorker(TrainingWorker):
@@ -58,6 +64,21 @@ class VisionWorker(ActorRolloutRefWorker):
     def init_model(self) -> None:
         VisionEngine.freezes_tower = bool(self.config.actor.get("freeze_vision_tower", False))
         super().init_model()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL, blocking=False)
+    async def update_weights(self, global_steps: int | None = None, mode: str = "auto") -> Any:
+        """As upstream, with a deadline: verl's sender would wait for ever for a server that failed to load the weights.
+
+        The server's own error stands in its log. Raises `UserError`.
+        """
+        zmq.Context.instance().setsockopt(zmq.RCVTIMEO, int(1000 * WEIGHT_SECONDS))  # of sockets from now on
+        try:
+            return await super().update_weights(global_steps=global_steps, mode=mode)
+        except zmq.Again as error:
+            raise UserError(
+                f"the model server did not take the new weights within {WEIGHT_SECONDS:.0f} s; logs/ of the run directory "
+                "has what it printed; go on with --resume"
+            ) from error
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def open_pictures(self, picture_dir: str, limits: dict[str, int], *, blank: bool, banned_tokens: list[int]) -> None:

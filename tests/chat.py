@@ -1,0 +1,18 @@
+"""One chat completion by the agents' own client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from openai.types.chat import ChatCompletion
+
+from vision_rl.client import LLM, client_for
+
+
+async def chat(
+    endpoint: str, model: str, messages: Sequence[Any], *, timeout_seconds: float, **parameters: Any
+) -> ChatCompletion:
+    client = client_for(LLM(endpoint, model), {"timeout_seconds": timeout_seconds})
+    completion: ChatCompletion = await client.chat.completions.create(model=model, messages=messages, **parameters)
+    return completion

@@ -1,0 +1,68 @@
+"""`train_agent.py init my-task`: what it writes works as it stands."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train_agent
+from tests.fake_openai import MODEL, fake_openai
+from vision_rl.data.schema import read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def done(command: list[str], cwd: Path) -> str:
+    """What a command of the project prints, run from another folder."""
+    script = [
+        sys.executable,
+        *(str(ROOT / part) if part in ("data_utils.py", "train_agent.py") else part for part in command),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(script, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+def test_the_commands_that_it_names_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train_agent.main(["init", "my-task"])
+    verify, train, report = (shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()[1:])
+    assert "10" not in verify and len(list(Path("my-task/images").iterdir())) == 10
+    assert len(read_rows("my-task/train.parquet", task="my_task")) == 8
+    done(verify, tmp_path)
+    resolved = done([*train, "--preset", "cpu", "--dry-run"], tmp_path)
+    assert "data.train_batch_size: 8" in resolved and "task.name: " in resolved and "my_task" in resolved
+    assert report[:2] == ["-m", "vision_rl.report"] and report[2] == train[train.index("--run-dir") + 1]
+    with fake_openai("red") as fake:
+        asked = ["--endpoint", fake.url, "--model", MODEL, "--data", "my-task/train.parquet", "--rows", "3"]
+        assert done(["my-task/my_task.py", *asked], tmp_path).count("reward     ") == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["init"], "give its name"),
+        (["init", "a", "b"], "give its name"),
+        (["init", "../escape"], "small letters"),
+        (["init", "vqa"], "a task vqa already"),
+        (["init", "there"], "is there already"),
+    ],
+)
+def test_one_sentence(
+    words: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(SystemExit) as exit_info:
+        train_agent.main(words)
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2 and reason in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -1,0 +1,342 @@
+"""Every metric of answers against an independent reading of its definition, and against what it must refuse."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import re
+import string
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.ops import complete_box_iou, distance_box_iou, generalized_box_iou
+
+from tests.random_texts import random_text
+from vision_rl.boxes import DISTANCE_CEILING, distance, point_in_polygon
+from vision_rl.data.schema import METRICS as NAMED_BY_ROWS
+from vision_rl.errors import UserError
+from vision_rl.rewards import METRICS, math_equality, metric, vqa_reward
+from vision_rl.rewards.grounding import KINDS as BOX_KINDS
+from vision_rl.rewards.grounding import gold_reply, grounding_reward, point_score, ranked_score
+from vision_rl.rewards.multiple_choice import named_choices
+from vision_rl.rewards.text_metrics import chart_number
+from vision_rl.rewards.vqa import KINDS, answer_metric
+from vision_rl.tasks import get_task
+
+WORDS = st.lists(st.sampled_from(["a", "The", "cat", "dog", "2", "2.5", "red,", "an", "cats", "."]), max_size=6)
+TEXTS = WORDS.map(" ".join)
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction", "answers", "score"),
+    [
+        ("exact_match", "The Cat.", ["cat"], 1.0),
+        ("exact_match", "cats", ["cat"], 0.0),
+        ("exact_match", "", ["the"], 0.0),
+        ("exact_match", "A", ["A"], 1.0),
+        ("exact_match", "the", ["A"], 0.0),
+        ("exact_match", "cat", [], 0.0),
+        ("anls", "Hello  World", ["hello world"], 1.0),
+        ("anls", "helo world", ["hello world"], 1 - 1 / 11),
+        ("anls", "hell", ["hello", "help"], 0.8),
+        ("anls", "he", ["hell"], 0.0),  # a distance of exactly one half is too far
+        ("anls", "", ["x"], 0.0),
+        ("anls", "x" * 10_000_000, ["x"], 0.0),
+        ("relaxed_accuracy", "105", ["100"], 1.0),
+        ("relaxed_accuracy", "105.1", ["100"], 0.0),
+        ("relaxed_accuracy", "1,050", ["1000"], 1.0),
+        ("relaxed_accuracy", "$1.02", ["1"], 1.0),
+        ("relaxed_accuracy", "45%", ["0.45"], 1.0),
+        ("relaxed_accuracy", "45%", ["45%"], 1.0),
+        ("relaxed_accuracy", "45", ["45%"], 0.0),  # as the published code has it
+        ("relaxed_accuracy", "-10", ["10"], 0.0),
+        ("relaxed_accuracy", "0", ["0"], 1.0),
+        ("relaxed_accuracy", "0.01", ["0"], 0.0),
+        ("relaxed_accuracy", "nan", ["10"], 0.0),
+        ("relaxed_accuracy", "inf", ["10"], 0.0),
+        ("relaxed_accuracy", "1e309", ["10"], 0.0),
+        ("relaxed_accuracy", "yes.", ["Yes"], 1.0),
+        ("relaxed_accuracy", "", [""], 0.0),
+        ("relaxed_accuracy", "10 20", ["10"], 0.0),
+        ("token_f1", "a red cat", ["red dog"], 0.5),
+        ("token_f1", "red", ["red"], 1.0),
+        ("token_f1", "", ["red"], 0.0),
+        ("medical", "Yes, there is.", ["yes"], 1.0),
+        ("medical", "No.", ["yes"], 0.0),
+        ("medical", "yes or no", ["yes"], 0.0),
+        ("medical", "yesterday", ["yes"], 0.0),
+        ("medical", "The left lung", ["left lung"], 1.0),
+        ("medical", "left lung and heart", ["left lung"], 0.0),
+        ("math", "0.5", ["1/2"], 1.0),
+        ("math", r"\boxed{\frac{1}{2}}", ["0.5"], 1.0),
+        ("math", "1+x", ["x+1"], 1.0),
+        ("math", "3", ["4"], 0.0),
+        ("math", "(", ["1"], 0.0),
+        ("math", "1, 2, 3", ["3"], 0.0),
+        ("math", "1 or 2", ["1"], 0.0),
+        ("math", "1,000", ["1000"], 1.0),
+        ("math", "(1, 2)", ["(1,2)"], 1.0),
+        ("math", "", ["1"], 0.0),
+        ("math", "x" * 5000, ["1"], 0.0),
+        ("math", "__import__('os').system('true')", ["1"], 0.0),
+    ],
+)
+def test_answers(name: str, prediction: str, answers: list[str], score: float) -> None:
+    assert metric(name).of_answer(prediction, answers) == pytest.approx(score)
+
+
+CATS = ["cat", "dark red", "red", "2"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "choices", "named"),
+    [
+        *[
+            (form, CATS, "B")
+            for form in ("B", "b", "(B)", "B.", "**B**", "(b)", r"\boxed{B}", "B) dark red", "dark red")
+        ],
+        *[
+            (form, CATS, "B")
+            for form in ("The answer is B.", "Answer: B", "B. Dark red", "option B", "The dark red one")
+        ],
+        ("red", CATS, "C"),
+        ("2", CATS, "D"),
+        ("A cat", CATS, "A"),
+        ("A dog", ["cat", "dog"], "B"),
+        ("A cat or a dog", ["cat", "dog"], "AB"),
+        ("I think a dog", ["cat", "dog", *"34567", "9", "8"], "B"),
+        ("A or B", CATS, "AB"),
+        ("A, B, C, D", CATS, "ABCD"),
+        ("B, not C", CATS, "BC"),
+        ("B. cat", CATS, "AB"),
+        ("red or dark red", CATS, "BC"),
+        ("E", CATS, ""),
+        ("AB", CATS, ""),
+        ("", CATS, ""),
+        ("B's", CATS, ""),
+        ("U.S.A.", CATS, ""),
+        ("C", [], "C"),
+        ("either C or D", [], "CD"),
+        ("a", ["b", "a"], "A"),  # a lone letter is a letter
+    ],
+)
+def test_which_choices_a_reply_names(reply: str, choices: list[str], named: str) -> None:
+    assert named_choices(reply, choices) == set(named)
+
+
+def test_multiple_choice_pays_one_choice_only() -> None:
+    score = METRICS["multiple_choice"].of_answer
+    assert score("B", ["B"], CATS) == score("dark red", ["B"], CATS) == score("b", ["dark red"], CATS) == 1.0
+    assert score("A or B", ["B"], CATS) == score("A", ["B"], CATS) == score("", ["B"], CATS) == 0.0
+    assert score("yes", ["Yes"], []) == 1.0
+    reward = vqa_reward("A dog", ["B"], metric="multiple_choice", choices=["cat", "dog"])
+    assert reward.value == reward.components["multiple_choice"] == 1.0
+
+
+def squad(text: str) -> str:
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def squad_f1(prediction: str, truth: str) -> float:
+    left, right = squad(prediction).split(), squad(truth).split()
+    same = sum((Counter(left) & Counter(right)).values())
+    return 0.0 if not same else 2 * (same / len(left)) * (same / len(right)) / (same / len(left) + same / len(right))
+
+
+def levenshtein(a: str, b: str) -> int:
+    table = np.zeros((len(a) + 1, len(b) + 1), dtype=int)
+    table[:, 0], table[0] = range(len(a) + 1), range(len(b) + 1)
+    for i in range(len(a)):
+        for j in range(len(b)):
+            table[i + 1, j + 1] = min(table[i, j + 1] + 1, table[i + 1, j] + 1, table[i, j] + (a[i] != b[j]))
+    return int(table[-1, -1])
+
+
+def pix2struct_relaxed(target: str, prediction: str) -> bool:
+    def number(text: str) -> float | None:
+        try:
+            return float(text.rstrip("%")) / 100.0 if text.endswith("%") else float(text)
+        except ValueError:
+            return None
+
+    said, truth = number(prediction), number(target)
+    if said is not None and truth:
+        return abs(said - truth) / abs(truth) <= 0.05
+    return prediction.lower() == target.lower()
+
+
+@given(prediction=TEXTS, truths=st.lists(TEXTS, min_size=1, max_size=3))
+def test_text_metrics_equal_their_definitions(prediction: str, truths: list[str]) -> None:
+    if all(squad(text) for text in (prediction, *truths)):
+        assert METRICS["exact_match"].score(prediction, truths) == float(squad(prediction) in map(squad, truths))
+        expected = max(squad_f1(prediction, truth) for truth in truths)
+        assert METRICS["token_f1"].score(prediction, truths) == pytest.approx(expected)
+    scores = []
+    for truth in truths:
+        left, right = (" ".join(text.strip().lower().split()) for text in (prediction, truth))
+        away = levenshtein(left, right) / max(len(left), len(right)) if left or right else 1.0
+        scores.append(1 - away if away < 0.5 else 0.0)
+    assert METRICS["anls"].score(prediction, truths) == pytest.approx(max(scores))
+
+
+@given(
+    said=st.decimals(-999, 999, places=2).map(str),
+    truth=st.decimals(-999, 999, places=2).map(str),
+    percent=st.booleans(),
+)
+def test_relaxed_accuracy_equals_pix2struct(said: str, truth: str, percent: bool) -> None:
+    said, truth = (f"{said}%", f"{truth}%") if percent else (said, truth)
+    a, b = float(said.rstrip("%")), float(truth.rstrip("%"))
+    if b and abs(abs(a - b) - 0.05 * abs(b)) > 1e-9:  # off the border, where floating point decides
+        assert METRICS["relaxed_accuracy"].score(said, [truth]) == pix2struct_relaxed(truth, said)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[
+            ("12", 12.0),
+            ("-0.5", -0.5),
+            ("1,234.5", 1234.5),
+            ("$ 3.20", 3.2),
+            ("-$3", -3.0),
+            ("45 %", 0.45),
+            ("\N{MINUS SIGN}2", -2.0),
+        ],
+        *[(text, None) for text in ("1,23", "12 m", "--1", "1e3", "nan", "%", "", "5%%", "$-3", "٣", "1" * 40)],
+    ],
+)
+def test_number_forms_of_chartqa(text: str, value: float | None) -> None:
+    assert chart_number(text) == (None if value is None else pytest.approx(value))
+
+
+@given(boxes=st.lists(st.tuples(*[st.floats(0.1, 0.4)] * 4), min_size=2, max_size=2))
+def test_the_iou_family_equals_torchvision(boxes: list[tuple[float, float, float, float]]) -> None:
+    a, b = ((x, y, x + w, y + h) for x, y, w, h in boxes)
+    first, second = torch.tensor([a], dtype=torch.float64), torch.tensor([b], dtype=torch.float64)
+    for name, reference in (("giou", generalized_box_iou), ("diou", distance_box_iou), ("ciou", complete_box_iou)):
+        expected = max(float(reference(first, second)[0, 0]), -1.0)
+        assert METRICS[name].score([a], [b]) == pytest.approx(expected, abs=1e-4)  # torchvision adds an epsilon
+
+
+def test_referring_expressions_and_points() -> None:
+    true = [(0.0, 0.0, 0.4, 0.4)]
+    assert METRICS["acc_at_iou_0.5"].score([(0.0, 0.0, 0.4, 0.2)], true) == 1.0
+    assert METRICS["acc_at_iou_0.5"].score([(0.0, 0.0, 0.4, 0.19)], true) == 0.0
+    assert METRICS["point_in_box"].score([(0.4, 0.4, 0.4, 0.4)], true) == 1.0
+    assert METRICS["point_in_box"].score([(0.41, 0.4, 0.41, 0.4)], true) == 0.0
+    assert grounding_reward(gold_reply(true), true, kind="acc_at_iou_0.5").value == 1.0
+
+
+def test_distance_pays_a_hit_fully_and_a_miss_below_its_ceiling() -> None:
+    true = (0.4, 0.4, 0.6, 0.6)
+    points = {(0.4, 0.6): 1.0, (0.5, 0.5): 1.0, (0.3, 0.5): DISTANCE_CEILING * (1 - 0.1 / 2**0.5)}
+    for (x, y), value in points.items():
+        assert distance((x, y, x, y), true) == pytest.approx(value)
+    assert distance((0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0)) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("points", "value"),
+    [
+        ([(0.2, 0.2)], 1.0),
+        ([(0.9, 0.1)], -1.0),
+        ([(0.2, 0.2), (0.9, 0.1)], 1 / 2**0.5),
+        ([(0.9, 0.1), (0.2, 0.2)], 0.5),
+        ([(0.9, 0.1), (0.9, 0.9), (0.2, 0.2), (0.5, 0.6)], 1 / 12**0.5),
+        ([(0.9, 0.1), (0.9, 0.9), (0.6, 0.6)], -1 / 3),
+        ([(0.1, 0.1), (0.2, 0.2), (0.3, 0.3)], -1.0),
+        ([(0.2, 0.2)] * 3, -1.0),
+    ],
+)
+def test_points_by_rank_as_infigui_g1(points: list[tuple[float, float]], value: float) -> None:
+    boxes = [(x, y, x, y) for x, y in points]
+    assert ranked_score(boxes, [(0.15, 0.15, 0.25, 0.25)]) == pytest.approx(value)
+
+
+def test_polygons_are_the_targets_of_points() -> None:
+    triangle = [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
+    assert point_in_polygon(0.2, 0.2, triangle) and point_in_polygon(0.5, 0.5, triangle)
+    assert not point_in_polygon(0.6, 0.6, triangle)
+    box, hit, miss = (0.0, 0.0, 1.0, 1.0), (0.2,) * 4, (0.6,) * 4
+    for point, value in ((hit, 1.0), (miss, 0.0)):
+        reply = gold_reply([point], answer_format="point")
+        settings = {"answer_format": "point", "kind": "point", "polygons": [triangle]}
+        assert grounding_reward(reply, [box], **settings).value == value  # type: ignore[arg-type]
+    assert point_score([hit, miss], [box], 0, [triangle]) == 0.5
+    assert point_score([], [box], 1, [triangle]) == 0.0
+
+
+def test_metrics_are_found_by_name() -> None:
+    assert metric("official") is METRICS["vqa"]
+    with pytest.raises(UserError, match=r"metric 'anlz' does not exist \(did you mean anls\?\)"):
+        metric("anlz")
+    assert set(NAMED_BY_ROWS) <= set(METRICS)
+    assert set(KINDS) <= set(get_task("vqa").rewards) and set(BOX_KINDS) == set(get_task("grounding").rewards)
+    assert answer_metric("vqa", "anls") == "anls" and answer_metric("similarity", "anls") == "similarity"
+    reward = vqa_reward("helo", ["hello"], metric="anls")
+    assert reward.value == reward.components["anls"] == 0.8 and reward.components["accuracy"] == 0.0
+
+
+def test_every_metric_is_total_and_bounded() -> None:
+    generator = random.Random(3)
+    quick = [name for name in KINDS if name != "math"]
+    for i in range(10_000):
+        text, answers = random_text(generator), [random_text(generator) for _ in range(i % 3)]
+        for name in quick:
+            assert 0.0 <= metric(name).of_answer(text, answers, answers) <= 1.0
+    for _ in range(200):
+        assert metric("math").of_answer(random_text(generator), [random_text(generator)]) in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "token_f1"])
+def test_listing_candidates_never_beats_naming_one(name: str) -> None:
+    words = ["red", "blue", "green", "yellow"]
+    score = metric(name).of_answer
+    for mark in (" ", ", ", " or ", "/", "\n"):
+        listed = [score(mark.join(words), [word], words) for word in words]
+        assert sum(listed) / len(words) <= 1 / len(words) + 1e-9, mark
+    assert METRICS["token_f1"].hole and METRICS["token_f1"].score(" ".join(words), ["red"]) > 1 / len(words)
+
+
+@pytest.mark.parametrize("limit", ["SECONDS", "WALL_SECONDS"])
+def test_math_is_stopped_in_time_in_threads_and_goes_on(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the helper's own clock, or by its end; the second limit leaves the helper no time for the first."""
+    math_equality._HELPER.stop()
+    assert metric("math").of_answer("2/8", ["0.25"]) == 1.0
+    if limit == "SECONDS":
+        math_equality._HELPER.stop()
+    monkeypatch.setattr(math_equality, limit, 0.5)
+    slow = "$(x+y+z+w)^{300}(x-y)^{99}$", ["$(x-y)^{99}(z+y+x+w)^{299}(x+y+z+w)+1$"]
+    with ThreadPoolExecutor(2) as pool:
+        assert pool.submit(metric("math").of_answer, *slow).result(timeout=120) == 0.0
+        ended = math_equality._HELPER._process is None
+        assert ended == (limit == "WALL_SECONDS")
+        monkeypatch.undo()
+        assert pool.submit(metric("math").of_answer, "2/4", ["0.5"]).result() == 1.0
+
+
+def _in_child(queue: multiprocessing.Queue[float]) -> None:
+    scores: list[float] = []
+    thread = threading.Thread(target=lambda: scores.append(metric("math").of_answer("3/6", ["0.5"])))
+    thread.start()
+    thread.join()
+    queue.put(scores[0])
+
+
+def test_math_works_in_a_thread_of_a_forked_process() -> None:
+    assert metric("math").of_answer("4/8", ["0.5"]) == 1.0  # the parent's helper is running
+    context = multiprocessing.get_context("fork")
+    queue: multiprocessing.Queue[float] = context.Queue()
+    child = context.Process(target=_in_child, args=(queue,))
+    child.start()
+    assert queue.get(timeout=60) == 1.0
+    child.join(10)
+    assert metric("math").of_answer("5/10", ["0.5"]) == 1.0

@@ -1,0 +1,291 @@
+"""The way from Agent Lightning's store to verl's queue: hand-built rollouts through rows, groups, drops, filter and records.
+
+The store, the rows and verl's own replay buffer are the real ones; verl's queue is a dictionary, and nobody serves a model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agentlightning import LLM, emit_reward
+from agentlightning.types import SpanCoreFields, TraceStatus
+from omegaconf import OmegaConf
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1 import replay_buffer as verls_buffer
+
+from vision_rl.engine.config import resolve
+from vision_rl.engine.pixels import Pixels
+from vision_rl.engine.store import VisionStore
+from vision_rl.engine.trace import SPAN_NAME, Turn, turn_attributes
+from vision_rl.errors import UserError
+from vision_rl.settings import AppSettings, FilterGroups, Integrity, RolloutPolicy
+from vision_rl.telemetry import ROLLOUTS, RunLog, read_jsonl
+from vision_rl.tiny import checkpoint_dir
+from vision_rl.training import rollout_manager as manager_module
+from vision_rl.training.replay import replay_buffer
+from vision_rl.training.rollout_manager import RolloutManager
+from vision_rl.training.rows import RowBuilder
+from vision_rl.training.steps import StepRecords
+
+TASK = {"id": "1", "question": "?", "image_paths": ["a.png"], "answers": ["yes"], "boxes": []}
+N = 4
+
+
+class Queue:
+    """What of the TransferQueue is used, without its processes."""
+
+    def __init__(self) -> None:
+        self.fields: dict[str, Any] = {}
+        self.tags: dict[str, dict[str, Any]] = {}
+
+    async def async_kv_batch_put(self, keys: list[str], fields: Any, tags: list[Any], partition_id: str) -> None:
+        self.fields.update({key: fields[i] for i, key in enumerate(keys)})
+        self.tags.update(zip(keys, tags, strict=True))
+
+    async def async_kv_put(self, key: str, partition_id: str, tag: dict[str, Any]) -> None:
+        self.tags.setdefault(key, {}).update(tag)
+
+    def kv_list(self, _partition: str | None = None) -> dict[str, Any]:
+        return {"train": self.tags}
+
+    def kv_clear(self, keys: list[str], partition_id: str) -> None:
+        for key in keys:
+            self.tags.pop(key, None)
+
+
+class Proxy:
+    """Says what it serves; nobody calls it."""
+
+    sampled_with: dict[str, Any]
+    voided = 0
+
+    def as_resource(self, sampling_parameters: dict[str, Any]) -> LLM:
+        self.sampled_with = sampling_parameters
+        return LLM(endpoint="http://nowhere", model="m", sampling_parameters=sampling_parameters)
+
+    def weights_changed(self) -> None:
+        self.voided += 1
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
+    queue = Queue()
+    monkeypatch.setattr(manager_module, "tq", queue)
+    monkeypatch.setattr(verls_buffer, "tq", queue)
+    return queue
+
+
+@pytest.fixture
+def manager(queue: Queue, tiny_processor: Any, tmp_path: Path) -> Iterator[RolloutManager]:
+    policy = RolloutPolicy(poll_seconds=0.01, span_deadline_seconds=0.1, max_attempts=1)
+    manager = RolloutManager(
+        store=VisionStore(),
+        proxy=Proxy(),  # type: ignore[arg-type]
+        app=AppSettings(rollouts=policy),
+        log=RunLog(tmp_path),
+        rows=RowBuilder(tiny_processor, Pixels(tiny_processor, tmp_path), max_prompt_length=64, max_response_length=8),
+        n=N,
+        model="m",
+        sampling={"temperature": 1.0, "top_p": 0.9},
+        aggregator={"level": "transition"},
+    )
+    manager._loop.call_soon_threadsafe(lambda: manager._loop.create_task(manager._collect_for_ever()))
+    yield manager
+    manager._loop.call_soon_threadsafe(manager._loop.stop)
+
+
+def turn(*, prompt: int = 3, logprobs: int = 2, refs: list[str] | None = None) -> Turn:
+    return Turn([5] * prompt, [7, 8], [-0.5] * logprobs, refs or [], "yes", "stop")
+
+
+def roll_out(manager: RolloutManager, outcome: float | str, turns: list[Turn] | None = None) -> None:
+    """Claim a rollout and end it: with a reward, or with a failure's reason."""
+    rollout = manager._call(manager.store.claim("worker", 5))
+    spans: list[Any] = [
+        SpanCoreFields(
+            name=SPAN_NAME, attributes=turn_attributes(one), status=TraceStatus(status_code="OK"),
+            start_time=time.time(), end_time=time.time(),
+        )
+        for one in (turns if turns is not None else [turn()])
+    ]  # fmt: skip
+    failed = isinstance(outcome, str)
+    if not failed:
+        spans.append(emit_reward({"reward": outcome, "accuracy": outcome}, primary_key="reward", propagate=False))
+    status = "failed" if failed else "succeeded"
+    ids = rollout.rollout_id, rollout.attempt.attempt_id
+    assert manager._call(manager.store.record(*ids, spans, status, outcome if failed else ""))
+
+
+def train(manager: RolloutManager, *groups: list[Any]) -> list[str]:
+    """Queue a group for each list of outcomes, roll them out in order, wait; returns the groups' names."""
+    uids = [f"g{number}" for number in range(len(groups))]
+    for uid, outcomes in zip(uids, groups, strict=True):
+        manager.queue({uid: json.dumps(TASK)}, "train", 3)
+        for outcome in outcomes:
+            roll_out(manager, *(outcome if isinstance(outcome, tuple) else (outcome,)))
+        wait_for(manager, uid)
+    return uids
+
+
+def wait_for(manager: RolloutManager, uid: str) -> None:
+    deadline = time.monotonic() + 20
+    while not manager.groups[uid].done:
+        manager.wait(0.05)
+        assert time.monotonic() < deadline
+
+
+class Buffer:
+    """What `StepRecords.take` reads of verl's buffer."""
+
+    def __init__(self, *waiting: str) -> None:
+        self.finished_keys = {"train": set(waiting)}
+        self.failure_keys: dict[str, set[str]] = {"train": set()}
+
+
+def batch_of(queue: Queue, *uids: str) -> KVBatchMeta:
+    keys = [key for key in queue.fields if key.rsplit("_", 2)[0] in uids]
+    return KVBatchMeta(partition_id="train", keys=keys, tags=[queue.tags[key] for key in keys])
+
+
+MISSING = turn(refs=["file:///nowhere.png"])
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "rows", "status", "failed", "dropped"),
+    [
+        ([1.0, 0.0, 0.5, 0.0], 4, "finished", {}, {}),
+        ([1.0, "Odd: no", 0.5, 0.0], 3, "failure", {"Odd": 1}, {}),
+        (["Odd: a", "Odd: b", "Bad: c", "Odd: d"], 0, "failure", {"Odd": 3, "Bad": 1}, {}),
+        ([1.0, (0.5, [turn(logprobs=1)]), 0.0, 0.0], 3, "finished", {}, {"no_logprobs": 1}),
+        ([1.0, (0.5, [MISSING]), 0.0, 0.0], 3, "finished", {}, {"unreadable_image": 1}),
+        ([1.0, (0.5, [turn(prompt=65)]), 0.0, 0.0], 3, "finished", {}, {"prompt_too_long": 1}),
+        ([1.0, (0.5, []), 0.0, 0.0], 3, "failure", {"no_trace": 1}, {}),
+        ([1.0, (0.5, [turn(), turn()]), 0.0, 0.0], 5, "finished", {}, {}),
+    ],
+)
+def test_a_group_becomes_rows_and_counts(
+    outcomes: list[Any], rows: int, status: str, failed: dict[str, int], dropped: dict[str, int],
+    manager: RolloutManager, queue: Queue, tmp_path: Path,
+) -> None:  # fmt: skip
+    good, uid = train(manager, [1.0, 0.0, 1.0, 0.0], outcomes)
+    assert queue.tags[uid]["status"] == status
+    assert len(batch_of(queue, uid).keys) == rows
+    records = StepRecords(RunLog(tmp_path / "run"), manager, Integrity(drop_rate=0.9))
+    metrics = records.take(batch_of(queue, good, uid), Buffer(), 3)
+    assert metrics["train/rollouts"] == 2 * N
+    assert metrics["train/rollouts_failed"] == sum(failed.values())
+    assert {k.rsplit("/", 1)[1]: v for k, v in metrics.items() if "/failed/" in k} == failed
+    assert {k.rsplit("/", 1)[1]: v for k, v in metrics.items() if "/dropped/" in k} == dropped
+    assert metrics["train/samples_dropped"] == sum(dropped.values())
+    usable = [one[0] if isinstance(one, tuple) else one for one in outcomes]
+    counted = [0.0 if isinstance(one, str) else one for one in usable]
+    if "no_trace" not in failed:
+        assert metrics["train/reward"] == pytest.approx((2.0 + sum(counted)) / (2 * N))
+    records.write()
+    written = [one for one in read_jsonl(tmp_path / "run" / ROLLOUTS)[0] if one["group"] == uid]
+    assert len(written) == N
+    assert sorted(one["dropped"] for one in written if one["dropped"]) == sorted(dropped)
+    if "unreadable_image" in dropped:
+        assert any("/nowhere.png" in one["reason"] for one in written)
+    assert not manager.groups, "what is recorded is forgotten"
+
+
+def test_too_much_that_is_lost_ends_the_run(manager: RolloutManager, queue: Queue, tmp_path: Path) -> None:
+    uids = train(manager, [1.0, 0.0, "Odd: a", "Odd: b"], [1.0, (0.0, [MISSING]), 0.5, 0.5])
+    for limit, ends in ((0.3, True), (0.4, False)):  # 2 of 8 failed, then 1 of 6 dropped: 1 - 6/8 * 5/6 = 0.375
+        records = StepRecords(RunLog(tmp_path), manager, Integrity(drop_rate=limit))
+        taken = dict(manager.groups)
+        if ends:
+            with pytest.raises(
+                UserError, match=r"38% of step 3 .*'Odd': 2.*unreadable_image.*nowhere\.png.*drop_rate=0\.3"
+            ):
+                records.take(batch_of(queue, *uids), Buffer(), 3)
+        else:
+            records.take(batch_of(queue, *uids), Buffer(), 3)
+        manager.groups = taken
+
+
+def test_failures_alone_end_the_run_at_once(manager: RolloutManager) -> None:
+    manager.queue({"g": json.dumps(TASK)}, "train", 3)
+    for _ in range(N):
+        roll_out(manager, "Odd: the server said 500")
+    with pytest.raises(UserError, match=r"first 4 of 4 train rollouts of step 3 all failed .*Odd: the server said 500"):
+        for _ in range(200):
+            manager.wait(0.05)
+
+
+def test_versions_tell_how_old_a_sample_is(manager: RolloutManager, queue: Queue) -> None:
+    manager.queue({"g": json.dumps(TASK)}, "train", 3)
+    roll_out(manager, 1.0)
+    manager.weights_changed()
+    for reward in (0.0, 1.0, 0.0):
+        roll_out(manager, reward)
+    wait_for(manager, "g")
+    tag = queue.tags["g_0_0"]
+    assert (tag["min_global_steps"], tag["max_global_steps"], tag["global_steps"]) == (0, 1, 3)
+    assert manager.proxy.voided == 1  # type: ignore[attr-defined]
+
+
+def test_validation_is_greedy_and_leaves_no_rows(manager: RolloutManager, queue: Queue) -> None:
+    import threading
+
+    def answer() -> None:
+        for reward in (1.0, 0.0, 1.0):
+            roll_out(manager, reward)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    finished = manager.validate([json.dumps(TASK)] * 3, 5)
+    thread.join()
+    assert sorted(one.reward["reward"] for one in finished) == [0.0, 1.0, 1.0]
+    assert manager.proxy.sampled_with == {"temperature": 0.0}  # type: ignore[attr-defined]
+    assert not queue.fields and not manager.groups
+
+
+def buffer(manager: RolloutManager, refill: Callable[[int], int], rounds: int, *changes: str) -> Any:
+    overrides = ["algorithm.filter_groups.enable=true", "data.train_batch_size=2", *changes]
+    overrides += ["actor_rollout_ref.actor.ppo_mini_batch_size=2"]
+    tree = OmegaConf.create(resolve("cpu", task="vqa", model=checkpoint_dir(), variants=["filter_groups"]).verl)
+    OmegaConf.set_struct(tree, False)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        OmegaConf.update(tree, key, json.loads(value))
+    made = replay_buffer(tree, FilterGroups(enable=True, max_rounds=rounds), refill)
+    made.rollouts = manager
+    return made
+
+
+def test_groups_without_spread_are_drawn_anew_a_bounded_number_of_times(
+    manager: RolloutManager, queue: Queue, tmp_path: Path
+) -> None:
+    """Rewards of 0.9: their standard deviation in floating point is not zero, which verl's own test asks for."""
+    train(manager, [0.9] * N, [0.9] * N)
+    drawn: list[int] = []
+
+    def refill(count: int) -> int:
+        drawn.append(count)
+        for _ in range(count):
+            uid = f"r{sum(drawn)}{len(manager.groups)}"
+            manager.queue({uid: json.dumps(TASK)}, "train", 3)
+            queue.tags[uid] = {"is_prompt": True, "status": "pending", "global_steps": 3}
+            for _ in range(N):
+                roll_out(manager, 0.9)
+            wait_for(manager, uid)
+        return count
+
+    for uid in ("g0", "g1"):
+        queue.tags[uid] |= {"is_prompt": True, "global_steps": 3}
+    batch, _ = buffer(manager, refill, 3).sample(global_steps=3, partition_id="train", batch_size=2)
+    assert len({key.rsplit("_", 2)[0] for key in batch.keys}) == 2
+    assert manager.filtered_in_step == 4, "two rounds of two groups each, and the third is kept as it is"
+    records = StepRecords(RunLog(tmp_path / "run"), manager, Integrity())
+    metrics = records.take(batch, Buffer(), 3)
+    assert metrics["train/groups_filtered"] >= 4
+    records.write()
+    lines = read_jsonl(tmp_path / "run" / ROLLOUTS)[0]
+    assert {one["dropped"] for one in lines} == {"", "group_filtered"}

@@ -1,0 +1,86 @@
+"""`train_agent.py init NAME`: a folder with a task that works as it stands, to be changed line by line."""
+
+from __future__ import annotations
+
+import random
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from vision_rl import starter_task
+from vision_rl.data.files import write_text
+from vision_rl.data.schema import write_row_sets
+from vision_rl.errors import UserError
+from vision_rl.tasks import get_task, task_names
+
+ROWS = {"train": 8, "val": 2}
+CONFIG = """# Settings of this task, over those of the preset: `--variant` names this file. --dry-run prints all there are.
+data:
+  train_batch_size: 8                # rows of a step: all that came with this file
+actor_rollout_ref:
+  actor:
+    ppo_mini_batch_size: 8
+  rollout:
+    n: 8                             # replies to each row, which are compared with each other
+trainer:
+  total_training_steps: 4
+agent:
+  reward: exact
+"""
+
+
+def init(name: str, parent: Path | None = None) -> str:
+    """Make the folder `name` with task file, settings and ten rows with pictures; returns what to do next, in words.
+
+    Raises `UserError` for a name that no Python file can have, that a task has already, or whose folder is there.
+    """
+    module = name.replace("-", "_")
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", module):
+        raise UserError(
+            f"init {name}: give a name of small letters, digits and hyphens that begins with a letter, as my-task"
+        )
+    if module in task_names():
+        raise UserError(f"init {name}: there is a task {module} already; give another name")
+    folder = (parent or Path()) / name
+    if folder.exists():
+        raise UserError(f"init {name}: {folder} is there already; remove it, or give another name")
+    source = Path(starter_task.__file__).read_text(encoding="utf-8")
+    file = folder / f"{module}.py"
+    own = source.replace('name="starter"', f'name="{module}"').replace("FILE", str(file)).replace("FOLDER", str(folder))
+    rows = {folder / f"{split}.parquet": _rows(folder, split, module) for split in ROWS}
+    write_text(file, own)
+    write_text(folder / "config.yaml", CONFIG)
+    get_task(str(file))  # loads it: rows of a task that nobody knows are refused
+    write_row_sets(rows)
+    return render(folder, file)
+
+
+def render(folder: Path, file: Path) -> str:
+    """What was made, and the three commands."""
+    train, val = folder / "train.parquet", folder / "val.parquet"
+    commands = (
+        ("python", "data_utils.py", "verify", "--task", file, "--file", train),
+        (
+            *("python", "train_agent.py", "--task", file, "--variant", folder / "config.yaml"),
+            *("--data-path", train, "--val-data-path", val, "--run-dir", Path("runs") / folder.name),
+        ),
+        ("python", "-m", "vision_rl.report", Path("runs") / folder.name),
+    )
+    lines = [shlex.join(map(str, command)) for command in commands]
+    return (
+        f"{folder} has a task ({file.name}), its settings (config.yaml) and ten rows. Now:\n  {lines[0]}\n  {lines[1]}\n"
+        f"  {lines[2]}"
+    )
+
+
+def _rows(folder: Path, split: str, task: str) -> list[dict[str, Any]]:
+    """Rows with their pictures, which are written."""
+    rng, rows = random.Random(split), []
+    for number in range(ROWS[split]):
+        picture, fields = starter_task.draw(rng)
+        path = folder / "images" / f"{split}-{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+        rows.append({"id": f"{split}-{number}", "task": task, "image_path": str(path.absolute()), **fields})
+    return rows

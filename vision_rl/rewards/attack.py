@@ -1,0 +1,192 @@
+"""The attack suite as a command for any reward: `python -m vision_rl.rewards.attack my_reward.py --task vqa`.
+
+The reward is a file with a function `reward(reply, row)` (or FILE.py:function), "module:function", or a reward's name,
+such as `anls` or `gaussian`. Prints a table of what pays more than the honest answer, and what breaks the reward: a
+number that is not finite, an error, two seconds of CPU time. Listing all candidates is compared with naming one at random.
+Exit code 1 if there is anything to tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vision_rl.errors import UserError, cli_errors
+from vision_rl.plugins import user_reward
+from vision_rl.rewards.attacks import (
+    BOXES_ONLY,
+    GROUNDING_ATTACKS,
+    QUESTIONS,
+    TARGETS,
+    VQA_ATTACKS,
+    Scene,
+    grid,
+)
+from vision_rl.rewards.grounding import KINDS, grounding_reward, takes_points
+from vision_rl.rewards.terms import Reward
+from vision_rl.rewards.vqa import KINDS as ANSWER_KINDS
+from vision_rl.rewards.vqa import vqa_reward
+from vision_rl.settings import AgentSettings
+
+SLOW_SECONDS = 2.0
+Scored = Callable[[str, Mapping[str, Any]], float]
+"""(reply, row with settings) -> the reward's value."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One attack that pays, or that breaks the reward. honest: what the honest answer gets in the same case."""
+
+    attack: str
+    case: str
+    honest: float
+    attacked: float
+    verdict: str
+
+
+def reward_of(spec: str, task: str) -> tuple[Scored, str]:
+    """(reward, task) for a name, "module:function", FILE.py or FILE.py:function; `UserError` for what is none of them."""
+    if spec in ANSWER_KINDS:
+        return lambda reply, row: vqa_reward(reply, row["answers"], kind=spec, choices=row["choices"]).value, "vqa"
+    if spec in KINDS:
+        return lambda reply, row: _boxed(reply, row, spec), "grounding"
+    if not task:
+        raise UserError(f"{spec} is no reward's name; for a function of your own name --task vqa or --task grounding")
+    path, _, name = spec.partition(":") if spec.split(":")[0].endswith(".py") else ("", "", "")
+    function = _from_file(Path(path), name or "reward") if path else user_reward(spec)
+
+    def scored(reply: str, row: Mapping[str, Any]) -> float:
+        value = function(reply, row)
+        return value.value if isinstance(value, Reward) else float(value)
+
+    return scored, task
+
+
+def _boxed(reply: str, row: Mapping[str, Any], kind: str) -> float:
+    settings, size = row["settings"], tuple(row["image_sizes"][0])
+    form = {"answer_format": settings["answer_format"], "family": settings["family"]}
+    return grounding_reward(reply, row["boxes"], kind=kind, original_size=size, processed_size=size, **form).value
+
+
+def _from_file(path: Path, name: str) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a Python file with a function reward(reply, row)")
+    specification = importlib.util.spec_from_file_location(f"vision_rl_attacked_{path.stem}", path)
+    assert specification is not None and specification.loader is not None  # the suffix is .py
+    module = importlib.util.module_from_spec(specification)
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file raises
+        raise UserError(f"{path} does not load ({type(error).__name__}: {error}); mend the file") from error
+    if not callable(getattr(module, name, None)):
+        raise UserError(f"{path} has no function {name}(reply, row); name it as {path}:function")
+    return getattr(module, name)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row with its honest reply, its attacks, and the replies of a guesser: each candidate, and all of them listed."""
+
+    name: str
+    row: dict[str, Any]
+    honest: str
+    attacks: dict[str, str]
+    candidates: tuple[str, ...]
+    listed: dict[str, str]
+
+
+def cases_of(task: str, answer_format: str = "bbox", family: str = "unit") -> Iterator[Case]:
+    """The cases of a task, with rows as agents get them."""
+    settings = {**asdict(AgentSettings()), "answer_format": answer_format, "family": family}
+    base: dict[str, Any] = {"task": task, "question": "?", "image_paths": ["a.png"], "media": "images", "answers": []}
+    base |= {"boxes": [], "labels": [], "choices": [], "meta": {}, "source": "attack", "id": "1", "settings": settings}
+    if task == "vqa":
+        for question in QUESTIONS:
+            attacks = {name: build(question) for name, build in VQA_ATTACKS.items()}
+            attacks["a part of the right answer"] = question.right[:1]
+            row = {**base, "answers": list(question.answers), "choices": list(question.candidates), "image_sizes": []}
+            lists = {mark.strip() or "spaces": mark.join(question.candidates) for mark in (" ", ", ", " or ", "/")}
+            yield Case(question.right, row, question.right, attacks, question.candidates, lists)
+        return
+    points = takes_points(answer_format, family)
+    for name, true in TARGETS.items():
+        scene = Scene(name, true, answer_format, family)
+        builders = {key: build for key, build in GROUNDING_ATTACKS.items() if not (points and key in BOXES_ONLY)}
+        row = {**base, "boxes": [list(box) for box in true], "labels": [""] * len(true), "image_sizes": [scene.size]}
+        attacks = {key: build(scene) for key, build in builders.items()}
+        yield Case(name, row, scene.write(true), attacks, (), {})
+    boxes = grid(3)
+    scene = Scene("one of 9", (boxes[4],), answer_format, family)
+    row = {**base, "boxes": [list(boxes[4])], "labels": [""], "image_sizes": [scene.size]}
+    named = tuple(scene.write([box]) for box in boxes)
+    yield Case(scene.name, row, named[4], {}, named, {"all": scene.write(boxes)})
+
+
+def attack(reward: Scored, cases: Iterator[Case]) -> list[Finding]:
+    """Everything that pays more than the honest answer, or breaks the reward."""
+    findings: list[Finding] = []
+    for case in cases:
+        _tried(reward, case.honest, case.row)  # what it imports when first called is not its time
+        honest, problem = _tried(reward, case.honest, case.row)
+        if problem:
+            findings.append(Finding("the honest answer", case.name, honest, honest, problem))
+        for name, reply in case.attacks.items():
+            value, problem = _tried(reward, reply, case.row)
+            if problem or value > honest + 1e-9:
+                findings.append(Finding(name, case.name, honest, value, problem or "pays more"))
+        if case.candidates:
+            named = sum(_tried(reward, reply, case.row)[0] for reply in case.candidates) / len(case.candidates)
+            for mark, reply in case.listed.items():
+                value, _ = _tried(reward, reply, case.row)
+                if value > named + 1e-9:
+                    verdict = "listing pays more than naming one at random"
+                    findings.append(Finding(f"every candidate ({mark})", case.name, named, value, verdict))
+    return findings
+
+
+def _tried(reward: Scored, reply: str, row: Mapping[str, Any]) -> tuple[float, str]:
+    """(value, what is wrong with it or "")."""
+    start = time.process_time()
+    try:
+        value = reward(reply, row)
+    except Exception as error:  # a reward must take any text
+        return 0.0, f"raises {type(error).__name__}"
+    if not math.isfinite(value):
+        return value, "is not finite"
+    seconds = time.process_time() - start
+    return value, f"takes {seconds:.1f} s" if seconds > SLOW_SECONDS else ""
+
+
+def table(findings: list[Finding]) -> str:
+    """The findings as Markdown, or one sentence where there are none."""
+    if not findings:
+        return "No attack pays more than the honest answer, and none breaks the reward."
+    head = "| attack | case | honest | attacked | verdict |\n| --- | --- | --- | --- | --- |"
+    rows = (f"| {f.attack} | {f.case} | {f.honest:.3f} | {f.attacked:.3f} | {f.verdict} |" for f in findings)
+    return "\n".join([head, *rows])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reward", help="FILE.py, FILE.py:function, module:function, or a reward's name")
+    parser.add_argument("--task", choices=("vqa", "grounding"), default="", help="the rows that your own reward scores")
+    parser.add_argument("--answer-format", default="bbox", help="of a grounding reward (default: bbox)")
+    parser.add_argument("--family", default="unit", help="model family in whose space the numbers are")
+    args = parser.parse_args(argv)
+    reward, task = reward_of(args.reward, args.task)
+    findings = attack(reward, cases_of(task, args.answer_format, args.family))
+    print(table(findings))
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    with cli_errors():
+        sys.exit(main())

@@ -1,0 +1,25 @@
+"""The asynchronous trainer: the model is served by processes of its own, which never wait for the update."""
+
+from __future__ import annotations
+
+from verl.experimental.separation.engine_workers import DetachActorWorker
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
+
+from vision_rl.training.trainer import VisionTrainer
+from vision_rl.training.worker import VisionWorker
+
+
+class VisionDetachedWorker(VisionWorker, DetachActorWorker):
+    """A rank that can put its weights aside, to compute the log-probabilities of the policy before this step's updates."""
+
+
+class VisionTrainerSeparate(VisionTrainer, PPOTrainerSeparateAsync):
+    """verl's `separate_async` (`trainer.v1.trainer_mode`), over Agent Lightning's rollouts."""
+
+    worker_class = VisionDetachedWorker
+
+    def _server_addresses(self) -> list[str]:
+        return list(self.standalone_server_manager.server_addresses)
+
+    def _send_weights(self) -> None:
+        self.standalone_checkpoint_manager.update_weights(self.global_steps)
