@@ -20,7 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.parity_docs import write_docs
+from parity_docs import write_docs
+
 from vision_rl.models import PARITY_RESULTS
 from vision_rl.parity.compare import Job, Result, compare
 from vision_rl.tiny.families import BUILDERS, build

@@ -17,7 +17,6 @@ from scipy import stats
 from tests import fake_backend
 from tests.chat import chat
 from tests.engine_stack import Stack, running_stack
-from tests.chat import chat
 from vision_rl.client import shared_client
 from vision_rl.engine.chat_request import CallError, ChatRequest
 from vision_rl.engine.groups import Groups

@@ -134,6 +134,15 @@ def test_ids_tokenised_beside_a_raw_picture_are_dropped(family: str, tmp_path: P
     assert isinstance(row, Drop) and row.reason == "image_tokens_disagree"
 
 
+@pytest.mark.parametrize("family", ["Qwen2-VL", "Qwen3-VL"])
+def test_placeholders_are_patches_over_the_merged_square(family: str, tmp_path: Path) -> None:
+    processor = load_processor(str(build(family, tmp_path)))
+    pixels = Pixels(processor, tmp_path)
+    refs = [Path(path).as_uri() for path in cells(tmp_path)[5].pictures]
+    grid = pixels.inputs(refs)["image_grid_thw"]
+    assert len(grid) == 3 and pixels.placeholders(refs) == int(grid.prod(dim=-1).sum()) // 4
+
+
 def test_a_picture_is_processed_once_and_its_tiles_are_the_processors(tmp_path: Path) -> None:
     processor = load_processor(str(build("InternVL 3 (-hf)", tmp_path)))
     pixels = Pixels(processor, tmp_path)

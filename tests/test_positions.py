@@ -23,7 +23,7 @@ from transformers import (
 from verl.models.transformers import qwen2_vl as verl_qwen2_vl
 from verl.models.transformers import qwen3_vl as verl_qwen3_vl
 
-from vision_rl.engine.positions import expected_image_tokens, position_ids, rope_index_of
+from vision_rl.engine.positions import position_ids, rope_index_of
 from vision_rl.engine.processor import bind_positions, load_processor
 from vision_rl.errors import UserError
 from vision_rl.tiny import checkpoint_dir
@@ -112,13 +112,6 @@ def test_positions_equal_those_of_verls_own_implementation(family: Any, grids: t
     assert ours.shape == (4, len(input_ids))
     assert torch.equal(ours[1:, valid], theirs[:, valid])
     assert ours[0, valid].tolist() == list(range(int(valid.sum())))
-
-
-@pytest.mark.parametrize("family", [qwen2, qwen2_5, qwen3])
-def test_expected_image_tokens_is_what_the_sequence_holds(family: Any) -> None:
-    processor, _ = family(tokenizer())
-    input_ids, _ = padded_conversation(processor)
-    assert expected_image_tokens(processor, GRIDS) == int((input_ids == processor.image_token_id).sum())
 
 
 def test_other_families_count() -> None:

@@ -48,8 +48,3 @@ def position_ids(
         **video,
     )
     return torch.cat([text.unsqueeze(0) * attention_mask, vision[:, 0].to(text.dtype)], dim=0)
-
-
-def expected_image_tokens(processor: Any, image_grid_thw: torch.Tensor) -> int:
-    """How many placeholder tokens pictures with these grids take in the sequence: patches over merge_size squared."""
-    return int(image_grid_thw.prod(dim=-1).sum()) // processor.image_processor.merge_size**2

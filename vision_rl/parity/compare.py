@@ -153,7 +153,7 @@ def _job_results(job: Job, asked: Sequence[Cell], replies: dict[str, Any]) -> li
     processor = load_processor(str(job.model))
     pixels = Pixels(processor, job.model, limits=job.limits)
     builder = RowBuilder(processor, pixels, max_prompt_length=10**6, max_response_length=10**6)
-    results, together = [], []
+    results: list[Result] = []
     for path, after in ((job.model, False), (job.updated, True)):
         chosen = [cell for cell in asked if cell.after_update is after]
         if path is None or not chosen:
@@ -161,9 +161,10 @@ def _job_results(job: Job, asked: Sequence[Cell], replies: dict[str, Any]) -> li
         engine = bare_engine(load_model(str(path), cpu=job.cpu), pixels)
         for cell in chosen:
             results.append(_cell_result(job.family, cell, replies[cell.name], processor, engine, builder))
-        if not after:
-            together = [cell for cell in chosen if cell.temperature == 1 and "error" not in replies[cell.name]]
-            results.append(_measured(job.family, TOGETHER, engine, builder, [(c, replies[c.name]) for c in together]))
+        together = [cell for cell in chosen if cell.temperature == 1 and "error" not in replies[cell.name]]
+        if not after and together:
+            pairs = [(cell, replies[cell.name]) for cell in together]
+            results.append(_measured(job.family, TOGETHER, engine, builder, pairs))
     return results
 
 

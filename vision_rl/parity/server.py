@@ -19,7 +19,7 @@ from typing import Any
 
 from vision_rl.parity.cells import conversation
 
-REPLY_TOKENS, CANDIDATES, SECONDS = 12, 8, 90.0
+REPLY_TOKENS, CANDIDATES, SECONDS = 12, 8, 300.0
 
 
 def main(path: str) -> None:

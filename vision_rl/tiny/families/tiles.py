@@ -108,7 +108,7 @@ def llama4() -> tuple[Any, Any]:
     rope = {"rope_type": "default", "rope_theta": 10000.0}
     text = _text(tok, "llama4_text", intermediate_size_mlp=96, num_local_experts=4, interleave_moe_layer_step=2)
     text |= {"no_rope_layer_interval": 2, "attention_chunk_size": 512, "rope_parameters": rope}
-    vision = {**_VISION, "intermediate_size": 256, "image_size": 56, "patch_size": 14, "vision_output_dim": 64}
+    vision: dict[str, Any] = {**_VISION, "intermediate_size": 256, "image_size": 56, "patch_size": 14, "vision_output_dim": 64}
     vision |= {"projector_input_dim": 64, "projector_output_dim": 64, "rope_parameters": rope}
     config = Llama4Config(
         text_config=text,
@@ -118,6 +118,9 @@ def llama4() -> tuple[Any, Any]:
         image_token_index=tok.convert_tokens_to_ids("<|patch|>"),
     )
     return Llama4ForConditionalGeneration(config), processor
+
+
+_SIGLIP2 = {"model_type": "siglip2_vision_model", "num_patches": 64, "patch_size": 14, "vision_use_head": False}
 
 
 def lfm2_vl() -> tuple[Any, Any]:
@@ -146,13 +149,7 @@ def lfm2_vl() -> tuple[Any, Any]:
     }
     config = Lfm2VlConfig(
         text_config=text,
-        vision_config={
-            **_VISION,
-            "model_type": "siglip2_vision_model",
-            "num_patches": 64,
-            "patch_size": 14,
-            "vision_use_head": False,
-        },
+        vision_config={**_VISION, **_SIGLIP2},
         image_token_id=tok.image_token_id,
         projector_hidden_size=64,
     )
