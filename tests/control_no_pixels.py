@@ -10,4 +10,4 @@ def nothing(_engine: VisionEngine, _inputs: Any) -> dict[str, Any]:
     return {}
 
 
-VisionEngine._opened = nothing  # type: ignore[method-assign]
+VisionEngine._opened = nothing  # type: ignore[method-assign, assignment]

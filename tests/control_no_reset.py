@@ -7,4 +7,4 @@ async def nothing(_server: VisionHttpServer) -> None:
     """In place of verl's reset of prefix, processor and encoder caches."""
 
 
-VisionHttpServer.clear_kv_cache = nothing  # type: ignore[method-assign]
+VisionHttpServer.clear_kv_cache = nothing  # type: ignore[method-assign, assignment]

@@ -36,7 +36,12 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Any:
             monkeypatch.setattr(module, "show", lambda *_: [SimpleNamespace(url="u", size=(1932, 1092))])
         reward = {"reward": "vqa" if agent is vqa_agent else "iou"}
         settings = dataclasses.asdict(AgentSettings(**{**reward, **changes}))
-        task = {"question": "Click it.", "image_paths": ["a.png"], "image_sizes": [[1920, 1080]], "answers": ["hello"]}
+        task: dict[str, Any] = {
+            "question": "Click it.",
+            "image_paths": ["a.png"],
+            "image_sizes": [[1920, 1080]],
+            "answers": ["hello"],
+        }
         task |= {"boxes": [TARGET], "meta": {}, "settings": settings, **dict(row)}
         _, found = asyncio.run(agent.answer(task, LLM))
         return sent[0], found
@@ -87,4 +92,4 @@ def test_arc_is_computed_once_with_the_configured_weights(ask: Any) -> None:
         _, reward = ask(grounding_agent, reply, reward="arc", arc=chosen)
         direct = grounding_reward(reply, [TARGET], kind="arc", weights=chosen)
         assert reward.value == direct.value
-        assert reward.value == pytest.approx(arc_reward(0.75, tuple(TARGET), [], chosen).value)
+        assert reward.value == pytest.approx(arc_reward(0.75, tuple(TARGET), [], chosen).value)  # type: ignore[arg-type]

@@ -23,7 +23,6 @@ import psutil
 import pytest
 
 from tests.test_e2e_kills import wait_until_gone
-from tests.test_e2e_sglang import needs_sglang
 from vision_rl.engine.reach import free_port, outbound_address
 from vision_rl.settings import TOKEN_VARIABLE
 from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, read_jsonl
@@ -200,7 +199,6 @@ def nobody_gets_in_without_the_token(proxy: str, store: str) -> None:
     [
         ("vllm", "the server's process"),
         ("vllm", "its engine"),
-        pytest.param("sglang", "its engine", marks=needs_sglang),
     ],
 )
 def test_a_model_server_that_dies_ends_the_run_with_a_checkpoint(

@@ -108,7 +108,9 @@ def test_written_forms_are_read_back(fmt: str) -> None:
     boxes: list[Box] = [(100, 200, 300.5, 400.25), (0, 0, 40, 60)]
     expected = [((a + c) / 2, (b + d) / 2) * 2 for a, b, c, d in boxes] if FORMATS[fmt].points else boxes
     assert read_boxes(f"<think>(1,2),(3,4)</think>{format_boxes(boxes, fmt, 6)}", fmt) == BoxReading(
-        [pytest.approx(box, abs=2e-6) for box in expected], 0, False
+        [pytest.approx(box, abs=2e-6) for box in expected],  # type: ignore[misc]
+        0,
+        False,
     )
     assert read_boxes(format_boxes([], fmt), fmt) == BoxReading([], 0, True)
 

@@ -120,13 +120,13 @@ def test_a_video_goes_from_the_row_to_exact_pixels_and_positions(
     ids = encoded["input_ids"][0].tolist()
     sample = Sample(ids, [5, 6], [1, 1], [-1.0, -1.0], [picture.url for picture in shown], 1.0, "g", "r", 0)
     pixels = Pixels(tiny_processor, tmp_path)
-    row = RowBuilder(tiny_processor, pixels, max_prompt_length=256, max_response_length=8).row(sample)
-    assert isinstance(row, dict)
-    inputs = pixels.inputs(row["multi_modal_inputs"]["refs"])
+    built = RowBuilder(tiny_processor, pixels, max_prompt_length=256, max_response_length=8).row(sample)
+    assert isinstance(built, dict)
+    inputs = pixels.inputs(built["multi_modal_inputs"]["refs"])
     assert inputs["image_grid_thw"].tolist() == [[1, 6, 8]] * 3
     torch.testing.assert_close(inputs["pixel_values"], encoded["pixel_values"], atol=1e-5, rtol=0)
     whole = torch.tensor([[*ids, 5, 6]])
     types = (whole == tiny_model.config.image_token_id).long()
     grid = inputs["image_grid_thw"]
     expected, _ = tiny_model.model.get_rope_index(input_ids=whole, mm_token_type_ids=types, image_grid_thw=grid)
-    assert torch.equal(row["position_ids"][1:], expected[:, 0])
+    assert torch.equal(built["position_ids"][1:], expected[:, 0])

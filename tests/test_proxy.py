@@ -43,7 +43,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield running
 
 
-def ask(address: str, messages: list[dict[str, Any]] = QUESTION, timeout: float = 10, **parameters: Any) -> Any:
+def ask(address: str, messages: Any = QUESTION, timeout: float = 10, **parameters: Any) -> Any:
     """One call with a client of its own that does not retry."""
     with openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=timeout) as client:
         return client.chat.completions.create(model=fake_backend.MODEL, messages=messages, **parameters)  # type: ignore

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2 as httpx  # the client library of openai 3
 import openai
 from openai.types.chat import ChatCompletion
 

@@ -11,10 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -60,18 +59,6 @@ def serve(
     with _running("vLLM", command, cpu) as (server, log):
         _wait("vLLM", server, log, lambda: _healthy(f"http://127.0.0.1:{port}/health"))
         yield f"http://127.0.0.1:{port}/v1"
-
-
-@contextmanager
-def serve_sglang(actor_rollout: Mapping[str, Any], *, cpu: bool) -> Iterator[str]:
-    """As `serve`, by SGLang as a run would use it: `actor_rollout` is that section of a resolved configuration."""
-    with tempfile.TemporaryDirectory(prefix="sglang-") as folder:
-        config = Path(folder) / "config.json"
-        config.write_text(json.dumps(actor_rollout), encoding="utf-8")
-        command = [sys.executable, "-m", "vision_rl.engine.sglang_serve", str(config)]
-        with _running("SGLang", command, cpu) as (server, log):
-            _wait("SGLang", server, log, lambda: _address(log) is not None)
-            yield f"{_address(log)}/v1"
 
 
 @contextmanager

@@ -129,9 +129,6 @@ class VisionVERL(agl.Algorithm):
             self._keep_logs()
             ray.shutdown()
 
-    def _engine(self) -> str:
-        return str(self.launch.resolved.verl["actor_rollout_ref"]["rollout"]["name"])
-
     def _of_the_dead(self, error: Exception) -> str:
         """What to tell of a worker process that was killed: Ray's reason is a page long."""
         folder = self.launch.context.run_dir
@@ -179,8 +176,6 @@ class VisionVERL(agl.Algorithm):
         # A key of this run: on several nodes the model servers listen on the network.
         variables = {**self.launch.environment, SERVER_KEY: secrets.token_hex(16)}
         environment: dict[str, Any] = {"env_vars": variables}
-        if self.launch.cpu and self._engine() == "sglang":
-            environment["worker_process_setup_hook"] = "vision_rl.engine.sglang_cpu.apply"
         options = dict(self.launch.resolved.verl["ray_kwargs"]["ray_init"])
         options.pop("runtime_env", None)  # verl's own default; ours goes to every process of the run
         ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -21,7 +21,7 @@ from vision_rl.engine.processor import image_token_id, load_processor
 from vision_rl.engine.trace import Turn, turns_from_spans
 from vision_rl.errors import UserError
 from vision_rl.finding import Finding
-from vision_rl.serving import MODEL_NAME, serve, serve_sglang
+from vision_rl.serving import MODEL_NAME, serve
 
 MISMATCH_NATS = 0.1
 """The mean difference above which something other than rounding is at work, where the preset names no limit."""
@@ -50,8 +50,6 @@ def _engine(resolved: Resolved) -> str:
 def _served(resolved: Resolved, cpu: bool) -> AbstractContextManager[str]:
     """The base URL of the model on the engine that the run would use."""
     actor_rollout, data = resolved.verl["actor_rollout_ref"], resolved.verl["data"]
-    if _engine(resolved) == "sglang":
-        return serve_sglang(actor_rollout, cpu=cpu)
     length = data["max_prompt_length"] + data["max_response_length"]
     name, images = str(actor_rollout["model"]["path"]), resolved.app.images_per_prompt
     return serve(name, cpu=cpu, max_model_len=length, images_per_prompt=images)
@@ -88,9 +86,7 @@ async def _ask(
 
 def _compared(name: str, turn: Turn, folder: Path, resolved: Resolved, cpu: bool) -> list[Finding]:
     """Findings on the trace and on |transformers - server| over its response."""
-    # vLLM is started here without the run's limits, SGLang with all that the run would give it.
-    limits = resolved.agent.pixel_limits() if _engine(resolved) == "sglang" else {}
-    pixels = Pixels(load_processor(name), folder, limits=limits)
+    pixels = Pixels(load_processor(name), folder)  # the server is started here without the run's limits, too
     shown = f"{len(turn.prompt_ids)} prompt and {len(turn.response_ids)} response ids, {len(turn.image_refs)} pictures"
     found = [
         Finding("trace", len(turn.logprobs) == len(turn.response_ids), shown, "the server returns no log-probabilities")

@@ -45,7 +45,18 @@ def record_of(
 
     seconds: from the first try to the end, pauses included (usage.seconds holds the model's own time).
     """
-    kept = ("id", "task", "metric", "question", "image_paths", "choices", "answers", "boxes", "labels", "image_sizes")
+    kept: tuple[str, ...] = (
+        "id",
+        "task",
+        "metric",
+        "question",
+        "image_paths",
+        "choices",
+        "answers",
+        "boxes",
+        "labels",
+        "image_sizes",
+    )
     kept += ("source", "meta")
     return {
         "row": number,

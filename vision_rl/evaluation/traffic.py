@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-import httpx
+import httpx2 as httpx  # the client library of openai 3
 
 from vision_rl.client import shared_client
 

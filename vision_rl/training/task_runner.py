@@ -10,15 +10,6 @@ import ray
 from vision_rl.plugins import check_estimator, import_user_modules
 
 
-def _register_server(engine: str) -> None:
-    """Let verl start this project's model server. Only the engine that is used needs to be installed."""
-    if engine == "vllm":
-        from vision_rl.backends.vllm_server import register
-    else:
-        from vision_rl.engine.sglang_server import register
-    register()
-
-
 @ray.remote(num_cpus=1)
 class VisionTaskRunner:
     """Does what verl's `TaskRunnerV1` does (verl/trainer/main_ppo.py), with our trainer, rows in memory, and no prints."""
@@ -32,12 +23,12 @@ class VisionTaskRunner:
         # The queue's own actors start while this process imports verl, and workers and server start.
         queue = threading.Thread(target=tq.init, args=(tree.transfer_queue,), name="queue", daemon=True)
         queue.start()
+        from vision_rl.backends.vllm_server import register
         from vision_rl.training.trainer import trainer_class
 
         import_user_modules(context.app.imports)
-        import_user_modules(context.app.imports)
         check_estimator(tree.algorithm.adv_estimator)
-        _register_server(tree.actor_rollout_ref.rollout.name)
+        register()
         trainer = trainer_class(tree.trainer.v1.trainer_mode)(tree, context, store, train, val)
         try:
             trainer.init(queue.join)

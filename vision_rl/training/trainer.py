@@ -60,6 +60,7 @@ class VisionTrainer(PPOTrainer):
     """GRPO over parallel runners with an actor that sees. The three classes below give it verl's three modes."""
 
     worker_class: type = VisionWorker
+    role_worker_mapping: dict[Any, Any]
 
     def __init__(self, config: Any, run: RunContext, store: Any, train: list[str], val: list[str]) -> None:
         self.run, self.store = run, store
@@ -321,10 +322,10 @@ class VisionTrainer(PPOTrainer):
         started = time.monotonic()
         with self.checkpoints.writing(step) as folder:
             self.actor_rollout_wg.save_checkpoint(str(folder / "actor"), None, step)
-            kind, keys, *rest = np.random.get_state()
+            generator: Any = np.random.get_state()
             states = {
                 "python": random.getstate(),
-                "numpy": [kind, keys.tolist(), *rest],
+                "numpy": [part.tolist() if isinstance(part, np.ndarray) else part for part in generator],
                 "torch": torch.get_rng_state(),
             }
             torch.save({"data": data, "random": states}, folder / "trainer.pt")
