@@ -1,8 +1,9 @@
-"""Start-up, step time by phase, rollouts per second and memory: this project against Agent Lightning's stock settings.
+"""Start-up, step time by phase, rollouts per second and memory of a run on the tiny model.
 
     python benchmarks/stack.py [--steps 12] [--rollouts 16]
 
-Both train the tiny model on the same synthetic VQA rows, one after the other, in one run of this script; read the ratios.
+Up to verl 0.6.1 this compared with Agent Lightning's stock trainer. Agent Lightning 0.3.0's does not import on verl 0.9
+(`create_rl_sampler` has moved); the last figures of the comparison stand in docs/benchmarks.md with their date.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import datetime
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -28,18 +28,12 @@ ROOT = Path(__file__).resolve().parents[1]
 WARM_UP_STEPS = 2
 OUTPUT = "output.txt"
 PHASES = {
-    "generate": "timing_s/generate",
+    "generate": "timing_s/gen",
     "log-probs": "timing_s/old_log_prob",
+    "advantages": "timing_s/adv",
     "update": "timing_s/update_actor",
-    "weight sync": "timing_s/weight_sync",
-    "batch": "timing_s/batch",
+    "weight sync": "timing_s/update_weights",
     "step": "timing_s/step",
-}
-STOCK_PHASES = {
-    "log-probs": "timing_s/old_log_prob",
-    "update": "timing_s/update_actor",
-    "step": "timing_s/step",
-    "gen": "timing_s/gen",
 }
 
 
@@ -103,25 +97,6 @@ def ours(folder: Path, steps: int, rollouts: int) -> dict[str, Any]:
     return result(lines, PHASES, summary["startup_seconds"], rollouts, memory)
 
 
-def stock(folder: Path, steps: int, rollouts: int) -> dict[str, Any]:
-    first = folder / "first"
-    arguments = ["--steps", str(steps), "--data", str(folder / "data"), f"trainer.total_training_steps={steps}"]
-    command = [sys.executable, "benchmarks/stock_run.py", *arguments, "trainer.logger=[console]", *options(rollouts)]
-    memory = measure(command, folder, {"FIRST_ROLLOUTS_PATH": str(first)})
-    lines = console_metrics((folder / OUTPUT).read_text())
-    startup = float(first.read_text()) - float(Path(f"{first}.started").read_text())
-    return result(lines, STOCK_PHASES, startup, rollouts, memory)
-
-
-def console_metrics(output: str) -> list[dict[str, float]]:
-    """verl's console lines, `step:3 - key:value - ...`; its file logger fails on the tensors in Agent Lightning's metrics."""
-    lines = re.findall(r"step:\d+ - .*", output)
-    return [
-        {key: float(value) for key, value in re.findall(r"(\S+):(-?[\d.]+(?:e-?\d+)?)(?: - |$)", line)}
-        for line in lines
-    ]
-
-
 def result(
     lines: list[dict[str, Any]], phases: dict[str, str], startup: float, rollouts: int, memory: float
 ) -> dict[str, Any]:
@@ -139,25 +114,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rollouts", type=int, default=16)
-    parser.add_argument("--skip-stock", action="store_true")
     args = parser.parse_args()
-    measured: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
-        for label, function in (("ours", ours), ("stock", stock)):
-            if label == "stock" and args.skip_stock:
-                continue
-            folder = Path(name) / label
-            folder.mkdir()
-            measured[label] = function(folder, args.steps, args.rollouts)
+        measured = ours(Path(name), args.steps, args.rollouts)
     print(
         f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, {args.rollouts} rollouts a step, medians"
     )
-    print(f"{'':32}" + "".join(f"{label:>10}" for label in measured) + ("     ratio" if len(measured) == 2 else ""))
-    for key in dict.fromkeys(key for values in measured.values() for key in values):
-        values = [measured[label].get(key) for label in measured]
-        row = "".join(f"{value:10.2f}" if value is not None else f"{'-':>10}" for value in values)
-        ratio = f"{values[1] / values[0]:10.2f}" if len(values) == 2 and None not in values else ""  # type: ignore[operator]
-        print(f"{key:32}{row}{ratio}")
+    for key, value in measured.items():
+        print(f"{key:32}{value:10.2f}")
 
 
 if __name__ == "__main__":
