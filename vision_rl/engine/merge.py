@@ -1,6 +1,6 @@
 """verl's checkpoint merger in the precision of the actor: `python -m vision_rl.engine.merge ACTOR_DIR TARGET DTYPE`.
 
-verl 0.6.1 casts every tensor to bfloat16 (model_merger/fsdp_model_merger.py:169,181, base_model_merger.py:296), so that a
+verl 0.9.1 casts every tensor to bfloat16 (model_merger/fsdp_model_merger.py:169,181, base_model_merger.py:296), so that a
 float32 run cannot be served as it was trained. Here the tensors keep what DTYPE says. It can go when verl's merger takes a
 dtype; tests/test_export.py fails without it. A process of its own, because merging needs the whole model in memory once.
 """
