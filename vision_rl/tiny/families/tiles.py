@@ -108,7 +108,13 @@ def llama4() -> tuple[Any, Any]:
     rope = {"rope_type": "default", "rope_theta": 10000.0}
     text = _text(tok, "llama4_text", intermediate_size_mlp=96, num_local_experts=4, interleave_moe_layer_step=2)
     text |= {"no_rope_layer_interval": 2, "attention_chunk_size": 512, "rope_parameters": rope}
-    vision: dict[str, Any] = {**_VISION, "intermediate_size": 256, "image_size": 56, "patch_size": 14, "vision_output_dim": 64}
+    vision: dict[str, Any] = {
+        **_VISION,
+        "intermediate_size": 256,
+        "image_size": 56,
+        "patch_size": 14,
+        "vision_output_dim": 64,
+    }
     vision |= {"projector_input_dim": 64, "projector_output_dim": 64, "rope_parameters": rope}
     config = Llama4Config(
         text_config=text,
