@@ -20,7 +20,7 @@ from vision_rl.tiny.families import build
 from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample
 
-FAMILIES = ("Qwen2.5-VL", "Qwen3-VL", "LLaVA-1.5", "Pixtral", "InternVL 3 (-hf)")
+FAMILIES = ("Qwen2.5-VL", "Qwen3-VL", "LLaVA-1.5", "Pixtral", "Gemma 4")
 RAW, SMALL, PATCH, COLORS = "raw log-probabilities", "smaller on the server", "patches of 14", "other colours"
 
 

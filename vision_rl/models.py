@@ -355,6 +355,12 @@ def measured(results: Path = PARITY_RESULTS) -> dict[str, Measured]:
     return found
 
 
+def _parity(found: Measured | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found.equal} of {found.cells}" + (f", {found.largest:.0e}" if found.equal else "")
+
+
 def render_models() -> str:
     """The table as text, one family a line, refusals with their reason below."""
     header = (
@@ -378,7 +384,7 @@ def render_models() -> str:
             row.coordinates,
             row.positions,
             row.memory,
-            f"{m.equal} of {m.cells}, {m.largest:.0e}" if (m := matrix.get(row.name)) else "-",
+            _parity(matrix.get(row.name)),
             "no" if row.refused else "yes",
         )
         for row in TABLE

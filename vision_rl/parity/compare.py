@@ -91,8 +91,10 @@ def _serve(jobs: Sequence[Job], asked: Sequence[Cell], folder: Path) -> None:
 
     served = []
     for number, job in enumerate(jobs):
+        processor = load_processor(str(job.model))
+        positions = getattr(processor.config.get_text_config(), "max_position_embeddings", None)
         engine: dict[str, Any] = {
-            "max_model_len": 2048 * job.scale,
+            "max_model_len": min(2048 * job.scale, positions or 2048),
             "max_num_seqs": 16,
             "seed": 0,
             "generation_config": "vllm",
@@ -107,7 +109,7 @@ def _serve(jobs: Sequence[Job], asked: Sequence[Cell], folder: Path) -> None:
                 "update": str(_synced(job, folder / f"{number}.synced")) if job.updated else None,
                 "engine": engine,
                 "cells": [cell.to_json() for cell in asked if job.updated or not cell.after_update],
-                "forbidden": forbidden_token_ids(load_processor(str(job.model))),
+                "forbidden": forbidden_token_ids(processor),
                 "fork": job.cpu and len(jobs) > 1,
                 "log": str(folder / f"{number}.server.log"),
                 "result": str(folder / f"{number}.answers.json"),
@@ -146,6 +148,7 @@ def _job_results(job: Job, asked: Sequence[Cell], replies: dict[str, Any]) -> li
     from vision_rl.parity.actor import bare_engine, load_model
     from vision_rl.training.rows import RowBuilder
 
+    asked = [cell for cell in asked if job.updated or not cell.after_update]
     if "error" in replies:
         return [
             Result(job.family, cell.name, None, None, None, "refused", f"vLLM: {replies['error']}") for cell in asked
