@@ -118,7 +118,9 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
     process = subprocess.Popen(command(run_dir, *options, "--max-steps", "500"), cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         wait_for_step(run_dir, 2, process)
-        assert complaints(processes_of(process.pid)) == []  # every socket is in docs/security.md, and no wider than it says
+        assert (
+            complaints(processes_of(process.pid)) == []
+        )  # every socket is in docs/security.md, and no wider than it says
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=120) == 0
     finally:
