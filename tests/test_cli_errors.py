@@ -208,6 +208,10 @@ def test_too_few_cores_and_too_little_memory(
     assert "memory" in capsys.readouterr().err
 
 
+# The logical GPUs of a CPU run follow from the ranks, unless somebody says another number.
+TWO_RANKS_ONE_GPU = ["trainer.n_gpus_per_node=2", "ray_kwargs.ray_init.num_gpus=1"]
+
+
 @pytest.mark.parametrize(
     ("cpu_build", "devices", "arguments", "words"),
     [
@@ -215,7 +219,7 @@ def test_too_few_cores_and_too_little_memory(
         (False, 0, ["--preset", "gpu_24gb"], ["wants 1 GPU ", "none", "nvidia-smi"]),
         (False, 1, ["--preset", "2x24gb"], ["wants 2 GPUs", "1 can be used", "lower that to 1"]),
         (False, 8, ["--preset", "8x80gb", "trainer.nnodes=2"], ["wants 16 GPUs", "8 can be used", "Ray's cluster"]),
-        (True, 0, ["--preset", "cpu", "trainer.n_gpus_per_node=2"], ["cpu wants 2 GPUs", "ray_init.num_gpus=2"]),
+        (True, 0, ["--preset", "cpu", *TWO_RANKS_ONE_GPU], ["cpu wants 2 GPUs", "ray_init.num_gpus=2"]),
     ],
 )
 def test_more_gpus_than_there_are(
