@@ -203,7 +203,10 @@ def _measured(
     try:
         computed = torch.cat(log_probs(engine, builder, samples, pairs[0][0].temperature))
     except Exception as error:  # whatever stops the trainer is the cell's result
-        return Result(family, name, None, None, prompt_equal, "refused", f"trainer: {type(error).__name__}: {error}")
+        reason = f"trainer: {type(error).__name__}: {error}"
+        for path in {path for cell, _ in pairs for path in cell.pictures}:  # a folder of one machine says nothing
+            reason = reason.replace(Path(path).as_uri(), Path(path).name)
+        return Result(family, name, None, None, prompt_equal, "refused", reason)
     served = torch.tensor([value for _, reply in pairs for value in reply["logprobs"]])
     difference = (computed - served).abs()
     largest = float(difference.max())
