@@ -96,12 +96,6 @@ def _healthy(url: str) -> bool:
         return False
 
 
-def _address(log: Path) -> str | None:
-    """What a server printed as its address, once it has."""
-    lines = log.read_text(errors="replace").splitlines()
-    return next((line for line in lines if line.startswith("http://")), None)
-
-
 def _wait(name: str, server: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
