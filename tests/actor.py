@@ -70,8 +70,15 @@ def actor(role: str = "actor", model: str | Path | None = None, *changes: str) -
     return worker
 
 
-def log_probs(worker: VisionTrainingWorker, rows: Sequence[dict[str, Any]], pixels: Pixels | None) -> torch.Tensor:
-    """(rows, longest response) log-probabilities, zero beyond each response."""
+def log_probs(
+    worker: VisionTrainingWorker,
+    rows: Sequence[dict[str, Any]],
+    pixels: Pixels | None,
+    *,
+    temperature: float = 1.0,
+    what: str = "log_probs",
+) -> torch.Tensor:
+    """(rows, longest response) log-probabilities, or entropies, zero beyond each response."""
     data = list_of_dict_to_tensordict([dict(row) for row in rows])
     for name in list(data.keys()):
         if (
@@ -79,13 +86,15 @@ def log_probs(worker: VisionTrainingWorker, rows: Sequence[dict[str, Any]], pixe
         ):  # rows of one length; the queue nests them too
             data[name] = torch.nested.as_nested_tensor(list(data[name]), layout=torch.jagged)
     tu.maybe_fix_3d_position_ids(data)  # as verl's update does first
-    tu.assign_non_tensor(data, calculate_entropy=True, compute_loss=False, temperature=1.0, global_token_num=None)
+    tu.assign_non_tensor(
+        data, calculate_entropy=True, compute_loss=False, temperature=temperature, global_token_num=None
+    )
     worker.engine.pixels = pixels
     output = worker.infer_batch(data)
     output = output.get() if hasattr(output, "get") and not hasattr(output, "keys") else output
     responses = [len(row["responses"]) for row in rows]
     mask = torch.nested.as_nested_tensor([torch.ones(n) for n in responses], layout=torch.jagged)
-    nested = response_from_nested(output["log_probs"], mask)
+    nested = response_from_nested(output[what], mask)
     return torch.nested.to_padded_tensor(nested.float(), padding=0.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -52,7 +53,24 @@ def test_banned_tokens_have_no_probability_in_the_actor(rows: list[dict[str, Any
     probabilities = -torch.expm1(-gain)  # of the banned: log p' - log p = -log(1 - p(banned))
     assert ((probabilities > 0) & (probabilities < 1)).all()
     worker.engine.banned_tokens = torch.tensor([int(rows[0]["responses"][1])])
-    assert log_probs(worker, rows, None)[0, 1] < -1e4
+    assert log_probs(worker, rows, None)[0, 1] < -5e3
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.8, 1.0])
+def test_banned_tokens_leave_the_entropy_a_number(temperature: float, rows: list[dict[str, Any]]) -> None:
+    """It is computed after the division by the temperature, and an entropy term of NaN is a loss of NaN."""
+    worker = actor()
+    worker.engine.banned_tokens = torch.arange(20, 200)
+    entropy = log_probs(worker, rows, None, temperature=temperature, what="entropy")
+    assert entropy.isfinite().all() and (entropy >= 0).all()
+
+
+def test_the_separate_trainer_can_tell_that_it_starts() -> None:
+    """verl 0.9.1 hands `flush` to logging there, which is a TypeError where the line is told."""
+    from vision_rl.training import separate
+
+    logger = logging.getLogger(separate.PPOTrainerSeparateAsync.__module__)
+    logger.info("said once it has started", flush=True)  # type: ignore[call-arg]
 
 
 def test_a_frozen_tower_stays_as_it_is() -> None:

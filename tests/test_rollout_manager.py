@@ -142,9 +142,9 @@ def wait_for(manager: RolloutManager, uid: str) -> None:
 class Buffer:
     """What `StepRecords.take` reads of verl's buffer."""
 
-    def __init__(self, *waiting: str) -> None:
-        self.finished_keys = {"train": set(waiting)}
-        self.failure_keys: dict[str, set[str]] = {"train": set()}
+    def __init__(self, *selected: str) -> None:
+        self.selected = set(selected)
+        self.thrown_away: set[str] = set()
 
 
 def batch_of(queue: Queue, *uids: str) -> KVBatchMeta:
@@ -176,7 +176,7 @@ def test_a_group_becomes_rows_and_counts(
     assert queue.tags[uid]["status"] == status
     assert len(batch_of(queue, uid).keys) == rows
     records = StepRecords(RunLog(tmp_path / "run"), manager, Integrity(drop_rate=0.9))
-    metrics = records.take(batch_of(queue, good, uid), Buffer(), 3)
+    metrics = records.take(Buffer(good, uid), 3)
     assert metrics["train/rollouts"] == 2 * N
     assert metrics["train/rollouts_failed"] == sum(failed.values())
     assert {k.rsplit("/", 1)[1]: v for k, v in metrics.items() if "/failed/" in k} == failed
@@ -195,6 +195,19 @@ def test_a_group_becomes_rows_and_counts(
     assert not manager.groups, "what is recorded is forgotten"
 
 
+def test_a_group_that_was_not_sampled_yet_waits_for_its_step(manager: RolloutManager, tmp_path: Path) -> None:
+    """In the asynchronous modes rollouts go on while a batch is taken: what is done by then belongs to a later step."""
+    first, second, third = train(manager, *[[1.0, 0.0, 1.0, 0.0]] * 3)
+    records = StepRecords(RunLog(tmp_path), manager, Integrity())
+    buffer = Buffer(first)
+    buffer.thrown_away = {third}
+    assert records.take(buffer, 3)["train/groups_filtered"] == 1
+    assert set(manager.groups) == {second}
+    assert not buffer.thrown_away, "counted in one step only"
+    records.take(Buffer(second), 4)
+    assert not manager.groups
+
+
 def test_too_much_that_is_lost_ends_the_run(manager: RolloutManager, queue: Queue, tmp_path: Path) -> None:
     uids = train(manager, [1.0, 0.0, "Odd: a", "Odd: b"], [1.0, (0.0, [MISSING]), 0.5, 0.5])
     for limit, ends in ((0.3, True), (0.4, False)):  # 2 of 8 failed, then 1 of 6 dropped: 1 - 6/8 * 5/6 = 0.375
@@ -204,9 +217,9 @@ def test_too_much_that_is_lost_ends_the_run(manager: RolloutManager, queue: Queu
             with pytest.raises(
                 UserError, match=r"38% of step 3 .*'Odd': 2.*unreadable_image.*nowhere\.png.*drop_rate=0\.3"
             ):
-                records.take(batch_of(queue, *uids), Buffer(), 3)
+                records.take(Buffer(*uids), 3)
         else:
-            records.take(batch_of(queue, *uids), Buffer(), 3)
+            records.take(Buffer(*uids), 3)
         manager.groups = taken
 
 
@@ -280,11 +293,12 @@ def test_groups_without_spread_are_drawn_anew_a_bounded_number_of_times(
 
     for uid in ("g0", "g1"):
         queue.tags[uid] |= {"is_prompt": True, "global_steps": 3}
-    batch, _ = buffer(manager, refill, 3).sample(global_steps=3, partition_id="train", batch_size=2)
+    sampler = buffer(manager, refill, 3)
+    batch, _ = sampler.sample(global_steps=3, partition_id="train", batch_size=2)
     assert len({key.rsplit("_", 2)[0] for key in batch.keys}) == 2
     assert manager.filtered_in_step == 4, "two rounds of two groups each, and the third is kept as it is"
     records = StepRecords(RunLog(tmp_path / "run"), manager, Integrity())
-    metrics = records.take(batch, Buffer(), 3)
+    metrics = records.take(sampler, 3)
     assert metrics["train/groups_filtered"] >= 4
     records.write()
     lines = read_jsonl(tmp_path / "run" / ROLLOUTS)[0]

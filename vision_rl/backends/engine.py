@@ -22,6 +22,10 @@ VISION_TOWERS = ("visual", "vision_tower", "vision_model", "multi_modal_projecto
 """What the families call the part that sees, projector included, below `model` (or `model.model`)."""
 
 
+BANNED_LOGIT = -1e4
+"""The logit of a token that is never sampled: exp(-1e4) is zero in every dtype."""
+
+
 class VisionEngine(FSDPEngineWithLMHead):
     """`FSDPEngineWithLMHead` for models that see.
 
@@ -60,12 +64,13 @@ class VisionEngine(FSDPEngineWithLMHead):
         """Take the tokens out that verl's server never samples (monkey_patch_compute_logits: placeholders of pictures, and
         ids beyond the tokenizer): else the actor's log-probabilities are off by log(1 - p(banned)).
 
-        logits: (..., vocabulary). A finite minimum instead of -inf: entropy multiplies logits with probabilities of zero.
+        logits: (..., vocabulary). Finite, and far from the dtype's limit: they are divided by the temperature after this, and
+        entropy multiplies them with probabilities of zero, so that an infinity would make the loss NaN.
         """
         if self.banned_tokens is None or not len(self.banned_tokens):
             return logits
         banned = self.banned_tokens.to(logits.device)
-        return logits.index_fill(-1, banned, torch.finfo(logits.dtype).min)
+        return logits.index_fill(-1, banned, BANNED_LOGIT)
 
     def prepare_model_inputs(self, micro_batch: Any) -> Any:
         """As upstream, with the pixels of this micro-batch in place of the references that came through the queue."""

@@ -14,7 +14,8 @@ def reload_on_cpu(model_runner: Any, weights: Iterable[tuple[str, torch.Tensor]]
     vLLM's CPU layers hand their weights to oneDNN and drop them (layers/utils.py, `remove_weight=True`), so that there is
     nothing left to load into; vLLM's own layerwise reload brings the layers back first. It also puts uninitialised memory
     where a layer keeps a buffer that no checkpoint holds beside weights that one does, such as a CLIP tower's
-    `position_ids` (reload/layerwise.py of vLLM 0.24): those are put back as they were. And it leaves a head that is tied to
+    `position_ids` (reload/layerwise.py of vLLM 0.24), and forgets that a checkpoint does not hold it: those are put back as
+    they were, and as what they were, so that the next reload knows them too. And it leaves a head that is tied to
     the embeddings with what oneDNN made of the old ones: no checkpoint holds weights of its own for it.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -26,9 +27,10 @@ def reload_on_cpu(model_runner: Any, weights: Iterable[tuple[str, torch.Tensor]]
     initialize_layerwise_reload(model)
     model.load_weights(weights)
     finalize_layerwise_reload(model, model_runner.model_config)
-    for name, buffer in model.named_buffers():
-        if name in constants:
-            buffer.copy_(constants[name])
+    buffers = dict(model.named_buffers())
+    for name, constant in constants.items():
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner).register_buffer(leaf, buffers[name].copy_(constant), persistent=False)
     for head in model.modules():
         if isinstance(head, ParallelLMHead):
             head.quant_method.process_weights_after_loading(head)

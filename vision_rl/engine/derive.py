@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,19 @@ class Derivation:
             self._file_transfer()
         if self.get("trainer.device") == "cpu":
             self.put("ray_kwargs.ray_init.num_gpus", trained + served, "one logical GPU for each rank and server")
+        self._logical_cpus(trained + served)
+
+    def _logical_cpus(self, ranks: int) -> None:
+        """Ray waits without end and without a word for CPUs that a small machine does not have; the actors mostly idle.
+
+        verl reserves three for each rank and server (single_controller/ray/base.py, `max_colocate_count`), TransferQueue
+        one for each storage unit and its controller; the trainer's own actor takes one.
+        """
+        if self.get("ray_kwargs.ray_init.address") or os.environ.get("RAY_ADDRESS"):
+            return
+        needed = 3 * ranks + self.get("transfer_queue.backend.SimpleStorage.num_data_storage_units") + 2
+        if self.get("trainer.device") == "cpu" or needed > (os.cpu_count() or 1):
+            self.put("ray_kwargs.ray_init.num_cpus", needed, "what the ranks, servers and the queue reserve")
 
     def _file_transfer(self) -> None:
         """A machine without GPUs has none of verl's transports; ours takes the place of the variant's NCCL."""

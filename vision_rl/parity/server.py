@@ -90,7 +90,8 @@ def _contiguous_inputs() -> None:
 
 def _update(llm: Any, weights: str) -> None:
     """New weights into the living engine, and its three caches emptied, as after each step of a run."""
-    llm.collective_rpc(_load, args=(weights,))
+    for _ in range(2):  # some of what vLLM's reload spoils shows at the second one only
+        llm.collective_rpc(_load, args=(weights,))
     llm.reset_prefix_cache()
     llm.llm_engine.reset_mm_cache()
     llm.llm_engine.reset_encoder_cache()

@@ -18,10 +18,27 @@ WAIT_SECONDS = 0.25
 
 
 class _Told:
-    """What both buffers change. `rollouts` is set once the rollout manager is there."""
+    """What both buffers change. `rollouts` is set once the rollout manager is there.
+
+    `selected` and `thrown_away` name the groups of the last batch and those given up since somebody emptied the set: a
+    group that is merely done may still be on its way into the queue.
+    """
 
     rollouts: RolloutManager
     rule: FilterGroups
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.selected: set[str] = set()
+        self.thrown_away: set[str] = set()
+
+    def _clear_groups(self, partition_id: str, uids: set[str]) -> None:
+        super()._clear_groups(partition_id, uids)  # type: ignore[misc]
+        self.thrown_away |= uids
+
+    def _materialize_batch(self, partition_id: str, selected_prompt_uids: list[str], partition_snapshot: Any) -> Any:
+        self.selected = set(selected_prompt_uids)
+        return super()._materialize_batch(partition_id, selected_prompt_uids, partition_snapshot)  # type: ignore[misc]
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         """verl sleeps two seconds here. Raises what has ended the rollouts."""

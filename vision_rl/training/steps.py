@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transfer_queue import KVBatchMeta
@@ -15,6 +15,9 @@ from vision_rl.telemetry import RunLog
 from vision_rl.tool_telemetry import write_tool_logs
 from vision_rl.training.rollout_manager import Group, RolloutManager
 from vision_rl.training.rollouts import failures, rollout_metrics
+
+if TYPE_CHECKING:
+    from vision_rl.training.replay import AsyncBuffer, SyncBuffer
 
 STALL_SECONDS = 5.0
 """A rollout slower than this is counted as stalled; a single turn of the tiny model takes a tenth of it."""
@@ -30,19 +33,17 @@ class StepRecords:
         self.filtered: dict[str, Group] = {}
         self.advantages: dict[str, float] = {}
 
-    def take(self, batch: KVBatchMeta, buffer: Any, step: int) -> dict[str, float]:
-        """The groups of a sampled batch, and those that the buffer threw away; returns the counts.
+    def take(self, buffer: SyncBuffer | AsyncBuffer, step: int) -> dict[str, float]:
+        """The groups of the batch that was sampled last, and those that the buffer threw away; returns the counts.
+
+        A group that failed whole has no rows in the batch and belongs to the step that waited for it all the same.
 
         Raises `UserError` when too much of the batch had to be dropped.
         """
         self.step = step
-        known = buffer.finished_keys["train"] | buffer.failure_keys["train"]
-        used = {key.rsplit("_", 2)[0] for key in batch.keys}
-        over = {uid for uid, group in self.rollouts.groups.items() if group.mode == "train" and group.done}
-        # A group that failed whole has no rows: it belongs to the step that waited for it.
-        empty = {uid for uid in over - known - used if not self.rollouts.groups[uid].rows}
-        self.groups = {uid: self.rollouts.take(uid) for uid in used | empty}
-        self.filtered = {uid: self.rollouts.take(uid) for uid in over - known - used - empty}
+        self.groups = {uid: self.rollouts.take(uid) for uid in buffer.selected}
+        self.filtered = {uid: self.rollouts.take(uid) for uid in buffer.thrown_away}
+        buffer.thrown_away = set()
         self.rollouts.filtered_in_step = 0
         return self._counted()
 

@@ -206,7 +206,7 @@ class VisionTrainer(PPOTrainer):
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], **kwargs: Any) -> KVBatchMeta:
         """The first thing that verl does with a sampled batch; what was rolled out is counted here, before it is padded."""
-        metrics.update(self.records.take(batch, self.replay_buffer, self.global_steps))
+        metrics.update(self.records.take(self.replay_buffer, self.global_steps))
         return super()._balance_batch(batch, metrics, **kwargs)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
