@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import pytest
 
 from tests.engine_stack import running_stack
 from tests.sockets import LOOPBACK, NETWORK, Listening, Row, complaints, listening_sockets, processes_of, table
+from vision_rl.backends.rendezvous import RENDEZVOUS
 
 LISTEN = """
 import socket, sys
@@ -97,3 +100,41 @@ def test_the_proxy_listens_where_the_table_says(tmp_path: Path) -> None:
         pids = [stack.proxy.process.pid]
         assert [one.port for one in listening_sockets(pids)] == [stack.proxy.port]
         assert complaints(pids) == []
+
+
+RANK = """
+import os, sys
+from vision_rl.backends.rendezvous import workers_meet_by_file
+from verl.utils.distributed import initialize_global_process_group_ray
+workers_meet_by_file()
+initialize_global_process_group_ray(backend="gloo")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_ranks_of_one_machine_meet_without_a_socket_on_the_network(by_file: bool, tmp_path: Path) -> None:
+    """torch's TCPStore listens on every interface even where it is told 127.0.0.1: the control shows it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    variables |= {RENDEZVOUS: str(tmp_path)} if by_file else {}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **variables, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    try:
+        for rank in ranks:
+            assert rank.stdout is not None and rank.stdout.readline() == b"ready\n"
+        wide = [one for one in listening_sockets(rank.pid for rank in ranks) if not one.is_local]
+        assert by_file == (not wide)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait(10)

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
 
+from vision_rl.backends.rendezvous import workers_meet_by_file
 from vision_rl.errors import UserError
 
 MEMORY = Path("/dev/shm")
@@ -29,6 +30,8 @@ class FileTransfer(CheckpointEngine):
     """The master rank of the actor writes, every rollout worker reads; the file goes once all have read it."""
 
     def __init__(self, bucket_size: int, is_master: bool = False, **_kwargs: Any) -> None:
+        # A process that receives weights joins its group right after this (checkpoint_engine/base.py:337 and 351).
+        workers_meet_by_file()
         self.is_master = is_master
         self.path = Path()
 

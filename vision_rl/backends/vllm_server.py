@@ -14,6 +14,7 @@ from verl.workers.rollout.vllm_rollout import vllm_async_server
 from verl.workers.rollout.vllm_rollout.utils import VLLM_LORA_INT_ID, VLLM_LORA_PATH
 from vllm.lora.request import LoRARequest
 
+from vision_rl.backends.rendezvous import vllm_meets_by_file
 from vision_rl.engine.processor import load_processor
 from vision_rl.gpu import cpu_build
 from vision_rl.orphans import end_with_parent
@@ -30,6 +31,7 @@ class VisionHttpServer(vllm_async_server.vLLMHttpServer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if cpu_build():
             fork_engine()
+            vllm_meets_by_file()
         super().__init__(*args, **kwargs)
 
     def _init_model_config(self, model_config: Any) -> Any:

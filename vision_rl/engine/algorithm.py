@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import agentlightning as agl
 
+from vision_rl.backends.rendezvous import RENDEZVOUS
 from vision_rl.engine.config import Resolved
 from vision_rl.engine.environment import SERVER_KEY
 from vision_rl.errors import UserError
@@ -85,6 +87,7 @@ class VisionVERL(agl.Algorithm):
     def __init__(self, launch: Launch) -> None:
         super().__init__()
         self.launch = launch
+        self._ranks = ""  # the folder in which the ranks meet, on one machine
 
     def run(self, train_dataset: Any = None, val_dataset: Any = None) -> None:
         """Train; `watch` is called every tenth of a second meanwhile. Raises `UserError` for what the user can mend."""
@@ -128,6 +131,7 @@ class VisionVERL(agl.Algorithm):
         finally:
             self._keep_logs()
             ray.shutdown()
+            shutil.rmtree(self._ranks, ignore_errors=True)
 
     def _of_the_dead(self, error: Exception) -> str:
         """What to tell of a worker process that was killed: Ray's reason is a page long."""
@@ -165,9 +169,13 @@ class VisionVERL(agl.Algorithm):
 
         Before Ray is imported, because it reads these variables then. A cluster that is there already has rules of its own.
         """
-        if not (os.environ.get("RAY_ADDRESS") or self.launch.resolved.verl["ray_kwargs"]["ray_init"].get("address")):
+        if not self._in_a_cluster():
             os.environ.update(LOOPBACK)
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+    def _in_a_cluster(self) -> bool:
+        ray_init = self.launch.resolved.verl["ray_kwargs"]["ray_init"]
+        return bool(os.environ.get("RAY_ADDRESS") or ray_init.get("address"))
 
     def _start_ray(self) -> None:
         """On one machine a fresh local cluster; on several, the one whose address the preset or RAY_ADDRESS names."""
@@ -175,6 +183,8 @@ class VisionVERL(agl.Algorithm):
 
         # A key of this run: on several nodes the model servers listen on the network.
         variables = {**self.launch.environment, SERVER_KEY: secrets.token_hex(16)}
+        if not self._in_a_cluster():
+            variables[RENDEZVOUS] = self._ranks = tempfile.mkdtemp(prefix="vision-rl-ranks-")
         environment: dict[str, Any] = {"env_vars": variables}
         options = dict(self.launch.resolved.verl["ray_kwargs"]["ray_init"])
         options.pop("runtime_env", None)  # verl's own default; ours goes to every process of the run

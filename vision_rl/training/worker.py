@@ -15,6 +15,7 @@ from verl.utils.device import get_device_name
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from vision_rl.backends.engine import VisionEngine, mend_positions
+from vision_rl.backends.rendezvous import workers_meet_by_file
 from vision_rl.engine.pixels import Pixels
 from vision_rl.engine.processor import load_processor
 from vision_rl.errors import UserError
@@ -24,11 +25,18 @@ WEIGHT_SECONDS = float(os.environ.get("VISION_RL_WEIGHT_SECONDS", "300"))
 
 
 class VisionTrainingWorker(TrainingWorker):
-    """Starts gloo itself on a CPU: verl would ask for "cpu:gloo,cpu:gloo", a device named twice (utils/distributed.py:89)."""
+    """Meets its other ranks where the run says, and starts gloo itself on a CPU: verl would ask for "cpu:gloo,cpu:gloo", a
+    device named twice (utils/distributed.py:89)."""
 
     def __init__(self, config: Any) -> None:
+        workers_meet_by_file()
         if get_device_name() == "cpu" and not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo")
+            torch.distributed.init_process_group(
+                "gloo",
+                rank=int(os.environ["RANK"]),
+                world_size=int(os.environ["WORLD_SIZE"]),
+                init_method=os.environ.get("DIST_INIT_METHOD"),
+            )
         super().__init__(config)
 
     def train_mini_batch(self, data: Any) -> Any:
