@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from transfer_queue import KVBatchMeta
@@ -16,11 +16,15 @@ from vision_rl.tool_telemetry import write_tool_logs
 from vision_rl.training.rollout_manager import Group, RolloutManager
 from vision_rl.training.rollouts import failures, rollout_metrics
 
-if TYPE_CHECKING:
-    from vision_rl.training.replay import AsyncBuffer, SyncBuffer
-
 STALL_SECONDS = 5.0
 """A rollout slower than this is counted as stalled; a single turn of the tiny model takes a tenth of it."""
+
+
+class Sampled(Protocol):
+    """A replay buffer after a sampling: the groups that it took into the batch, and those that it threw away since the last."""
+
+    selected: set[str]
+    thrown_away: set[str]
 
 
 class StepRecords:
@@ -33,7 +37,7 @@ class StepRecords:
         self.filtered: dict[str, Group] = {}
         self.advantages: dict[str, float] = {}
 
-    def take(self, buffer: SyncBuffer | AsyncBuffer, step: int) -> dict[str, float]:
+    def take(self, buffer: Sampled, step: int) -> dict[str, float]:
         """The groups of the batch that was sampled last, and those that the buffer threw away; returns the counts.
 
         A group that failed whole has no rows in the batch and belongs to the step that waited for it all the same.
