@@ -19,14 +19,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vision_rl.coordinates import FAMILIES, family_for
+from vision_rl.answers.choices import ANSWER_FORMS
+from vision_rl.answers.coordinates import FAMILIES, family_for
 from vision_rl.data import box_sets, screenspot, vqav2
-from vision_rl.data.choices import ANSWER_FORMS
 from vision_rl.data.data_set import Source
 from vision_rl.data.data_set import iter_rows as set_rows
-from vision_rl.data.files import replacing
 from vision_rl.data.geometry import BOX_FORMATS, SPACES
-from vision_rl.data.images import LIMIT_PIXELS
 from vision_rl.data.schema import iter_rows, write_rows
 from vision_rl.data.sets import get_set, sets_table
 from vision_rl.data.show import contact_sheet, save_sheet
@@ -34,6 +32,8 @@ from vision_rl.data.split import parse_shares, write_splits
 from vision_rl.data.stats import as_text, summarise
 from vision_rl.data.verify import Checks, Report, verify, write_good_rows
 from vision_rl.errors import UserError, cli_errors
+from vision_rl.files import replacing
+from vision_rl.media.images import LIMIT_PIXELS
 from vision_rl.tasks import TASK_HELP, get_task
 
 _NOT_COMPARABLE = (

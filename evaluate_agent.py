@@ -22,9 +22,9 @@ from typing import Any
 
 from rich.console import Console
 
-from vision_rl.engine.environment import run_environment
+from vision_rl.backends.environment import run_environment
+from vision_rl.backends.gpu import on_cpu
 from vision_rl.errors import UserError, cli_errors
-from vision_rl.gpu import on_cpu
 from vision_rl.tasks import TASK_HELP, get_task
 
 OUTPUT = Path("runs") / "evaluations"
@@ -149,7 +149,7 @@ def model_folder(args: argparse.Namespace) -> Path | None:
 
         return checkpoint_dir()
     if args.checkpoint:
-        from vision_rl.engine.export import merged_checkpoint
+        from vision_rl.export.checkpoint import merged_checkpoint
 
         return merged_checkpoint(args.checkpoint)
     return None

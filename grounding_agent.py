@@ -1,7 +1,7 @@
 """Grounding: point at the thing that an instruction names, in a screenshot or a radiograph.
 
 With `agent.max_turns=1` (the default) it is one question and one answer; with more turns and `agent.max_tool_calls` the
-model may zoom, inspect or wait before it answers (`vision_rl/conversation.py`).
+model may zoom, inspect or wait before it answers (`vision_rl/agent/conversation.py`).
 `python grounding_agent.py` solves one task and prints instruction, answer, boxes and reward: the debug mode.
 """
 
@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vision_rl.client import LLM, client_for, was_cut
-from vision_rl.conversation import MadeCall, converse, has_tools
-from vision_rl.data.images import image_size
-from vision_rl.grounding_prompts import request
-from vision_rl.media import show, size_limits
-from vision_rl.messages import user_message
+from vision_rl.agent.client import LLM, client_for, was_cut
+from vision_rl.agent.conversation import MadeCall, converse, has_tools
+from vision_rl.agent.grounding_prompts import request
+from vision_rl.agent.media import show, size_limits
+from vision_rl.agent.messages import user_message
+from vision_rl.answers.zoom import WHOLE, View
+from vision_rl.media.images import image_size
 from vision_rl.plugins import is_user_reward, rewarded
 from vision_rl.rewards import Reward
 from vision_rl.rewards.grounding import DEFAULT, box_metric, gold_reply, grounding_reward, takes_points
 from vision_rl.rewards.terms import terms_of
 from vision_rl.rewards.tools import target_kind, weights_of
-from vision_rl.zoom import WHOLE, View
 
 
 async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
@@ -110,6 +110,6 @@ def tool_components(
 
 
 if __name__ == "__main__":
-    from vision_rl.debug import main
+    from vision_rl.preflight.debug import main
 
     main("grounding")

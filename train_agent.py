@@ -23,20 +23,20 @@ from collections.abc import Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from vision_rl.data.files import write_text  # noqa: E402
+from vision_rl.agent.media import check_pictures  # noqa: E402
+from vision_rl.backends.environment import run_environment  # noqa: E402
+from vision_rl.backends.gpu import on_cpu  # noqa: E402
+from vision_rl.config.resolve import Resolved, presets, render_resolved, resolve, variants  # noqa: E402
 from vision_rl.data.mix import DataFile, data_file, mixed  # noqa: E402
 from vision_rl.data.schema import read_rows  # noqa: E402
-from vision_rl.engine.config import Resolved, presets, render_resolved, resolve, variants  # noqa: E402
-from vision_rl.engine.environment import run_environment  # noqa: E402
-from vision_rl.engine.reach import PROXY_PORT, STORE_PORT, Reach, free_port, private, published, worker_lines  # noqa: E402
 from vision_rl.errors import UserError, cli_errors  # noqa: E402
-from vision_rl.gpu import on_cpu  # noqa: E402
-from vision_rl.media import check_pictures  # noqa: E402
-from vision_rl.models import render_models  # noqa: E402
-from vision_rl.preflight import check_devices, check_engine, check_images, check_machine, check_model  # noqa: E402
-from vision_rl.run_dir import CONFIG, check_run_dir, open_run_dir  # noqa: E402
+from vision_rl.files import write_text  # noqa: E402
+from vision_rl.models.table import render_models  # noqa: E402
+from vision_rl.preflight.checks import check_devices, check_engine, check_images, check_machine, check_model  # noqa: E402
+from vision_rl.rollout.addresses import PROXY_PORT, STORE_PORT, Reach, free_port, private, published, worker_lines  # noqa: E402
+from vision_rl.run.directory import CONFIG, check_run_dir, open_run_dir  # noqa: E402
+from vision_rl.run.log import RunLog  # noqa: E402
 from vision_rl.tasks import TASK_HELP, get_task  # noqa: E402
-from vision_rl.telemetry import RunLog  # noqa: E402
 
 Row = dict[str, Any]
 
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args.dry_run:
             print(render_resolved(configure(args, cpu, media_root="/")))
         elif args.plan:
-            from vision_rl.engine.plan import plan, render_plan
+            from vision_rl.preflight.memory_plan import plan, render_plan
 
             estimate = plan(configure(args, cpu, media_root="/"))
             print(render_plan(estimate))
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args.doctor:
             sys.exit(0 if examine(args, cpu) else 1)
         elif args.role == "runner":
-            from vision_rl.engine.launch import rollout_agent, run_runners
+            from vision_rl.training.launch import rollout_agent, run_runners
 
             if not args.store:
                 raise UserError("name the trainer's store with --store; train_agent.py --llm-proxy prints it")
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rollout_agent(get_task(args.task).part("answer")), args.n_runners or os.cpu_count() or 1, args.store
             )
         elif args.role == "store":
-            from vision_rl.engine.launch import serve_store
+            from vision_rl.training.launch import serve_store
 
             serve_store(reach_of(args, "/"))
         else:
@@ -270,8 +270,8 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     """Prepare the run directory, run, and close with a summary, whatever ended the run; `command`: the arguments."""
     from rich.console import Console
 
-    from vision_rl.progress import RunProgress
-    from vision_rl.summary import render_summary, summarise
+    from vision_rl.run.progress import RunProgress
+    from vision_rl.run.summary import render_summary, summarise
     from vision_rl.training.context import RunContext
 
     resolved, rows, val_rows, media_root = prepared(args, cpu)
@@ -292,7 +292,7 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         return
     write_text(run_dir / CONFIG, render_resolved(resolved))
 
-    from vision_rl.engine.launch import Launch, fit, rollout_agent, tasks_of, validation_rows
+    from vision_rl.training.launch import Launch, fit, rollout_agent, tasks_of, validation_rows
 
     rows_text = f"{args.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}"
     console.print(rows_text, markup=False, soft_wrap=True)
@@ -328,8 +328,8 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
 
 def resumable(run_dir: Path, resolved: Resolved, total: int, console: Any) -> bool:
     """Tell what has changed since the run began; False, and the run is closed, if it has no step left to do."""
-    from vision_rl.recorded import read_run
-    from vision_rl.resume import changes, close, steps_done
+    from vision_rl.run.reader import read_run
+    from vision_rl.training.resume import changes, close, steps_done
 
     notes = changes(read_run(run_dir), resolved) if (run_dir / CONFIG).exists() else ()
     done = steps_done(run_dir, resolved)
@@ -347,7 +347,7 @@ def resumable(run_dir: Path, resolved: Resolved, total: int, console: Any) -> bo
 def keep_record(run_dir: Path, summary: dict[str, Any], console: Any) -> None:
     """Write summary and report; what the disk does not take is told, and must not hide why the run ended."""
     from vision_rl.report import write_report
-    from vision_rl.summary import write_summary
+    from vision_rl.run.summary import write_summary
 
     try:
         write_summary(run_dir, summary)
@@ -371,7 +371,7 @@ def examine(args: argparse.Namespace, cpu: bool) -> bool:
     """Run the doctor's checks for what these arguments would train; True if none failed."""
     from rich.console import Console
 
-    from vision_rl.doctor import Patient, doctor
+    from vision_rl.preflight.doctor import Patient, doctor
 
     ports = [
         (args.proxy_port or PROXY_PORT, args.host, "--proxy-port"),

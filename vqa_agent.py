@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vision_rl.client import LLM, client_for, was_cut
-from vision_rl.media import show
-from vision_rl.messages import user_message
+from vision_rl.agent.client import LLM, client_for, was_cut
+from vision_rl.agent.media import show
+from vision_rl.agent.messages import user_message
+from vision_rl.agent.prompts import vqa_text
 from vision_rl.plugins import is_user_reward, rewarded
-from vision_rl.prompts import vqa_text
 from vision_rl.rewards import Reward
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.rewards.terms import terms_of
@@ -58,6 +58,6 @@ def gold(task: Mapping[str, Any]) -> tuple[str, float]:
 
 
 if __name__ == "__main__":
-    from vision_rl.debug import main
+    from vision_rl.preflight.debug import main
 
     main("vqa")

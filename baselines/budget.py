@@ -13,10 +13,10 @@ from typing import Any
 
 from PIL import Image
 
-from vision_rl.data.files import write_bytes
-from vision_rl.data.images import image_size, open_image
+from vision_rl.agent.messages import image_url
 from vision_rl.errors import UserError
-from vision_rl.messages import image_url
+from vision_rl.files import write_bytes
+from vision_rl.media.images import image_size, open_image
 
 _SHRINK = 0.8
 _ENCODINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (

@@ -16,9 +16,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
-from vision_rl.data.images import open_image
-from vision_rl.parsing import parse_boxes
-from vision_rl.telemetry import METRICS, ROLLOUTS, read_jsonl
+from vision_rl.answers.parsing import parse_boxes
+from vision_rl.media.images import open_image
+from vision_rl.run.log import METRICS, ROLLOUTS, read_jsonl
 
 
 def curve(axes: Any, run_dir: Path, metric: str, title: str) -> None:

@@ -28,7 +28,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from vision_rl.telemetry import METRICS, read_jsonl  # noqa: E402
+from vision_rl.run.log import METRICS, read_jsonl  # noqa: E402
 
 SAMPLING, TRAINING = ("weight_sync", "generate", "batch", "sleep"), ("old_log_prob", "adv", "update_actor")
 LOOK_SECONDS = 0.25

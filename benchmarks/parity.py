@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from parity_docs import write_docs
 
-from vision_rl.models import PARITY_RESULTS, TABLE
+from vision_rl.models.table import PARITY_RESULTS, TABLE
 from vision_rl.parity.compare import Job, Result, compare
 from vision_rl.tiny.families import BUILDERS, build
 

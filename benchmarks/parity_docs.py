@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vision_rl.models import PARITY_RESULTS, TABLE, ModelFamily
+from vision_rl.models.table import PARITY_RESULTS, TABLE, ModelFamily
 from vision_rl.parity.compare import LIMIT
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -25,10 +25,10 @@ import psutil
 import torch
 from omegaconf import OmegaConf
 
-from vision_rl.engine.config import Resolved, resolve
-from vision_rl.engine.environment import run_environment
-from vision_rl.engine.plan import GB, plan
-from vision_rl.engine.shapes import _qwen2_5
+from vision_rl.backends.environment import run_environment
+from vision_rl.config.resolve import Resolved, resolve
+from vision_rl.models.sizes import _qwen2_5
+from vision_rl.preflight.memory_plan import GB, plan
 
 # hidden, layers, heads, key-value heads, inner, vocabulary; vision inner; prompt and response length; side of the picture
 SIZES: dict[str, dict[str, Any]] = {

@@ -28,11 +28,11 @@ from agentlightning.types import EnqueueRolloutRequest
 from tests import fake_backend
 from tests.engine_stack import model_entry
 from tests.pictures import noise_picture
-from vision_rl.client import client_for
-from vision_rl.engine.launch import trainer_of
-from vision_rl.engine.proxy import VisionProxy
-from vision_rl.engine.reach import free_port, private
-from vision_rl.messages import image_url, user_message
+from vision_rl.agent.client import client_for
+from vision_rl.agent.messages import image_url, user_message
+from vision_rl.rollout.addresses import free_port, private
+from vision_rl.rollout.proxy import VisionProxy
+from vision_rl.training.launch import trainer_of
 
 QUESTION = "What color is it?"
 GROUP, PICTURES = 8, 32

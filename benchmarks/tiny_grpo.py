@@ -21,13 +21,13 @@ from PIL import Image
 from rich.progress import track
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from vision_rl.agent.prompts import GROUNDING_PROMPT, VQA_PROMPT
 from vision_rl.data.schema import read_rows
-from vision_rl.prompts import GROUNDING_PROMPT, VQA_PROMPT
+from vision_rl.models.tokens import forbidden_token_ids
 from vision_rl.rewards import grounding_reward, vqa_reward
 from vision_rl.tiny import checkpoint_dir, write_tasks
 from vision_rl.tiny.scenes import TASKS
 from vision_rl.tiny.warmstart import chat_prompt
-from vision_rl.tokens import forbidden_token_ids
 
 NEW_TOKENS = {"vqa": 6, "grounding": 14}
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from vision_rl.client import LLM, client_for
-from vision_rl.media import show
-from vision_rl.messages import user_message
+from vision_rl.agent.client import LLM, client_for
+from vision_rl.agent.media import show
+from vision_rl.agent.messages import user_message
 from vision_rl.rewards import Reward
 from vision_rl.tasks import Task
 

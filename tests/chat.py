@@ -7,7 +7,7 @@ from typing import Any
 
 from openai.types.chat import ChatCompletion
 
-from vision_rl.client import LLM, client_for
+from vision_rl.agent.client import LLM, client_for
 
 
 async def chat(

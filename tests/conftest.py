@@ -24,7 +24,7 @@ def tiny_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny_processor(tiny_dir: Path) -> Any:
     """The processor as the trainer loads it."""
-    from vision_rl.engine.processor import load_processor
+    from vision_rl.models.processor import load_processor
 
     return load_processor(str(tiny_dir))
 

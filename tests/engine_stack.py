@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from agentlightning.types import AttemptedRollout, EnqueueRolloutRequest, RolloutConfig, Span
 
 from tests import fake_backend
-from vision_rl.engine.proxy import VisionProxy
-from vision_rl.engine.reach import free_port
-from vision_rl.engine.store import VisionStore
-from vision_rl.engine.store_server import VisionStoreServer
+from vision_rl.rollout.addresses import free_port
+from vision_rl.rollout.proxy import VisionProxy
+from vision_rl.rollout.store import VisionStore
+from vision_rl.rollout.store_server import VisionStoreServer
 
 T = TypeVar("T")
 

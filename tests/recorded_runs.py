@@ -12,12 +12,12 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from vision_rl.engine.trace import Turn
-from vision_rl.parsing import format_boxes
+from vision_rl.answers.parsing import format_boxes
 from vision_rl.report.cards import advantages
 from vision_rl.rewards.grounding import grounding_reward
+from vision_rl.rollout.trace import Turn
+from vision_rl.run.log import METRICS, ROLLOUTS, RunLog
 from vision_rl.settings import AgentSettings, CollapseWatch
-from vision_rl.telemetry import METRICS, ROLLOUTS, RunLog
 from vision_rl.training.rollouts import FinishedRollout, rollout_metrics
 
 SIZE = (336, 224)

@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp.connector import BaseConnector
 
-from vision_rl.engine import calls, proxy_server
+from vision_rl.rollout import model_calls, proxy_server
 
 HOLD_SECONDS = 0.8
 
@@ -37,5 +37,5 @@ if __name__ == "__main__":
         time.sleep(3600)
     if kind == "hold":
         hold()
-        calls.IDLE_SECONDS = int(option or calls.IDLE_SECONDS)
+        model_calls.IDLE_SECONDS = int(option or model_calls.IDLE_SECONDS)
     proxy_server.main()

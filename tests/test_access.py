@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from vision_rl.engine import access
-from vision_rl.engine.access import Access, HideKeys, dashboard_key, is_loopback, new_token, read_body, send_json
+from vision_rl.rollout import http_auth
+from vision_rl.rollout.http_auth import Access, HideKeys, dashboard_key, is_loopback, new_token, read_body, send_json
 
 
 async def served(scope: Any, receive: Any, send: Any) -> None:
@@ -71,7 +71,7 @@ def test_the_comparison_takes_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
         compared.append(wanted)
         return really(given, wanted)
 
-    monkeypatch.setattr(access.hmac, "compare_digest", compare)
+    monkeypatch.setattr(http_auth.hmac, "compare_digest", compare)
     ask(Access(served, "right"), token="wrong")
     assert compared == [b"Bearer right"]
 

@@ -17,10 +17,10 @@ from baselines import api_baseline
 from baselines.budget import PictureBudget, Prices, picture_tokens
 from baselines.constant import CENTRE, constant_reply
 from tests.fake_openai import MODEL, error, fake_openai
+from vision_rl.agent.messages import image_url
+from vision_rl.answers.parsing import parse_boxes
 from vision_rl.data.schema import read_rows, write_rows
 from vision_rl.errors import UserError
-from vision_rl.messages import image_url
-from vision_rl.parsing import parse_boxes
 from vision_rl.tiny import write_tasks
 
 

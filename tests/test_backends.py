@@ -14,8 +14,8 @@ import torch
 
 from tests.actor import actor, log_probs
 from vision_rl.backends.engine import VisionEngine, freeze_vision_tower
-from vision_rl.engine.pixels import Pixels
 from vision_rl.errors import UserError
+from vision_rl.models.pixels import Pixels
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.samples import Sample
 

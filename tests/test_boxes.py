@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from vision_rl import boxes
-from vision_rl.boxes import SIMILARITIES, Box
+from vision_rl.answers import boxes
+from vision_rl.answers.boxes import SIMILARITIES, Box
 
 NAMES = ["iou", "giou", "diou", "ciou"]
 REFERENCES = {

@@ -25,7 +25,7 @@ from vision_rl.evaluation.report import write_report as write_evaluation
 from vision_rl.evaluation.summary import summarise
 from vision_rl.report.__main__ import main
 from vision_rl.rewards.grounding import gold_reply
-from vision_rl.telemetry import RunLog
+from vision_rl.run.log import RunLog
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
 CHROMIUM = next(

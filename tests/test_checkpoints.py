@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from vision_rl.errors import UserError
+from vision_rl.run.log import EVENTS, METRICS, RunLog, read_jsonl
 from vision_rl.settings import Checkpoints as CheckpointSettings
 from vision_rl.settings import Validation
-from vision_rl.telemetry import EVENTS, METRICS, RunLog, read_jsonl
 from vision_rl.training.best import best_of, judged
 from vision_rl.training.checkpoints import Checkpoints
 

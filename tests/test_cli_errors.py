@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 
 import train_agent
-from vision_rl import gpu, preflight
-from vision_rl.engine.config import render_resolved, resolve
+from vision_rl.backends import gpu
+from vision_rl.config.resolve import render_resolved, resolve
 from vision_rl.errors import UserError
+from vision_rl.preflight import checks
 from vision_rl.tiny import checkpoint_dir
 
 GOOD_ROW = {"id": "1", "image_path": "a.png", "question": "What is it?", "answer": "a cat"}
@@ -231,7 +232,7 @@ def test_more_gpus_than_there_are(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for module in (preflight, gpu):
+    for module in (checks, gpu):
         monkeypatch.setattr(module, "cpu_build", lambda: cpu_build)
         monkeypatch.setattr(module, "cuda_devices", lambda: devices)
     rows = data_flags(parquet(folder, [{**GOOD_ROW, "id": str(number)} for number in range(16)]))
@@ -245,15 +246,15 @@ def test_more_gpus_than_there_are(
 
 def test_enough_gpus_or_a_cluster_whose_gpus_ray_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(preflight, "cpu_build", lambda: False)
-    monkeypatch.setattr(preflight, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(checks, "cpu_build", lambda: False)
+    monkeypatch.setattr(checks, "cuda_devices", lambda: 1)
     for preset, fits in (("gpu_24gb", True), ("multi_node", True), ("cpu", True), ("8x80gb", False)):
         verl = resolve(preset, task="vqa").verl
         if not fits:
             with pytest.raises(UserError):
-                preflight.check_devices(verl, preset)
+                checks.check_devices(verl, preset)
             monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-        preflight.check_devices(verl, preset)
+        checks.check_devices(verl, preset)
 
 
 def test_overrides_may_stand_between_flags(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,10 @@ import pytest
 from tests import fake_backend
 from tests.chat import chat
 from tests.fake_openai import fake_openai
-from vision_rl.client import openai_base_url, shared_client
-from vision_rl.engine.reach import free_port
+from vision_rl.agent.client import openai_base_url, shared_client
+from vision_rl.agent.messages import user_message
 from vision_rl.errors import UserError
-from vision_rl.messages import user_message
+from vision_rl.rollout.addresses import free_port
 
 ROOT = Path(__file__).parent.parent
 

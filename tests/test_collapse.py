@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision_rl.collapse import CURES, Alarm, CollapseWatcher, episodes, restored_steps
+from vision_rl.run.collapse import CURES, Alarm, CollapseWatcher, episodes, restored_steps
 from vision_rl.settings import CollapseWatch
 
 # Arc Vision report, 2.1 and 2.2: (step, value), linear in between; after step 23 nothing came back.

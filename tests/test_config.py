@@ -14,15 +14,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import AutoConfig
 
-from vision_rl.engine import config as config_module
-from vision_rl.engine import consistency, derive, keys, schema
-from vision_rl.engine.config import Resolved, presets, render_resolved, resolve, validate_with_verl, variants
+from vision_rl.config import checks, derived, known_keys, refused_keys
+from vision_rl.config import resolve as config_module
+from vision_rl.config.resolve import Resolved, presets, render_resolved, resolve, validate_with_verl, variants
 from vision_rl.errors import UserError
 
 TINY = Path(__file__).resolve().parents[1] / "vision_rl" / "tiny" / "checkpoint"
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
-VLLM = schema.VLLM_KWARGS
+VLLM = known_keys.VLLM_KWARGS
 
 
 def cpu(*overrides: str, **kwargs: Any) -> Resolved:
@@ -82,12 +82,12 @@ def test_composition_is_that_of_agent_lightning_and_verl(megatron: bool) -> None
 
     Of Agent Lightning's own layer only its section is taken: the rest is for the agent loops of verl 0.6.
     """
-    verl = schema.package_dir("verl") / "trainer" / "config"
-    directory = schema.package_dir("agentlightning") / "verl"
+    verl = known_keys.package_dir("verl") / "trainer" / "config"
+    directory = known_keys.package_dir("agentlightning") / "verl"
     engine = ["model_engine=megatron"] if megatron else []
     with initialize_config_dir(version_base=None, config_dir=str(directory)):
         theirs = compose("config", overrides=[f"hydra.searchpath=[file://{verl}]", *engine])
-    ours = OmegaConf.merge(schema.verl_defaults(megatron), schema.agentlightning_defaults())
+    ours = OmegaConf.merge(known_keys.verl_defaults(megatron), known_keys.agentlightning_defaults())
     differing = {
         key
         for key, value in dict(config_module._leaves(theirs)).items()
@@ -230,23 +230,26 @@ def test_obsolete_keys_of_the_guides_name_the_true_one(override: str, true_key: 
     assert f"the true setting is {true_key} (" in str(caught.value)
 
 
-@pytest.mark.parametrize(("wrong", "right"), [(key, truth) for key, (truth, _) in keys.OBSOLETE.items()])
+@pytest.mark.parametrize(("wrong", "right"), [(key, truth) for key, (truth, _) in refused_keys.OBSOLETE.items()])
 def test_the_true_keys_exist(wrong: str, right: str) -> None:
-    known = {*schema.known_keys(schema.verl_defaults(False)), *schema.known_keys(schema.verl_defaults(True))}
-    known |= set(config_module._our_keys()) | {f"{VLLM}.{name}" for name in schema.vllm_arguments()}
+    known = {
+        *known_keys.known_keys(known_keys.verl_defaults(False)),
+        *known_keys.known_keys(known_keys.verl_defaults(True)),
+    }
+    known |= set(config_module._our_keys()) | {f"{VLLM}.{name}" for name in known_keys.vllm_arguments()}
     assert right.startswith("--") or right in known
 
 
-@pytest.mark.parametrize("key", keys.UNREAD)
+@pytest.mark.parametrize("key", refused_keys.UNREAD)
 def test_keys_that_nothing_reads_exist_in_verl(key: str) -> None:
-    assert key in schema.known_keys(schema.verl_defaults(False))
+    assert key in known_keys.known_keys(known_keys.verl_defaults(False))
 
 
 def test_no_key_of_verl_that_is_gone_is_merely_unknown() -> None:
     """Every key of verl 0.6.1's trees that 0.9.1 does not have is refused with its successor, not with a guess."""
     gone = json.loads((Path(__file__).parent / "data" / "verl_0_6_keys_gone.json").read_text())
     assert len(gone) > 50
-    named = (*keys.OBSOLETE, *keys.UNREAD, *schema.FREE_FORM)
+    named = (*refused_keys.OBSOLETE, *refused_keys.UNREAD, *known_keys.FREE_FORM)
     assert [key for key in gone if not any(key == name or key.startswith(name + ".") for name in named)] == []
 
 
@@ -324,7 +327,7 @@ def test_good_overrides_are_taken(override: str, key: str | None, value: Any) ->
     ],
 )
 def test_contradictions_are_refused(overrides: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = derive.importlib.util.find_spec
+    real = derived.importlib.util.find_spec
     absent = ("sglang", "mlflow")
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name in absent else real(name, *a))
     with pytest.raises(UserError, match=message):
@@ -427,7 +430,7 @@ def test_requests_have_room_and_micro_batches_hold_the_longest_sample() -> None:
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_sdpa_is_chosen_where_flash_attention_is_absent(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = derive.importlib.util.find_spec
+    real = derived.importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *a: installed or None if name == "flash_attn" else real(name, *a)
     )
@@ -463,16 +466,16 @@ def test_types_and_choices_match_the_installed_verl() -> None:
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
     from verl.workers.config import FSDPActorConfig, RolloutConfig
 
-    known = schema.known_keys(schema.verl_defaults(False))
+    known = known_keys.known_keys(known_keys.verl_defaults(False))
     for cls, prefix in ((FSDPActorConfig, ACTOR), (RolloutConfig, ROLLOUT)):
-        names = {field.name for field in dataclasses.fields(cls)} - schema.RUNTIME_FIELDS
+        names = {field.name for field in dataclasses.fields(cls)} - known_keys.RUNTIME_FIELDS
         assert {name for name in names if f"{prefix}.{name}" not in known} == set()
     unsafe = {"bypass_mode"}  # see FIXED: the actor would be compared with itself
-    assert set(keys.CHOICES[f"{ACTOR}.policy_loss.loss_mode"]) == set(core_algos.POLICY_LOSS_REGISTRY) - unsafe
-    assert set(keys.CHOICES["algorithm.adv_estimator"]) == {str(e.value) for e in core_algos.AdvantageEstimator}
-    assert set(consistency.REJECTIONS) == rollout_corr_helper.SUPPORTED_ROLLOUT_RS_OPTIONS
-    assert set(keys.CHOICES["trainer.v1.trainer_mode"]) <= set(TRAINER_REGISTRY)
-    for name in keys.CHOICES[f"{ACTOR}.kl_loss_type"]:
+    assert set(refused_keys.CHOICES[f"{ACTOR}.policy_loss.loss_mode"]) == set(core_algos.POLICY_LOSS_REGISTRY) - unsafe
+    assert set(refused_keys.CHOICES["algorithm.adv_estimator"]) == {str(e.value) for e in core_algos.AdvantageEstimator}
+    assert set(checks.REJECTIONS) == rollout_corr_helper.SUPPORTED_ROLLOUT_RS_OPTIONS
+    assert set(refused_keys.CHOICES["trainer.v1.trainer_mode"]) <= set(TRAINER_REGISTRY)
+    for name in refused_keys.CHOICES[f"{ACTOR}.kl_loss_type"]:
         assert torch.isfinite(core_algos.kl_penalty(torch.tensor([-1.0]), torch.tensor([-2.0]), str(name))).all()
 
 
@@ -488,7 +491,7 @@ def test_rendered_tree_says_where_every_value_came_from() -> None:
 
 def test_composing_imports_neither_torch_nor_verl() -> None:
     script = (
-        "import sys; from vision_rl.engine.config import resolve\n"
+        "import sys; from vision_rl.config.resolve import resolve\n"
         f"resolve('cpu', task='vqa', model={str(TINY)!r})\n"
         "print([n for n in ('torch', 'verl', 'vllm', 'agentlightning', 'transformers', 'ray') if n in sys.modules])"
     )

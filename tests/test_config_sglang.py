@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.test_config import ROLLOUT, TINY, at
-from vision_rl.engine import schema
-from vision_rl.engine.config import resolve
+from vision_rl.config import known_keys
+from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
 
-SGLANG = schema.SGLANG_KWARGS
+SGLANG = known_keys.SGLANG_KWARGS
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def sglang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         metadata.parent.mkdir()
         metadata.write_text(f"Metadata-Version: 2.1\nName: sglang\nVersion: {version}\n")
         monkeypatch.syspath_prepend(str(tmp_path))
-        schema.sglang_arguments.cache_clear()
+        known_keys.sglang_arguments.cache_clear()
 
     yield install
-    schema.sglang_arguments.cache_clear()
+    known_keys.sglang_arguments.cache_clear()
 
 
 def test_what_sglang_is_given_follows_from_the_settings(sglang: Callable[[str], None], tmp_path: Path) -> None:

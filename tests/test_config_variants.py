@@ -10,8 +10,8 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.test_config import ACTOR, ROLLOUT, TINY, at, cpu
-from vision_rl.engine.config import Resolved, resolve, validate_with_verl, variants
-from vision_rl.engine.ranges import RANGES
+from vision_rl.config.ranges import RANGES
+from vision_rl.config.resolve import Resolved, resolve, validate_with_verl, variants
 from vision_rl.errors import UserError
 
 CORRECTION = "algorithm.rollout_correction"
@@ -84,7 +84,7 @@ def test_verl_takes_it(variant: str) -> None:
 
 
 def test_every_variant_begins_with_what_it_is() -> None:
-    from vision_rl.engine.config import CONFIG_DIR
+    from vision_rl.config.resolve import CONFIG_DIR
 
     for name in variants():
         assert (CONFIG_DIR / "variants" / f"{name}.yaml").read_text().startswith("# "), name
@@ -199,9 +199,9 @@ def test_numbers_out_of_range_are_refused_before_anything_starts(override: str, 
 
 
 def test_every_range_is_of_a_setting_that_exists_and_holds_for_verls_default() -> None:
-    from vision_rl.engine import schema
+    from vision_rl.config import known_keys
 
-    both = [schema.known_keys(schema.verl_defaults(megatron)) for megatron in (False, True)]
+    both = [known_keys.known_keys(known_keys.verl_defaults(megatron)) for megatron in (False, True)]
     for key in RANGES:
         assert any(key in known for known in both), key
     assert not RANGES[f"{ACTOR}.optim.lr"].holds(math.nan)

@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 import grounding_agent
-from vision_rl import conversation
-from vision_rl.conversation import NO_CALLS, NO_PICTURES, converse, reply_text
-from vision_rl.grounding_prompts import LAST_TURN
-from vision_rl.parsing import format_boxes, parse_tool_calls
-from vision_rl.prompts import GROUNDING_PROMPT
+from vision_rl.agent import conversation
+from vision_rl.agent.conversation import NO_CALLS, NO_PICTURES, converse, reply_text
+from vision_rl.agent.grounding_prompts import LAST_TURN
+from vision_rl.agent.prompts import GROUNDING_PROMPT
+from vision_rl.agent.tools import TOOLS
+from vision_rl.answers.parsing import format_boxes, parse_tool_calls
 from vision_rl.rewards.grounding import grounding_reward
 from vision_rl.settings import AgentSettings
-from vision_rl.tools import TOOLS
 
 LLM = SimpleNamespace(endpoint="http://model", model="m", sampling_parameters={"temperature": 0.0})
 ARGUMENTS = '{"region": [0.5, 0.0, 1.0, 0.5], "zoom_factor": 2}'

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference
 
-from vision_rl.coordinates import (
+from vision_rl.answers.coordinates import (
     FAMILIES,
     family_for,
     from_unit,

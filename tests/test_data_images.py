@@ -10,8 +10,8 @@ from PIL import ExifTags, Image
 
 from tests.data_samples import picture
 from tests.pictures import no_size
-from vision_rl.data.images import image_size, open_image, pixel_hash, served_unchanged
 from vision_rl.errors import UserError
+from vision_rl.media.images import image_size, open_image, pixel_hash, served_unchanged
 
 
 def save(image: Image.Image, path: Path, **options: Any) -> Path:

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vision_rl.agent.prompts import vqa_text
 from vision_rl.data.schema import SCHEMA, normalise_row, read_rows, stored_path, write_row_sets, write_rows
 from vision_rl.errors import UserError
-from vision_rl.prompts import vqa_text
 
 VQA: dict[str, Any] = {"id": "1", "image_paths": ["a.png"], "question": "what?", "answers": ["cat"]}
 GROUNDING: dict[str, Any] = {

@@ -19,15 +19,15 @@ import torch
 from packaging.requirements import Requirement
 from rich.console import Console
 
-from vision_rl import doctor
-from vision_rl.doctor import Finding, Patient, against_pins, examined, table
-from vision_rl.engine.config import resolve
-from vision_rl.engine.pixels import Pixels
-from vision_rl.engine.positions import position_ids
-from vision_rl.engine.processor import load_processor
-from vision_rl.engine.trace import Turn
-from vision_rl.engine.trial import logprob_difference
+from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
+from vision_rl.models.pixels import Pixels
+from vision_rl.models.positions import position_ids
+from vision_rl.models.processor import load_processor
+from vision_rl.preflight import doctor
+from vision_rl.preflight.doctor import Finding, Patient, against_pins, examined, table
+from vision_rl.preflight.end_to_end import logprob_difference
+from vision_rl.rollout.trace import Turn
 from vision_rl.tiny import write_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -215,7 +215,7 @@ def test_log_probabilities_tell_a_model_that_cannot_see(
     ref = Path(vqa_rows[0]["image_paths"][0]).as_uri()
     message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": vqa_rows[0]["question"]}]}]
     prompt = tiny_processor.apply_chat_template(message, add_generation_prompt=True)
-    from vision_rl.data.images import open_image
+    from vision_rl.media.images import open_image
 
     picture = open_image(vqa_rows[0]["image_paths"][0])
     response = [17, 23, 5]

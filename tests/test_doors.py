@@ -17,9 +17,9 @@ from PIL import Image
 from tests import fake_backend
 from tests.engine_stack import Stack, running_stack
 from tests.pictures import data_uri
-from vision_rl.engine.chat_request import FIELDS, MAX_DEPTH
-from vision_rl.engine.runner import check_reward
-from vision_rl.engine.trace import reward_from_spans, turns_from_spans
+from vision_rl.rollout.chat_request import FIELDS, MAX_DEPTH
+from vision_rl.rollout.runner import check_reward
+from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
 
 TOKEN = "the-token-of-this-test"
 SECRET = "a-key-in-the-environment-of-the-trainer"

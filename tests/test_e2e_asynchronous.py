@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_e2e_training import metrics_of, run
-from vision_rl.telemetry import EVENTS, read_jsonl
+from vision_rl.run.log import EVENTS, read_jsonl
 
 STALENESS = "training/off_policy/trajectory_staleness"
 

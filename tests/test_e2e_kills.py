@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, read_jsonl
+from vision_rl.run.log import EVENTS, METRICS, ROLLOUTS, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 12

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.data_samples import picture
 from tests.test_e2e_training import ROOT, metrics_of, run
 from vision_rl.data.schema import read_rows
-from vision_rl.telemetry import ROLLOUTS, read_jsonl
+from vision_rl.run.log import ROLLOUTS, read_jsonl
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.test_e2e_training import command, metrics_of, run
 from vision_rl.report import write_report
-from vision_rl.telemetry import EVENTS, ROLLOUTS, read_jsonl
+from vision_rl.run.log import EVENTS, ROLLOUTS, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIM = "actor_rollout_ref.actor.optim"

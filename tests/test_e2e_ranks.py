@@ -15,10 +15,10 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from tests.test_e2e_training import ROOT, metrics_of, run
-from vision_rl.engine.algorithm import check_shared
-from vision_rl.engine.export import merged_checkpoint
 from vision_rl.errors import UserError
+from vision_rl.export.checkpoint import merged_checkpoint
 from vision_rl.tiny import checkpoint_dir
+from vision_rl.training.algorithm import check_shared
 
 ACTOR = "actor_rollout_ref.actor"
 # Eighteen rollouts a step, nine for each of two ranks, in micro-batches of three.

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.sockets import complaints, processes_of
-from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, read_jsonl
+from vision_rl.run.log import EVENTS, METRICS, ROLLOUTS, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 SUMMARY_KEYS = {

@@ -23,9 +23,9 @@ import psutil
 import pytest
 
 from tests.test_e2e_kills import wait_until_gone
-from vision_rl.engine.reach import free_port, outbound_address
+from vision_rl.rollout.addresses import free_port, outbound_address
+from vision_rl.run.log import EVENTS, METRICS, ROLLOUTS, read_jsonl
 from vision_rl.settings import TOKEN_VARIABLE
-from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["trainer.val_before_train=false", "trainer.test_freq=-1"]

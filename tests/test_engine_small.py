@@ -17,15 +17,15 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl import DataProto
 
-from vision_rl.engine.algorithm import last_error
-from vision_rl.engine.trace import Turn, pack, turn_attributes, turns_from_spans, unpack
 from vision_rl.errors import UserError
-from vision_rl.preflight import check_model
-from vision_rl.run_dir import open_run_dir
+from vision_rl.preflight.checks import check_model
+from vision_rl.rollout.trace import Turn, pack, turn_attributes, turns_from_spans, unpack
+from vision_rl.run.directory import open_run_dir
+from vision_rl.run.log import METRICS, RunLog, read_jsonl
 from vision_rl.settings import Checkpoints as CheckpointSettings
 from vision_rl.settings import Integrity
-from vision_rl.telemetry import METRICS, RunLog, read_jsonl
 from vision_rl.training.advantages import group_metrics, rollout_advantages
+from vision_rl.training.algorithm import last_error
 from vision_rl.training.checkpoints import Checkpoints
 from vision_rl.training.mismatch import check_mismatch, mismatch_metrics
 from vision_rl.training.rollouts import FinishedRollout, rollout_metrics
@@ -187,8 +187,8 @@ def test_a_run_directory_is_its_owners(tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from vision_rl.data.files import write_bytes\n"
-        "from vision_rl.run_dir import open_run_dir\n"
+        "from vision_rl.files import write_bytes\n"
+        "from vision_rl.run.directory import open_run_dir\n"
         "run = open_run_dir(Path(sys.argv[1]), resume=False, overwrite=False)\n"
         "(run / 'checkpoints').mkdir()\n"
         "(run / 'checkpoints' / 'a').write_text('x')\n"

@@ -8,10 +8,10 @@ import pytest
 import ray
 from verl.trainer.constants_ppo import PPO_RAY_RUNTIME_ENV
 
-from vision_rl.engine.algorithm import Launch, VisionVERL
-from vision_rl.engine.config import resolve
-from vision_rl.engine.environment import COMMON, run_environment
+from vision_rl.backends.environment import COMMON, run_environment
+from vision_rl.config.resolve import resolve
 from vision_rl.tiny import checkpoint_dir
+from vision_rl.training.algorithm import Launch, VisionVERL
 
 OURS = {"TOKENIZERS_PARALLELISM", "VLLM_LOGGING_LEVEL"}  # runners are forked; vLLM writes to a file anyway
 # A door to load adapters over HTTP, which backends/vllm_server.py does not need; the others are for NPUs and AMD's GPUs.

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from vision_rl.engine.export import fold_adapter, merged_checkpoint, run_of
 from vision_rl.errors import UserError
 from vision_rl.evaluation.targets import _with_pixel_limits, agent_settings
+from vision_rl.export.checkpoint import fold_adapter, merged_checkpoint, run_of
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.tiny import checkpoint_dir
 

@@ -16,15 +16,15 @@ import evaluate_agent
 from baselines import api_baseline
 from baselines.budget import PictureBudget, Prices, estimate
 from tests.fake_openai import MODEL, fake_openai
+from vision_rl.answers.parsing import format_boxes
+from vision_rl.answers.zoom import View
+from vision_rl.config.resolve import resolve
 from vision_rl.data.schema import read_rows
-from vision_rl.engine.config import resolve
 from vision_rl.evaluation import metrics, targets
 from vision_rl.evaluation.store import read_records
-from vision_rl.parsing import format_boxes
 from vision_rl.rewards.tools import target_kind
 from vision_rl.tiny.zoom import zoom_checkpoint_dir
 from vision_rl.tiny.zoom_scenes import write_zoom_tasks
-from vision_rl.zoom import View
 
 ROWS = 12
 TOOLS = ["agent.max_turns=3", "agent.max_tool_calls=2", "agent.reward=arc", "agent.answer_view=last"]
@@ -158,7 +158,7 @@ def test_a_server_of_ones_own_is_told_to_take_function_tools(monkeypatch: pytest
         def __exit__(self, *exception: object) -> None:
             pass
 
-    monkeypatch.setattr("vision_rl.serving.serve", Served)
+    monkeypatch.setattr("vision_rl.backends.serving.serve", Served)
     folder = zoom_checkpoint_dir()
     for overrides in ([], TOOLS, [*TOOLS, "agent.tool_protocol=function"]):
         settings = targets.agent_settings(

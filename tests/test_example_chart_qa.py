@@ -17,8 +17,8 @@ import pytest
 from tests.fake_openai import MODEL, fake_openai
 from vision_rl import tasks
 from vision_rl.data.schema import read_rows
+from vision_rl.run.log import ROLLOUTS, read_jsonl
 from vision_rl.tasks import Task, get_task
-from vision_rl.telemetry import ROLLOUTS, read_jsonl
 from vision_rl.tiny import write_tasks
 
 ROOT = Path(__file__).resolve().parents[1]

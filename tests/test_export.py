@@ -14,13 +14,13 @@ import pytest
 import torch
 import yaml
 
-from vision_rl.engine.export import dtype_of, written_dtype
-from vision_rl.engine.merge import main as merge_in_process
 from vision_rl.errors import UserError
-from vision_rl.export import choose, export, told_step
-from vision_rl.model_card import model_card
-from vision_rl.recorded import read_run
-from vision_rl.telemetry import RunLog
+from vision_rl.export.__main__ import choose, export, told_step
+from vision_rl.export.checkpoint import dtype_of, written_dtype
+from vision_rl.export.merge import main as merge_in_process
+from vision_rl.export.model_card import model_card
+from vision_rl.run.log import RunLog
+from vision_rl.run.reader import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = torch.tensor([[5, 9, 33, 70, 12]])
@@ -238,8 +238,8 @@ def test_a_sharded_checkpoint_is_served_by_vllm(tmp_path: Path, tiny_dir: Path, 
     """Two ranks, the command line, then the folder in transformers (exact) and in vLLM (an answer)."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from vision_rl.engine.reach import free_port
-    from vision_rl.serving import serve
+    from vision_rl.backends.serving import serve
+    from vision_rl.rollout.addresses import free_port
 
     run = a_run(tmp_path / "run", 30)
     actor = run / "checkpoints" / "global_step_30" / "actor"

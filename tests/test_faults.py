@@ -17,8 +17,8 @@ import openai
 import pytest
 
 from tests.fault_run import AGENT_FAULTS, SERVER_FAULTS
-from vision_rl.engine.runner import VisionRunner
-from vision_rl.telemetry import RunLog, append_lines, read_jsonl
+from vision_rl.rollout.runner import VisionRunner
+from vision_rl.run.log import RunLog, append_lines, read_jsonl
 
 ROOT = Path(__file__).parent.parent
 
@@ -157,7 +157,7 @@ def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path: Path) -> None:
     script = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from vision_rl.telemetry import append_lines\n"
+        "from vision_rl.run.log import append_lines\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "path = Path(sys.argv[1])\n"
         "append_lines(path, [{'n': 0}])\n"

@@ -7,12 +7,12 @@ import random
 import pytest
 
 from tests.random_texts import PIECES
-from vision_rl.boxes import Box
-from vision_rl.coordinates import FAMILIES
+from vision_rl.agent.grounding_prompts import request
+from vision_rl.answers.boxes import Box
+from vision_rl.answers.coordinates import FAMILIES
+from vision_rl.answers.formats import FORMATS
+from vision_rl.answers.parsing import POINT_FORMATS, BoxReading, format_boxes, read_boxes
 from vision_rl.errors import UserError
-from vision_rl.formats import FORMATS
-from vision_rl.grounding_prompts import request
-from vision_rl.parsing import POINT_FORMATS, BoxReading, format_boxes, read_boxes
 from vision_rl.rewards.grounding import answer_space, gold_reply, grounding_reward, takes_points
 
 P: Box = (197, 525, 197, 525)

@@ -17,12 +17,12 @@ from scipy import stats
 from tests import fake_backend
 from tests.chat import chat
 from tests.engine_stack import Stack, running_stack
-from vision_rl.client import shared_client
-from vision_rl.engine.chat_request import CallError, ChatRequest
-from vision_rl.engine.groups import Groups
-from vision_rl.engine.store_link import Membership
-from vision_rl.engine.trace import turns_from_spans
-from vision_rl.messages import user_message
+from vision_rl.agent.client import shared_client
+from vision_rl.agent.messages import user_message
+from vision_rl.rollout.chat_request import CallError, ChatRequest
+from vision_rl.rollout.groups import Groups
+from vision_rl.rollout.store_link import Membership
+from vision_rl.rollout.trace import turns_from_spans
 
 SAMPLED = {"temperature": 1.0}
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from vision_rl.engine.reach import free_port
+from vision_rl.rollout.addresses import free_port
 from vision_rl.training import health
 from vision_rl.training.health import Health, ModelDied
 

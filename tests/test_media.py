@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vision_rl.agent.media import check_pictures, show
+from vision_rl.answers.zoom import SizeLimits
 from vision_rl.data.schema import read_rows, write_rows
-from vision_rl.data.video import sample_frames
-from vision_rl.engine.pixels import Pixels
 from vision_rl.errors import UserError
-from vision_rl.media import check_pictures, show
+from vision_rl.media.video import sample_frames
+from vision_rl.models.pixels import Pixels
 from vision_rl.settings import AgentSettings
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.samples import Sample
-from vision_rl.zoom import SizeLimits
 
 
 def agent(**changes: Any) -> dict[str, Any]:

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from transformers import AutoModelForImageTextToText
 
-from vision_rl.coordinates import FAMILIES
-from vision_rl.engine.config import resolve
-from vision_rl.engine.positions import rope_index_of
-from vision_rl.engine.processor import image_token_id, load_processor
-from vision_rl.engine.schema import package_dir
+from vision_rl.answers.coordinates import FAMILIES
+from vision_rl.config.known_keys import package_dir
+from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
-from vision_rl.models import TABLE, ModelFamily, check_pairing, measured, model_info, render_models
+from vision_rl.models.positions import rope_index_of
+from vision_rl.models.processor import image_token_id, load_processor
+from vision_rl.models.table import TABLE, ModelFamily, check_pairing, measured, model_info, render_models
+from vision_rl.models.tokens import forbidden_token_ids
 from vision_rl.tiny.families import BUILDERS, build
-from vision_rl.tokens import forbidden_token_ids
 
 TINY = Path(__file__).resolve().parents[1] / "vision_rl" / "tiny" / "checkpoint"
 ROWS = {row.name: row for row in TABLE}
@@ -191,7 +191,7 @@ def test_checkpoints_whose_pictures_see_each_other_are_refused(tmp_path: Path) -
 
 
 def test_megatron_families_are_verls() -> None:
-    from vision_rl.models import MEGATRON
+    from vision_rl.models.table import MEGATRON
 
     source = (package_dir("verl") / "models" / "mcore" / "registry.py").read_text()
     for name in MEGATRON:

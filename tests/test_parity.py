@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 
 from vision_rl.backends.families import merge_pictures, server_weights, token_types
-from vision_rl.engine.pixels import Pixels, join
-from vision_rl.engine.processor import load_processor, picture_text
+from vision_rl.models.pixels import Pixels, join
+from vision_rl.models.processor import load_processor, picture_text
 from vision_rl.parity.actor import load_model
 from vision_rl.parity.cells import cells
 from vision_rl.parity.compare import LIMIT, TOGETHER, Job, Result, compare

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.random_texts import random_text
-from vision_rl.boxes import Box
-from vision_rl.errors import UserError
-from vision_rl.parsing import (
+from vision_rl.answers.boxes import Box
+from vision_rl.answers.parsing import (
     BOX_FORMATS,
     BoxReading,
     ToolCall,
@@ -32,6 +31,7 @@ from vision_rl.parsing import (
     reasoning_is_closed,
     strip_reasoning,
 )
+from vision_rl.errors import UserError
 
 
 @pytest.mark.parametrize(

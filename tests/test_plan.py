@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from vision_rl.engine.config import presets, resolve
-from vision_rl.engine.plan import GB, Plan, plan, render_plan
-from vision_rl.engine.shapes import HUB, shape_of
+from vision_rl.config.resolve import presets, resolve
 from vision_rl.errors import UserError
-from vision_rl.models import model_info
+from vision_rl.models.sizes import HUB, shape_of
+from vision_rl.models.table import model_info
+from vision_rl.preflight.memory_plan import GB, Plan, plan, render_plan
 
 TINY = Path(__file__).resolve().parents[1] / "vision_rl" / "tiny" / "checkpoint"
 FSDP = "actor_rollout_ref.actor.fsdp_config"

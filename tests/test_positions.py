@@ -23,9 +23,9 @@ from transformers import (
 from verl.models.transformers import qwen2_vl as verl_qwen2_vl
 from verl.models.transformers import qwen3_vl as verl_qwen3_vl
 
-from vision_rl.engine.positions import position_ids, rope_index_of
-from vision_rl.engine.processor import bind_positions, load_processor
 from vision_rl.errors import UserError
+from vision_rl.models.positions import position_ids, rope_index_of
+from vision_rl.models.processor import bind_positions, load_processor
 from vision_rl.tiny import checkpoint_dir
 
 TEXT = {

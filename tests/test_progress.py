@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vision_rl.progress import RunProgress
-from vision_rl.telemetry import EVENTS, RunLog
+from vision_rl.run.log import EVENTS, RunLog
+from vision_rl.run.progress import RunProgress
 
 
 def step(log: RunLog, number: int) -> None:

@@ -26,13 +26,13 @@ from tests.chat import chat
 from tests.engine_stack import Stack, model_entry, running_stack
 from tests.pictures import data_uri, noise_picture
 from tests.slow_proxy import HOLD_SECONDS
-from vision_rl.client import shared_client
-from vision_rl.engine.calls import SPARE_LOAD, ModelServers, Server
-from vision_rl.engine.proxy import VisionProxy
-from vision_rl.engine.reach import free_port
-from vision_rl.engine.store_link import IDLE_SECONDS
-from vision_rl.engine.trace import turns_from_spans
-from vision_rl.messages import user_message
+from vision_rl.agent.client import shared_client
+from vision_rl.agent.messages import user_message
+from vision_rl.rollout.addresses import free_port
+from vision_rl.rollout.model_calls import SPARE_LOAD, ModelServers, Server
+from vision_rl.rollout.proxy import VisionProxy
+from vision_rl.rollout.store_link import IDLE_SECONDS
+from vision_rl.rollout.trace import turns_from_spans
 
 QUESTION = [user_message("What color is it?")]
 
@@ -354,7 +354,7 @@ def test_a_proxy_process_that_dies_is_replaced(tmp_path: Path) -> None:
 
 def test_the_proxys_process_imports_little() -> None:
     check = (
-        "import sys, vision_rl.engine.proxy_server\n"
+        "import sys, vision_rl.rollout.proxy_server\n"
         "big = {'agentlightning', 'litellm', 'verl', 'vllm', 'ray', 'torch', 'transformers', 'openai', 'pandas', 'fastapi'}\n"
         "print(sorted(big & set(sys.modules)))"
     )

@@ -20,9 +20,8 @@ from starlette.testclient import TestClient
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from tests.recorded_runs import PEAK, SIZE, STEPS, collapsed_run, hostile_run, told_run
+from vision_rl.answers.parsing import parse_boxes
 from vision_rl.errors import UserError
-from vision_rl.parsing import parse_boxes
-from vision_rl.recorded import RecordedRun, first_mid_last, read_run
 from vision_rl.report.__main__ import main, page_of
 from vision_rl.report.cards import Card, advantages
 from vision_rl.report.charts import Curves, charts, figure, laid_over, moving_average
@@ -31,7 +30,8 @@ from vision_rl.report.page import Page, components, facet_values, render
 from vision_rl.report.pictures import Mark, picture, row_pictures
 from vision_rl.report.run import COMPUTED, REPORT, Choice, phase_table, run_page, state
 from vision_rl.report.serve import application
-from vision_rl.telemetry import EVENTS, METRICS, ROLLOUTS, RunLog
+from vision_rl.run.log import EVENTS, METRICS, ROLLOUTS, RunLog
+from vision_rl.run.reader import RecordedRun, first_mid_last, read_run
 
 
 class Elements(HTMLParser):
@@ -453,15 +453,6 @@ def test_a_small_target_gets_a_close_up(tmp_path: Path) -> None:
     pixels = Image.open(io.BytesIO(base64.b64decode(close.uri.partition(",")[2]))).convert("L")
     bright = pixels.point(lambda level: 255 * (level > 128)).getbbox()
     assert bright == pytest.approx((mark.x, mark.y, mark.x + mark.width, mark.y + mark.height), abs=1.5)
-
-
-@pytest.mark.parametrize(("module", "words"), [("watch", "--serve"), ("transcript", "vision_rl.report RUN_DIR")])
-def test_what_is_gone_names_its_successor(module: str, words: str) -> None:
-    import runpy
-
-    with pytest.raises(SystemExit, match="error: ") as exit:
-        runpy.run_module(f"vision_rl.{module}", run_name="__main__")
-    assert words in str(exit.value) and "\n" not in str(exit.value)
 
 
 def test_an_evaluation_beside_a_run_is_refused(run_dir: Path, tmp_path: Path) -> None:

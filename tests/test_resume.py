@@ -13,13 +13,13 @@ import torch
 from rich.console import Console
 
 import train_agent
-from vision_rl.engine.config import Resolved, render_resolved, resolve
+from vision_rl.config.resolve import Resolved, render_resolved, resolve
 from vision_rl.errors import UserError
-from vision_rl.recorded import read_run
-from vision_rl.resume import MAX_NOTES, changes, steps_done
-from vision_rl.run_dir import CONFIG
-from vision_rl.summary import render_summary
-from vision_rl.telemetry import EVENTS, METRICS, RunLog, read_jsonl
+from vision_rl.run.directory import CONFIG
+from vision_rl.run.log import EVENTS, METRICS, RunLog, read_jsonl
+from vision_rl.run.reader import read_run
+from vision_rl.run.summary import render_summary
+from vision_rl.training.resume import MAX_NOTES, changes, steps_done
 
 LORA = ("actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.rollout.load_format=safetensors")
 BEGUN = ("trainer.test_freq=2", "actor_rollout_ref.actor.optim.lr=1e-5")

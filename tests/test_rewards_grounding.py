@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.random_texts import random_text
-from vision_rl import formats
-from vision_rl.boxes import SIMILARITIES, Box, iou_pair
-from vision_rl.coordinates import FAMILIES
+from vision_rl.answers import formats
+from vision_rl.answers.boxes import SIMILARITIES, Box, iou_pair
+from vision_rl.answers.coordinates import FAMILIES
 from vision_rl.errors import UserError
 from vision_rl.rewards import Terms, gold_reply, grounding_reward
 from vision_rl.rewards.grounding import KINDS, POINT_KINDS, match_score, takes_points

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torchvision.ops import complete_box_iou, distance_box_iou, generalized_box_iou
 
 from tests.random_texts import random_text
-from vision_rl.boxes import DISTANCE_CEILING, distance, point_in_polygon
+from vision_rl.answers.boxes import DISTANCE_CEILING, distance, point_in_polygon
 from vision_rl.data.schema import METRICS as NAMED_BY_ROWS
 from vision_rl.errors import UserError
 from vision_rl.rewards import METRICS, math_equality, metric, vqa_reward

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision_rl.boxes import Box
-from vision_rl.parsing import parse_tool_calls
+from vision_rl.answers.boxes import Box
+from vision_rl.answers.parsing import parse_tool_calls
 from vision_rl.rewards import ArcWeights, arc_reward, gold_reply, grounding_reward
 from vision_rl.rewards.tools import Call, is_aimed, target_kind
 

@@ -18,13 +18,13 @@ from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import replay_buffer as verls_buffer
 
-from vision_rl.engine.config import resolve
-from vision_rl.engine.pixels import Pixels
-from vision_rl.engine.store import VisionStore
-from vision_rl.engine.trace import SPAN_NAME, Turn, turn_attributes
+from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
+from vision_rl.models.pixels import Pixels
+from vision_rl.rollout.store import VisionStore
+from vision_rl.rollout.trace import SPAN_NAME, Turn, turn_attributes
+from vision_rl.run.log import ROLLOUTS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings, FilterGroups, Integrity, RolloutPolicy
-from vision_rl.telemetry import ROLLOUTS, RunLog, read_jsonl
 from vision_rl.tiny import checkpoint_dir
 from vision_rl.training import rollout_manager as manager_module
 from vision_rl.training.replay import replay_buffer

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.recorded_runs import HOSTILE, SIZE, told_run
-from vision_rl.parsing import parse_boxes
-from vision_rl.rollout_tables import ROWS, TAG, log_rollout_tables
-from vision_rl.telemetry import ROLLOUTS, read_jsonl
+from vision_rl.answers.parsing import parse_boxes
+from vision_rl.report.tables import ROWS, TAG, log_rollout_tables
+from vision_rl.run.log import ROLLOUTS, read_jsonl
 
 
 @pytest.fixture(scope="module")

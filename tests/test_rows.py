@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from tests.actor import actor, log_probs
-from vision_rl.engine.pixels import Pixels
-from vision_rl.messages import image_url
+from vision_rl.agent.messages import image_url
+from vision_rl.models.pixels import Pixels
 from vision_rl.training.rows import Drop, RowBuilder, tag_of
 from vision_rl.training.samples import Sample
 from vision_rl.training.worker import VisionTrainingWorker

@@ -12,8 +12,8 @@ import agentlightning as agl
 import pytest
 from agentlightning.types import AttemptedRollout, EnqueueRolloutRequest, RolloutConfig, SpanCoreFields
 
-from vision_rl.engine import store as store_module
-from vision_rl.engine.store import UnknownAttempt, VisionStore
+from vision_rl.rollout import store as store_module
+from vision_rl.rollout.store import UnknownAttempt, VisionStore
 
 T = TypeVar("T")
 RETRIED = RolloutConfig(
@@ -207,8 +207,8 @@ def test_claim_waits_for_a_task(store: VisionStore) -> None:
 
 
 def test_the_server_travels_to_other_processes_with_its_address_and_token() -> None:
-    from vision_rl.engine.reach import free_port
-    from vision_rl.engine.store_server import VisionStoreServer
+    from vision_rl.rollout.addresses import free_port
+    from vision_rl.rollout.store_server import VisionStoreServer
 
     async def work() -> str:
         server = VisionStoreServer(VisionStore(), host="127.0.0.1", port=free_port(), token="secret")

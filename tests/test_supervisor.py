@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vision_rl.collapse import FORMAT, REWARD
-from vision_rl.run_dir import STOP_FILE
+from vision_rl.run.collapse import FORMAT, REWARD
+from vision_rl.run.directory import STOP_FILE
+from vision_rl.run.log import EVENTS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings, CollapseWatch, Validation
-from vision_rl.telemetry import EVENTS, RunLog, read_jsonl
 from vision_rl.training.checkpoints import Checkpoints
 from vision_rl.training.supervisor import Supervisor
 

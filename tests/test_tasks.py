@@ -14,19 +14,19 @@ import pytest
 from PIL import Image
 
 from vision_rl import plugins, tasks
+from vision_rl.config.resolve import render_resolved, resolve
 from vision_rl.data.schema import read_rows
 from vision_rl.data.verify import verify
-from vision_rl.engine.config import render_resolved, resolve
 from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
-from vision_rl.recorded import read_run
-from vision_rl.resume import changes
 from vision_rl.rewards import Reward
 from vision_rl.rewards.grounding import KINDS
+from vision_rl.run.log import RunLog
+from vision_rl.run.reader import read_run
+from vision_rl.run.summary import summarise
 from vision_rl.settings import AgentSettings
-from vision_rl.summary import summarise
 from vision_rl.tasks import BUILT_IN, Task, get_task, task_names
-from vision_rl.telemetry import RunLog
+from vision_rl.training.resume import changes
 
 ROOT = Path(__file__).resolve().parents[1]
 MINE = """

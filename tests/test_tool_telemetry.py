@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from vision_rl.rewards import tools as reward_tools
-from vision_rl.telemetry import DETAILS, RunLog, read_jsonl
-from vision_rl.tool_telemetry import FILES, contradictions, tool_metrics, write_tool_logs
+from vision_rl.run.log import DETAILS, RunLog, read_jsonl
+from vision_rl.run.tool_metrics import FILES, contradictions, tool_metrics, write_tool_logs
 
 ZOOM = '<tool_call>{"name": "zoom_ui_element", "arguments": {"region": [0, 0, 0.5, 0.5], "zoom_factor": 2}}</tool_call>'
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from vision_rl.boxes import iou_pair
-from vision_rl.parsing import ToolCall, parse_tool_calls
+from vision_rl.agent.tools import TOOLS, ToolBox, tools_text
+from vision_rl.answers.boxes import iou_pair
+from vision_rl.answers.parsing import ToolCall, parse_tool_calls
+from vision_rl.answers.zoom import MAX_ASPECT, SizeLimits, View, crop_box, zoom
 from vision_rl.rewards.tools import TOOL_NAMES
-from vision_rl.tools import TOOLS, ToolBox, tools_text
-from vision_rl.zoom import MAX_ASPECT, SizeLimits, View, crop_box, zoom
 
 REGION = [0.25, 0.25, 0.75, 0.5]
 LIMITS = SizeLimits(28, 14, 56 * 56, 112 * 112)

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-from vision_rl.run_dir import STOP_FILE
+from vision_rl.run.directory import STOP_FILE
+from vision_rl.run.log import METRICS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings, Validation
-from vision_rl.telemetry import METRICS, RunLog, read_jsonl
 from vision_rl.training.checkpoints import Checkpoints
 from vision_rl.training.health import ModelDied
 from vision_rl.training.supervisor import Supervisor

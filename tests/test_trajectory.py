@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.actor import actor, as_batch, log_probs
-from vision_rl.engine.pixels import Pixels
-from vision_rl.engine.trace import Turn
-from vision_rl.grounding_prompts import system_text
+from vision_rl.agent.grounding_prompts import system_text
+from vision_rl.agent.tools import TOOLS
+from vision_rl.models.pixels import Pixels
+from vision_rl.rollout.trace import Turn
 from vision_rl.tiny.zoom_warmstart import call_text, zoom_processor
-from vision_rl.tools import TOOLS
 from vision_rl.training.advantages import rollout_advantages
 from vision_rl.training.mismatch import mismatch_metrics
 from vision_rl.training.rollouts import FinishedRollout

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vision_rl.collapse import CURES
-from vision_rl.engine.config import presets, resolve, variants
+from vision_rl.config.resolve import presets, resolve, variants
+from vision_rl.run.collapse import CURES
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")

@@ -27,14 +27,14 @@ import worker
 from tests import fake_backend
 from tests.engine_stack import Stack, model_entry, running_stack
 from tests.pictures import data_uri, no_size
-from vision_rl.engine.launch import check_store
-from vision_rl.engine.proxy import VisionProxy
-from vision_rl.engine.reach import Reach, free_port, worker_lines
-from vision_rl.engine.strategy import VisionStrategy
-from vision_rl.engine.trace import reward_from_spans, turns_from_spans
+from vision_rl.agent.messages import user_message
 from vision_rl.errors import UserError
-from vision_rl.messages import user_message
+from vision_rl.rollout.addresses import Reach, free_port, worker_lines
+from vision_rl.rollout.proxy import VisionProxy
+from vision_rl.rollout.strategy import VisionStrategy
+from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
 from vision_rl.settings import AgentSettings
+from vision_rl.training.launch import check_store
 from worker import Worker
 
 ROOT = Path(__file__).parent.parent

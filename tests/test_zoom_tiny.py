@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vision_rl.agent.grounding_prompts import request, system_text
+from vision_rl.agent.tools import ToolBox
+from vision_rl.answers.parsing import parse_boxes, parse_tool_calls
+from vision_rl.answers.zoom import View, zoom
 from vision_rl.data.schema import read_rows
-from vision_rl.grounding_prompts import request, system_text
-from vision_rl.parsing import parse_boxes, parse_tool_calls
 from vision_rl.report.run import run_page
 from vision_rl.rewards.tools import target_kind
-from vision_rl.run_dir import CONFIG
+from vision_rl.run.directory import CONFIG
+from vision_rl.run.log import ROLLOUTS
 from vision_rl.settings import AgentSettings
-from vision_rl.telemetry import ROLLOUTS
 from vision_rl.tiny.zoom_scenes import INSTRUCTION, ZoomScene, draw_scene, write_zoom_tasks
 from vision_rl.tiny.zoom_warmstart import (
     LIMITS,
@@ -28,8 +30,6 @@ from vision_rl.tiny.zoom_warmstart import (
     with_tools,
     zoom_processor,
 )
-from vision_rl.tools import ToolBox
-from vision_rl.zoom import View, zoom
 
 
 def hatching(picture: Image.Image, scene: ZoomScene, view: View) -> list[float]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vision_rl import starter_task
-from vision_rl.data.files import write_text
 from vision_rl.data.schema import write_row_sets
 from vision_rl.errors import UserError
+from vision_rl.files import write_text
 from vision_rl.tasks import get_task, task_names
 
 ROWS = {"train": 8, "val": 2}

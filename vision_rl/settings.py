@@ -1,6 +1,6 @@
 """The application's own settings: everything that is ours and not verl's, as frozen dataclasses.
 
-verl's settings stay verl's (see `vision_rl.engine.config`). In YAML and in `key=value` overrides ours live under two
+verl's settings stay verl's (see `vision_rl.config.resolve`). In YAML and in `key=value` overrides ours live under two
 roots that verl does not use: `agent.*` (what a rollout needs; it travels with every task) and `app.*` (what the trainer
 needs).
 """
@@ -23,8 +23,8 @@ class AgentSettings:
     min_pixels and max_pixels limit the area of an image in pixels; None leaves the limits of the model's own processor.
     """
 
-    answer_format: str = "bbox"  # grounding: a row of vision_rl.formats.FORMATS, or "native" (the family's own)
-    family: str = "unit"  # a row of vision_rl.coordinates.FAMILIES, filled in from the model
+    answer_format: str = "bbox"  # grounding: a row of vision_rl.answers.formats.FORMATS, or "native" (the family's own)
+    family: str = "unit"  # a row of vision_rl.answers.coordinates.FAMILIES, filled in from the model
     min_pixels: int | None = None
     max_pixels: int | None = None
     reward: str = "vqa"  # one of the task's rewards; docs/rewards.md lists them
@@ -41,7 +41,7 @@ class AgentSettings:
     arc: ArcWeights = field(default_factory=ArcWeights)  # the numbers of agent.reward=arc
 
     def pixel_limits(self) -> dict[str, int]:
-        """What server and actor give the processor, by its names (`mm_processor_kwargs` is set by `engine/derive.py`)."""
+        """What server and actor give the processor, by its names (`mm_processor_kwargs` is set by `config/derived.py`)."""
         limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         return {name: value for name, value in limits.items() if value is not None}
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from vision_rl.client import LLM, client_for
-from vision_rl.media import show
-from vision_rl.messages import user_message
+from vision_rl.agent.client import LLM, client_for
+from vision_rl.agent.media import show
+from vision_rl.agent.messages import user_message
 from vision_rl.rewards import Reward
 from vision_rl.tasks import Task
 
@@ -67,6 +67,6 @@ TASK = Task(
 )
 
 if __name__ == "__main__":
-    from vision_rl.debug import main
+    from vision_rl.preflight.debug import main
 
     main(__file__)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from vision_rl.boxes import Box
-    from vision_rl.client import LLM
+    from vision_rl.agent.client import LLM
+    from vision_rl.answers.boxes import Box
     from vision_rl.rewards.terms import Reward
 
 ENTRY_POINTS = "vision_rl.tasks"
@@ -134,7 +134,7 @@ BUILT_IN = {
                 *("vqa", "official_2021", "exact_match", "anls", "relaxed_accuracy", "multiple_choice", "token_f1"),
                 *("medical", "math", "similarity", "judge", "official"),  # "official": the old name of "vqa"
             ),
-            prompt="vision_rl.prompts:VQA_PROMPT",
+            prompt="vision_rl.agent.prompts:VQA_PROMPT",
             score="vqa_agent:score",
             gold="vqa_agent:gold",
             synthetic="vision_rl.tiny.tasks:vqa_example",
@@ -151,7 +151,7 @@ BUILT_IN = {
                 *("ranked", "arc", "max_iou"),
             ),
             defaults={"agent.answer_format": "bbox"},
-            prompt="vision_rl.prompts:GROUNDING_PROMPT",
+            prompt="vision_rl.agent.prompts:GROUNDING_PROMPT",
             score="grounding_agent:score",
             gold="grounding_agent:gold",
             synthetic="vision_rl.tiny.tasks:grounding_example",
@@ -160,7 +160,7 @@ BUILT_IN = {
             measures="vision_rl.evaluation.metrics:GROUNDING_MEASURES",
             headline=("point accuracy", "IoU", "ACC@0.5"),
             breakdowns="vision_rl.evaluation.metrics:grounding_breakdowns",
-            drawing="vision_rl.replay:predicted_boxes",
+            drawing="vision_rl.run.views:predicted_boxes",
         ),
     )
 }

@@ -15,8 +15,8 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from vision_rl.backends.families import answer_with_tensors, merge_pictures, server_weights, token_types
-from vision_rl.engine.pixels import Pixels
 from vision_rl.errors import UserError
+from vision_rl.models.pixels import Pixels
 
 VISION_TOWERS = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "vision_encoder")
 """What the families call the part that sees, projector included, below `model` (or `model.model`)."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vision_rl.engine.pixels import join
+from vision_rl.models.pixels import join
 
 _VERLS_FORWARD = ("qwen2_vl", "qwen2_5_vl", "glm4v")
 

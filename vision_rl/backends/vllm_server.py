@@ -14,10 +14,10 @@ from verl.workers.rollout.vllm_rollout import vllm_async_server
 from verl.workers.rollout.vllm_rollout.utils import VLLM_LORA_INT_ID, VLLM_LORA_PATH
 from vllm.lora.request import LoRARequest
 
+from vision_rl.backends.gpu import cpu_build
+from vision_rl.backends.parent_death import end_with_parent
 from vision_rl.backends.rendezvous import vllm_meets_by_file
-from vision_rl.engine.processor import load_processor
-from vision_rl.gpu import cpu_build
-from vision_rl.orphans import end_with_parent
+from vision_rl.models.processor import load_processor
 
 ADAPTER_NAME = "adapter"
 """The model name under which the HTTP server answers with the adapter."""

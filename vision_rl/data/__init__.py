@@ -1,1 +1,1 @@
-"""Data sets: one row schema (`schema`), one way to open images (`images`), and one module per source format."""
+"""Data sets: one row schema (`schema`), one module per source format, checks, statistics, mixing."""

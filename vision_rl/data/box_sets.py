@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from vision_rl.data.geometry import four_numbers, to_unit_xyxy
-from vision_rl.data.images import image_size
-from vision_rl.data.picture_files import picture_file
 from vision_rl.data.records import (
     OnBad,
     Record,
@@ -27,6 +25,8 @@ from vision_rl.data.records import (
     read_json,
 )
 from vision_rl.errors import UserError
+from vision_rl.media.images import image_size
+from vision_rl.media.picture_files import picture_file
 
 DEFAULT_QUESTION = "Locate every finding in this image."
 NO_FINDING = {"no finding", "no findings", "normal", "none", ""}

@@ -12,10 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vision_rl.data.choices import gold_letter
+from vision_rl.answers.choices import gold_letter
 from vision_rl.data.geometry import four_numbers, to_unit_xyxy
-from vision_rl.data.images import image_size
-from vision_rl.data.picture_files import picture_file
 from vision_rl.data.records import (
     OnBad,
     Record,
@@ -27,8 +25,10 @@ from vision_rl.data.records import (
     iter_records,
     source_files,
 )
-from vision_rl.data.video import sample_frames
 from vision_rl.errors import UserError
+from vision_rl.media.images import image_size
+from vision_rl.media.picture_files import picture_file
+from vision_rl.media.video import sample_frames
 from vision_rl.tasks import get_task
 
 Fields = tuple[str, ...]

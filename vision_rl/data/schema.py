@@ -20,10 +20,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vision_rl.data.choices import choice_letter, choice_list
-from vision_rl.data.files import replacing
-from vision_rl.data.picture_files import picture_file
+from vision_rl.answers.choices import choice_letter, choice_list
 from vision_rl.errors import UserError
+from vision_rl.files import replacing
+from vision_rl.media.picture_files import picture_file
 from vision_rl.rewards.metrics import METRICS
 from vision_rl.tasks import get_task
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from vision_rl.data.geometry import pixel_box_to_unit
-from vision_rl.data.images import image_size
-from vision_rl.data.picture_files import picture_file
 from vision_rl.data.records import OnBad, checked, converted, extra_fields, parquet_records, read_json, source_files
 from vision_rl.errors import UserError
+from vision_rl.media.images import image_size
+from vision_rl.media.picture_files import picture_file
 
 FORMS = ("auto", "hf", "v2", "pro")
 _MOBILE = {"ios", "android"}

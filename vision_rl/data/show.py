@@ -10,10 +10,10 @@ from typing import Any
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from vision_rl.data.choices import lettered
-from vision_rl.data.files import replacing
-from vision_rl.data.images import open_image
+from vision_rl.answers.choices import lettered
 from vision_rl.errors import UserError
+from vision_rl.files import replacing
+from vision_rl.media.images import open_image
 from vision_rl.tasks import get_task
 
 _CELL = 320

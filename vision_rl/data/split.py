@@ -10,9 +10,9 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from vision_rl.data.check_images import check_images
 from vision_rl.data.schema import write_row_sets
 from vision_rl.errors import UserError
+from vision_rl.media.check_images import check_images
 
 SPLITS = ("train", "validation", "test")
 

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vision_rl.coordinates import get_family, smart_resize
-from vision_rl.data.check_images import ImageCheck, check_images
-from vision_rl.data.images import LIMIT_PIXELS
+from vision_rl.answers.coordinates import get_family, smart_resize
 from vision_rl.data.schema import iter_raw_rows, normalise_row, with_absolute_paths, write_rows
 from vision_rl.errors import UserError
+from vision_rl.media.check_images import ImageCheck, check_images
+from vision_rl.media.images import LIMIT_PIXELS
 from vision_rl.rewards import gold_reply, grounding_reward
 from vision_rl.rewards.grounding import takes_points
 from vision_rl.settings import AgentSettings

@@ -20,11 +20,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vision_rl.data.files import replacing
-from vision_rl.data.images import image_size
 from vision_rl.data.json_stream import iter_array
 from vision_rl.data.schema import SCHEMA, stored_path
 from vision_rl.errors import UserError
+from vision_rl.files import replacing
+from vision_rl.media.images import image_size
 
 MISSING_IMAGES = ("error", "skip", "keep")
 _BATCH_ROWS = 10_000

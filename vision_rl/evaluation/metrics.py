@@ -20,8 +20,8 @@ from vision_rl.evaluation.store import Record
 from vision_rl.rewards.calibration import brier_score, correlation, expected_calibration_error
 from vision_rl.rewards.metrics import METRICS
 from vision_rl.rewards.tools import target_kind
+from vision_rl.run.tool_metrics import tool_metrics
 from vision_rl.tasks import get_task
-from vision_rl.tool_telemetry import tool_metrics
 
 IOU_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 OUTCOMES = ("right", "wrong place", "wrong space", "wrong format")

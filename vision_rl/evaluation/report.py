@@ -10,14 +10,14 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from vision_rl.boxes import Box
-from vision_rl.data.images import image_size
+from vision_rl.answers.boxes import Box
+from vision_rl.answers.parsing import parse_answer
 from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation import summary as texts
 from vision_rl.evaluation.metrics import Figure, headline
 from vision_rl.evaluation.store import IDENTITY, Record, read_records, write_text
-from vision_rl.parsing import parse_answer
+from vision_rl.media.images import image_size
 from vision_rl.report.cards import Answer, Card, Turn, card_pictures, gold_text
 from vision_rl.report.charts import COLOURS, frame
 from vision_rl.report.page import Cell, Drawing, Page, Table, Tile, render

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vision_rl.data.files import replacing
 from vision_rl.errors import UserError
-from vision_rl.telemetry import read_jsonl
+from vision_rl.files import replacing
+from vision_rl.run.log import read_jsonl
 
 IDENTITY = "evaluation.json"
 ROWS = "rows.jsonl"

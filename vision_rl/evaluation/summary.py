@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vision_rl.coordinates import get_family
+from vision_rl.agent.grounding_prompts import request
+from vision_rl.answers.coordinates import get_family
+from vision_rl.answers.parsing import parse_answer
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation.metrics import Figure
 from vision_rl.evaluation.store import Record, write_json, write_text
-from vision_rl.grounding_prompts import request
-from vision_rl.parsing import parse_answer
 from vision_rl.rewards.grounding import answer_space
 from vision_rl.tasks import get_task
 

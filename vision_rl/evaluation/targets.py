@@ -12,14 +12,14 @@ from typing import Any
 
 import yaml
 
-from vision_rl.conversation import has_tools
-from vision_rl.coordinates import get_family
-from vision_rl.engine.config import resolve
-from vision_rl.engine.export import run_of
+from vision_rl.agent.conversation import has_tools
+from vision_rl.answers.coordinates import get_family
+from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
+from vision_rl.export.checkpoint import run_of
 from vision_rl.rewards.grounding import KINDS, answer_space, box_metric, checked_kind, takes_points
 from vision_rl.rewards.judge import shared_judge
-from vision_rl.run_dir import CONFIG
+from vision_rl.run.directory import CONFIG
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import get_task
 
@@ -106,7 +106,7 @@ def served_checkpoint(
     images: the largest number of pictures in a prompt. max_model_len: None takes the default, or the model's own limit
     where that is lower.
     """
-    from vision_rl.serving import MODEL_NAME, serve
+    from vision_rl.backends.serving import MODEL_NAME, serve
 
     length = max_model_len or min(_positions(model_dir), CPU_LENGTH if cpu else GPU_LENGTH)
     with (

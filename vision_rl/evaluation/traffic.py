@@ -1,7 +1,7 @@
 """What goes over the wire while rows are scored: tokens and latency per row, one pause for all when a server says 429.
 
 Agents see a chat completion, not the requests behind it, so this listens at the HTTP client that they share
-(`vision_rl.client`), by httpx's event hooks. A context variable says which row a request belongs to.
+(`vision_rl.agent.client`), by httpx's event hooks. A context variable says which row a request belongs to.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import httpx2 as httpx  # the client library of openai 3
 
-from vision_rl.client import shared_client
+from vision_rl.agent.client import shared_client
 
 LONGEST_PAUSE = 300.0
 """Seconds; a longer Retry-After is waited for in pieces, each ended by a request that the server may refuse again."""

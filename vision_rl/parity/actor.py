@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vision_rl.engine.pixels import Pixels
+from vision_rl.models.pixels import Pixels
 from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample
 

@@ -85,9 +85,9 @@ def compare(jobs: Sequence[Job], folder: Path) -> list[Result]:
 
 def _serve(jobs: Sequence[Job], asked: Sequence[Cell], folder: Path) -> None:
     """Run `vision_rl.parity.server` over all jobs."""
-    from vision_rl.engine.environment import run_environment
-    from vision_rl.engine.processor import load_processor
-    from vision_rl.tokens import forbidden_token_ids
+    from vision_rl.backends.environment import run_environment
+    from vision_rl.models.processor import load_processor
+    from vision_rl.models.tokens import forbidden_token_ids
 
     served = []
     for number, job in enumerate(jobs):
@@ -143,8 +143,8 @@ def _synced(job: Job, folder: Path) -> Path:
 
 
 def _job_results(job: Job, asked: Sequence[Cell], replies: dict[str, Any]) -> list[Result]:
-    from vision_rl.engine.pixels import Pixels
-    from vision_rl.engine.processor import load_processor
+    from vision_rl.models.pixels import Pixels
+    from vision_rl.models.processor import load_processor
     from vision_rl.parity.actor import bare_engine, load_model
     from vision_rl.training.rows import RowBuilder
 

@@ -11,10 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from vision_rl.data.files import replacing
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.evaluation.report import evaluation_page
 from vision_rl.evaluation.store import IDENTITY
+from vision_rl.files import replacing
 from vision_rl.report.index import RolloutIndex
 from vision_rl.report.page import Page, render
 from vision_rl.report.run import REPORT, Choice, run_page

@@ -9,8 +9,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from vision_rl import collapse
-from vision_rl.collapse import Episode
+from vision_rl.run import collapse
+from vision_rl.run.collapse import Episode
 
 Metrics = Mapping[str, Any]
 Series = tuple[list[float], list[float]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vision_rl.telemetry import ROLLOUTS, parsed
+from vision_rl.run.log import ROLLOUTS, parsed
 
 Rollout = dict[str, Any]
 DROPPED = "dropped: "

@@ -11,9 +11,9 @@ from typing import Literal
 
 from PIL import Image
 
-from vision_rl.boxes import Box
-from vision_rl.data.images import open_image
-from vision_rl.zoom import WHOLE
+from vision_rl.answers.boxes import Box
+from vision_rl.answers.zoom import WHOLE
+from vision_rl.media.images import open_image
 
 Kind = Literal["true", "predicted", "zoom"]
 

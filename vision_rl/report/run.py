@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vision_rl.data.files import replacing
-from vision_rl.recorded import RecordedRun, first_mid_last, read_run
+from vision_rl.files import replacing
 from vision_rl.report.cards import Card, Source, group_cards, validation_cards
 from vision_rl.report.charts import PHASES, Curves, component_label, figure, laid_over
 from vision_rl.report.index import DROPPED, RolloutIndex
 from vision_rl.report.page import Alarm, Cell, Drawing, Page, Row, Table, Tile, render
+from vision_rl.run.reader import RecordedRun, first_mid_last, read_run
 
 REPORT = "report.html"
 WATCHED = (

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vision_rl.boxes import Box
-from vision_rl.coordinates import FAMILIES
+from vision_rl.answers.boxes import Box
+from vision_rl.answers.coordinates import FAMILIES
+from vision_rl.answers.parsing import POINT_FORMATS, format_boxes
 from vision_rl.errors import UserError, cli_errors
-from vision_rl.parsing import POINT_FORMATS, format_boxes
 from vision_rl.rewards.grounding import (
     KINDS,
     POINT_KINDS,

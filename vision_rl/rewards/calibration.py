@@ -1,6 +1,6 @@
 """How far stated confidences can be trusted: calibration error, Brier score, correlation with the IoU.
 
-Works on what a run has collected; confidences come from `vision_rl.parsing.parse_confidence`.
+Works on what a run has collected; confidences come from `vision_rl.answers.parsing.parse_confidence`.
 """
 
 from __future__ import annotations

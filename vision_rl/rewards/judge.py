@@ -24,8 +24,8 @@ from typing import Any
 import httpx
 import tenacity
 
+from vision_rl.answers.parsing import parse_answer, strip_reasoning
 from vision_rl.errors import UserError
-from vision_rl.parsing import parse_answer, strip_reasoning
 from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms, with_terms
 from vision_rl.rewards.vqa import accuracies, by_frequency, vqa_format_ok
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vision_rl.parsing import parse_confidence
+from vision_rl.answers.parsing import parse_confidence
 
 
 @dataclass(frozen=True)

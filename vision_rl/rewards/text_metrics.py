@@ -10,7 +10,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from vision_rl.parsing import parse_number
+from vision_rl.answers.parsing import parse_number
 from vision_rl.rewards.vqa_accuracy import comparable
 
 ANLS_THRESHOLD = 0.5

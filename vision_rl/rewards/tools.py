@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vision_rl.boxes import Box, point_in_box
+from vision_rl.answers.boxes import Box, point_in_box
 from vision_rl.rewards.terms import Reward
 
 TOOL_NAMES = ("zoom_ui_element", "wait_for_ui", "inspect_element")

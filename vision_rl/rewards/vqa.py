@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vision_rl.answers.parsing import count_answers, parse_answer, reasoning_is_closed
 from vision_rl.errors import UserError
-from vision_rl.parsing import count_answers, parse_answer, reasoning_is_closed
 from vision_rl.rewards.metrics import METRICS, OLD_NAMES
 from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms, with_terms
 from vision_rl.rewards.vqa_accuracy import (

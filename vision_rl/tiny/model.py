@@ -22,7 +22,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from vision_rl.prompts import GROUNDING_PROMPT, VQA_PROMPT
+from vision_rl.agent.prompts import GROUNDING_PROMPT, VQA_PROMPT
 from vision_rl.tiny.scenes import COLORS, COUNTS, ELEMENTS, PLACES, SHAPES, WORDINGS
 
 PAD, END = "<|endoftext|>", "<|im_end|>"

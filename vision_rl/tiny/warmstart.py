@@ -8,8 +8,8 @@
 
 So reinforcement learning starts from a model that sees, and answers wrongly in a way that only shows in the picture.
 
-Last, the vision placeholders are silenced (see `vision_rl.tokens`): Qwen2.5-VL's output head has no bias, but hidden states
-share a direction, and the placeholders' rows of the head (untied for this) are set against it, so that their logits are
+Last, the vision placeholders are silenced (see `vision_rl.models.tokens`): Qwen2.5-VL's output head has no bias, but hidden
+states share a direction, and the placeholders' rows of the head (untied for this) are set against it, so that their logits are
 close to `SILENT_LOGIT` after any text. No sample contains one, and as their probability rounds to zero in float32, no
 gradient moves the rows; weight decay alone would take millions of steps.
 """
@@ -24,12 +24,12 @@ import torch
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from vision_rl.models.tokens import forbidden_token_ids
 from vision_rl.tasks import get_task
 from vision_rl.tiny.alignment import Alignment
 from vision_rl.tiny.model import END
 from vision_rl.tiny.optimizer import adamw, schedule, update
 from vision_rl.tiny.scenes import PLACES, TASKS, Box, Example, draw_example, place, unit_box
-from vision_rl.tokens import forbidden_token_ids
 
 BATCH = 64
 LOOK_STEPS, LOOK_RATE = 200, 3e-3

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vision_rl.boxes import Box
+from vision_rl.answers.boxes import Box
 from vision_rl.data.schema import write_rows
 
 SIDE = 224

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vision_rl.data.files import replacing
 from vision_rl.errors import UserError
+from vision_rl.files import replacing
 from vision_rl.settings import Checkpoints as CheckpointSettings
 
 BEST = "best.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vision_rl.engine.reach import Reach
+from vision_rl.rollout.addresses import Reach
 from vision_rl.settings import AgentSettings, AppSettings
 
 

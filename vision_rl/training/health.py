@@ -73,5 +73,5 @@ async def _server_problem(address: str) -> str:
             return f"the engine of the model server at {address} died" if reply.status == 503 else ""
     except aiohttp.ClientConnectorError:
         return f"the model server at {address} accepts no connections any more"
-    except (aiohttp.ClientError, asyncio.TimeoutError):
+    except (TimeoutError, aiohttp.ClientError):
         return ""

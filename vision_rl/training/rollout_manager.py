@@ -23,12 +23,12 @@ import transfer_queue as tq
 from agentlightning.types import EnqueueRolloutRequest, Rollout, RolloutConfig
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-from vision_rl.engine.environment import SERVER_KEY
-from vision_rl.engine.proxy import VisionProxy
-from vision_rl.engine.trace import reward_from_spans, turns_from_spans
+from vision_rl.backends.environment import SERVER_KEY
 from vision_rl.errors import UserError
+from vision_rl.rollout.proxy import VisionProxy
+from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
+from vision_rl.run.log import RunLog
 from vision_rl.settings import AppSettings
-from vision_rl.telemetry import RunLog
 from vision_rl.training.health import Health, ModelDied
 from vision_rl.training.rollouts import FinishedRollout, failures
 from vision_rl.training.rows import Drop, RowBuilder, tag_of, truncated

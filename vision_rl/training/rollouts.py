@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vision_rl.engine.trace import Turn
-from vision_rl.tool_telemetry import tool_metrics
+from vision_rl.rollout.trace import Turn
+from vision_rl.run.tool_metrics import tool_metrics
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from vision_rl.engine.pixels import Pixels
-from vision_rl.engine.positions import position_ids
-from vision_rl.engine.processor import image_token_id
 from vision_rl.errors import UserError
+from vision_rl.models.pixels import Pixels
+from vision_rl.models.positions import position_ids
+from vision_rl.models.processor import image_token_id
 from vision_rl.training.samples import Sample
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vision_rl.engine.trace import Turn
+from vision_rl.rollout.trace import Turn
 from vision_rl.training.rollouts import FinishedRollout
 
 

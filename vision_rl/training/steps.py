@@ -10,9 +10,9 @@ from transfer_queue import KVBatchMeta
 
 from vision_rl.data.mix import per_source
 from vision_rl.errors import UserError
+from vision_rl.run.log import RunLog
+from vision_rl.run.tool_metrics import write_tool_logs
 from vision_rl.settings import Integrity
-from vision_rl.telemetry import RunLog
-from vision_rl.tool_telemetry import write_tool_logs
 from vision_rl.training.rollout_manager import Group, RolloutManager
 from vision_rl.training.rollouts import failures, rollout_metrics
 

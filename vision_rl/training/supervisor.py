@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vision_rl.collapse import CollapseWatcher, episodes, restored_steps
-from vision_rl.run_dir import STOP_FILE
+from vision_rl.run.collapse import CollapseWatcher, episodes, restored_steps
+from vision_rl.run.directory import STOP_FILE
+from vision_rl.run.log import EVENTS, METRICS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings
-from vision_rl.telemetry import EVENTS, METRICS, RunLog, read_jsonl
 from vision_rl.training.best import best_of, judged
 from vision_rl.training.checkpoints import Checkpoints
 

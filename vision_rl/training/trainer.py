@@ -32,14 +32,14 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from verl.workers.rollout.utils import get_vision_placeholder_token_ids
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
+from vision_rl.backends.gpu import GpuMeter
 from vision_rl.data.mix import per_source
-from vision_rl.engine.pixels import Pixels
-from vision_rl.engine.processor import load_processor
-from vision_rl.engine.proxy import VisionProxy
 from vision_rl.errors import UserError
-from vision_rl.gpu import GpuMeter
-from vision_rl.rollout_tables import log_rollout_tables
-from vision_rl.telemetry import RunLog
+from vision_rl.models.pixels import Pixels
+from vision_rl.models.processor import load_processor
+from vision_rl.report.tables import log_rollout_tables
+from vision_rl.rollout.proxy import VisionProxy
+from vision_rl.run.log import RunLog
 from vision_rl.training.advantages import TOKEN_LEVEL, group_metrics, rollout_advantages
 from vision_rl.training.best import VALIDATED
 from vision_rl.training.checkpoints import Checkpoints

@@ -16,9 +16,9 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from vision_rl.backends.engine import VisionEngine, mend_positions
 from vision_rl.backends.rendezvous import workers_meet_by_file
-from vision_rl.engine.pixels import Pixels
-from vision_rl.engine.processor import load_processor
 from vision_rl.errors import UserError
+from vision_rl.models.pixels import Pixels
+from vision_rl.models.processor import load_processor
 
 WEIGHT_SECONDS = float(os.environ.get("VISION_RL_WEIGHT_SECONDS", "300"))
 """The longest wait for a model server while weights are sent."""

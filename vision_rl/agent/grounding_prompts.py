@@ -1,0 +1,64 @@
+"""What the grounding agent says: the request in every answer format, the tools, and what tools gave back.
+
+Texts that never change are constants, so that a tokenizer made for a task can hold each as one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vision_rl.agent.prompts import GROUNDING_PROMPT
+from vision_rl.agent.tools import tools_text
+from vision_rl.answers.coordinates import get_family
+from vision_rl.answers.formats import FORMATS
+from vision_rl.rewards.grounding import answer_space
+
+_SPACES = {
+    "unit": "each a fraction of {picture}'s width or height",
+    "percent": "each from 0 to 100 across {picture}'s width or height",
+    "thousand": "each from 0 to 1000 across {picture}'s width or height",
+    "to_999": "each from 0 to 999 across {picture}'s width or height",
+    "bins_1024": "each from 0 to 1024 across {picture}'s width or height",
+    "processed": "in pixels of {picture}",
+    "original": "in pixels of {picture}",
+}
+_PICTURES = {"original": "the first picture", "last": "the last picture"}
+
+REASONING = "You may reason first, inside <reasoning></reasoning>. Give the final answer inside <answer></answer>."
+LAST_TURN = "No further call is possible: answer now."
+
+
+def request(
+    instruction: str,
+    answer_format: str,
+    family: str,
+    *,
+    pictures: int = 1,
+    view: str = "",
+    size: Sequence[int] | None = None,
+) -> str:
+    """The user's text: the instruction and how to answer it.
+
+    view: "" for a conversation without tools, else which picture's space the answer is in ("original" or "last"). size:
+    (width, height) of the first picture's file, stated where the answer is in its pixels, whatever a server resizes.
+    """
+    if not view and answer_format == "bbox" and pictures == 1:
+        return GROUNDING_PROMPT.format(instruction=instruction)
+    picture = _PICTURES[view] if view else "the image" if pictures == 1 else "the first picture"
+    name, numbers_of = answer_space(answer_format, family)
+    form, space = FORMATS[name], get_family(numbers_of).space
+    stated = f" ({size[0]} x {size[1]} pixels)" if size and space == "original" and view != "last" else ""
+    refusal = f" If it is not there, answer {form.nothing}." if form.points else ""
+    place = _SPACES[space].format(picture=picture)
+    return f"{instruction}\nAnswer with {form.form}, {place}{stated}.{refusal}"
+
+
+def system_text(as_text: bool) -> str:
+    """The system message of a conversation with tools; `as_text`: it describes them, else the request carries them."""
+    return f"{tools_text()}\n{REASONING}" if as_text else REASONING
+
+
+def results_text(results: Sequence[str], last_turn: bool) -> str:
+    """The message that gives the results of a reply's tool calls back as text."""
+    parts = [f"<tool_response>\n{result}\n</tool_response>" for result in results]
+    return "\n".join([*parts, LAST_TURN] if last_turn else parts)

@@ -1,0 +1,241 @@
+"""The forms in which models write boxes and points: one row each, with prompt, reader and writer.
+
+`agent.answer_format` names a row, or "native" for the row of the model's family (`vision_rl.answers.coordinates.FAMILIES`). What
+the prompt asked for decides how a reply is read; nothing is guessed from the numbers. A row says in whose space its
+numbers are ("" for that of the model's family). Servers drop special tokens from the text by default, so forms with such
+tokens are read without them as well.
+
+Sources: Qwen2-VL arXiv 2409.12191, Qwen2.5-VL and Qwen3-VL cookbooks (spatial understanding, computer use), InternVL2
+documentation, GLM-4.5V cookbook, Gemma and PaliGemma (big_vision) documentation, Florence-2 arXiv 2311.06242, Molmo
+arXiv 2409.17146, DeepSeek-VL2 README, UI-TARS action_parser.py, OpenCUA and Kimi-VL (pyautogui).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from vision_rl.answers.boxes import Box
+
+MAX_NUMBER_CHARS = 32
+NUMBER_PATTERN = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+_MAX_ENTRY_CHARS = 256
+_BETWEEN = rf"\s*,\s*({NUMBER_PATTERN})"
+_NUMBERS = re.compile(rf"\s*({NUMBER_PATTERN}){_BETWEEN}(?:{_BETWEEN}{_BETWEEN})?\s*")
+_PLACEHOLDER = re.compile(r"\s*(?!(?:nan|inf)\b)[a-z]\w*(?:[\s,]+(?!(?:nan|inf)\b)[a-z]\w*){1,3}\s*", re.IGNORECASE)
+_INNER_LIST = re.compile(r"\[([^\[\]]*)\]")
+_XY_ATTRIBUTES = re.compile(
+    r"\bx[0-9]{0,4}\s*=\s*[\"']([^\"']{0,64})[\"']\s+y[0-9]{0,4}\s*=\s*[\"']([^\"']{0,64})[\"']"
+)
+_LISTS = re.compile(r"\[\s*(\[[^\[\]]*\](?:\s*,\s*\[[^\[\]]*\])*)\s*\]")
+# No two repeats of white space stand next to each other: that would take quadratic time on a long run of blanks.
+_EMPTY_LIST = r"(?:\[\s*\]\s*)?"
+_CLICKS = "click|left_click|left_single|left_double|double_click|right_single|right_click|long_press"
+_GUI_CLICKS = "click|doubleClick|tripleClick|rightClick|middleClick|moveTo"
+_ARGUMENT = r"[^,()=\n]{0,40}"
+# In prose a bracket may hold anything: only numbers, or the template's letters, make it an entry.
+_COORDINATES = r"(?:[\s0-9.,+-]|\b[a-z][0-9]?\b){1,256}"
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """One form of boxes or points.
+
+    form: how a prompt describes it. entry: how one is written, {0} to {3} being its numbers. pattern: finds entries; the
+    groups are joined by commas; rows finds several in one. opening: what begins an entry; one that leads to none counts
+    as malformed. joint and frame: between and around entries. nothing: what says that there is nothing to find; empty
+    reads it. space: the family in whose space the numbers always are. order: of four numbers. points: two numbers are
+    asked for, and -1, -1 says that there is nothing. spaced: numbers may be parted by blanks alone. in_call: the answer
+    is itself a tool call. bins: a whole number n stands for the middle of a bin, n + 0.5.
+    """
+
+    name: str
+    form: str
+    entry: str
+    pattern: re.Pattern[str]
+    nothing: str
+    opening: str = ""
+    empty: re.Pattern[str] | None = None
+    rows: re.Pattern[str] | None = None
+    joint: str = ""
+    frame: str = "{}"
+    space: str = ""
+    order: str = "xyxy"
+    points: bool = False
+    spaced: bool = False
+    in_call: bool = False
+    bins: bool = False
+
+    def entries(self, text: str) -> Iterator[tuple[str, int]]:
+        """(content, place in the text where it ends) of everything that has the form's outer shape."""
+        for found in self.pattern.finditer(text):
+            groups = [group for group in found.groups() if group is not None]
+            if self.name == "box_tokens" and any(group.count(",") != 1 for group in groups):
+                yield "?", found.end()
+            elif self.rows is None:
+                yield ",".join(groups), found.end()
+            else:
+                for row in self.rows.findall(groups[0]):
+                    yield row if isinstance(row, str) else ",".join(row), found.end()
+
+    def box(self, content: str) -> Box | None:
+        """The numbers of an entry as an xyxy box in the format's own space (a point has no area), else None."""
+        content = content.strip()
+        if self.name == "bbox" and content.startswith("[") and content.endswith("]"):
+            content = content[1:-1]
+        if len(content) > _MAX_ENTRY_CHARS:
+            return None
+        if self.spaced:
+            content = re.sub(r"[\s,]+", ",", content.strip(", "))
+        found = _NUMBERS.fullmatch(content)
+        if found is None or max(len(number or "") for number in found.groups()) > MAX_NUMBER_CHARS:
+            return None
+        half = 0.5 if self.bins else 0.0
+        a, b = float(found[1]) + half, float(found[2]) + half
+        if found[3] is None:
+            return a, b, a, b
+        if self.points and self.name != "ui_tars":  # UI-TARS's own parser takes both
+            return None
+        c, d = float(found[3]) + half, float(found[4]) + half
+        if self.order == "xywh":
+            return a, b, a + c, b + d
+        return (b, a, d, c) if self.order == "yxyx" else (a, b, c, d)
+
+    def until_last_box(self, text: str) -> str:
+        """A text that the length limit has cut off, without what stands behind its last whole box."""
+        if self.rows is _INNER_LIST:
+            text = text[: text.rfind("]") + 1] + "]"  # the outer list was never closed
+        return text[: max((place for entry, place in self.entries(text) if self.box(entry)), default=0)]
+
+    def is_placeholder(self, content: str) -> bool:
+        """Whether an entry only repeats the prompt's template, letters standing where numbers belong."""
+        return len(content) <= _MAX_ENTRY_CHARS and _PLACEHOLDER.fullmatch(content.strip().strip("[]")) is not None
+
+    def is_refusal(self, box: Box) -> bool:
+        """Whether an entry is the point -1, -1: there is nothing to find (OSWorld-G, ScreenSpot-Pro's negatives)."""
+        return self.points and box == (-1.0, -1.0, -1.0, -1.0)
+
+    def write(self, boxes: Sequence[Sequence[float]], decimals: int) -> str:
+        """Boxes (xyxy, in the format's own space) as a model writes them; point formats write their centres."""
+        return (
+            self.frame.format(self.joint.join(self._entry(box, decimals) for box in boxes)) if boxes else self.nothing
+        )
+
+    def _entry(self, box: Sequence[float], decimals: int) -> str:
+        x1, y1, x2, y2 = box
+        numbers: tuple[float, ...] = (x1, y1, x2, y2)
+        if self.points:
+            numbers = ((x1 + x2) / 2, (y1 + y2) / 2)
+        elif self.order != "xyxy":
+            numbers = (x1, y1, x2 - x1, y2 - y1) if self.order == "xywh" else (y1, x1, y2, x2)
+        if self.bins:
+            numbers = tuple(number - 0.5 if decimals else min(max(math.floor(number), 0), 999) for number in numbers)
+        return self.entry.format(*(f"{number:.{decimals}f}" for number in numbers))
+
+
+def _json(name: str, key: str, numbers: str, *, order: str = "xyxy", points: bool = False) -> AnswerFormat:
+    """A JSON list of objects; a reply may also use `point_2d` where boxes are due, as Qwen's models do."""
+    keys = "(?:bbox|point)_2d" if name == "bbox_2d" else key
+    entry = f'{{{{"{key}": [{", ".join(f"{{{i}}}" for i in range(2 if points else 4))}]}}}}'
+    return AnswerFormat(
+        name, f'JSON [{{"{key}": [{numbers}]}}]', entry, re.compile(rf'"{keys}"\s*:\s*\[([^\[\]]*)\]'),
+        nothing="[]", opening='_2d"' if name == "bbox_2d" else f'"{key}"',
+        empty=re.compile(rf'"{key}"\s*:\s*\[\s*\]'), joint=", ", frame="[{}]", order=order, points=points,
+    )  # fmt: skip
+
+
+FORMATS: dict[str, AnswerFormat] = {
+    row.name: row
+    for row in (
+        AnswerFormat(
+            "bbox", "<bbox>[x1, y1, x2, y2]</bbox>", "<bbox>[{0}, {1}, {2}, {3}]</bbox>",
+            re.compile(r"<bbox>([^<]*)</bbox>", re.IGNORECASE), nothing="<bbox>[]</bbox>", opening="<bbox>",
+            empty=re.compile(rf"<bbox>\s*{_EMPTY_LIST}</bbox>", re.IGNORECASE), joint="\n", space="unit",
+        ),
+        AnswerFormat(
+            "click", "one <click>x, y, width, height</click> per box, x and y being its upper left corner",
+            "<click>{0}, {1}, {2}, {3}</click>", re.compile(r"<click>([^<]*)</click>", re.IGNORECASE),
+            nothing="<click></click>", opening="<click>",
+            empty=re.compile(r"<click>\s*</click>", re.IGNORECASE), joint="\n", space="unit", order="xywh",
+        ),
+        _json("bbox_2d", "bbox_2d", "x1, y1, x2, y2"),
+        _json("box_2d", "box_2d", "y1, x1, y2, x2", order="yxyx"),
+        _json("point_2d", "point_2d", "x, y", points=True),
+        AnswerFormat(
+            "box_tokens", "<|box_start|>(x1,y1),(x2,y2)<|box_end|>", "<|box_start|>({0},{1}),({2},{3})<|box_end|>",
+            re.compile(r"\(([^()]*)\)\s*,\s*\(([^()]*)\)"), nothing="<|box_start|><|box_end|>No finding",
+            opening="<|box_start|>", empty=re.compile(r"<\|box_start\|>\s*<\|box_end\|>"),
+        ),
+        AnswerFormat(
+            "box_tag", "<box>[[x1, y1, x2, y2]]</box>", "[{0}, {1}, {2}, {3}]", _LISTS, nothing="<box>[]</box>",
+            opening="<box>", empty=re.compile(r"<box>\s*\[\s*\]\s*</box>", re.IGNORECASE), rows=_INNER_LIST,
+            joint=", ", frame="<box>[{}]</box>",
+        ),
+        AnswerFormat(
+            "glm_box", "<|begin_of_box|>[[x1,y1,x2,y2]]<|end_of_box|>", "[{0},{1},{2},{3}]",
+            re.compile(rf"(\[{_COORDINATES}\](?:\s*,\s*\[{_COORDINATES}\])*)"), nothing="<|begin_of_box|>[]<|end_of_box|>",
+            opening="<|begin_of_box|>", empty=re.compile(r"<\|begin_of_box\|>\s*\[\s*\]\s*<\|end_of_box\|>"),
+            rows=_INNER_LIST, joint=",", frame="<|begin_of_box|>[{}]<|end_of_box|>",
+        ),
+        AnswerFormat(
+            "det", "<|det|>[[x1, y1, x2, y2]]<|/det|>", "[{0}, {1}, {2}, {3}]", _LISTS, nothing="<|det|>[]<|/det|>",
+            opening="<|det|>", empty=re.compile(r"<\|det\|>\s*\[\s*\]\s*<\|/det\|>"), rows=_INNER_LIST,
+            joint=", ", frame="<|det|>[{}]<|/det|>", space="deepseek_vl2",
+        ),
+        AnswerFormat(
+            "loc", "<locY1><locX1><locY2><locX2>, four digits each", "<loc{0:0>4}><loc{1:0>4}><loc{2:0>4}><loc{3:0>4}>",
+            re.compile(r"<loc([0-9.]{1,32})>" * 4), nothing="No finding", joint=" ; ", space="paligemma",
+            order="yxyx",
+        ),
+        AnswerFormat(
+            "florence", "<loc_x1><loc_y1><loc_x2><loc_y2>", "<loc_{0}><loc_{1}><loc_{2}><loc_{3}>",
+            re.compile(r"<loc_([0-9.+-]{1,32})>" * 4), nothing="No finding", space="florence2", bins=True,
+        ),
+        AnswerFormat(
+            "point", "(x, y)", "({0}, {1})",
+            re.compile(rf"[(\[]((?=[^()\[\]]{{0,256}},){_COORDINATES})[)\]]"), nothing="(-1, -1)", joint=", ",
+            points=True,
+        ),
+        AnswerFormat(
+            "point_tag", "<point>x y</point>", "<point>{0} {1}</point>",
+            re.compile(r"<point>([^<]*)</point>", re.IGNORECASE), nothing="<point>-1 -1</point>", opening="<point>",
+            joint="\n", points=True, spaced=True,
+        ),
+        AnswerFormat(
+            "molmo", '<point x="x" y="y">the thing</point>', '<point x="{0}" y="{1}">target</point>',
+            re.compile(r"<points?\b([^<>]{0,65536})>", re.IGNORECASE), nothing="There are none.",
+            rows=_XY_ATTRIBUTES, empty=re.compile(r"\bthere are none\b", re.IGNORECASE), opening="<point ", joint="\n",
+            space="molmo", points=True,
+        ),
+        AnswerFormat(
+            "ui_tars", "Action: click(start_box='<|box_start|>(x,y)<|box_end|>')",
+            "click(start_box='<|box_start|>({0},{1})<|box_end|>')",
+            re.compile(
+                rf"\b(?:{_CLICKS})\(\s*(?:start_box|point|start_point)\s*=\s*[\"']?\s*(?:<\|box_start\|>|<point>)?\s*"
+                r"[(\[]?([^()\[\]<>\"'\n]{0,256})[)\]<\"']"
+            ),
+            nothing="click(start_box='<|box_start|>(-1,-1)<|box_end|>')", joint="\n", frame="Action: {}", points=True,
+            spaced=True,
+        ),
+        AnswerFormat(
+            "pyautogui", "pyautogui.click(x=x, y=y)", "pyautogui.click(x={0}, y={1})",
+            re.compile(
+                rf"\bpyautogui\.(?:{_GUI_CLICKS})\(\s*(?:x\s*=\s*)?({_ARGUMENT}),\s*(?:y\s*=\s*)?({_ARGUMENT})"
+                r"(?:,[^()\n]{0,80})?\)"
+            ),
+            nothing="pyautogui.click(x=-1, y=-1)", opening="pyautogui.", joint="\n", points=True,
+        ),
+        AnswerFormat(
+            "computer_use",
+            '<tool_call>{"name": "computer_use", "arguments": {"action": "left_click", "coordinate": [x, y]}}</tool_call>',
+            '<tool_call>\n{{"name": "computer_use", "arguments": {{"action": "left_click", "coordinate": [{0}, {1}]}}}}\n'
+            "</tool_call>",
+            re.compile(r'"coordinate"\s*:\s*[(\[]([^()\[\]]*)[)\]]'),
+            nothing='<tool_call>\n{"name": "computer_use", "arguments": {"action": "left_click", "coordinate": [-1, -1]}}\n'
+            "</tool_call>",
+            opening='"coordinate"', joint="\n", points=True, in_call=True,
+        ),
+    )
+}  # fmt: skip

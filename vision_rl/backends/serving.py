@@ -1,0 +1,110 @@
+"""A checkpoint folder behind an OpenAI-compatible address, for as long as a block runs, on a GPU or on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from vision_rl.backends.environment import run_environment
+from vision_rl.backends.parent_death import end_with_parent
+from vision_rl.errors import UserError
+
+START_SECONDS = 600.0
+MODEL_NAME = "model"
+"""The name under which the checkpoint is served."""
+PLAIN_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
+"""What a request does not say, as verl has it in training (vllm_async_server.py:213). A model's generation_config.json would
+else take part: Qwen2.5-VL's asks for a repetition penalty, Qwen2-VL's for one candidate whatever the temperature."""
+
+
+@contextmanager
+def serve(
+    model: str | Path,
+    *,
+    cpu: bool,
+    max_model_len: int = 4096,
+    images_per_prompt: int = 4,
+    media_root: str = "/",
+    function_tools: bool = False,
+) -> Iterator[str]:
+    """Yield the base URL (ending in /v1) of a vLLM server for `model`; it is stopped at the end of the block.
+
+    function_tools: accept requests with OpenAI's function tools, called in Qwen's (Hermes') format.
+    Raises `UserError` with the last lines of vLLM's log if the server does not come up.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
+        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL_NAME),
+        *("--max-model-len", str(max_model_len), "--allowed-local-media-path", media_root),
+        *("--limit-mm-per-prompt", json.dumps({"image": images_per_prompt, "video": 0})),
+        *("--override-generation-config", json.dumps(PLAIN_SAMPLING)),
+        *(("--enable-auto-tool-choice", "--tool-call-parser", "hermes") if function_tools else ()),
+        *(("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32") if cpu else ()),
+    ]
+    with _running("vLLM", command, cpu) as (server, log):
+        _wait("vLLM", server, log, lambda: _healthy(f"http://127.0.0.1:{port}/health"))
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+@contextmanager
+def _running(name: str, command: list[str], cpu: bool) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A server's process and the file of what it prints."""
+    with tempfile.NamedTemporaryFile("w+", prefix=f"{name.lower()}-", suffix=".log") as log:
+        server = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **run_environment(cpu)},
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # an evaluation that is killed outright must not leave it behind
+        )
+        try:
+            yield server, Path(log.name)
+        finally:
+            _end(server)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server and its engine. One that has ended by itself must not hide why by an error of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _wait(name: str, server: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            raise UserError(
+                f"{name} ended with exit code {server.returncode} before it served the model; its last lines:\n{tail}"
+            )
+        if ready():
+            return
+        time.sleep(0.2)
+    raise UserError(f"{name} did not serve the model within {START_SECONDS:.0f} s; see its log {log}")

@@ -1,0 +1,1 @@
+"""The configuration: what is known, refused, derived and checked."""

@@ -1,0 +1,45 @@
+"""Every picture of a data set opened once, in parallel: its size and the hash of its content, or why it is unusable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from vision_rl.errors import UserError
+from vision_rl.media.images import LIMIT_PIXELS, open_image, pixel_hash
+
+
+@dataclass(frozen=True)
+class ImageCheck:
+    """What opening one file gave; `error` is empty when it is usable, then `size` is (width, height) in pixels."""
+
+    path: str
+    size: tuple[int, int] = (0, 0)
+    content: str = ""
+    error: str = ""
+
+
+def check_images(
+    paths: Iterable[str], *, workers: int | None = None, limit_pixels: int = LIMIT_PIXELS
+) -> Iterator[ImageCheck]:
+    """Yield one `ImageCheck` per path, in order, opened by `workers` threads (default: one per core).
+
+    Threads, because Pillow and hashlib release the interpreter lock where the time goes. Raises `UserError` for fewer
+    than one worker.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers} is too small; give 1 or more")
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        yield from pool.map(partial(check_image, limit_pixels=limit_pixels), paths)
+
+
+def check_image(path: str, *, limit_pixels: int = LIMIT_PIXELS) -> ImageCheck:
+    """Open one picture completely; never raises for a bad file."""
+    try:
+        image = open_image(path, limit_pixels=limit_pixels)
+    except UserError as error:
+        return ImageCheck(path, error=str(error))
+    return ImageCheck(path, image.size, pixel_hash(image))

@@ -1,0 +1,112 @@
+"""Pixels for the actor: each picture of a trace is opened and processed once, not once per rollout of its group."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import torch
+
+from vision_rl.errors import UserError
+from vision_rl.media.images import open_image
+from vision_rl.models.processor import image_token_id, picture_text
+
+# A processed megapixel is about 30 MB in float32; a training step of 512 prompts needs each image once.
+CACHED_PICTURES = 64
+_TEXT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
+
+
+@dataclass(frozen=True)
+class Processed:
+    """One picture's tensors by the model's argument, and the number of image tokens that it takes in a prompt."""
+
+    tensors: dict[str, torch.Tensor]
+    placeholders: int
+
+
+class Pixels:
+    """Processed pictures by reference; `processor` is the model's Hugging Face processor.
+
+    `limits` are the min_pixels and max_pixels that vLLM was given; without them the processor's own hold.
+    `picture_dir` holds the pictures that arrived as `data:` URIs, named by their sha256. With `blank` the pictures are
+    replaced by zeros of the same shape: the control experiment in which the actor cannot see.
+    """
+
+    def __init__(
+        self, processor: Any, picture_dir: Path, *, limits: Mapping[str, int] | None = None, blank: bool = False
+    ) -> None:
+        self.processor = processor
+        self.limits = limits or {}
+        self.picture_dir = picture_dir
+        self.blank = blank
+        self._text = picture_text(processor)
+        self._cache: OrderedDict[str, Processed] = OrderedDict()
+
+    def inputs(self, refs: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The model's vision inputs of one sample: `pixel_values`, `image_grid_thw`, ... joined over its pictures in order.
+
+        Empty for a sample without pictures. Raises `UserError` naming a picture that cannot be opened.
+        """
+        processed = [self._processed(ref).tensors for ref in refs]
+        if len(processed) <= 1:  # the cached tensors themselves: a group's samples then share them, also when pickled
+            return processed[0] if processed else {}
+        return {key: join([one[key] for one in processed]) for key in processed[0]}
+
+    def placeholders(self, refs: Sequence[str]) -> int:
+        """How many image tokens these pictures take in a prompt, by the model's own processor."""
+        return sum(self._processed(ref).placeholders for ref in refs)
+
+    def path(self, ref: str) -> Path:
+        """The file behind a reference of the trace (`file://...` or `sha256:...`)."""
+        if ref.startswith("sha256:"):
+            return self.picture_dir / ref.removeprefix("sha256:")
+        url = urlparse(ref)
+        if url.scheme != "file":
+            raise UserError(f"cannot train on the picture at {ref}: send pictures as file:// paths or data: URIs")
+        return Path(unquote(url.path))
+
+    def _processed(self, ref: str) -> Processed:
+        if ref in self._cache:
+            self._cache.move_to_end(ref)
+            return self._cache[ref]
+        done = self._process(ref)
+        if self.blank:
+            done.tensors["pixel_values"] = torch.zeros_like(done.tensors["pixel_values"])
+        self._cache[ref] = done
+        if len(self._cache) > CACHED_PICTURES:
+            self._cache.popitem(last=False)
+        return done
+
+    def _process(self, ref: str) -> Processed:
+        """One picture through the whole processor, as vLLM does it (multimodal/processing): an image processor called alone
+        misses what the processor adds, such as InternVL's tiles."""
+        output = self.processor(
+            images=[open_image(self.path(ref))], text=[self._text], return_tensors="pt", **self.limits
+        )
+        tensors = {
+            key: value.float() if value.is_floating_point() else value  # Llama 4's are bfloat16
+            for key, value in output.items()
+            if isinstance(value, torch.Tensor) and key not in _TEXT_KEYS
+        }
+        return Processed(tensors, int((output["input_ids"] == image_token_id(self.processor)).sum()))
+
+
+def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors of several pictures along their first dimension; those of other shapes are padded with zeros at the end.
+
+    So do the processors themselves with the pictures of one call (LLaVA-NeXT's tiles, Pixtral's sizes, Idefics3's
+    crops), and the models leave out what is padding: by image_sizes, or because all of a crop is zero.
+    """
+    largest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    return torch.cat([_padded(tensor, largest) for tensor in tensors])
+
+
+def _padded(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    missing = [wanted - size for wanted, size in zip(shape, tensor.shape[1:], strict=True)]
+    if not any(missing):
+        return tensor
+    return torch.nn.functional.pad(tensor, [end for size in reversed(missing) for end in (0, size)])

@@ -1,0 +1,188 @@
+"""Checks before anything heavy starts: the machine, the model's files and the first image of every row's list."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from vision_rl.backends.gpu import cpu_build, cuda_devices
+from vision_rl.errors import UserError
+from vision_rl.media.images import image_size
+from vision_rl.models.table import TABLE
+
+CPU_CORES = 2
+CPU_MEMORY_GIB = 9
+"""The tiny model's run was measured at 7.3 GB at its peak."""
+
+HUB_SECONDS = 10.0
+
+CODE_KEYS = ("auto_map", "_attn_implementation_internal", "custom_pipelines")
+"""Keys of a model folder's configuration that name Python code to run (CVE-2026-4372, CVE-2026-22807)."""
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Where a vision model's folder says how pictures become its input."""
+
+
+def check_machine(cpu: bool) -> None:
+    """Raise `UserError` if a CPU run cannot fit this machine."""
+    if not cpu:
+        return
+    cores = len(os.sched_getaffinity(0))
+    if cores < CPU_CORES:
+        raise UserError(
+            f"the cpu preset needs {CPU_CORES} cores, this process may use {cores}; give it more (taskset, --cpus)"
+        )
+    available = psutil.virtual_memory().available / 2**30
+    if available < CPU_MEMORY_GIB:
+        raise UserError(
+            f"the cpu preset needs {CPU_MEMORY_GIB} GiB of free memory, {available:.1f} GiB are there; close something"
+        )
+
+
+def check_engine(name: str) -> None:
+    """Raise `UserError` for a rollout engine that composes but cannot train yet."""
+    if name != "vllm":
+        raise UserError(
+            f"--rollout-engine {name} cannot train yet on verl 0.9.1: this project's server for SGLang has not been moved to "
+            "it (docs/sglang.md); leave the flag out to use vLLM"
+        )
+
+
+def check_devices(verl: Mapping[str, Any], preset: str) -> None:
+    """Raise `UserError` if a run on this machine alone asks for more GPUs than it has; of a cluster only Ray knows."""
+    ray_init, trainer = verl["ray_kwargs"]["ray_init"], verl["trainer"]
+    if ray_init.get("address") or os.environ.get("RAY_ADDRESS"):
+        return
+    wanted = trainer["n_gpus_per_node"] * trainer["nnodes"]
+    named = ray_init.get("num_gpus")  # the cpu preset's one is logical
+    if named is not None:
+        found, cure = named, f"set ray_kwargs.ray_init.num_gpus={wanted} as well"
+    elif cpu_build():
+        found, cure = 0, "vLLM is its CPU build here: install the gpu extra (README), or use --preset cpu"
+    else:
+        found = cuda_devices()
+        cure = (
+            f"lower that to {found}, or name Ray's cluster (--preset multi_node)"
+            if found
+            else "nvidia-smi shows whether the driver works; without a GPU use --preset cpu"
+        )
+    if wanted > found:
+        raise UserError(
+            f"preset {preset} wants {wanted} GPU{'s' * (wanted != 1)} (trainer.n_gpus_per_node x trainer.nnodes) and "
+            f"{found or 'none'} can be used here; {cure}"
+        )
+
+
+def check_model(folder: Path, *, trusted: bool = False) -> None:
+    """Raise `UserError` if a model folder lacks its processor or half of its weights, or a hub name cannot be had.
+
+    Also if it brings code of its own, unless that is `trusted` by name.
+
+    The workers would say so after a minute, at length, and in their logs.
+    """
+    if not folder.is_dir():
+        check_hub_name(folder.as_posix())
+        return
+    if not any((folder / name).exists() for name in PROCESSORS):
+        raise UserError(
+            f"--model {folder} lacks {PROCESSORS[0]}; copy it from the original model, or download that again"
+        )
+    for file in sorted(folder.glob("*config.json")) if not trusted else ():
+        if key := asks_for_code(file):
+            raise UserError(
+                f"--model {folder}: {file.name} has {key}, which runs code from that folder or the hub; read that code, "
+                "then set actor_rollout_ref.model.trust_remote_code=true and data.trust_remote_code=true"
+            )
+    for file in sorted(folder.glob("*.safetensors")):
+        if problem := cut_off(file):
+            raise UserError(f"--model {folder}: {problem}; download the folder again")
+
+
+def check_hub_name(name: str) -> None:
+    """Raise `UserError` for a model that is neither in Hugging Face's cache nor on the hub.
+
+    Offline (HF_HUB_OFFLINE) it says so at once, else after one request of `HUB_SECONDS` at most; a hub that cannot be reached
+    ends the start too, since nothing of the model is here.
+    """
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    here = f"--model {name} is neither a folder nor in Hugging Face's cache"
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
+    except HFValidationError as error:
+        raise UserError(f"{here}, and cannot be the name of a model on the hub; check its spelling") from error
+    if constants.is_offline_mode():
+        raise UserError(f"{here}, and HF_HUB_OFFLINE is set; download it first, or name a folder")
+    try:
+        HfApi().model_info(name, timeout=HUB_SECONDS)
+    except GatedRepoError as error:
+        raise UserError(f"--model {name} is gated: accept its terms on the hub and set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        near = difflib.get_close_matches(name, [example for row in TABLE for example in row.examples], n=1)
+        hint = f"did you mean {near[0]}?" if near else "a private one needs HF_TOKEN"
+        raise UserError(f"{here}, and the hub ({constants.ENDPOINT}) has no such model; {hint}") from error
+    except Exception as error:  # what a network can do: each layer has its own classes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{here}, and the hub ({constants.ENDPOINT}) does not answer ({reason}); check the network, or name a folder"
+        ) from error
+
+
+def asks_for_code(file: Path) -> str:
+    """The first of `CODE_KEYS` in a configuration file, at any depth; "" without one and for what is no JSON."""
+    try:
+        level: list[Any] = [json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, RecursionError):
+        return ""
+    while level:
+        for one in level:
+            if isinstance(one, dict) and (found := next((key for key in CODE_KEYS if one.get(key)), "")):
+                return found
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return ""
+
+
+def cut_off(file: Path) -> str:
+    """What is wrong with the size of a safetensors file, by its own header; "" for a whole one."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        header_size = int.from_bytes(opened.read(8), "little")
+        try:
+            header = json.loads(opened.read(min(header_size, size)))
+            end = max(
+                (tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0
+            )
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return f"{file.name} has no readable header"
+    whole = 8 + header_size + end
+    return "" if size == whole else f"{file.name} has {size} bytes of {whole}"
+
+
+def check_images(rows: Sequence[Mapping[str, Any]], path: object) -> None:
+    """Open the header of every image that the run will use; raises `UserError` naming row and file."""
+    with ThreadPoolExecutor(8) as pool:
+        for number, problem in enumerate(pool.map(_problem, rows)):
+            if problem:
+                raise UserError(f"{path}, row {number}: {problem}; data_utils.py verify --drop-bad writes a clean file")
+
+
+def _problem(row: Mapping[str, Any]) -> str:
+    try:
+        for image in row["image_paths"]:
+            image_size(image)
+    except UserError as error:
+        return str(error)
+    return ""

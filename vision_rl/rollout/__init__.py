@@ -1,0 +1,1 @@
+"""Agent Lightning's side: store, runners, workers, and the proxy between agents and model servers."""

@@ -1,0 +1,88 @@
+"""The pictures of model calls: which the model server may be given, and what the trace keeps of them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from vision_rl.errors import UserError
+from vision_rl.media.images import image_size
+from vision_rl.rollout.chat_request import CallError, is_data_uri
+
+KNOWN_PICTURES = 10_000
+
+
+class Pictures:
+    """`folder` keeps, once and by content, what arrives as a `data:` URI.
+
+    `roots`: the folders from which files may be named and served; None allows any file, for a proxy that only this
+    machine reaches. Nothing is ever fetched from elsewhere.
+    """
+
+    def __init__(self, folder: Path, roots: Sequence[Path] | None) -> None:
+        self.folder = folder
+        self.roots = None if roots is None else [Path(os.path.realpath(root)) for root in roots]
+        self._known: dict[bytes, str] = {}  # sha256 of a data: URI -> its reference
+
+    def reference(self, url: str) -> str:
+        """What the trace keeps of a picture's address: a `data:` URI becomes `sha256:<hex>` and a file of that name.
+
+        Raises `CallError` for what is no picture, for one too large, and for an address that may not be read.
+        """
+        if not is_data_uri(url):
+            self._check_file(url)
+            return url
+        if len(self._known) >= KNOWN_PICTURES:
+            self._known.clear()
+        key = hashlib.sha256(url.encode()).digest()
+        if key not in self._known:
+            self._known[key] = self._keep(_picture(url))
+        return self._known[key]
+
+    def check(self, url: str) -> None:
+        """Raise `CallError` as `reference` does; nothing is kept."""
+        if is_data_uri(url):
+            _picture(url)
+        else:
+            self._check_file(url)
+
+    def may_read(self, path: Path) -> bool:
+        """Whether a file lies in the run's media roots, symbolic links followed."""
+        real = Path(os.path.realpath(path))
+        return self.roots is None or any(real.is_relative_to(root) for root in self.roots)
+
+    def _check_file(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            parts = urlsplit("")
+        # vLLM joins a host to the path, and drops what follows a question mark: none of it names a file of the run.
+        plain = parts.scheme == "file" and not (parts.netloc or parts.query or parts.fragment)
+        path = unquote(parts.path)
+        if not plain or not path.startswith("/") or "\0" in path or not self.may_read(Path(path)):
+            raise CallError(403, "pictures must be data: URIs, or file:// addresses in the data directory of the run")
+
+    def _keep(self, content: bytes) -> str:
+        digest = hashlib.sha256(content).hexdigest()
+        target = self.folder / digest
+        if not target.exists():
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            temporary = target.with_suffix(f".{os.getpid()}")
+            temporary.write_bytes(content)
+            os.replace(temporary, target)
+        return f"sha256:{digest}"
+
+
+def _picture(url: str) -> bytes:
+    """The content of a `data:` URI. Raises `CallError` for what is no picture, or one too large, by its header alone."""
+    try:
+        content = base64.b64decode(url.partition(",")[2], validate=True)
+        image_size(io.BytesIO(content))
+    except (ValueError, UserError) as error:
+        raise CallError(400, f"a picture is refused: {error}") from error
+    return content

@@ -1,0 +1,189 @@
+"""Agent Lightning's in-memory store, with what a long run and a bad day ask of it.
+
+Subclasses 0.3.0's `InMemoryLightningStore`; nothing of its protocol changes. What is added, and why:
+- `record`: an attempt's spans and its end in one call, where upstream needs five requests a rollout;
+- `forget`: upstream keeps every rollout for ever (15 KB each); here the ones that the trainer has collected go in
+  order;
+- a late span of an attempt that failed or timed out no longer makes its rollout "running" again (collection_based.py,
+  `_on_attempt_heartbeat`), where it would wait in the queue for nobody;
+- a jump of the wall clock does not make running attempts time out: they move with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from agentlightning import InMemoryLightningStore
+from agentlightning.store.base import UNSET, is_finished
+from agentlightning.types import Attempt, AttemptedRollout, Span, SpanCoreFields
+
+from vision_rl.rollout.store_link import MAX_WAIT_SECONDS
+
+KEEP_FORGOTTEN = 1000
+"""Rollouts that stay visible in the dashboard after the trainer has collected them."""
+CLOCK_JUMP_SECONDS = 2.0
+LOOK_SECONDS = 0.02
+"""How often a waiting claim looks into the queue; in memory, so this costs microseconds."""
+
+Outcome = Literal["succeeded", "failed"]
+
+
+class UnknownAttempt(ValueError):
+    """The rollout or the attempt does not exist, or no longer: a stray client, or a worker that came back too late."""
+
+
+class VisionStore(InMemoryLightningStore):
+    """The store of a run; lives in the main process, which serves it (`store_server.VisionStoreServer`)."""
+
+    def __init__(self, *, scan_seconds: float = 1.0) -> None:
+        super().__init__(thread_safe=True, scan_debounce_seconds=scan_seconds)
+        self._forgotten: deque[str] = deque()
+        self._clock_offset = time.time() - time.monotonic()
+
+    async def record(
+        self,
+        rollout_id: str,
+        attempt_id: str,
+        spans: Sequence[SpanCoreFields],
+        status: Outcome | None = None,
+        failure: str = "",
+    ) -> bool:
+        """Add spans to an attempt, numbered as they arrive, and end it with `status` if that is given.
+
+        Raises `UnknownAttempt` if there is no such attempt. An end that comes twice, or after the rollout was given up
+        or given to another, changes nothing and returns False: a worker that lost the reply may send it again.
+        """
+        attempt = await self._attempt(rollout_id, attempt_id)
+        if status is not None:
+            rollout = await self.get_rollout_by_id(rollout_id)
+            if attempt.status in ("succeeded", "failed") or rollout is None or is_finished(rollout):
+                return False
+            if not await self._is_latest(attempt):
+                return False
+        if spans:
+            numbers = await self.get_many_span_sequence_ids([(rollout_id, attempt_id)] * len(spans))
+            await self.add_many_spans(
+                [_span(core, rollout_id, attempt_id, number) for core, number in zip(spans, numbers, strict=True)]
+            )
+        if status is not None:
+            metadata = {**(attempt.metadata or {}), "failure": failure} if failure else UNSET
+            await self.update_attempt(rollout_id, attempt_id, status=status, metadata=metadata)
+        return True
+
+    async def claim(self, worker_id: str | None, wait_seconds: float = 0.0) -> AttemptedRollout | None:
+        """The next task; waits for one to come, at most `wait_seconds`."""
+        deadline = time.monotonic() + min(wait_seconds, MAX_WAIT_SECONDS)
+        while True:
+            last_look = time.monotonic() >= deadline
+            # The queue is looked at first: to dequeue in vain writes a record of the worker.
+            if last_look or await self.collections.rollout_queue.size():
+                rollout = await self.dequeue_rollout(worker_id=worker_id)
+                if rollout is not None or last_look:
+                    return rollout
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def heartbeat(self, rollout_id: str, attempt_id: str) -> bool:
+        """Keep an attempt alive; False if it is over or another has it, so that its worker can stop.
+
+        Raises `UnknownAttempt`.
+        """
+        attempt = await self._attempt(rollout_id, attempt_id)
+        if attempt.status not in ("preparing", "running", "unresponsive") or not await self._is_latest(attempt):
+            return False
+        await self.update_attempt(rollout_id, attempt_id, last_heartbeat_time=time.time())
+        return True
+
+    async def group(self, rollout_id: str) -> tuple[str | None, list[str]]:
+        """The group of a rollout (its `data_id`: one row in one step) and its rollouts that are not over.
+
+        None and nothing for a rollout without a group. Raises `UnknownAttempt` for an unknown one.
+        """
+        labels: Any = ["rollouts"]
+        async with self.collections.atomic(mode="r", snapshot=False, labels=labels) as collections:
+            known = {rollout.rollout_id: rollout for rollout in collections.rollouts._iter_items()}
+        if rollout_id not in known:
+            raise UnknownAttempt(f"there is no rollout {rollout_id}")
+        group = (known[rollout_id].metadata or {}).get("data_id")
+        if group is None:
+            return None, []
+        members = [
+            name
+            for name, rollout in known.items()
+            if (rollout.metadata or {}).get("data_id") == group and not is_finished(rollout)
+        ]
+        return str(group), members
+
+    async def image_paths(self, rollout_id: str) -> list[str]:
+        """The pictures of a rollout's task. Raises `UnknownAttempt` for an unknown rollout."""
+        rollout = await self.get_rollout_by_id(rollout_id)
+        if rollout is None:
+            raise UnknownAttempt(f"there is no rollout {rollout_id}")
+        return list(rollout.input["image_paths"])
+
+    async def forget(self, rollout_ids: Sequence[str]) -> None:
+        """The trainer has what it needs of these; all but the newest are removed."""
+        self._forgotten.extend(rollout_ids)
+        while len(self._forgotten) > KEEP_FORGOTTEN:
+            await self._remove(self._forgotten.popleft())
+
+    async def _remove(self, rollout_id: str) -> None:
+        labels: Any = ["rollouts", "attempts", "spans", "span_sequence_ids"]
+        async with self.collections.atomic(mode="rw", snapshot=False, labels=labels) as collections:
+            for collection in (collections.rollouts, collections.attempts, collections.spans):
+                # Nested dictionaries by primary key, the rollout's id first; `delete` would leave empty ones behind.
+                node = collection._items.pop(rollout_id, None)
+                if node is not None:
+                    collection._size -= sum(1 for _ in collection._iter_items({rollout_id: node}))
+            await collections.span_sequence_ids.pop(rollout_id)
+        self._total_span_bytes -= self._span_bytes_by_rollout.pop(rollout_id, 0)
+        for index in (self._completion_events, self._start_time_by_rollout):
+            index.pop(rollout_id, None)
+        self._running_rollout_ids.discard(rollout_id)
+
+    async def _attempt(self, rollout_id: str, attempt_id: str) -> Attempt:
+        filters: Any = {"rollout_id": {"exact": rollout_id}, "attempt_id": {"exact": attempt_id}}
+        async with self.collections.atomic(mode="r", snapshot=False, labels=["attempts"]) as collections:
+            attempt = await collections.attempts.get(filters)
+        if attempt is None:
+            raise UnknownAttempt(f"there is no attempt {attempt_id} of rollout {rollout_id}")
+        return attempt
+
+    async def _is_latest(self, attempt: Attempt) -> bool:
+        latest = await self.get_latest_attempt(attempt.rollout_id)
+        return latest is not None and latest.attempt_id == attempt.attempt_id
+
+    async def _on_attempt_heartbeat(self, rollout_id: str, attempt_id: str) -> Any:
+        attempt = await self._attempt(rollout_id, attempt_id)
+        if attempt.status in ("failed", "timeout"):
+            return None
+        return await super()._on_attempt_heartbeat(rollout_id, attempt_id)  # type: ignore[call-arg]
+
+    async def _should_scan_for_unhealthy_rollouts(self) -> bool:
+        await self._follow_the_clock()
+        return await super()._should_scan_for_unhealthy_rollouts()
+
+    async def _follow_the_clock(self) -> None:
+        """Move the times of running attempts by the jump of the wall clock since the last look, if there was one."""
+        offset = time.time() - time.monotonic()
+        jump, self._clock_offset = offset - self._clock_offset, offset
+        if abs(jump) < CLOCK_JUMP_SECONDS:
+            return
+        self._last_scan_entrance_time += jump
+        async with self.collections.atomic(mode="rw", snapshot=False, labels=["rollouts", "attempts"]) as collections:
+            for rollout in await self._unlocked_get_running_rollouts(collections):
+                attempt = rollout.attempt
+                attempt.start_time += jump
+                if attempt.last_heartbeat_time is not None:
+                    attempt.last_heartbeat_time += jump
+                await collections.attempts.update([attempt])
+
+
+def _span(core: SpanCoreFields, rollout_id: str, attempt_id: str, number: int) -> Span:
+    """Agent Lightning's span without the context, which repeats its ids (a tenth of what a rollout keeps)."""
+    span = Span.from_core_fields(core, rollout_id=rollout_id, attempt_id=attempt_id, sequence_id=number)
+    span.context = None
+    return span

@@ -1,0 +1,1 @@
+"""A run directory: what is written into it and read from it."""

@@ -1,0 +1,194 @@
+"""The algorithm that Agent Lightning's trainer runs in the main process: starts Ray and the task runner, then watches.
+
+`agl.VERL` does the same (agentlightning/algorithm/verl/interface.py:148), but imports verl in the main process first (11 s)
+and starts Ray only then. Here the configuration is already composed (`config.resolve`), so the main process never needs verl,
+and Ray, verl's imports and the runners' start overlap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import agentlightning as agl
+
+from vision_rl.backends.environment import SERVER_KEY
+from vision_rl.backends.rendezvous import RENDEZVOUS
+from vision_rl.config.resolve import Resolved
+from vision_rl.errors import UserError
+from vision_rl.run.log import RunLog
+from vision_rl.training.checkpoints import Checkpoints
+
+WATCH_SECONDS = 0.1
+LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for 127.0.0.1; `_node_ip_address` is resolved to the network's
+    "RAY_AUTH_MODE": "token",
+}
+MAX_ERROR = 500
+"""Characters of an error that are worth a sentence."""
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")
+FAILED_STARTS = {
+    "_check_resource_available": "Ray's cluster is too small",
+    ".launch_server()": "the model server did not start",
+    "init_model()": "the model could not be loaded",
+}
+"""What has failed, by a call as Ray names it in the traceback that it brings along."""
+
+
+@dataclass
+class Launch:
+    """Everything that the task runner needs, known before the runners are forked."""
+
+    resolved: Resolved
+    context: Any
+    environment: dict[str, str]
+    cpu: bool
+    watch: Callable[[], None]
+
+
+def last_error(traceback: str) -> str:
+    """The message at the end of a traceback, on one line: all that follows the last line that begins with an exception."""
+    lines = traceback.strip().splitlines()
+    begins = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
+    return " ".join(" ".join(lines[begins[-1] if begins else -1 :]).split())[:MAX_ERROR]
+
+
+def check_shared(run_dir: Path) -> None:
+    """Raise `UserError` if a node of Ray's cluster does not see the run directory: its ranks write their shards there."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        return
+    look = ray.remote(num_cpus=0)(os.path.exists)
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    seen = ray.get([look.options(scheduling_strategy=place).remote(str(run_dir)) for place in places])
+    for node, there in zip(nodes, seen, strict=True):
+        if not there:
+            raise UserError(
+                f"node {node['NodeManagerAddress']} of Ray's cluster does not see {run_dir}, where its ranks are to write "
+                "their part of a checkpoint; name a folder on a disk that all nodes share with --run-dir"
+            )
+
+
+class VisionVERL(agl.Algorithm):
+    """verl's GRPO with the vision batch, driven over Agent Lightning's store."""
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__()
+        self.launch = launch
+        self._ranks = ""  # the folder in which the ranks meet, on one machine
+
+    def run(self, train_dataset: Any = None, val_dataset: Any = None) -> None:
+        """Train; `watch` is called every tenth of a second meanwhile. Raises `UserError` for what the user can mend."""
+        self._close_ray()
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        log = RunLog(self.launch.context.run_dir)
+        self._start_ray()
+        check_shared(self.launch.context.run_dir)
+        log.event("phase", text="Ray is up; importing verl")
+        try:
+            from vision_rl.training.task_runner import VisionTaskRunner
+
+            # Run directory, pictures and the proxy's address are this machine's; in a cluster Ray might place it elsewhere.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            runner = VisionTaskRunner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+            training = runner.run.remote(
+                self.launch.resolved.verl,
+                [row["task"] for row in train_dataset],
+                [row["task"] for row in val_dataset],
+                self.get_store(),
+                self.launch.context,
+            )
+            while not ray.wait([training], timeout=WATCH_SECONDS)[0]:
+                self.launch.watch()
+            try:
+                ray.get(training)
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None) or error
+                if isinstance(cause, UserError):
+                    raise cause from None
+                if isinstance(cause, ray.exceptions.ActorDiedError) and not cause.actor_init_failed:
+                    raise UserError(self._of_the_dead(cause)) from error
+                for call, failure in FAILED_STARTS.items():
+                    if call in str(error):
+                        raise UserError(self._of_the_start(failure, error)) from error
+                raise
+            finally:
+                self.launch.watch()
+        finally:
+            self._keep_logs()
+            ray.shutdown()
+            shutil.rmtree(self._ranks, ignore_errors=True)
+
+    def _of_the_dead(self, error: Exception) -> str:
+        """What to tell of a worker process that was killed: Ray's reason is a page long."""
+        folder = self.launch.context.run_dir
+        whole = Checkpoints(folder / "checkpoints", self.launch.context.app.checkpoints).latest()
+        go_on = f"go on with --resume (from {whole.name})" if whole else "there is no checkpoint yet to go on from"
+        name = re.search(r"class_name: (\w+)", str(error))
+        return (
+            f"a process of the trainer ({name.group(1) if name else 'a Ray actor'}) died: killed, most often for want of main "
+            f"memory (`dmesg | grep -i oom` says so), or crashed ({folder / 'logs'} has what it printed); {go_on}"
+        )
+
+    def _of_the_start(self, failure: str, error: Exception) -> str:
+        """What to tell of a start that failed: the traceback is pages long, and its reason often stands in another log."""
+        return (
+            f"{failure}: {last_error(str(error))}; {self.launch.context.run_dir / 'logs'} has what was "
+            "printed, --plan estimates the memory, --doctor checks model and versions"
+        )
+
+    def _keep_logs(self) -> None:
+        """Copy what this run's workers on this machine printed into the run directory: Ray's own folder is soon replaced."""
+        import ray
+        from ray._private.worker import _global_node
+
+        target = self.launch.context.run_dir / "logs"
+        if _global_node is not None:
+            job = ray.get_runtime_context().get_job_id()
+            with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
+                target.mkdir(exist_ok=True)
+                for log in Path(_global_node.get_logs_dir_path()).glob(f"worker-*-{job}-*"):
+                    shutil.copy(log, target)
+
+    def _close_ray(self) -> None:
+        """Keep Ray to this machine, and to whoever has the run's token: its job route runs any command.
+
+        Before Ray is imported, because it reads these variables then. A cluster that is there already has rules of its own.
+        """
+        if not self._in_a_cluster():
+            os.environ.update(LOOPBACK)
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+    def _in_a_cluster(self) -> bool:
+        ray_init = self.launch.resolved.verl["ray_kwargs"]["ray_init"]
+        return bool(os.environ.get("RAY_ADDRESS") or ray_init.get("address"))
+
+    def _start_ray(self) -> None:
+        """On one machine a fresh local cluster; on several, the one whose address the preset or RAY_ADDRESS names."""
+        import ray
+
+        # A key of this run: on several nodes the model servers listen on the network.
+        variables = {**self.launch.environment, SERVER_KEY: secrets.token_hex(16)}
+        if not self._in_a_cluster():
+            variables[RENDEZVOUS] = self._ranks = tempfile.mkdtemp(prefix="vision-rl-ranks-")
+        environment: dict[str, Any] = {"env_vars": variables}
+        options = dict(self.launch.resolved.verl["ray_kwargs"]["ray_init"])
+        options.pop("runtime_env", None)  # verl's own default; ours goes to every process of the run
+        ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        ray.init(**options, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+        for number, handler in ours.items():  # Ray's own for SIGTERM ends the process at once, without a checkpoint
+            signal.signal(number, handler)

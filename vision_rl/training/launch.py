@@ -1,0 +1,175 @@
+"""From a resolved configuration and rows to a run: Agent Lightning's trainer, its runners, and the algorithm."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import agentlightning as agl
+import httpx
+
+from vision_rl.config.resolve import Resolved
+from vision_rl.data.mix import sample_by_source
+from vision_rl.errors import UserError
+from vision_rl.rewards import Reward
+from vision_rl.rollout.addresses import Reach, host_of
+from vision_rl.rollout.http_auth import hide_keys
+from vision_rl.rollout.runner import VisionRunner
+from vision_rl.rollout.store import VisionStore
+from vision_rl.rollout.store_server import PREFIX, VisionStoreClient, VisionStoreServer
+from vision_rl.rollout.strategy import VisionStrategy
+from vision_rl.run.directory import STOP_FILE
+from vision_rl.settings import TOKEN_VARIABLE
+from vision_rl.training.algorithm import Launch, VisionVERL
+
+RUNNER_POLL_SECONDS = 0.05
+
+
+def tasks_of(rows: list[dict[str, Any]], resolved: Resolved) -> list[dict[str, str]]:
+    """Rows as self-contained tasks, each one JSON text: what a runner on any machine needs, and nothing that a
+    data-frame in between could change."""
+    settings = dataclasses.asdict(resolved.agent)
+    return [{"task": json.dumps({**row, "settings": settings})} for row in rows]
+
+
+def validation_rows(rows: list[dict[str, Any]], resolved: Resolved) -> list[dict[str, Any]]:
+    """The fixed validation sample: the same rows at every validation, chosen by seed, of every source some."""
+    wanted = resolved.app.validation.samples
+    if not wanted or wanted >= len(rows):
+        return rows
+    return sample_by_source(rows, wanted, resolved.app.validation.seed)
+
+
+def rollout_agent(answer: Callable[[dict[str, Any], Any], Awaitable[tuple[str, Reward]]]) -> agl.LitAgent[Any]:
+    """A task's `answer` as Agent Lightning's agent: one rollout, whose one reward is the number that evaluation prints."""
+
+    @agl.rollout
+    async def agent(task: dict[str, Any], llm: agl.LLM) -> None:
+        _, reward = await answer(task, llm)
+        agl.emit_reward({"reward": reward.value, **reward.components}, primary_key="reward")
+
+    return agent
+
+
+def fit(
+    agent: Any,
+    train: list[dict[str, str]],
+    val: list[dict[str, str]],
+    launch: Launch,
+) -> None:
+    """Run to the end. Runners are forked before Ray starts: a fork of a process with Ray's threads breaks."""
+    logging.getLogger("agentlightning").setLevel(logging.ERROR)
+    # It logs what it raises, with a traceback: a `UserError` would be said twice.
+    logging.getLogger("agentlightning.execution").setLevel(logging.CRITICAL)
+    logging.getLogger("agentlightning.trainer.trainer").addFilter(is_no_user_error)
+    reach = launch.context.reach
+    if reach.external_store and not check_store(reach.external_store, reach.token):
+        raise UserError(f"no store answers at {reach.external_store}; start it with train_agent.py --role store")
+    stop_on_interrupt(launch.context.run_dir, launch.watch)
+    trainer = trainer_of(VisionVERL(launch), launch.resolved.app.n_runners, reach)
+    hide_keys()
+    if reach.token:
+        os.environ[TOKEN_VARIABLE] = reach.token  # for the runners, which are forked
+    trainer.fit(agent, train_dataset=train, val_dataset=val)
+
+
+def is_no_user_error(record: logging.LogRecord) -> bool:
+    """A filter for loggers: a `UserError` is told once, as one sentence, by the command line."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+
+
+def trainer_of(algorithm: agl.Algorithm, n_runners: int, reach: Reach) -> agl.Trainer:
+    """Agent Lightning's trainer with our store, runners and strategy; benchmarks drive it with their own algorithm."""
+    runner = VisionRunner(poll_interval=RUNNER_POLL_SECONDS, interval_jitter=0.0)
+    outer = reach.external_store
+    return agl.Trainer(
+        n_runners=n_runners,
+        algorithm=algorithm,
+        runner=runner,
+        tracer=runner.tracer,
+        strategy=VisionStrategy(n_runners=n_runners, reach=reach),
+        store=VisionStoreClient(outer, reach.token) if outer else VisionStore(),
+    )
+
+
+def run_runners(agent: Any, n_runners: int, store_url: str) -> None:
+    """Runners for a trainer elsewhere, until they are interrupted; the token is VISION_RL_TOKEN.
+
+    They wait for a store that does not answer yet. Raises `UserError` if it refuses the token.
+    """
+    hide_keys()
+    up = check_store(store_url, os.environ.get(TOKEN_VARIABLE))
+    print(f"{n_runners} runners ask {store_url} for rollouts" + ("" if up else ", once it answers"), flush=True)
+    reach = Reach(0, token=os.environ.get(TOKEN_VARIABLE), external_store=store_url.rstrip("/"))
+    runner = VisionRunner(poll_interval=RUNNER_POLL_SECONDS, interval_jitter=0.0)
+    strategy = VisionStrategy(n_runners=n_runners, reach=reach, role="runner")
+    agl.Trainer(n_runners=n_runners, runner=runner, tracer=runner.tracer, strategy=strategy, store=VisionStore()).fit(
+        agent
+    )
+
+
+def check_store(url: str, token: str | None) -> bool:
+    """Whether the store of another machine answers now. Raises `UserError` for a wrong address or a wrong token."""
+    host_of(url)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        reply = httpx.get(url.rstrip("/") + PREFIX + "/statistics", headers=headers, trust_env=False, timeout=10)
+    except httpx.HTTPError:
+        return False
+    if reply.status_code == 401:
+        raise UserError(f"the store at {url} refuses the token; set {TOKEN_VARIABLE} to the one that it printed")
+    if reply.status_code != 200:
+        raise UserError(f"{url} answers, but is not a store (HTTP {reply.status_code}); name its address and port")
+    return True
+
+
+def serve_store(reach: Reach) -> None:
+    """A store for `--external-store`, until it is interrupted: it keeps the queue while trainers come and go."""
+
+    async def serve() -> None:
+        server = VisionStoreServer(
+            VisionStore(), host=reach.host, port=reach.store_port, access_host=reach.address, token=reach.token
+        )
+        await server.start()
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await stop.wait()
+        await server.stop()
+
+    hide_keys()
+    print(
+        f"store at {reach.store_url}"
+        + (f", {TOKEN_VARIABLE}={reach.token}" if reach.token else "")
+        + f"\ndashboard, in a browser: {reach.dashboard_url}",
+        flush=True,
+    )
+    asyncio.run(serve())
+
+
+def stop_on_interrupt(run_dir: Path, watch: Callable[[], None]) -> None:
+    """First Ctrl-C: end after this step with a checkpoint; second: end now. Runners leave it to the main process."""
+    (run_dir / STOP_FILE).unlink(missing_ok=True)
+    main_process = os.getpid()
+
+    def on_interrupt(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != main_process:
+            if number == signal.SIGTERM:
+                os._exit(0)
+            return
+        if (run_dir / STOP_FILE).exists():
+            raise KeyboardInterrupt
+        (run_dir / STOP_FILE).write_text(f"{time.time()}\n")
+        print("\nstopping after this step; press Ctrl-C again to stop at once", flush=True)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGTERM, on_interrupt)
