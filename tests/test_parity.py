@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,16 @@ from vision_rl.training.samples import Sample
 
 FAMILIES = ("Qwen2.5-VL", "Qwen3-VL", "LLaVA-1.5", "Pixtral", "Gemma 4")
 RAW, SMALL, PATCH, COLORS = "raw log-probabilities", "smaller on the server", "patches of 14", "other colours"
+
+
+@pytest.fixture(autouse=True)
+def classes_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl's `apply_monkey_patch` replaces methods of transformers' classes; the tests that come after must not meet them."""
+    for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v"):
+        module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+        for kind in vars(module).values():
+            if isinstance(kind, type) and "forward" in vars(kind):
+                monkeypatch.setattr(kind, "forward", vars(kind)["forward"])
 
 
 @pytest.fixture(scope="module")
