@@ -54,7 +54,7 @@ class SharedPictures:
     """
 
     def __init__(self, module: Any) -> None:
-        visual = getattr(getattr(module, "model", module), "visual", None)
+        visual: Any = getattr(getattr(module, "model", module), "visual", None)
         self.order: list[int] = []
         self.able = visual is not None and module.config.model_type in _SHARED
         if self.able:
