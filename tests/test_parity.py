@@ -82,7 +82,7 @@ def test_log_probabilities_from_before_the_temperature_are_caught(results: dict[
 def test_other_pixel_limits_on_one_side_are_caught(results: dict[str, dict[str, Result]]) -> None:
     result = results[SMALL]["one picture"]
     assert result.verdict == "refused"
-    assert "4 picture tokens where file://" in result.reason and "gives 9" in result.reason
+    assert "4 picture tokens where a.png gives 9" in result.reason
 
 
 @pytest.mark.e2e
