@@ -185,7 +185,10 @@ class VisionTrainer(PPOTrainer):
             with open_dict(self.config):
                 trainer.logger = []  # ours take what a full disk or a tensor would make verl's fail on
                 trainer.val_before_train = trainer.val_before_train and self.global_steps == 0
-            super().fit(self.rollouts)
+            try:
+                super().fit(self.rollouts)
+            finally:
+                self.records.write_rest()
         reason = self.supervisor.stop_reason() or "all steps done"
         self.log.event("finished", step=min(self.global_steps, self.total_training_steps), reason=reason)
 
