@@ -88,7 +88,7 @@ class VisionEngine(FSDPEngineWithLMHead):
         return server_weights(self.module, parameters), peft_config
 
     def _opened(self, inputs: Any) -> dict[str, torch.Tensor]:
-        """Pixels and grids of one sample; `inputs` is what `training/batch.py` queued: {"refs": [...]} or nothing."""
+        """Pixels and grids of one sample; `inputs` is what `training/rows.py` queued: {"refs": [...]} or nothing."""
         inputs = getattr(inputs, "data", inputs)
         refs = inputs.get("refs") if inputs else None
         if not refs:
