@@ -342,7 +342,7 @@ def test_groups_that_are_thrown_away_say_why(mode: str, manager: RolloutManager,
     if mode == "sync":  # nothing is ever stale there, and what failed counts in its step
         queue.tags.pop(old)
     sampler.sample(global_steps=9, partition_id="train", batch_size=2)
-    expected = {
+    expected: dict[str, Any] = {
         "sync": {same: "group_filtered", third: "group_surplus", gone: "group_surplus"},
         "separate_async": {same: "group_filtered", gone: None, old: "group_stale"},
     }[mode]
@@ -364,7 +364,7 @@ def test_groups_that_are_thrown_away_say_why(mode: str, manager: RolloutManager,
     }  # fmt: skip
 
 
-PROVOKED = {
+PROVOKED: dict[RolloutFailure | SampleDrop, list[Any]] = {
     RolloutFailure.AGENT_ERROR: ["KeyError: 'answers'"],
     RolloutFailure.MODEL_CALL: ["APITimeoutError: Request timed out."],
     RolloutFailure.NO_REWARD: ["UnusableReward: the agent emitted no reward"],

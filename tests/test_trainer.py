@@ -98,8 +98,8 @@ def test_the_actor_is_told_what_the_server_never_samples(
         open_pictures=lambda folder, limits, **more: told.update(more, folder=folder, limits=limits)
     )
     trainer.processor, trainer.tokenizer = tiny_processor, tiny_processor.tokenizer
-    trainer.run.agent = AgentSettings(min_pixels=3136, max_pixels=50176)
-    trainer.run.app = replace(trainer.run.app, blank_pixels=True)
+    agent, app = AgentSettings(min_pixels=3136, max_pixels=50176), replace(trainer.run.app, blank_pixels=True)
+    trainer.run = SimpleNamespace(agent=agent, app=app, run_dir=trainer.run.run_dir)  # type: ignore[assignment]
     trainer.config.actor_rollout_ref = {"model": {"path": str(tiny_dir)}}
     served: list[Any] = []
     monkeypatch.setattr(PPOTrainerSync, "on_init_end", lambda self: served.append("weights"))
