@@ -16,6 +16,7 @@ from vision_rl.answers.parsing import format_boxes
 from vision_rl.report.cards import advantages
 from vision_rl.rewards.grounding import grounding_reward
 from vision_rl.rollout.trace import Turn
+from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import METRICS, ROLLOUTS, RunLog
 from vision_rl.settings import AgentSettings, CollapseWatch
 from vision_rl.training.rollouts import FinishedRollout, rollout_metrics
@@ -143,7 +144,13 @@ def _rollout(row: dict[str, Any], step: int, index: int, turns: int, draw: rando
     name = f"ro-{step}-{row['id']}-{index}"
     if step == 7 and index == 0:
         return FinishedRollout(
-            name, row["id"], row, failure="timeout", reason="no <answer> in 90 s", seconds=90.0, worker="host-1"
+            name,
+            row["id"],
+            row,
+            failure=RolloutFailure.TIMEOUT,
+            reason="no <answer> in 90 s",
+            seconds=90.0,
+            worker="host-1",
         )
     away = 0.2 * (1 - step / PEAK) if step <= PEAK else 0.0
     box = [value + draw.uniform(-1, 1) * away for value in row["boxes"][0]]

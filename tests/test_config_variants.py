@@ -150,6 +150,42 @@ def test_losses_run_with_the_variants_settings_and_follow_the_advantage(variant:
     assert (log_prob.grad != 0).sum() >= 5, "kl_cov and clip_cov spare one token of these"
 
 
+def gradient_of(resolved: Resolved, micro_batches: list[slice], ranks: int = 1) -> torch.Tensor:
+    """The gradient of eight replies of one to eight tokens, by verl's losses as its worker calls them."""
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    from verl.utils.config import omega_conf_to_dataclass
+
+    import vision_rl.training.losses  # noqa: F401 (registers)
+
+    actor = omega_conf_to_dataclass(OmegaConf.create(resolved.verl).actor_rollout_ref.actor)
+    generator = torch.Generator().manual_seed(0)
+    mask = (torch.arange(8) <= torch.arange(8).unsqueeze(-1)).float()
+    old = torch.full((8, 8), -1.0)
+    log_prob = (old + 0.02 * torch.randn(8, 8, generator=generator)).requires_grad_()
+    advantages = torch.randn(8, 1, generator=generator).expand(8, 8)
+    factor = actor.loss_scale_factor
+    sizes = {"dp_size": ranks, "batch_num_tokens": mask.sum(), "global_batch_size": 8, "loss_scale_factor": factor}
+    actor.global_batch_info.update(sizes)
+    for rows in micro_batches:
+        longest = int(mask[rows].sum(-1).max())  # as verl pads a micro-batch
+        parts = [part[rows, :longest] for part in (old, log_prob, advantages, mask)]
+        function = get_policy_loss_fn(actor.policy_loss.loss_mode)
+        loss, _ = function(*parts, loss_agg_mode=actor.loss_agg_mode, config=actor)
+        loss.backward()
+    assert log_prob.grad is not None
+    return log_prob.grad / ranks  # FSDP takes the mean over ranks
+
+
+@pytest.mark.parametrize("variant", ["", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "geo_mean", "dppo_tv", "dppo_kl"])
+def test_the_gradient_does_not_depend_on_how_a_mini_batch_is_split(variant: str) -> None:
+    """clip_cov and kl_cov choose tokens by their rank within a micro-batch; they depend on it by design."""
+    resolved = cpu(variants=[variant] if variant else [])
+    whole = gradient_of(resolved, [slice(0, 8)])
+    assert whole.abs().sum() > 0
+    torch.testing.assert_close(gradient_of(resolved, [slice(0, 1), slice(1, 4), slice(4, 8)]), whole)
+    torch.testing.assert_close(gradient_of(resolved, [slice(0, 4), slice(4, 8)], ranks=2), whole)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

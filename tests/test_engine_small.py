@@ -21,6 +21,7 @@ from vision_rl.errors import UserError
 from vision_rl.preflight.checks import check_model
 from vision_rl.rollout.trace import Turn, pack, turn_attributes, turns_from_spans, unpack
 from vision_rl.run.directory import open_run_dir
+from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import METRICS, RunLog, read_jsonl
 from vision_rl.settings import Checkpoints as CheckpointSettings
 from vision_rl.settings import Integrity
@@ -60,7 +61,7 @@ def test_turns_come_back_exact_and_in_order() -> None:
 
 def test_failed_rollouts_count_as_zero_and_are_not_trained_on() -> None:
     good = FinishedRollout("a", "g", TASK, [TURN], {"reward": 1.0, "accuracy": 1.0})
-    bad = FinishedRollout("b", "g", TASK, failure="timeout")
+    bad = FinishedRollout("b", "g", TASK, failure=RolloutFailure.TIMEOUT)
     metrics = rollout_metrics([good, bad], "val")
     assert metrics["val/reward"] == 0.5
     assert metrics["val/accuracy"] == 1.0

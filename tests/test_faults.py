@@ -65,8 +65,8 @@ def test_the_others_are_not_harmed(agents: dict[str, Any]) -> None:
     ("kind", "reason"),
     [
         ("raise", "RuntimeError: the agent's own fault"),
-        ("none", "ValueError: the agent emitted no reward"),
-        ("nan", "ValueError: the reward is not a finite number within +-1e+15: reward"),
+        ("none", "UnusableReward: the agent emitted no reward"),
+        ("nan", "UnusableReward: the reward is not a finite number within +-1e+15: reward"),
         ("text", "TypeError: an agent must return None or a number, not str"),
         ("sysexit", "SystemExit: 3"),
         ("FAULT500", "InternalServerError: Error code: 500"),

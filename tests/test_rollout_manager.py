@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.rollout.store import VisionStore
 from vision_rl.rollout.trace import SPAN_NAME, Turn, turn_attributes
+from vision_rl.run.failures import GroupDrop, RolloutFailure, SampleDrop
 from vision_rl.run.log import ROLLOUTS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings, FilterGroups, Integrity, RolloutPolicy
 from vision_rl.tiny import checkpoint_dir
@@ -34,6 +36,7 @@ from vision_rl.training.steps import StepRecords
 
 TASK = {"id": "1", "question": "?", "image_paths": ["a.png"], "answers": ["yes"], "boxes": []}
 N = 4
+IMAGE_TOKEN = json.loads((Path(checkpoint_dir()) / "config.json").read_text())["image_token_id"]
 
 
 class Queue:
@@ -99,8 +102,11 @@ def manager(queue: Queue, tiny_processor: Any, tmp_path: Path) -> Iterator[Rollo
     manager._loop.call_soon_threadsafe(manager._loop.stop)
 
 
-def turn(*, prompt: int = 3, logprobs: int = 2, refs: list[str] | None = None) -> Turn:
-    return Turn([5] * prompt, [7, 8], [-0.5] * logprobs, refs or [], "yes", "stop")
+def turn(
+    *, prompt: int = 3, tokens: int = 2, logprobs: int = 2, refs: list[str] | None = None, picture_tokens: int = 0
+) -> Turn:
+    ids = [IMAGE_TOKEN] * picture_tokens + [5] * (prompt - picture_tokens)
+    return Turn(ids, [7, 8][:tokens], [-0.5] * logprobs, refs or [], "yes", "stop")
 
 
 def roll_out(manager: RolloutManager, outcome: float | str, turns: list[Turn] | None = None) -> None:
@@ -113,11 +119,14 @@ def roll_out(manager: RolloutManager, outcome: float | str, turns: list[Turn] | 
         )
         for one in (turns if turns is not None else [turn()])
     ]  # fmt: skip
+    ids = rollout.rollout_id, rollout.attempt.attempt_id
+    if str(outcome).startswith("attempt: "):  # what the store's own clock finds
+        manager._call(manager.store.update_attempt(*ids, status=str(outcome).removeprefix("attempt: ")))
+        return
     failed = isinstance(outcome, str)
     if not failed:
         spans.append(emit_reward({"reward": outcome, "accuracy": outcome}, primary_key="reward", propagate=False))
     status = "failed" if failed else "succeeded"
-    ids = rollout.rollout_id, rollout.attempt.attempt_id
     assert manager._call(manager.store.record(*ids, spans, status, outcome if failed else ""))
 
 
@@ -133,8 +142,9 @@ def train(manager: RolloutManager, *groups: list[Any]) -> list[str]:
 
 
 def wait_for(manager: RolloutManager, uid: str) -> None:
-    deadline = time.monotonic() + 20
-    while not manager.groups[uid].done:
+    """Until a group's rows are in the queue, which is a moment after its last rollout."""
+    deadline = time.monotonic() + 60
+    while "status" not in manager_module.tq.tags.get(uid, {}):  # type: ignore[attr-defined]
         manager.wait(0.05)
         assert time.monotonic() < deadline
 
@@ -144,7 +154,7 @@ class Buffer:
 
     def __init__(self, *selected: str) -> None:
         self.selected = set(selected)
-        self.thrown_away: set[str] = set()
+        self.thrown_away: dict[str, GroupDrop | None] = {}
 
 
 def batch_of(queue: Queue, *uids: str) -> KVBatchMeta:
@@ -153,18 +163,20 @@ def batch_of(queue: Queue, *uids: str) -> KVBatchMeta:
 
 
 MISSING = turn(refs=["file:///nowhere.png"])
+REFUSED = "BadRequestError: Error code: 400 - too many pictures"
 
 
 @pytest.mark.parametrize(
     ("outcomes", "rows", "status", "failed", "dropped"),
     [
         ([1.0, 0.0, 0.5, 0.0], 4, "finished", {}, {}),
-        ([1.0, "Odd: no", 0.5, 0.0], 3, "failure", {"Odd": 1}, {}),
-        (["Odd: a", "Odd: b", "Bad: c", "Odd: d"], 0, "failure", {"Odd": 3, "Bad": 1}, {}),
+        ([1.0, "Odd: no", 0.5, 0.0], 3, "finished", {"agent_error": 1}, {}),
+        (["Odd: a", "Odd: b", REFUSED, "Odd: d"], 0, "failure", {"agent_error": 3, "model_call": 1}, {}),
         ([1.0, (0.5, [turn(logprobs=1)]), 0.0, 0.0], 3, "finished", {}, {"no_logprobs": 1}),
         ([1.0, (0.5, [MISSING]), 0.0, 0.0], 3, "finished", {}, {"unreadable_image": 1}),
         ([1.0, (0.5, [turn(prompt=65)]), 0.0, 0.0], 3, "finished", {}, {"prompt_too_long": 1}),
-        ([1.0, (0.5, []), 0.0, 0.0], 3, "failure", {"no_trace": 1}, {}),
+        ([1.0, (0.5, []), 0.0, 0.0], 3, "finished", {"no_trace": 1}, {}),
+        ([(0.5, [MISSING])] * N, 0, "failure", {}, {"unreadable_image": N}),
         ([1.0, (0.5, [turn(), turn()]), 0.0, 0.0], 5, "finished", {}, {}),
     ],
 )
@@ -189,7 +201,9 @@ def test_a_group_becomes_rows_and_counts(
     records.write()
     written = [one for one in read_jsonl(tmp_path / "run" / ROLLOUTS)[0] if one["group"] == uid]
     assert len(written) == N
-    assert sorted(one["dropped"] for one in written if one["dropped"]) == sorted(dropped)
+    assert Counter(one["dropped"] for one in written if one["dropped"]) == dropped
+    assert Counter(one["failure"] for one in written if one["failure"]) == failed
+    assert all(one["image_paths"] == ["a.png"] for one in written), "the picture stands in every line"
     if "unreadable_image" in dropped:
         assert any("/nowhere.png" in one["reason"] for one in written)
     assert not manager.groups, "what is recorded is forgotten"
@@ -200,8 +214,8 @@ def test_a_group_that_was_not_sampled_yet_waits_for_its_step(manager: RolloutMan
     first, second, third = train(manager, *[[1.0, 0.0, 1.0, 0.0]] * 3)
     records = StepRecords(RunLog(tmp_path), manager, Integrity())
     buffer = Buffer(first)
-    buffer.thrown_away = {third}
-    assert records.take(buffer, 3)["train/groups_filtered"] == 1
+    buffer.thrown_away = {third: GroupDrop.STALE}
+    assert records.take(buffer, 3)["train/groups_dropped/group_stale"] == 1
     assert set(manager.groups) == {second}
     assert not buffer.thrown_away, "counted in one step only"
     records.take(Buffer(second), 4)
@@ -215,7 +229,7 @@ def test_too_much_that_is_lost_ends_the_run(manager: RolloutManager, queue: Queu
         taken = dict(manager.groups)
         if ends:
             with pytest.raises(
-                UserError, match=r"38% of step 3 .*'Odd': 2.*unreadable_image.*nowhere\.png.*drop_rate=0\.3"
+                UserError, match=r"38% of step 3 .*'agent_error': 2.*unreadable_image.*nowhere\.png.*drop_rate=0\.3"
             ):
                 records.take(Buffer(*uids), 3)
         else:
@@ -296,10 +310,99 @@ def test_groups_without_spread_are_drawn_anew_a_bounded_number_of_times(
     sampler = buffer(manager, refill, 3)
     batch, _ = sampler.sample(global_steps=3, partition_id="train", batch_size=2)
     assert len({key.rsplit("_", 2)[0] for key in batch.keys}) == 2
-    assert manager.filtered_in_step == 4, "two rounds of two groups each, and the third is kept as it is"
+    filtered = [uid for uid, why in sampler.thrown_away.items() if why is GroupDrop.NO_SPREAD]
+    assert len(filtered) == 4, "two rounds of two groups each, and the third is kept as it is"
     records = StepRecords(RunLog(tmp_path / "run"), manager, Integrity())
     metrics = records.take(sampler, 3)
-    assert metrics["train/groups_filtered"] >= 4
+    assert metrics["train/groups_dropped/group_filtered"] == 4
     records.write()
     lines = read_jsonl(tmp_path / "run" / ROLLOUTS)[0]
-    assert {one["dropped"] for one in lines} == {"", "group_filtered"}
+    assert {one["dropped"] for one in lines} >= {"", "group_filtered"}
+
+
+def known_to_verl(queue: Queue, **queued_at: int) -> None:
+    """Make the groups prompts of verl's own, queued at these steps."""
+    for uid, step in queued_at.items():
+        queue.tags[uid] |= {"is_prompt": True, "global_steps": step}
+
+
+def no_more(count: int) -> int:
+    return 0
+
+
+@pytest.mark.parametrize("mode", ["sync", "separate_async"])
+def test_groups_that_are_thrown_away_say_why(mode: str, manager: RolloutManager, queue: Queue, tmp_path: Path) -> None:
+    """Both of verl's buffers on six groups of which a batch of two is taken."""
+    spread, equal, lost = [1.0, 0.0, 0.5, 0.0], [0.9] * N, [(0.5, [MISSING])] * N
+    first, second, third, same, gone, old = train(manager, spread, spread, spread, equal, lost, spread)
+    known_to_verl(queue, g0=8, g1=8, g2=9, g3=8, g4=9, g5=1)
+    sampler = buffer(
+        manager, no_more, 3, f'trainer.v1.trainer_mode="{mode}"', "trainer.v1.sampler.max_off_policy_threshold=4"
+    )
+    if mode == "sync":  # nothing is ever stale there, and what failed counts in its step
+        queue.tags.pop(old)
+    sampler.sample(global_steps=9, partition_id="train", batch_size=2)
+    expected: dict[str, Any] = {
+        "sync": {same: "group_filtered", third: "group_surplus", gone: "group_surplus"},
+        "separate_async": {same: "group_filtered", gone: None, old: "group_stale"},
+    }[mode]
+    assert sampler.selected == {first, second} and sampler.thrown_away == expected
+    records = StepRecords(RunLog(tmp_path / "run"), manager, Integrity(drop_rate=0.9))
+    metrics = records.take(sampler, 9)
+    dropped = Counter(reason for reason in expected.values() if reason)
+    assert {k.rsplit("/", 1)[1]: v for k, v in metrics.items() if "groups_dropped" in k} == dropped
+    assert metrics["train/samples_dropped"] == (0 if mode == "sync" else N), (
+        "a group that was lost whole counts as lost"
+    )
+    records.write()
+    records.write_rest()
+    told = {(one["group"], one["dropped"]) for one in read_jsonl(tmp_path / "run" / ROLLOUTS)[0]}
+    waiting = {old: "run_ended"} if mode == "sync" else {third: "run_ended"}
+    own = "unreadable_image"  # a rollout's own reason goes before its group's
+    assert told == {(first, ""), (second, ""), *expected.items(), *waiting.items(), (gone, own)} - {
+        (gone, "group_surplus"), (gone, None),
+    }  # fmt: skip
+
+
+PROVOKED: dict[RolloutFailure | SampleDrop, list[Any]] = {
+    RolloutFailure.AGENT_ERROR: ["KeyError: 'answers'"],
+    RolloutFailure.MODEL_CALL: ["APITimeoutError: Request timed out."],
+    RolloutFailure.NO_REWARD: ["UnusableReward: the agent emitted no reward"],
+    RolloutFailure.NO_TRACE: [(0.5, [])],
+    RolloutFailure.TIMEOUT: ["attempt: timeout"],
+    RolloutFailure.UNRESPONSIVE: ["attempt: unresponsive"],
+    RolloutFailure.DEADLINE: [],
+    SampleDrop.EMPTY: [(0.5, [turn(tokens=0, logprobs=0)])],
+    SampleDrop.NO_LOGPROBS: [(0.5, [turn(logprobs=1)])],
+    SampleDrop.PROMPT_TOO_LONG: [(0.5, [turn(prompt=65)])],
+    SampleDrop.UNREADABLE_IMAGE: [(0.5, [MISSING])],
+    SampleDrop.IMAGE_TOKENS_DISAGREE: [(0.5, [turn(prompt=4, picture_tokens=1)])],
+}
+"""The outcome of a rollout by the reason that its record must name. The reasons of groups are provoked above."""
+
+
+@pytest.mark.parametrize("reason", [*RolloutFailure, *SampleDrop])
+def test_every_reason_is_written(
+    reason: RolloutFailure | SampleDrop, manager: RolloutManager, queue: Queue, tmp_path: Path
+) -> None:
+    manager.n = 2
+    manager.queue({"g": json.dumps(TASK)}, "train", 3)
+    roll_out(manager, 1.0)
+    for outcome in PROVOKED[reason]:
+        roll_out(manager, *(outcome if isinstance(outcome, tuple) else (outcome,)))
+    if reason is RolloutFailure.DEADLINE:
+        while not manager.groups["g"].finished:
+            manager.wait(0.05)
+        manager._last_progress = -1e9
+    wait_for(manager, "g")
+    records = StepRecords(RunLog(tmp_path / "run"), manager, Integrity(drop_rate=0.9))
+    records.take(Buffer("g"), 3)
+    records.write()
+    good, bad = sorted(read_jsonl(tmp_path / "run" / ROLLOUTS)[0], key=lambda one: one["failure"] + one["dropped"])
+    assert good["failure"] == good["dropped"] == ""
+    field = "failure" if isinstance(reason, RolloutFailure) else "dropped"
+    assert bad[field] == reason.value and bad["image_paths"] == TASK["image_paths"]
+
+
+def test_every_reason_of_a_group_is_provoked() -> None:
+    assert set(GroupDrop) == {"group_filtered", "group_surplus", "group_stale", "run_ended"}

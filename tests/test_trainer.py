@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,15 +11,19 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
+from transformers import AutoConfig
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from vision_rl.models.tokens import forbidden_token_ids
 from vision_rl.run.directory import STOP_FILE
 from vision_rl.run.log import METRICS, RunLog, read_jsonl
-from vision_rl.settings import AppSettings, Validation
+from vision_rl.settings import AgentSettings, AppSettings, Validation
+from vision_rl.training import trainer as trainer_module
 from vision_rl.training.checkpoints import Checkpoints
 from vision_rl.training.health import ModelDied
 from vision_rl.training.supervisor import Supervisor
-from vision_rl.training.trainer import VisionTrainer, VisionTrainerSync
+from vision_rl.training.trainer import VisionTrainer, VisionTrainerSync, clip_ratios
 
 
 class Workers:
@@ -38,7 +43,10 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VisionTrainer:
     made.log = RunLog(tmp_path)
     made.checkpoints = Checkpoints(tmp_path / "checkpoints", app.checkpoints)
     made.supervisor = Supervisor(app, made.log, made.checkpoints, saves=True)
-    made.config = OmegaConf.create({"trainer": {"test_freq": 5, "save_freq": 5}})
+    lengths = {"max_prompt_length": 64, "max_response_length": 24}
+    level = {"trace_aggregator": {"level": "transition"}}
+    tree = {"trainer": {"test_freq": 5, "save_freq": 5}, "data": lengths, "agentlightning": level}
+    made.config = OmegaConf.create(tree)
     made.global_steps, made.total_training_steps, made.trainer_mode = 4, 10, "sync"
     made.actor_rollout_wg = Workers()
     made.train_dataloader = SimpleNamespace(state_dict=lambda: {"rows": made.global_steps})
@@ -51,7 +59,8 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VisionTrainer:
 
 
 def end_of_step(trainer: VisionTrainer, **metrics: Any) -> dict[str, Any]:
-    trainer._compute_metrics(KVBatchMeta(keys=[], tags=[]), metrics, {}, global_steps=4, epoch=0)
+    batch = KVBatchMeta(keys=["g_0_0"], tags=[{"prompt_len": 9, "response_len": 24}])
+    trainer._compute_metrics(batch, metrics, {}, global_steps=4, epoch=0)
     return metrics
 
 
@@ -59,6 +68,7 @@ def test_a_step_is_recorded_and_training_goes_on(trainer: VisionTrainer, tmp_pat
     end_of_step(trainer, loss=torch.tensor(0.25), counts={0.0: 3})
     line = read_jsonl(tmp_path / METRICS)[0][0]
     assert (line["step"], line["loss"]) == (4, 0.25) and "counts" not in line
+    assert (line["prompt_length/clip_ratio"], line["response_length/clip_ratio"]) == (0.0, 1.0)
     assert trainer.total_training_steps == 10 and not trainer.checkpoints.has(4)
 
 
@@ -77,6 +87,60 @@ def test_validations_without_gain_stop_a_run(trainer: VisionTrainer) -> None:
     trainer.global_steps = 5
     end_of_step(trainer, **{"val/reward": 0.4})
     assert trainer.total_training_steps == 5 and trainer.checkpoints.has(5)
+
+
+def test_the_actor_is_told_what_the_server_never_samples(
+    trainer: VisionTrainer, tiny_processor: Any, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Placeholders of pictures, of whatever family, and ids beyond the tokenizer; vLLM's server has the same list."""
+    told: dict[str, Any] = {}
+    trainer.actor_rollout_wg = SimpleNamespace(
+        open_pictures=lambda folder, limits, **more: told.update(more, folder=folder, limits=limits)
+    )
+    trainer.processor, trainer.tokenizer = tiny_processor, tiny_processor.tokenizer
+    agent, app = AgentSettings(min_pixels=3136, max_pixels=50176), replace(trainer.run.app, blank_pixels=True)
+    trainer.run = SimpleNamespace(agent=agent, app=app, run_dir=trainer.run.run_dir)  # type: ignore[assignment]
+    trainer.config.actor_rollout_ref = {"model": {"path": str(tiny_dir)}}
+    served: list[Any] = []
+    monkeypatch.setattr(PPOTrainerSync, "on_init_end", lambda self: served.append("weights"))
+    monkeypatch.setattr(VisionTrainer, "_rollout_manager", lambda self: SimpleNamespace(serve=served.append, version=0))
+    trainer.llm_server_manager = SimpleNamespace(server_addresses=["host:1"])
+    trainer.replay_buffer = SimpleNamespace()
+    trainer.on_init_end()
+    length = len(tiny_processor.tokenizer)
+    vocabulary = AutoConfig.from_pretrained(tiny_dir).get_text_config().vocab_size
+    assert set(told["banned_tokens"]) == {*forbidden_token_ids(tiny_processor), *range(length, vocabulary)}
+    assert told["banned_tokens"] and told["blank"] and told["folder"].endswith("pictures")
+    assert told["limits"] == {"min_pixels": 3136, "max_pixels": 50176}
+    assert served == ["weights", ["host:1"]] and trainer.replay_buffer.rollouts is trainer.rollouts
+
+
+def test_only_what_is_as_long_as_it_may_be_counts_as_clipped() -> None:
+    """verl compares with the longest of the batch: two short replies of one length would all be "clipped"."""
+    lengths = [(10, 8), (64, 8), (64, 24), (7, 3)]
+    tags = [{"prompt_len": prompt, "response_len": response} for prompt, response in lengths]
+    tags.append({"prompt_len": 64, "response_len": 24, "is_padding": True})
+    batch = KVBatchMeta(keys=[str(i) for i in range(5)], tags=tags)
+    ratios = clip_ratios(batch, (64, 24))
+    assert ratios == {
+        "prompt_length/clip_ratio": 0.5,
+        "response_length/clip_ratio": 0.25,
+        "response_length_non_aborted/clip_ratio": 0.25,
+    }
+    assert set(clip_ratios(batch, (65, 25)).values()) == {0.0}
+
+
+def test_a_restored_queue_is_asked_again_whole(trainer: VisionTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl asks again what was under way; nobody here knows the rollouts of what was done (`StepRecords.take`)."""
+    tags = {uid: {"is_prompt": True, "status": status, "global_steps": 3} for uid, status in
+            (("a", "finished"), ("b", "failure"), ("c", "running"))}  # fmt: skip
+    tags["a_0_0"] = {"status": "success"}
+    put: dict[str, Any] = {}
+    queue = SimpleNamespace(kv_list=lambda _: {"train": tags}, kv_batch_put=lambda **given: put.update(given))
+    monkeypatch.setattr(trainer_module, "tq", queue)
+    trainer._ask_again()
+    assert put["keys"] == ["a", "b", "c"] and trainer._restored_tq_prompt_count == 3
+    assert {tag["status"] for tag in put["tags"]} == {"pending"} and put["tags"][0]["is_prompt"]
 
 
 @pytest.mark.parametrize(("done", "saved"), [(False, 3), (True, 4)])

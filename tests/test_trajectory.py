@@ -20,6 +20,7 @@ from vision_rl.agent.grounding_prompts import system_text
 from vision_rl.agent.tools import TOOLS
 from vision_rl.models.pixels import Pixels
 from vision_rl.rollout.trace import Turn
+from vision_rl.run.failures import RolloutFailure
 from vision_rl.tiny.zoom_warmstart import call_text, zoom_processor
 from vision_rl.training.advantages import rollout_advantages
 from vision_rl.training.mismatch import mismatch_metrics
@@ -264,7 +265,7 @@ def test_what_would_be_too_long_stays_apart(rollout: FinishedRollout) -> None:
 
 
 def test_failed_rollouts_give_nothing(rollout: FinishedRollout) -> None:
-    assert trajectory_samples([dataclasses.replace(rollout, failure="timeout")], **LONG).samples == []
+    assert trajectory_samples([dataclasses.replace(rollout, failure=RolloutFailure.TIMEOUT)], **LONG).samples == []
 
 
 def test_a_rollout_counts_once_in_its_group_however_many_samples_it_gives(

@@ -19,11 +19,17 @@ from vision_rl.backends.gpu import cpu_build
 from vision_rl.backends.parent_death import end_with_parent
 from vision_rl.backends.rendezvous import vllm_meets_by_file
 from vision_rl.models.processor import load_processor
+from vision_rl.models.tokens import forbidden_token_ids
 
 ADAPTER_NAME = "adapter"
 """The model name under which the HTTP server answers with the adapter."""
 NO_DOMAIN = "none.invalid"
 """vLLM takes an empty list of allowed media domains for "all"; a name that cannot exist allows none."""
+
+
+# What the server never samples (vllm_async_server.py:504), the same list as the actor's. verl's own has the processor's picture
+# and video token only: Llama 4 looks for patches, Pixtral for row breaks.
+vllm_async_server.get_vision_placeholder_token_ids = forbidden_token_ids
 
 
 class VisionHttpServer(vllm_async_server.vLLMHttpServer):

@@ -19,9 +19,8 @@ def forbidden_token_ids(processor: Any) -> list[int]:
     `vision_start_token_id`, `boi_token_index`, `image_break_token` and their kin, and the lists `image_ids`, `video_ids`
     and `row_col_ids`; not the marks of text, such as `eos_token_id`.
 
-    Meant for sampling parameters (`logit_bias` or `bad_words`). vLLM reports log-probabilities from before such a bias
-    (`logprobs_mode="raw_logprobs"`, its default), as the actor computes them, so the two agree exactly; the sampling
-    distribution differs from both by the mass of these tokens, below 1e-9 in any model that is fit for use.
+    The model server masks them before it samples (`backends/vllm_server.py`), and the actor gives them no probability
+    either (`backends/engine.py`), so that the two agree exactly.
     """
     tokenizer = processor.tokenizer
     vocabulary: dict[str, int] = tokenizer.get_vocab()

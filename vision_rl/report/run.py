@@ -14,6 +14,7 @@ from vision_rl.report.cards import Card, Source, group_cards, validation_cards
 from vision_rl.report.charts import PHASES, Curves, component_label, figure, laid_over
 from vision_rl.report.index import DROPPED, RolloutIndex
 from vision_rl.report.page import Alarm, Cell, Drawing, Page, Row, Table, Tile, render
+from vision_rl.run.failures import NO_FAULT
 from vision_rl.run.reader import RecordedRun, first_mid_last, read_run
 
 REPORT = "report.html"
@@ -24,8 +25,7 @@ WATCHED = (
 COMPUTED = (
     "This run's rollouts.jsonl holds no advantages: those shown were computed from each group's rewards, as GRPO does."
 )
-FILTERED = "group_filtered"
-"""What the trainer writes for a group that dynamic sampling drew anew."""
+NO_ALARM = [DROPPED + reason for reason in NO_FAULT]
 MOST_STEPS = 10
 """Of the steps whose rollouts the page holds."""
 _TOLD = ("warning", "alarm", "restored", "resumed", "checkpoint", "finished", "error")
@@ -174,8 +174,8 @@ def alarms(each: Shown) -> list[Alarm]:
             last = max(each.train, default=None)
             found.append(Alarm("the run ended", str(event["text"]), (), {} if last is None else {"step": str(last)}))
     for reason, failure in each.index.failures.items():
-        if reason == DROPPED + FILTERED:
-            continue  # dynamic sampling at work
+        if reason in NO_ALARM:
+            continue
         text = f"took {failure.count} rollouts{in_run(each)}, steps {failure.first} to {failure.last}"
         link = {**where, "failure": reason} if failure.first in each.train else {}
         found.append(Alarm(reason, text, (), link))

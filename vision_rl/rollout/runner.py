@@ -23,7 +23,7 @@ from agentlightning.tracer.dummy import DummyTracer
 from agentlightning.types import AttemptedRollout, Span, SpanCoreFields
 
 from vision_rl.rollout.http_auth import without_keys
-from vision_rl.rollout.trace import MAX_REWARD, is_reward
+from vision_rl.rollout.trace import MAX_REWARD, UnusableReward, is_reward
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class VisionRunner(LitAgentRunner[Any]):
             logger.error(text, rollout_id, kind, error, exc_info=not of_the_call)
 
     async def _run_agent(self, rollout: AttemptedRollout) -> list[SpanCoreFields]:
-        """Call the agent; returns what it emitted. Raises what it raises, and `ValueError` without a usable reward."""
+        """Call the agent; returns what it emitted. Raises what it raises, and `UnusableReward`."""
         agent, tracer = self.get_agent(), self.tracer
         assert isinstance(tracer, KeepingTracer)
         store = self.get_store()
@@ -139,15 +139,15 @@ class VisionRunner(LitAgentRunner[Any]):
 
 
 def check_reward(spans: list[SpanCoreFields]) -> None:
-    """Raise `ValueError` unless the last reward is there, and finite and not too large in all its parts."""
+    """Raise `UnusableReward` unless the last reward is there, and finite and not too large in all its parts."""
     rewards: list[Any] = []
     for span in spans:
         rewards = get_rewards_from_span(span) or rewards  # type: ignore[arg-type]
     if not rewards:
-        raise ValueError("the agent emitted no reward")
+        raise UnusableReward("the agent emitted no reward")
     wrong = [reward.name for reward in rewards if not is_reward(reward.value)]
     if wrong:
-        raise ValueError(f"the reward is not a finite number within +-{MAX_REWARD:g}: {', '.join(wrong)}")
+        raise UnusableReward(f"the reward is not a finite number within +-{MAX_REWARD:g}: {', '.join(wrong)}")
 
 
 def worker_name(index: int | None, supervisor: int) -> str:

@@ -23,6 +23,10 @@ MAX_REWARD = 1e15
 """Sums of squares over a batch stay within float32, in which the advantages are computed."""
 
 
+class UnusableReward(ValueError):
+    """An agent emitted no reward, or one that no batch can hold."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """One model call: ids as the server tokenised and sampled them, one log-probability per response token."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,27 +40,37 @@ def rollout_advantages(
             rollout_is_weights=batch.batch.get("rollout_is_weights", None),
             **kwargs,
         )
-        return advantages * ~equal_rows(uids, rewards).unsqueeze(-1)
+        return advantages * ~equal_rows(uids, rewards.tolist()).unsqueeze(-1)
     rollouts = batch.non_tensor_batch["rollout_id"].astype(str)
     _, first, of_row = np.unique(rollouts, return_index=True, return_inverse=True)
     once = rewards[torch.from_numpy(first)].unsqueeze(-1)
+    compared: list[Any] = once[:, 0].tolist()
     if algorithm.adv_estimator == "gdpo":
-        kwargs["non_tensor_batch"] = {name: np.array(values)[first] for name, values in (components or {}).items()}
+        parts = {name: np.array((components or {})[name])[first] for name in algorithm.gdpo_reward_keys}
+        compared = list(zip(*parts.values(), strict=True))
+        # Only differences within a group count, and a component that is equal in it must be exactly so in float32.
+        kwargs["non_tensor_batch"] = {name: _from_first(uids[first], part) for name, part in parts.items()}
         # From these verl takes the length of the responses; with batch=None it would use the summed reward without a word.
-        kwargs["batch"] = {"prompts": torch.zeros(len(once), 0), "attention_mask": torch.ones(len(once), 1)}
+        kwargs["batch"] = {"prompts": torch.zeros(len(once), 0), "attention_mask": torch.ones(len(once), 1).long()}
     advantages, _ = estimator(
         token_level_rewards=once, response_mask=torch.ones_like(once), index=uids[first], **kwargs
     )
-    advantages = advantages * ~equal_rows(uids[first], once[:, 0]).unsqueeze(-1)
+    advantages = advantages * ~equal_rows(uids[first], compared).unsqueeze(-1)
     return advantages[torch.from_numpy(of_row)] * batch.batch["response_mask"]
 
 
-def equal_rows(uids: np.ndarray, rewards: torch.Tensor) -> torch.Tensor:
-    """(rows,) bool: whether all rewards of a row's group are equal."""
-    values: dict[str, set[float]] = {}
-    for uid, reward in zip(uids, rewards.tolist(), strict=True):
+def equal_rows(uids: np.ndarray, rewards: Iterable[Any]) -> torch.Tensor:
+    """(rows,) bool: whether all rewards of a row's group are equal. rewards: one per row, or a tuple of its components."""
+    values: dict[str, set[Any]] = {}
+    for uid, reward in zip(uids, rewards, strict=True):
         values.setdefault(uid, set()).add(reward)
     return torch.tensor([len(values[uid]) == 1 for uid in uids])
+
+
+def _from_first(uids: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values less that of their group's first row."""
+    _, first, of_row = np.unique(uids.astype(str), return_index=True, return_inverse=True)
+    return values - values[first][of_row]
 
 
 def group_metrics(batch: DataProto) -> dict[str, float]:
@@ -68,5 +78,5 @@ def group_metrics(batch: DataProto) -> dict[str, float]:
     real = batch.batch["response_mask"].sum(dim=-1) > 0
     uids = batch.non_tensor_batch["uid"][real.numpy()]
     rewards = batch.batch["token_level_rewards"].sum(dim=-1)[real]
-    equal = dict(zip(uids, equal_rows(uids, rewards).tolist(), strict=True))
+    equal = dict(zip(uids, equal_rows(uids, rewards.tolist()).tolist(), strict=True))
     return {"train/groups_equal": sum(equal.values()) / max(len(equal), 1)}

@@ -32,7 +32,11 @@ WATCH_SECONDS = 0.1
 LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for 127.0.0.1; `_node_ip_address` is resolved to the network's
     "RAY_AUTH_MODE": "token",
+    # After a kill, Ray's two agents look for its control process for so long (60 s by default) before they end as well.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
+TRACEBACK = "traceback.txt"
+"""In logs/: the whole of what Ray said of the error that ended the run."""
 MAX_ERROR = 500
 """Characters of an error that are worth a sentence."""
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")
@@ -117,15 +121,7 @@ class VisionVERL(agl.Algorithm):
             try:
                 ray.get(training)
             except ray.exceptions.RayError as error:
-                cause = getattr(error, "cause", None) or error
-                if isinstance(cause, UserError):
-                    raise cause from None
-                if isinstance(cause, ray.exceptions.ActorDiedError) and not cause.actor_init_failed:
-                    raise UserError(self._of_the_dead(cause)) from error
-                for call, failure in FAILED_STARTS.items():
-                    if call in str(error):
-                        raise UserError(self._of_the_start(failure, error)) from error
-                raise
+                raise self._in_a_sentence(error) from None
             finally:
                 self.launch.watch()
         finally:
@@ -133,15 +129,38 @@ class VisionVERL(agl.Algorithm):
             ray.shutdown()
             shutil.rmtree(self._ranks, ignore_errors=True)
 
+    def _in_a_sentence(self, error: Exception) -> UserError:
+        """What to tell of an error that ended the training; Ray's text, pages of tracebacks, is kept in logs/."""
+        from ray.exceptions import ActorDiedError
+
+        cause = getattr(error, "cause", None) or error
+        if isinstance(cause, UserError):
+            return cause
+        logs = self.launch.context.run_dir / "logs"
+        with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
+            logs.mkdir(exist_ok=True)
+            (logs / TRACEBACK).write_text(f"{error}\n", encoding="utf-8")
+        if isinstance(cause, ActorDiedError) and not cause.actor_init_failed:
+            return UserError(self._of_the_dead(cause))
+        for call, failure in FAILED_STARTS.items():
+            if call in str(error):
+                return UserError(self._of_the_start(failure, error))
+        return UserError(
+            f"the trainer failed: {last_error(str(error))}; this is a defect of the program, or of code that the "
+            f"configuration names, not of a setting: {logs / TRACEBACK} has the whole traceback; {self._how_to_go_on()}"
+        )
+
+    def _how_to_go_on(self) -> str:
+        whole = Checkpoints(self.launch.context.run_dir / "checkpoints", self.launch.context.app.checkpoints).latest()
+        return f"go on with --resume (from {whole.name})" if whole else "there is no checkpoint yet to go on from"
+
     def _of_the_dead(self, error: Exception) -> str:
         """What to tell of a worker process that was killed: Ray's reason is a page long."""
-        folder = self.launch.context.run_dir
-        whole = Checkpoints(folder / "checkpoints", self.launch.context.app.checkpoints).latest()
-        go_on = f"go on with --resume (from {whole.name})" if whole else "there is no checkpoint yet to go on from"
         name = re.search(r"class_name: (\w+)", str(error))
         return (
             f"a process of the trainer ({name.group(1) if name else 'a Ray actor'}) died: killed, most often for want of main "
-            f"memory (`dmesg | grep -i oom` says so), or crashed ({folder / 'logs'} has what it printed); {go_on}"
+            "memory (`dmesg | grep -i oom` says so), or crashed "
+            f"({self.launch.context.run_dir / 'logs'} has what it printed); {self._how_to_go_on()}"
         )
 
     def _of_the_start(self, failure: str, error: Exception) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
+from vision_rl.run.failures import GroupDrop
 from vision_rl.settings import FilterGroups
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ WAIT_SECONDS = 0.25
 class _Told:
     """What both buffers change. `rollouts` is set once the rollout manager is there.
 
-    `selected` and `thrown_away` name the groups of the last batch and those given up since somebody emptied the set: a
-    group that is merely done may still be on its way into the queue.
+    `selected` names the groups of the last batch, `thrown_away` those given up since somebody emptied it, with the reason;
+    None where every rollout of the group has its own. A group that is merely done may still be on its way into the queue.
     """
 
     rollouts: RolloutManager
@@ -30,11 +31,19 @@ class _Told:
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.selected: set[str] = set()
-        self.thrown_away: set[str] = set()
+        self.thrown_away: dict[str, GroupDrop | None] = {}
+
+    def _evict_terminal_groups(self, global_steps: int, partition_id: str, eviction_reasons: Any) -> Any:
+        stale, equal, failed, _ = eviction_reasons
+        for uids, reason in ((stale, GroupDrop.STALE), (equal, GroupDrop.NO_SPREAD), (failed, None)):
+            self.thrown_away |= dict.fromkeys(uids, reason)
+        return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)  # type: ignore[misc]
 
     def _clear_groups(self, partition_id: str, uids: set[str]) -> None:
+        """Whatever is cleared without having been evicted is what a full batch has no room for."""
         super()._clear_groups(partition_id, uids)  # type: ignore[misc]
-        self.thrown_away |= uids
+        for uid in uids:
+            self.thrown_away.setdefault(uid, GroupDrop.SURPLUS)
 
     def _materialize_batch(self, partition_id: str, selected_prompt_uids: list[str], partition_snapshot: Any) -> Any:
         self.selected = set(selected_prompt_uids)
@@ -55,10 +64,9 @@ class _Told:
             return set(), Counter()
         finished: set[str] = self.finished_keys[partition_id]  # type: ignore[attr-defined]
         equal = self.rollouts.equal(finished)
-        spare = (self.rule.max_rounds - 1) * self.train_batch_size - self.rollouts.filtered_in_step  # type: ignore[attr-defined]
-        filtered = set(sorted(equal)[: max(spare, 0)])
-        self.rollouts.filtered_in_step += len(filtered)
-        return filtered, Counter()
+        already = Counter(self.thrown_away.values())[GroupDrop.NO_SPREAD]
+        spare = (self.rule.max_rounds - 1) * self.train_batch_size - already  # type: ignore[attr-defined]
+        return set(sorted(equal)[: max(spare, 0)]), Counter()
 
 
 class SyncBuffer(_Told, ReplayBuffer):

@@ -28,10 +28,11 @@ from vision_rl.errors import UserError
 from vision_rl.rollout.proxy import VisionProxy
 from vision_rl.rollout.store import Trace
 from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
+from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import RunLog
 from vision_rl.settings import AppSettings
 from vision_rl.training.health import Health, ModelDied
-from vision_rl.training.rollouts import FinishedRollout, failures
+from vision_rl.training.rollouts import FinishedRollout, failure_of, failures
 from vision_rl.training.rows import Drop, RowBuilder, tag_of, truncated
 from vision_rl.training.samples import trajectory_samples, transition_samples
 
@@ -90,7 +91,6 @@ class RolloutManager:
         self.store, self.proxy, self.app, self.log, self.rows = store, proxy, app, log, rows
         self.n, self.model, self.sampling, self.aggregator = n, model, sampling, aggregator
         self.version = 0
-        self.filtered_in_step = 0  # groups without spread that dynamic sampling has thrown away
         self.groups: dict[str, Group] = {}
         self.error: BaseException | None = None
         self.group_done = threading.Event()
@@ -229,7 +229,7 @@ class RolloutManager:
         patience = policy.timeout_seconds * policy.max_attempts + policy.span_deadline_seconds
         if time.monotonic() - self._last_progress > patience:
             for rollout_id, uid in list(self._owner.items()):
-                lost = FinishedRollout(rollout_id, uid, self.groups[uid].task, failure="deadline")
+                lost = FinishedRollout(rollout_id, uid, self.groups[uid].task, failure=RolloutFailure.DEADLINE)
                 await self._settle(rollout_id, lost)
 
     async def _finished(self, rollout: Rollout, trace: Trace) -> FinishedRollout:
@@ -246,8 +246,7 @@ class RolloutManager:
         }
         if rollout.status != "succeeded":
             reason = str((attempt.metadata or {}).get("failure", "") if attempt else "")
-            # An exception's type, or how the attempt ended without one: timeout, unresponsive.
-            failure = reason.partition(":")[0] or (attempt.status if attempt else rollout.status)
+            failure = failure_of(attempt.status if attempt else rollout.status, reason)
             return FinishedRollout(**common, failure=failure, reason=reason)
         deadline = time.monotonic() + self.app.rollouts.span_deadline_seconds
         while True:
@@ -255,7 +254,7 @@ class RolloutManager:
             if turns and reward:
                 return FinishedRollout(**common, turns=turns, reward=reward)
             if time.monotonic() > deadline:
-                failure = "no_trace" if not turns else "no_reward"
+                failure = RolloutFailure.NO_REWARD if turns else RolloutFailure.NO_TRACE
                 return FinishedRollout(**common, turns=turns, failure=failure)
             await asyncio.sleep(self.app.rollouts.poll_seconds)
             [trace] = await self.store.traces([rollout.rollout_id])
@@ -269,8 +268,8 @@ class RolloutManager:
                 await tq.async_kv_batch_put(
                     keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id="train"
                 )
-            whole = bool(fields) and not any(one.failure for one in group.finished.values())
-            await self._tell(group.uid, "finished" if whole else "failure")
+            # verl's asynchronous modes draw every "failure" anew, without a bound: one rollout must not cost its group.
+            await self._tell(group.uid, "finished" if fields else "failure")
         self.group_done.set()
 
     async def _tell(self, uid: str, status: str) -> None:
@@ -293,7 +292,7 @@ class RolloutManager:
         for sample in samples:
             row = self.rows.row(sample)
             if isinstance(row, Drop):
-                group.dropped[row.reason] += 1
+                group.dropped[row.reason.value] += 1
                 group.drops[sample.rollout_id] = row
                 continue
             key = f"{group.uid}_{session[sample.rollout_id]}_{counts[sample.rollout_id]}"
@@ -340,7 +339,6 @@ class RolloutManager:
             if len(done) < least or any(not one.failure for one in done):
                 continue
             step = max(group.step for group in groups)
-            self.log.rollouts(one.record(step, mode) for one in done)
             total = len(done) + sum(len(group.waiting) for group in groups)
             reason = next((f", one of them with {one.reason!r}" for one in done if one.reason), "")
             raise UserError(

@@ -8,21 +8,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import openai
 
-from vision_rl.rollout.trace import Turn
+from vision_rl.rollout.trace import Turn, UnusableReward
+from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.tool_metrics import tool_metrics
 
 
 @dataclass(frozen=True)
 class FinishedRollout:
-    """One rollout after its last attempt. failure: "" if it can be used, else why in a word; reason: the sentence."""
+    """One rollout after its last attempt. failure: None if it can be used; reason: the sentence that says why not."""
 
     rollout_id: str
     data_id: str
     task: dict[str, Any]
     turns: list[Turn] = field(default_factory=list)
     reward: dict[str, float] = field(default_factory=dict)
-    failure: str = ""
+    failure: RolloutFailure | None = None
     reason: str = ""
     seconds: float = 0.0
     attempts: int = 1
@@ -47,7 +49,7 @@ class FinishedRollout:
             "response_tokens": [len(turn.response_ids) for turn in self.turns],
             "finish_reasons": [turn.finish_reason for turn in self.turns],
             "reward": self.reward,
-            "failure": self.failure,
+            "failure": self.failure or "",
             "reason": self.reason,
             "seconds": round(self.seconds, 3),
             "attempts": self.attempts,
@@ -81,4 +83,17 @@ def rollout_metrics(rollouts: Sequence[FinishedRollout], prefix: str) -> dict[st
 
 def failures(rollouts: Iterable[FinishedRollout]) -> Counter[str]:
     """How many rollouts failed, by reason."""
-    return Counter(rollout.failure for rollout in rollouts if rollout.failure)
+    return Counter(rollout.failure.value for rollout in rollouts if rollout.failure)
+
+
+def failure_of(status: str, text: str) -> RolloutFailure:
+    """Why an attempt failed. status: Agent Lightning's; text: the exception's type and message, "" without one."""
+    kind = text.partition(":")[0]
+    ended = {"timeout": RolloutFailure.TIMEOUT, "unresponsive": RolloutFailure.UNRESPONSIVE}
+    if not text and status in ended:
+        return ended[status]
+    if kind == UnusableReward.__name__:
+        return RolloutFailure.NO_REWARD
+    exception = getattr(openai, kind, None) if kind.isidentifier() else None
+    of_the_call = isinstance(exception, type) and issubclass(exception, openai.OpenAIError)
+    return RolloutFailure.MODEL_CALL if of_the_call else RolloutFailure.AGENT_ERROR

@@ -18,14 +18,15 @@ from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.positions import position_ids
 from vision_rl.models.processor import image_token_id
+from vision_rl.run.failures import SampleDrop
 from vision_rl.training.samples import Sample
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Why a sample is not trained on. reason: a word; text: the sentence, which names the picture where there is one."""
+    """Why a sample is not trained on. text: the sentence, which names the picture where there is one."""
 
-    reason: str
+    reason: SampleDrop
     text: str
 
 
@@ -50,7 +51,7 @@ class RowBuilder:
         try:
             inputs = self.pixels.inputs(sample.image_refs)
         except UserError as error:
-            return Drop("unreadable_image", str(error))
+            return Drop(SampleDrop.UNREADABLE_IMAGE, str(error))
         prompts = torch.tensor(sample.prompt_ids, dtype=torch.long)
         responses = torch.tensor(sample.response_ids[: self.max_response_length], dtype=torch.long)
         input_ids = torch.cat([prompts, responses])
@@ -78,16 +79,16 @@ class RowBuilder:
     def _refused(self, sample: Sample) -> Drop | None:
         """What can be said without opening a picture."""
         if not sample.prompt_ids or not sample.response_ids:
-            return Drop("empty", "the model server returned no tokens")
+            return Drop(SampleDrop.EMPTY, "the model server returned no tokens")
         if len(sample.rollout_log_probs) != len(sample.response_ids):
             text = f"{len(sample.rollout_log_probs)} log-probabilities for {len(sample.response_ids)} response tokens"
-            return Drop("no_logprobs", text)
+            return Drop(SampleDrop.NO_LOGPROBS, text)
         if len(sample.prompt_ids) > self.max_prompt_length:  # a cut could run through an image
             text = (
                 f"the prompt has {len(sample.prompt_ids)} tokens, data.max_prompt_length={self.max_prompt_length}; "
                 "raise it, or lower agent.max_pixels"
             )
-            return Drop("prompt_too_long", text)
+            return Drop(SampleDrop.PROMPT_TOO_LONG, text)
         return None
 
     def _disagreement(self, sample: Sample, input_ids: torch.Tensor) -> Drop | None:
@@ -96,7 +97,7 @@ class RowBuilder:
         expected = self.pixels.placeholders(sample.image_refs)
         if found != expected:
             text = f"{found} picture tokens where {', '.join(sample.image_refs) or 'no picture'} gives {expected}"
-            return Drop("image_tokens_disagree", text)
+            return Drop(SampleDrop.IMAGE_TOKENS_DISAGREE, text)
         return None
 
 

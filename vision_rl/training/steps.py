@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from transfer_queue import KVBatchMeta
 
 from vision_rl.data.mix import per_source
 from vision_rl.errors import UserError
+from vision_rl.run.failures import GroupDrop
 from vision_rl.run.log import RunLog
 from vision_rl.run.tool_metrics import write_tool_logs
 from vision_rl.settings import Integrity
@@ -21,10 +23,13 @@ STALL_SECONDS = 5.0
 
 
 class Sampled(Protocol):
-    """A replay buffer after a sampling: the groups that it took into the batch, and those that it threw away since the last."""
+    """A replay buffer after a sampling: the groups that it took into the batch, and those that it threw away since the last.
+
+    The reason is None where each rollout of the group has its own.
+    """
 
     selected: set[str]
-    thrown_away: set[str]
+    thrown_away: dict[str, GroupDrop | None]
 
 
 class StepRecords:
@@ -34,7 +39,7 @@ class StepRecords:
         self.log, self.rollouts, self.limits = log, rollouts, limits
         self.step = 0
         self.groups: dict[str, Group] = {}
-        self.filtered: dict[str, Group] = {}
+        self.thrown_away: dict[GroupDrop, list[Group]] = {}
         self.advantages: dict[str, float] = {}
 
     def take(self, buffer: Sampled, step: int) -> dict[str, float]:
@@ -46,9 +51,14 @@ class StepRecords:
         """
         self.step = step
         self.groups = {uid: self.rollouts.take(uid) for uid in buffer.selected}
-        self.filtered = {uid: self.rollouts.take(uid) for uid in buffer.thrown_away}
-        buffer.thrown_away = set()
-        self.rollouts.filtered_in_step = 0
+        self.thrown_away = {reason: [] for reason in GroupDrop}
+        for uid, reason in buffer.thrown_away.items():
+            group = self.rollouts.take(uid)
+            if reason is None:
+                self.groups[uid] = group
+            else:
+                self.thrown_away[reason].append(group)
+        buffer.thrown_away = {}
         return self._counted()
 
     def _counted(self) -> dict[str, float]:
@@ -69,7 +79,8 @@ class StepRecords:
         metrics["train/samples_dropped"] = dropped.total()
         metrics["train/responses_truncated"] = sum(group.truncated for group in groups)
         metrics["train/rollouts_stalled"] = sum(rollout.seconds > STALL_SECONDS for rollout in rollouts)
-        metrics["train/groups_filtered"] = len(self.filtered)
+        thrown_away = {reason: len(groups) for reason, groups in self.thrown_away.items() if groups}
+        metrics.update({f"train/groups_dropped/{reason}": count for reason, count in thrown_away.items()})
         metrics.update({f"train/dropped/{reason}": count for reason, count in dropped.items()})
         breaks = sum((group.breaks for group in groups), Counter[str]())
         metrics.update({f"train/turns_unmerged/{reason}": count for reason, count in breaks.items()})
@@ -97,19 +108,33 @@ class StepRecords:
         return {name: [row.get(name, 0.0) for row in rows] for name in names}
 
     def write(self) -> None:
-        """Write the records of the step; a group that dynamic sampling threw away has its reason, too."""
+        """Write the records of the step, those of groups that were thrown away included."""
+        records = self._of(self.groups.values(), None, self.step)
+        for reason, groups in self.thrown_away.items():
+            records += self._of(groups, reason, self.step)
+        self._append(records)
+        self.groups, self.thrown_away, self.advantages = {}, {}, {}
+
+    def write_rest(self) -> None:
+        """Write, at the end of a run, what was rolled out and no step will train on any more."""
+        left = list(self.rollouts.groups.values())
+        self._append([one for group in left for one in self._of([group], GroupDrop.RUN_ENDED, group.step)])
+
+    def _of(self, groups: Iterable[Group], dropped: GroupDrop | None, step: int) -> list[dict[str, Any]]:
+        """Records of the groups' rollouts. dropped: why the groups are not trained on, if they are not."""
         records = []
-        for groups, why in ((self.groups, ""), (self.filtered, "group_filtered")):
-            for group in groups.values():
-                for rollout in group.finished.values():
-                    drop = group.drops.get(rollout.rollout_id)
-                    record = rollout.record(self.step, "train")
-                    record["prompt"] = self.rollouts.prompt_of(rollout)
-                    record["dropped"] = drop.reason if drop else why
-                    record["reason"] = drop.text if drop else record["reason"]
-                    if rollout.rollout_id in self.advantages:
-                        record["advantage"] = self.advantages[rollout.rollout_id]
-                    records.append(record)
+        for group in groups:
+            for rollout in list(group.finished.values()):
+                drop = group.drops.get(rollout.rollout_id)
+                record = rollout.record(step, group.mode)
+                record["prompt"] = self.rollouts.prompt_of(rollout)
+                record["dropped"] = drop.reason if drop else dropped or ""
+                record["reason"] = drop.text if drop else record["reason"]
+                if rollout.rollout_id in self.advantages:
+                    record["advantage"] = self.advantages[rollout.rollout_id]
+                records.append(record)
+        return records
+
+    def _append(self, records: list[dict[str, Any]]) -> None:
         self.log.rollouts(records)
         write_tool_logs(self.log.run_dir, records)
-        self.groups, self.filtered, self.advantages = {}, {}, {}

@@ -29,7 +29,6 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.dataset.rl_dataset import collate_fn
-from verl.workers.rollout.utils import get_vision_placeholder_token_ids
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from vision_rl.backends.gpu import GpuMeter
@@ -38,6 +37,7 @@ from vision_rl.data.mix import per_source
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor
+from vision_rl.models.tokens import forbidden_token_ids
 from vision_rl.report.tables import log_rollout_tables
 from vision_rl.rollout.proxy import VisionProxy
 from vision_rl.run.log import RunLog
@@ -113,7 +113,7 @@ class VisionTrainer(PPOTrainer):
 
     def on_init_end(self) -> None:
         """Weights to the server, pictures to the ranks, and the proxy before both."""
-        banned = get_vision_placeholder_token_ids(self.processor)
+        banned = forbidden_token_ids(self.processor)
         vocabulary = self._vocabulary()
         limits = self.run.agent.pixel_limits()
         self.actor_rollout_wg.open_pictures(
@@ -188,7 +188,10 @@ class VisionTrainer(PPOTrainer):
             with open_dict(self.config):
                 trainer.logger = []  # ours take what a full disk or a tensor would make verl's fail on
                 trainer.val_before_train = trainer.val_before_train and self.global_steps == 0
-            super().fit(self.rollouts)
+            try:
+                super().fit(self.rollouts)
+            finally:
+                self.records.write_rest()
         reason = self.supervisor.stop_reason() or "all steps done"
         self.log.event("finished", step=min(self.global_steps, self.total_training_steps), reason=reason)
 
@@ -293,6 +296,7 @@ class VisionTrainer(PPOTrainer):
     def _compute_metrics(self, batch: KVBatchMeta, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """The last hook of a step: what is decided between the steps is decided here."""
         super()._compute_metrics(batch, metrics, *args, **kwargs)
+        metrics.update(clip_ratios(batch, sample_limits(self.config)))
         metrics.update(self.gpu.read())
         if self.supervisor.stop_reason() and VALIDATED not in metrics and self.config.trainer.test_freq > 0:
             metrics.update(self._validate())
@@ -361,6 +365,20 @@ class VisionTrainer(PPOTrainer):
         self.global_steps = self.checkpoints.step_of(folder)
         if self.trainer_mode != "sync" and (folder / "transfer_queue").exists():
             tq.load_checkpoint(str(folder / "transfer_queue"))
+            self._ask_again()
+
+    def _ask_again(self) -> None:
+        """Let verl's loop queue every prompt of a restored queue anew, those included whose rollouts were done.
+
+        Their samples are of older weights, and nothing here knows their rollouts any more, of which a step's record is made.
+        """
+        prompts = {
+            key: tag for key, tag in (tq.kv_list("train") or {}).get("train", {}).items() if tag.get("is_prompt")
+        }
+        if prompts:
+            tags = [{**tag, "status": "pending"} for tag in prompts.values()]
+            tq.kv_batch_put(keys=list(prompts), partition_id="train", tags=tags)
+        self._restored_tq_prompt_count = len(prompts)  # verl then draws so many prompts fewer ahead
 
     def _load_weights(self, folder: Path) -> None:
         self.actor_rollout_wg.load_checkpoint(local_path=str(folder / "actor"))
@@ -422,6 +440,21 @@ def tq_fields(columns: dict[str, Any], rows: int) -> Any:
     from tensordict import TensorDict
 
     return TensorDict(columns, batch_size=rows)
+
+
+def clip_ratios(batch: KVBatchMeta, limits: tuple[int, int]) -> dict[str, float]:
+    """The shares of prompts and of responses that are as long as they may be; rows that only pad the batch do not count.
+
+    verl's own figures (verl/trainer/ppo/metric_utils.py:519) compare with the longest of the batch, which is always there.
+    limits: (prompt, response) in tokens.
+    """
+    tags = [tag for tag in batch.tags if not tag.get("is_padding", False)]
+    ratios = {
+        kind: sum(tag[f"{kind[:-7]}_len"] >= limit for tag in tags) / max(len(tags), 1)
+        for kind, limit in zip(("prompt_length", "response_length"), limits, strict=True)
+    }
+    names = {**ratios, "response_length_non_aborted": ratios["response_length"]}
+    return {f"{name}/clip_ratio": ratio for name, ratio in names.items()}
 
 
 def sample_limits(config: Any) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
+import vision_rl.training.losses  # noqa: F401 (registers them)
 from vision_rl.backends.engine import VisionEngine, mend_positions
 from vision_rl.backends.rendezvous import workers_meet_by_file
 from vision_rl.errors import UserError
