@@ -86,3 +86,28 @@ def test_a_frozen_tower_stays_as_it_is() -> None:
 def test_a_model_without_a_tower_cannot_freeze_it() -> None:
     with pytest.raises(UserError, match="has no part named visual"):
         freeze_vision_tower(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+
+
+def test_verls_router_is_one_that_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl's own is an actor that imports torch, transformers and verl, for a question that nobody asks."""
+    import ray
+    from verl.workers.rollout.router import get_router_handle
+
+    from vision_rl.training.task_runner import ROUTER
+
+    made: list[type] = []
+
+    class Remote:
+        def __init__(self, cls: type) -> None:
+            self.cls = cls
+
+        def remote(self, *arguments: Any) -> None:
+            made.append(self.cls)
+            self.cls(*arguments)
+
+    monkeypatch.setattr(ray, "remote", Remote)
+    get_router_handle({"127.0.0.1:1": None}, router_config_path=str(ROUTER))
+    [router] = made
+    code = f"import sys, {router.__module__}; print(sorted({{'torch', 'verl', 'ray', 'vllm', 'numpy'}} & set(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert router.__name__ == "NoRouter" and said.stdout.strip() == "[]"
