@@ -111,3 +111,21 @@ def test_verls_router_is_one_that_imports_nothing(monkeypatch: pytest.MonkeyPatc
     code = f"import sys, {router.__module__}; print(sorted({{'torch', 'verl', 'ray', 'vllm', 'numpy'}} & set(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert router.__name__ == "NoRouter" and said.stdout.strip() == "[]"
+
+
+def test_the_model_server_may_fetch_nothing() -> None:
+    """vLLM takes an empty list for "any domain"; it is asked with what verl hands to it for us."""
+    from types import SimpleNamespace
+
+    from vllm.multimodal.media import MediaConnector
+
+    from vision_rl.backends.vllm_server import VisionHttpServer
+
+    server = VisionHttpServer.__new__(VisionHttpServer)
+    server.config = SimpleNamespace()
+    arguments: dict[str, Any] = {}
+    server._preprocess_engine_kwargs(arguments)
+    connector = MediaConnector(allowed_media_domains=arguments["allowed_media_domains"])
+    for address in ("http://127.0.0.1:9/a.png", "https://example.org/a.png", "http://[::1]:9/a.png"):
+        with pytest.raises(ValueError, match="domain"):
+            connector.fetch_image(address)
