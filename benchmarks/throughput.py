@@ -110,7 +110,7 @@ def measure(variant: str, runners: int, rollouts: int, many: int) -> dict[str, A
     """Run a line's rollouts under a real `agl.Trainer`, in this process and its children."""
     stock = variant.startswith("stock")
     if not stock:
-        import vision_rl.rollout  # noqa: F401  # takes stock's proxy out of Agent Lightning
+        import vision_rl  # noqa: F401  # takes stock's proxy out of Agent Lightning
     import agentlightning as agl
 
     from tests import fake_backend

@@ -88,29 +88,34 @@ def test_a_model_without_a_tower_cannot_freeze_it() -> None:
         freeze_vision_tower(torch.nn.Sequential(torch.nn.Linear(2, 2)))
 
 
-def test_verls_router_is_one_that_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """verl's own is an actor that imports torch, transformers and verl, for a question that nobody asks."""
+def test_no_load_balancer_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl's is an actor that imports vLLM and verl for a question that nobody asks."""
+    import asyncio
+
     import ray
-    from verl.workers.rollout.router import get_router_handle
+    from verl.workers.rollout.llm_server import LLMServerManager
 
-    from vision_rl.training.task_runner import ROUTER
+    from vision_rl.backends.vllm_server import register
+    from vision_rl.training.separate import VisionTrainerSeparate
 
-    made: list[type] = []
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("an actor is started, or asked")
 
-    class Remote:
-        def __init__(self, cls: type) -> None:
-            self.cls = cls
-
-        def remote(self, *arguments: Any) -> None:
-            made.append(self.cls)
-            self.cls(*arguments)
-
-    monkeypatch.setattr(ray, "remote", Remote)
-    get_router_handle({"127.0.0.1:1": None}, router_config_path=str(ROUTER))
-    [router] = made
-    code = f"import sys, {router.__module__}; print(sorted({{'torch', 'verl', 'ray', 'vllm', 'numpy'}} & set(sys.modules)))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert router.__name__ == "NoRouter" and said.stdout.strip() == "[]"
+    register()
+    manager = LLMServerManager.__new__(LLMServerManager)
+    manager.config = manager.rollout_config = None
+    manager.server_addresses, manager.server_handles = ["127.0.0.1:1"], [None]
+    manager._load_balancer_cls = None
+    monkeypatch.setattr(ray, "remote", refused)
+    monkeypatch.setattr(ray, "get", refused)
+    asyncio.run(manager._init_global_load_balancer())
+    assert manager.get_client()._load_balancer is None
+    trainer = VisionTrainerSeparate.__new__(VisionTrainerSeparate)
+    trainer._enable_hybrid_replicas, trainer.standalone_server_manager = True, manager
+    trainer.llm_server_manager = manager
+    trainer.add_replicas_to_balancer()
+    trainer.remove_replicas_from_balancer()
+    assert trainer.clear_sticky_cache() == {}
 
 
 def test_the_model_server_may_fetch_nothing() -> None:
@@ -122,7 +127,7 @@ def test_the_model_server_may_fetch_nothing() -> None:
     from vision_rl.backends.vllm_server import VisionHttpServer
 
     server = VisionHttpServer.__new__(VisionHttpServer)
-    server.config = SimpleNamespace()
+    server.config = SimpleNamespace(tensor_model_parallel_size=1)
     arguments: dict[str, Any] = {}
     server._preprocess_engine_kwargs(arguments)
     connector = MediaConnector(allowed_media_domains=arguments["allowed_media_domains"])

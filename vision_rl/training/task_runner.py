@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import ray
 
-import vision_rl.backends
 from vision_rl.plugins import check_estimator, import_user_modules
-
-ROUTER = Path(vision_rl.backends.__file__).with_name("router.yaml")
 
 
 @ray.remote(num_cpus=1)
@@ -24,7 +20,6 @@ class VisionTaskRunner:
         from omegaconf import OmegaConf
 
         tree = OmegaConf.create(config)
-        tree.actor_rollout_ref.rollout.router_config_path = str(ROUTER)
         # The queue's own actors start while this process imports verl, and workers and server start.
         queue = threading.Thread(target=tq.init, args=(tree.transfer_queue,), name="queue", daemon=True)
         queue.start()
