@@ -199,11 +199,19 @@ def main() -> None:
     parser.add_argument("--imports", action="store_true", help="also ask which packages the imports go to")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
+    console = Console(width=150)
     result, _ = measure(args.settings)
-    imports = measure(args.settings, imports=True)[1] if args.imports else {}
-    show(result, imports, Console(width=150))
-    if args.output:
-        args.output.write_text(json.dumps({**result, "imports": imports}, indent=1) + "\n", encoding="utf-8")
+    show(result, {}, console)
+    write(args.output, result)
+    if args.imports:
+        _, imports = measure(args.settings, imports=True)
+        show(result, imports, console)
+        write(args.output, {**result, "imports": imports})
+
+
+def write(output: Path | None, result: dict[str, Any]) -> None:
+    if output:
+        output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
