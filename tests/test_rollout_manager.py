@@ -23,7 +23,7 @@ from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.rollout.store import VisionStore
 from vision_rl.rollout.trace import SPAN_NAME, Turn, turn_attributes
-from vision_rl.run.log import ROLLOUTS, RunLog, read_jsonl
+from vision_rl.run.log import EVENTS, ROLLOUTS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings, FilterGroups, Integrity, RolloutPolicy
 from vision_rl.tiny import checkpoint_dir
 from vision_rl.training import rollout_manager as manager_module
@@ -193,6 +193,29 @@ def test_a_group_becomes_rows_and_counts(
     if "unreadable_image" in dropped:
         assert any("/nowhere.png" in one["reason"] for one in written)
     assert not manager.groups, "what is recorded is forgotten"
+
+
+def test_progress_is_told_when_something_changes_and_at_most_once_a_second(
+    manager: RolloutManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> list[tuple[int, int]]:
+        return [(one["done"], one["total"]) for one in read_jsonl(tmp_path / EVENTS)[0] if one["kind"] == "collected"]
+
+    manager.queue({"a": json.dumps(TASK)}, "train", 3)
+    time.sleep(0.3)  # thirty looks
+    assert told() == []
+    monkeypatch.setattr(manager, "_last_told", time.monotonic())
+    roll_out(manager, 1.0)
+    time.sleep(0.3)
+    assert told() == []
+    monkeypatch.setattr(manager, "_last_told", 0.0)
+    roll_out(manager, 0.0)
+    time.sleep(0.3)
+    for _ in range(2):
+        roll_out(manager, 0.5)
+    wait_for(manager, "a")
+    time.sleep(0.1)
+    assert told() == [(2, 4), (4, 4)], "and the last one always"
 
 
 def test_a_group_that_was_not_sampled_yet_waits_for_its_step(manager: RolloutManager, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 from typing import Any
 
 import ray
+from verl.plugin.platform import get_platform
 from verl.workers.rollout.llm_server import LLMServerManager
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 from verl.workers.rollout.vllm_rollout import vllm_async_server
@@ -27,13 +28,20 @@ NO_DOMAIN = "none.invalid"
 
 
 class VisionHttpServer(vllm_async_server.vLLMHttpServer):
-    """verl's server; answers with the adapter to whoever asks for `ADAPTER_NAME`, once verl has loaded it."""
+    """verl's server; answers with the adapter to whoever asks for `ADAPTER_NAME`, once verl has loaded it.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Without arguments its process starts and imports, and waits for `begin` (see `start_early`).
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        if kwargs:
+            self.begin(**kwargs)
+
+    def begin(self, **kwargs: Any) -> None:
         if cpu_build():
             fork_engine()
             vllm_meets_by_file()
-        super().__init__(*args, **kwargs)
+        super().__init__(**kwargs)
 
     def _init_model_config(self, model_config: Any) -> Any:
         """verl's `hf_processor` knows seven classes; of the others it would not know which tokens must not be sampled."""
@@ -90,12 +98,42 @@ def fork_engine() -> None:
     os.register_at_fork(after_in_child=functools.partial(end_with_parent, signal.SIGKILL))
 
 
+_early: dict[str, Any] = {}
+"""Servers that were started early, by the name that verl will ask for."""
+
+
+def start_early() -> None:
+    """Start the process of the first replica's server now: it imports vLLM while the actor's worker imports verl and loads
+    the model, where verl would start one after the other. For one machine without GPUs, where nothing but time is shared.
+    """
+    name = "vllm_server_0_0"  # vllm_async_server.py:1371
+    platform = get_platform()
+    variables = {**{var: "1" for var in platform.ray_noset_envvars()}, **platform.rollout_env_vars()}
+    options = {"runtime_env": {"env_vars": variables}, "name": name}
+    _early[name] = ray.remote(VisionHttpServer).options(**options).remote()
+
+
+class _Servers:
+    """What verl takes for the server's class: of a server that was started early it gets that one."""
+
+    def options(self, **options: Any) -> _Servers:
+        self.chosen = options
+        return self
+
+    def remote(self, **kwargs: Any) -> Any:
+        server = _early.pop(self.chosen["name"], None)
+        if server is None:
+            return ray.remote(VisionHttpServer).options(**self.chosen).remote(**kwargs)
+        ray.get(server.begin.remote(**kwargs))
+        return server
+
+
 class VisionReplica(vllm_async_server.vLLMReplica):
     """A replica whose HTTP server is ours."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.server_class = ray.remote(VisionHttpServer)
+        self.server_class = _Servers()
 
 
 async def _no_balancer(manager: LLMServerManager) -> None:

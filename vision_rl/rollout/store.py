@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from agentlightning import InMemoryLightningStore
 from agentlightning.store.base import UNSET, is_finished
@@ -30,6 +30,13 @@ LOOK_SECONDS = 0.02
 """How often a waiting claim looks into the queue; in memory, so this costs microseconds."""
 
 Outcome = Literal["succeeded", "failed"]
+
+
+class Trace(NamedTuple):
+    """The newest attempt of a rollout, and that attempt's spans."""
+
+    attempt: Attempt | None
+    spans: list[Span]
 
 
 class UnknownAttempt(ValueError):
@@ -123,6 +130,13 @@ class VisionStore(InMemoryLightningStore):
         if rollout is None:
             raise UnknownAttempt(f"there is no rollout {rollout_id}")
         return list(rollout.input["image_paths"])
+
+    async def traces(self, rollout_ids: Sequence[str]) -> list[Trace]:
+        """What the trainer needs of rollouts that are over, in one call: upstream needs two requests for each."""
+        return [
+            Trace(await self.get_latest_attempt(one), list(await self.query_spans(one, attempt_id="latest")))
+            for one in rollout_ids
+        ]
 
     async def forget(self, rollout_ids: Sequence[str]) -> None:
         """The trainer has what it needs of these; all but the newest are removed."""

@@ -15,13 +15,13 @@ from typing import Any
 
 import aiohttp
 from agentlightning import LightningStoreClient, LightningStoreServer
-from agentlightning.types import LLM, AttemptedRollout, ResourcesUpdate, SpanCoreFields
+from agentlightning.types import LLM, Attempt, AttemptedRollout, ResourcesUpdate, Span, SpanCoreFields
 from agentlightning.utils.server_launcher import PythonServerLauncherArgs
 from yarl import URL
 
 from vision_rl.rollout.chat_request import CallError, is_number, parse_object
 from vision_rl.rollout.http_auth import Access, read_body, send_json
-from vision_rl.rollout.store import Outcome, UnknownAttempt, VisionStore
+from vision_rl.rollout.store import Outcome, Trace, UnknownAttempt, VisionStore
 from vision_rl.rollout.store_link import MAX_WAIT_SECONDS
 from vision_rl.rollout.store_link import STORE_PREFIX as PREFIX
 
@@ -83,6 +83,11 @@ class VisionStoreServer(LightningStoreServer):
         """See `VisionStore.heartbeat`."""
         return bool(await self._call_store_method("heartbeat", rollout_id, attempt_id))
 
+    async def traces(self, rollout_ids: Sequence[str]) -> list[Trace]:
+        """See `VisionStore.traces`."""
+        found: list[Trace] = await self._call_store_method("traces", rollout_ids)
+        return found
+
     async def forget(self, rollout_ids: Sequence[str]) -> None:
         """See `VisionStore.forget`."""
         await self._call_store_method("forget", rollout_ids)
@@ -98,6 +103,7 @@ class StoreRoutes:
             PREFIX + "/queues/rollouts/dequeue": self.dequeue,
             PREFIX + "/vision/record": self.record,
             PREFIX + "/vision/heartbeat": self.heartbeat,
+            PREFIX + "/vision/traces": self.traces,
             PREFIX + "/vision/forget": self.forget,
             PREFIX + "/vision/group": self.group,
             PREFIX + "/vision/pictures": self.pictures,
@@ -152,6 +158,15 @@ class StoreRoutes:
 
     async def heartbeat(self, body: dict[str, Any]) -> dict[str, bool]:
         return {"alive": await self.store.heartbeat(body["rollout_id"], body["attempt_id"])}
+
+    async def traces(self, body: dict[str, Any]) -> list[Any]:
+        return [
+            {
+                "attempt": trace.attempt and trace.attempt.model_dump(),
+                "spans": [span.model_dump() for span in trace.spans],
+            }
+            for trace in await self.store.traces(body["rollout_ids"])
+        ]
 
     async def forget(self, body: dict[str, Any]) -> None:
         await self.store.forget(body["rollout_ids"])
@@ -242,6 +257,17 @@ class VisionStoreClient(LightningStoreClient):
         """See `VisionStore.heartbeat`."""
         body = {"rollout_id": rollout_id, "attempt_id": attempt_id}
         return bool((await self._ask("heartbeat", rollout_id, attempt_id, body))["alive"])
+
+    async def traces(self, rollout_ids: Sequence[str]) -> list[Trace]:
+        """See `VisionStore.traces`."""
+        found = await self._request_json("post", "/vision/traces", json={"rollout_ids": list(rollout_ids)})
+        return [
+            Trace(
+                Attempt.model_validate(one["attempt"]) if one["attempt"] else None,
+                [Span.model_validate(span) for span in one["spans"]],
+            )
+            for one in found
+        ]
 
     async def forget(self, rollout_ids: Sequence[str]) -> None:
         """See `VisionStore.forget`."""

@@ -26,6 +26,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from vision_rl.backends.environment import SERVER_KEY
 from vision_rl.errors import UserError
 from vision_rl.rollout.proxy import VisionProxy
+from vision_rl.rollout.store import Trace
 from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
 from vision_rl.run.log import RunLog
 from vision_rl.settings import AppSettings
@@ -201,8 +202,9 @@ class RolloutManager:
         if not waiting:
             return
         done = await self.store.wait_for_rollouts(rollout_ids=waiting, timeout=0)
-        for rollout in done:
-            await self._settle(rollout.rollout_id, await self._finished(rollout))
+        traces = await self.store.traces([rollout.rollout_id for rollout in done]) if done else []
+        for rollout, trace in zip(done, traces, strict=True):
+            await self._settle(rollout.rollout_id, await self._finished(rollout, trace))
         if done:
             self._last_progress = time.monotonic()
         if done and (not self._owner or self._last_progress > self._last_told + TOLD_SECONDS):
@@ -230,10 +232,10 @@ class RolloutManager:
                 lost = FinishedRollout(rollout_id, uid, self.groups[uid].task, failure="deadline")
                 await self._settle(rollout_id, lost)
 
-    async def _finished(self, rollout: Rollout) -> FinishedRollout:
+    async def _finished(self, rollout: Rollout, trace: Trace) -> FinishedRollout:
         """The rollout's trace; for a while it may not have arrived yet (spans of other workers' tracers can be late)."""
         group = self.groups[self._owner[rollout.rollout_id]]
-        attempt = await self.store.get_latest_attempt(rollout.rollout_id)
+        attempt = trace.attempt
         common: dict[str, Any] = {
             "rollout_id": rollout.rollout_id,
             "data_id": group.uid,
@@ -249,14 +251,14 @@ class RolloutManager:
             return FinishedRollout(**common, failure=failure, reason=reason)
         deadline = time.monotonic() + self.app.rollouts.span_deadline_seconds
         while True:
-            spans = list(await self.store.query_spans(rollout.rollout_id, attempt_id="latest"))
-            turns, reward = turns_from_spans(spans), reward_from_spans(spans)
+            turns, reward = turns_from_spans(trace.spans), reward_from_spans(trace.spans)
             if turns and reward:
                 return FinishedRollout(**common, turns=turns, reward=reward)
             if time.monotonic() > deadline:
                 failure = "no_trace" if not turns else "no_reward"
                 return FinishedRollout(**common, turns=turns, failure=failure)
             await asyncio.sleep(self.app.rollouts.poll_seconds)
+            [trace] = await self.store.traces([rollout.rollout_id])
 
     async def _close(self, group: Group) -> None:
         """Rows of a finished training group into verl's queue, all at once; a validation group has none."""

@@ -33,6 +33,7 @@ from verl.workers.rollout.utils import get_vision_placeholder_token_ids
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from vision_rl.backends.gpu import GpuMeter
+from vision_rl.backends.vllm_server import start_early
 from vision_rl.data.mix import per_source
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
@@ -80,6 +81,8 @@ class VisionTrainer(PPOTrainer):
         """As upstream; `queue_is_up` is waited for where the queue is needed first."""
         self.queue_is_up = queue_is_up
         self.log.event("phase", text="starting the model's workers and its server")
+        if self.config.trainer.device == "cpu" and self.trainer_mode != "separate_async":
+            start_early()
         super().init()
 
     def _init_tokenizer(self) -> None:
