@@ -71,7 +71,7 @@ def name_of(process: psutil.Process, main: int) -> str:
     if process.pid == main:
         return "main"
     if command.startswith("ray::"):
-        return command[5:].split(".")[0]
+        return command[5:].split(".")[0].strip()
     if "train_agent.py" in command:
         return "runners"
     if "proxy_server" in command:
