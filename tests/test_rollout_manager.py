@@ -133,8 +133,10 @@ def train(manager: RolloutManager, *groups: list[Any]) -> list[str]:
 
 
 def wait_for(manager: RolloutManager, uid: str) -> None:
+    """Until a group is done and, if it trains, verl's queue has been told: that comes a moment later."""
     deadline = time.monotonic() + 20
-    while not manager.groups[uid].done:
+    tags = manager_module.tq.tags
+    while not manager.groups[uid].done or (manager.groups[uid].mode == "train" and uid not in tags):
         manager.wait(0.05)
         assert time.monotonic() < deadline
 
