@@ -151,7 +151,7 @@ def with_this_project(data: dict[str, Path], rollouts: int, steps: int, seed: in
         command += ["--data-path", str(data["train"]), "--val-data-path", str(data["val"])]
         command += ["--run-dir", str(run_dir), "--max-steps", str(steps), f"actor_rollout_ref.rollout.n={GROUP}"]
         command += [f"data.train_batch_size={prompts}", f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}"]
-        command += [f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={MICRO_BATCH}"]
+        command += [f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={min(rollouts, MICRO_BATCH)}"]
         command += [f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}", f"data.max_response_length={MAX_TOKENS}"]
         command += ["trainer.val_before_train=false", f"trainer.test_freq={steps}", "trainer.save_freq=-1"]
         _, memory = run(command, Path(folder), [ROOT])
