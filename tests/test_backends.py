@@ -86,3 +86,51 @@ def test_a_frozen_tower_stays_as_it_is() -> None:
 def test_a_model_without_a_tower_cannot_freeze_it() -> None:
     with pytest.raises(UserError, match="has no part named visual"):
         freeze_vision_tower(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+
+
+def test_no_load_balancer_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl's is an actor that imports vLLM and verl for a question that nobody asks."""
+    import asyncio
+
+    import ray
+    from verl.workers.rollout.llm_server import LLMServerManager
+
+    from vision_rl.backends.vllm_server import register
+    from vision_rl.training.separate import VisionTrainerSeparate
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("an actor is started, or asked")
+
+    register()
+    manager = LLMServerManager.__new__(LLMServerManager)
+    manager.config = manager.rollout_config = None
+    manager.server_addresses, manager.server_handles = ["127.0.0.1:1"], [None]
+    manager._load_balancer_cls = None
+    monkeypatch.setattr(ray, "remote", refused)
+    monkeypatch.setattr(ray, "get", refused)
+    asyncio.run(manager._init_global_load_balancer())
+    assert manager.get_client()._load_balancer is None
+    trainer = VisionTrainerSeparate.__new__(VisionTrainerSeparate)
+    trainer._enable_hybrid_replicas, trainer.standalone_server_manager = True, manager
+    trainer.llm_server_manager = manager
+    trainer.add_replicas_to_balancer()
+    trainer.remove_replicas_from_balancer()
+    assert trainer.clear_sticky_cache() == {}
+
+
+def test_the_model_server_may_fetch_nothing() -> None:
+    """vLLM takes an empty list for "any domain"; it is asked with what verl hands to it for us."""
+    from types import SimpleNamespace
+
+    from vllm.multimodal.media import MediaConnector
+
+    from vision_rl.backends.vllm_server import VisionHttpServer
+
+    server = VisionHttpServer.__new__(VisionHttpServer)
+    server.config = SimpleNamespace(tensor_model_parallel_size=1)
+    arguments: dict[str, Any] = {}
+    server._preprocess_engine_kwargs(arguments)
+    connector = MediaConnector(allowed_media_domains=arguments["allowed_media_domains"])
+    for address in ("http://127.0.0.1:9/a.png", "https://example.org/a.png", "http://[::1]:9/a.png"):
+        with pytest.raises(ValueError, match="domain"):
+            connector.fetch_image(address)

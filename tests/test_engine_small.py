@@ -183,6 +183,39 @@ def test_a_run_directory_is_not_overwritten_by_accident(tmp_path: Path) -> None:
         open_run_dir(tmp_path / "other", resume=True, overwrite=False)
 
 
+FAILED_START = {
+    ".lock": "",
+    "config.yaml": "a: 1\n",
+    "events.jsonl": '{"time": 1, "kind": "error"}\n',
+    "logs/a.err": "x",
+}
+
+
+@pytest.mark.parametrize(
+    ("more", "again"),
+    [
+        ({}, True),
+        ({"metrics.jsonl": '{"step": 0, "val/reward": 0.5}\n', "rollouts.jsonl": "", "summary.json": "{}"}, True),
+        ({"metrics.jsonl": '{"step": 0}\n{"step": 1}\n'}, False),
+        ({"checkpoints/global_step_1/trainer.pt": "x"}, False),
+        ({"notes.txt": "mine"}, False),
+    ],
+    ids=["nothing done", "validated only", "a step done", "a checkpoint", "somebody else's file"],
+)
+def test_a_start_that_failed_may_be_started_again(more: dict[str, str], again: bool, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    for name, content in {**FAILED_START, **more}.items():
+        (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (run_dir / name).write_text(content)
+    if again:
+        assert open_run_dir(run_dir, resume=False, overwrite=False) == run_dir
+        assert [path.name for path in run_dir.iterdir()] == [".lock"]
+    else:
+        with pytest.raises(UserError, match="holds a run"):
+            open_run_dir(run_dir, resume=False, overwrite=False)
+        assert all((run_dir / name).read_text() == content for name, content in more.items())
+
+
 def test_a_run_directory_is_its_owners(tmp_path: Path) -> None:
     """In a process of its own, because all that is written later is meant too."""
     script = (

@@ -25,7 +25,7 @@ from vision_rl.models.pixels import Pixels
 from vision_rl.rollout.store import VisionStore
 from vision_rl.rollout.trace import SPAN_NAME, Turn, turn_attributes
 from vision_rl.run.failures import GroupDrop, RolloutFailure, SampleDrop
-from vision_rl.run.log import ROLLOUTS, RunLog, read_jsonl
+from vision_rl.run.log import EVENTS, ROLLOUTS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings, FilterGroups, Integrity, RolloutPolicy
 from vision_rl.tiny import checkpoint_dir
 from vision_rl.training import rollout_manager as manager_module
@@ -142,9 +142,10 @@ def train(manager: RolloutManager, *groups: list[Any]) -> list[str]:
 
 
 def wait_for(manager: RolloutManager, uid: str) -> None:
-    """Until a group's rows are in the queue, which is a moment after its last rollout."""
+    """Until a group is done and, if it trains, verl's queue has been told: that comes a moment later."""
     deadline = time.monotonic() + 60
-    while "status" not in manager_module.tq.tags.get(uid, {}):  # type: ignore[attr-defined]
+    tags = manager_module.tq.tags  # type: ignore[attr-defined]
+    while not manager.groups[uid].done or (manager.groups[uid].mode == "train" and uid not in tags):
         manager.wait(0.05)
         assert time.monotonic() < deadline
 
@@ -207,6 +208,29 @@ def test_a_group_becomes_rows_and_counts(
     if "unreadable_image" in dropped:
         assert any("/nowhere.png" in one["reason"] for one in written)
     assert not manager.groups, "what is recorded is forgotten"
+
+
+def test_progress_is_told_when_something_changes_and_at_most_once_a_second(
+    manager: RolloutManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> list[tuple[int, int]]:
+        return [(one["done"], one["total"]) for one in read_jsonl(tmp_path / EVENTS)[0] if one["kind"] == "collected"]
+
+    manager.queue({"a": json.dumps(TASK)}, "train", 3)
+    time.sleep(0.3)  # thirty looks
+    assert told() == []
+    monkeypatch.setattr(manager, "_last_told", time.monotonic())
+    roll_out(manager, 1.0)
+    time.sleep(0.3)
+    assert told() == []
+    monkeypatch.setattr(manager, "_last_told", 0.0)
+    roll_out(manager, 0.0)
+    time.sleep(0.3)
+    for _ in range(2):
+        roll_out(manager, 0.5)
+    wait_for(manager, "a")
+    time.sleep(0.1)
+    assert told() == [(2, 4), (4, 4)], "and the last one always"
 
 
 def test_a_group_that_was_not_sampled_yet_waits_for_its_step(manager: RolloutManager, tmp_path: Path) -> None:
@@ -342,10 +366,11 @@ def test_groups_that_are_thrown_away_say_why(mode: str, manager: RolloutManager,
     if mode == "sync":  # nothing is ever stale there, and what failed counts in its step
         queue.tags.pop(old)
     sampler.sample(global_steps=9, partition_id="train", batch_size=2)
-    expected: dict[str, Any] = {
+    thrown_away: dict[str, dict[str, Any]] = {
         "sync": {same: "group_filtered", third: "group_surplus", gone: "group_surplus"},
         "separate_async": {same: "group_filtered", gone: None, old: "group_stale"},
-    }[mode]
+    }
+    expected = thrown_away[mode]
     assert sampler.selected == {first, second} and sampler.thrown_away == expected
     records = StepRecords(RunLog(tmp_path / "run"), manager, Integrity(drop_rate=0.9))
     metrics = records.take(sampler, 9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,16 @@ class Workers:
     def save_checkpoint(self, folder: str, _remote: None, step: int) -> None:
         Path(folder).mkdir(parents=True)
         (Path(folder) / "step").write_text(str(step))
+
+
+class Harm:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self.file,)
 
 
 @pytest.fixture
@@ -79,6 +90,19 @@ def test_a_stop_validates_saves_and_ends_verls_loop(trainer: VisionTrainer, tmp_
     assert trainer.checkpoints.has(4)
     kept = torch.load(tmp_path / "checkpoints" / "global_step_4" / "trainer.pt", weights_only=True)
     assert kept["data"] == {"rows": 4}
+
+
+def test_a_checkpoint_is_no_pickle(trainer: VisionTrainer, tmp_path: Path) -> None:
+    """Whoever may write into a run directory must not thereby run code as whoever resumes it."""
+    folder = tmp_path / "checkpoints" / "global_step_4"
+    folder.mkdir(parents=True)
+    (folder / "trainer.pt").write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
+    trainer.config.trainer.resume_mode, trainer.queue_is_up = "auto", lambda: None
+    trainer.supervisor.rewind = lambda step: None  # type: ignore[method-assign]
+    trainer.actor_rollout_wg = SimpleNamespace(load_checkpoint=lambda **_: None)
+    with pytest.raises(pickle.UnpicklingError):
+        trainer._load_checkpoint()
+    assert not (tmp_path / "harm").exists()
 
 
 def test_validations_without_gain_stop_a_run(trainer: VisionTrainer) -> None:

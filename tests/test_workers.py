@@ -413,7 +413,7 @@ def test_the_worker_needs_none_of_the_big_packages() -> None:
     check = (
         "import sys, worker\nfrom vision_rl.tasks import get_task\n"
         "for task in ('vqa', 'grounding'): get_task(task).part('answer')\n"
-        "big = {'agentlightning', 'verl', 'vllm', 'ray', 'torch', 'transformers', 'litellm', 'vision_rl.engine'}\n"
+        "big = {'agentlightning', 'verl', 'vllm', 'ray', 'torch', 'transformers', 'litellm', 'vision_rl.rollout'}\n"
         "print(sorted(big & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, timeout=60)

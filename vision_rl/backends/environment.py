@@ -15,9 +15,9 @@ COMMON = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's 15 would let anything else on the machine go before actor and model server
     "AGENTOPS_TELEMETRY": "false",
     "VLLM_LOGGING_LEVEL": "WARNING",
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # litellm otherwise tries to download a price list at start
     "HYDRA_FULL_ERROR": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # keeps Ray from hiding devices from actors that ask for none
     "NO_PROXY": "localhost,127.0.0.1",  # a web proxy must not catch the run's own traffic

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from verl.plugin.platform import get_platform
+from verl.workers.rollout.llm_server import LLMServerManager
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 from verl.workers.rollout.vllm_rollout import vllm_async_server
 from verl.workers.rollout.vllm_rollout.utils import VLLM_LORA_INT_ID, VLLM_LORA_PATH
@@ -141,6 +142,17 @@ class VisionReplica(vllm_async_server.vLLMReplica):
         self.server_class = _Servers()
 
 
+async def _no_balancer(manager: LLMServerManager) -> None:
+    manager.global_load_balancer = None
+
+
 def register() -> None:
-    """Make verl use `VisionReplica` where the configuration says `rollout.name=vllm`."""
+    """Make verl use `VisionReplica` where the configuration says `rollout.name=vllm`, and start no load balancer.
+
+    verl's balancer is an actor that tells its own agent loops which server to ask (workers/rollout/llm_server.py,
+    `_init_global_load_balancer`); here the LLM proxy does that. The handles that it is given make Ray import the servers'
+    class in it, vLLM and verl: 13 s of a core and a gigabyte, while the first rollouts begin. A router of one's own
+    (`rollout.router_config_path`) is given the same handles.
+    """
     RolloutReplicaRegistry.register("vllm", lambda: VisionReplica)
+    LLMServerManager._init_global_load_balancer = _no_balancer

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from vision_rl.errors import UserError
-from vision_rl.run.log import DETAILS, EVENTS, METRICS, ROLLOUTS
+from vision_rl.run.log import DETAILS, EVENTS, METRICS, ROLLOUTS, read_jsonl
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
@@ -45,8 +45,9 @@ WRITTEN = (
 def check_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
     """The absolute path, if `open_run_dir` may have it; changes nothing.
 
-    Raises `UserError` if it holds a run and neither `resume` nor `overwrite` was asked for, if there is none to resume, if
-    files that no run wrote would go with `overwrite`, and if another process runs there.
+    A run that ended before its first step may be started again as it was. Raises `UserError` if the directory holds
+    another run and neither `resume` nor `overwrite` was asked for, if there is none to resume, if files that no run wrote
+    would go with `overwrite`, and if another process runs there.
     """
     path = path.absolute()
     if resume and overwrite:
@@ -55,7 +56,7 @@ def check_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
         raise UserError(f"--run-dir {path} is a file; name a directory")
     if resume and not _holds_run(path):
         raise UserError(f"--resume: {path} holds no run; leave out --resume to start one there")
-    if _holds_run(path) and not resume and not overwrite:
+    if _holds_run(path) and not resume and not overwrite and not _failed_to_start(path):
         raise UserError(
             f"{path} holds a run; go on with --resume, start anew with --overwrite, or name another --run-dir"
         )
@@ -68,7 +69,7 @@ def check_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
 
 
 def open_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
-    """Prepare the directory, without the run that `overwrite` allows to delete; returns its absolute path.
+    """Prepare the directory, without the run that may be deleted (`check_run_dir`); returns its absolute path.
 
     It is readable by its owner only, and so is whatever this process and its children write from now on: pictures,
     replies, checkpoints.
@@ -78,7 +79,7 @@ def open_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
     path = check_run_dir(path, resume=resume, overwrite=overwrite)
     os.umask(0o077)
     try:
-        if _holds_run(path) and overwrite:
+        if _holds_run(path) and not resume:
             shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o700)
@@ -92,6 +93,13 @@ def open_run_dir(path: Path, *, resume: bool, overwrite: bool) -> Path:
 
 def _holds_run(path: Path) -> bool:
     return (path / CONFIG).exists() or (path / METRICS).exists()
+
+
+def _failed_to_start(path: Path) -> bool:
+    """Whether the directory is a run's, with nothing of anybody else's, and the run has done no step."""
+    if not (path / LOCK).exists() or _foreign(path) or any(path.glob("checkpoints/global_step_*")):
+        return False
+    return not any(line.get("step", 1) for line in read_jsonl(path / METRICS)[0])
 
 
 def _lock(path: Path) -> None:
@@ -115,11 +123,14 @@ def _lock(path: Path) -> None:
 
 def _check_nothing_foreign(path: Path) -> None:
     """Raise `UserError` if there is more than a run in the directory: a project may have a config.yaml too."""
-    foreign = sorted(
-        entry.name for entry in path.iterdir() if not any(fnmatch(entry.name, pattern) for pattern in WRITTEN)
-    )
+    foreign = _foreign(path)
     if foreign:
         raise UserError(
             f"--overwrite would delete {', '.join(foreign[:3])}{' and more' if len(foreign) > 3 else ''} in {path}, which no "
             "run wrote; move them away or name another --run-dir"
         )
+
+
+def _foreign(path: Path) -> list[str]:
+    """What is in a directory that no run wrote."""
+    return sorted(entry.name for entry in path.iterdir() if not any(fnmatch(entry.name, name) for name in WRITTEN))

@@ -28,3 +28,12 @@ class VisionTrainerSeparate(VisionTrainer, PPOTrainerSeparateAsync):
 
     def _send_weights(self) -> None:
         self.standalone_checkpoint_manager.update_weights(self.global_steps)
+
+    # The model servers' load balancer, of which verl keeps the replicas up to date, does not exist (vllm_server.py, `register`).
+
+    def add_replicas_to_balancer(self) -> None: ...
+
+    def remove_replicas_from_balancer(self) -> None: ...
+
+    def clear_sticky_cache(self) -> dict[str, int]:
+        return {}
