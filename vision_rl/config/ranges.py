@@ -90,6 +90,15 @@ RANGES: dict[str, Range] = {
     "trainer.v1.colocate_async.num_warmup_batches": NOT_NEGATIVE,
     "trainer.v1.separate_async.num_warmup_batches": NOT_NEGATIVE,
     "trainer.v1.separate_async.parameter_sync_step": COUNT,
+    "app.sight.every": NOT_NEGATIVE,
+    "app.sight.rows": PART,
+    "app.sight.time": PART,
+    "app.sight.min_kl": POSITIVE,
+    "app.sight.patience": COUNT,
+    "app.sight.val_rows": NOT_NEGATIVE,
+    "app.papo.kl_coef": NOT_NEGATIVE,
+    "app.papo.entropy_coef": NOT_NEGATIVE,
+    "app.papo.mask_ratio": PART,
 }
 
 
@@ -101,10 +110,10 @@ def select(tree: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def check_ranges(verl: Mapping[str, Any]) -> None:
+def check_ranges(tree: Mapping[str, Any]) -> None:
     """Raise `UserError` for the first number that lies outside its range. Null is a matter of the key's type."""
     for key, allowed in RANGES.items():
-        value = select(verl, key)
+        value = select(tree, key)
         for one in value if isinstance(value, list) else [value]:
             if one is not None and not allowed.holds(one):
                 raise UserError(f"{key}={value} must be {allowed}")
