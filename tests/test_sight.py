@@ -63,7 +63,9 @@ def test_a_blank_picture_is_a_black_one_to_the_processor(
     assert all(torch.equal(blank[name], expected[name]) for name in blank)
     assert blank["pixel_values"].shape == seen["pixel_values"].shape
     assert not torch.equal(blank["pixel_values"], seen["pixel_values"])
-    assert pixels.inputs([Path(path).as_uri()])["pixel_values"] is seen["pixel_values"], "the picture itself stays as it was"
+    assert pixels.inputs([Path(path).as_uri()])["pixel_values"] is seen["pixel_values"], (
+        "the picture itself stays as it was"
+    )
 
 
 def gap(worker: VisionTrainingWorker, builder: RowBuilder, samples: list[Sample]) -> dict[str, float]:  # noqa: F811
@@ -121,7 +123,9 @@ def test_rows_are_those_with_pictures_equally_many_for_each_rank(tmp_path: Path)
     assert one.rows(tags(0, 0, 0), 1) == [] and one.rows(tags(0, 1), 2) == []
 
 
-def test_checks_come_first_then_every_so_often_within_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_come_first_then_every_so_often_within_their_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [0.0]
     monkeypatch.setattr(sight, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     one = gauge(tmp_path, every=5, time=0.03, min_kl=None)
@@ -139,7 +143,9 @@ def test_several_dark_checks_in_a_row_end_the_run(tmp_path: Path) -> None:
     one = gauge(tmp_path)
     for step, kl in enumerate([0.0, 1e-4, 0.5, 0.0, 0.0]):
         one.note(kl, step, 0.0)
-    with pytest.raises(UserError, match=r"^step 9: the actor answers the same with black pictures .*does not use its pictures"):
+    with pytest.raises(
+        UserError, match=r"^step 9: the actor answers the same with black pictures .*does not use its pictures"
+    ):
         one.note(float("nan"), 9, 0.0)
     off = gauge(tmp_path, min_kl=None)
     for step in range(9):
@@ -179,7 +185,9 @@ def test_the_reward_gap_is_over_rows_that_neither_side_failed(tmp_path: Path) ->
     tasks = [task(str(tmp_path / "a.png"))] * 3
 
     def rollout(reward: float | None) -> FinishedRollout:
-        return FinishedRollout("r", "g", {}, reward={"reward": reward or 0.0}, failure="" if reward is not None else "x")
+        return FinishedRollout(
+            "r", "g", {}, reward={"reward": reward or 0.0}, failure="" if reward is not None else "x"
+        )
 
     class Rollouts:
         def validate(self, asked: list[str], step: int, mode: str) -> list[FinishedRollout]:
@@ -199,7 +207,12 @@ def test_a_worker_elsewhere_may_fetch_the_runs_own_pictures_and_no_others(tmp_pa
     for folder in (kept, other, kept / "below"):
         folder.mkdir()
         (folder / "p.png").write_bytes(b"x")
-    paths = [str(kept / "p.png"), str(other / "p.png"), str(kept / ".." / "other" / "p.png"), str(kept / "below" / "p.png")]
+    paths = [
+        str(kept / "p.png"),
+        str(other / "p.png"),
+        str(kept / ".." / "other" / "p.png"),
+        str(kept / "below" / "p.png"),
+    ]
 
     class Store:
         async def image_paths(self, rollout_id: str) -> list[str]:

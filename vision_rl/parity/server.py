@@ -69,7 +69,7 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
             if cell["after_update"] and not updated:
                 _update(llm, job["update"])
                 updated = True
-            replies[cell["name"]] = _ask(llm, cell, job["forbidden"])
+            replies[cell["name"]] = _ask(llm, cell, job["forbidden"], job["adapter"])
         except ValueError as error:  # the request was refused; the engine lives
             replies[cell["name"]] = {"error": f"{type(error).__name__}: {error}"}
         except Exception as error:  # the engine is in no state to answer any more
@@ -111,18 +111,20 @@ def _load(worker: Any, folder: str) -> None:
         worker.model_runner.model.load_weights(weights)
 
 
-def _ask(llm: Any, cell: dict[str, Any], forbidden: list[int]) -> dict[str, Any]:
+def _ask(llm: Any, cell: dict[str, Any], forbidden: list[int], adapter: str | None) -> dict[str, Any]:
     """Prompt ids, reply ids and their log-probabilities; {"error": ...} where the server refuses the request.
 
     Of several candidates the one that goes furthest without a placeholder counts, up to there: barring those tokens would
     change the distribution.
     """
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
 
+    lora = LoRARequest("adapter", 1, adapter) if adapter else None
     sampling = SamplingParams(
         n=CANDIDATES, temperature=cell["temperature"], max_tokens=REPLY_TOKENS, logprobs=0, seed=1
     )
-    output = llm.chat(conversation(cell["messages"], _data_uri), sampling, use_tqdm=False)[0]
+    output = llm.chat(conversation(cell["messages"], _data_uri), sampling, use_tqdm=False, lora_request=lora)[0]
     prefixes = [list(takewhile(lambda token: token not in forbidden, reply.token_ids)) for reply in output.outputs]
     ids, reply = max(zip(prefixes, output.outputs, strict=True), key=lambda pair: len(pair[0]))
     if not ids:
