@@ -143,7 +143,9 @@ def test_the_tower_sees_each_picture_of_a_micro_batch_once(family: str, tmp_path
 
     def computed(pictures: SharedPictures) -> tuple[torch.Tensor, list[torch.Tensor]]:
         inputs = merge_pictures(pictures.merge(pixels, rows))
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, **inputs).logits
+        mask = torch.ones_like(ids)
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **inputs)
+        logits = output.logits
         weights = [one for one in model.model.visual.parameters() if one.requires_grad]
         return logits, list(torch.autograd.grad(logits.sin().sum(), weights, allow_unused=True))
 
