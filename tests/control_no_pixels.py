@@ -5,9 +5,9 @@ from typing import Any
 from vision_rl.backends.engine import VisionEngine
 
 
-def nothing(_engine: VisionEngine, _inputs: Any) -> dict[str, Any]:
-    """In place of the pictures of a sample."""
-    return {}
+def nothing(_engine: VisionEngine, rows: list[list[str]]) -> list[dict[str, Any]]:
+    """In place of the pictures of a micro-batch's rows."""
+    return [{} for _ in rows]
 
 
 VisionEngine._opened = nothing  # type: ignore[method-assign, assignment]

@@ -376,7 +376,7 @@ def test_an_interrupted_conversion_leaves_no_half_file(number: signal.Signals, t
         pipe.flush()
         _wait(lambda: bool(list(tmp_path.glob("out/.train.parquet.*.tmp"))))
         process.send_signal(number)
-        code = process.wait(timeout=20)
+        code = process.wait(timeout=60)
     assert code == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number]
     left = [path.name for path in out.parent.iterdir()]
     assert "train.parquet" not in left

@@ -25,9 +25,14 @@ def test_a_defect_keeps_its_traceback() -> None:
 @pytest.mark.parametrize("lines", [1, 200_000])
 def test_a_reader_that_leaves_early_is_no_traceback(lines: int) -> None:
     """With one line the pipe breaks when the output is flushed at the end, with many in a print."""
-    code = f"from vision_rl.errors import cli_errors\nwith cli_errors():\n    print('\\n'.join(['x'] * {lines}))"
-    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert writer.stdout and writer.stderr
+    code = (
+        "import sys\nfrom vision_rl.errors import cli_errors\nsys.stdin.read()\n"  # it waits until the reader has gone
+        f"with cli_errors():\n    print('\\n'.join(['x'] * {lines}))"
+    )
+    pipe = subprocess.PIPE
+    writer = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe)
+    assert writer.stdin and writer.stdout and writer.stderr
     writer.stdout.close()
+    writer.stdin.close()
     assert writer.stderr.read() == b""
     assert writer.wait() == 141

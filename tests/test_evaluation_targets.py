@@ -12,6 +12,7 @@ import pytest
 from vision_rl.errors import UserError
 from vision_rl.evaluation.targets import _with_pixel_limits, agent_settings
 from vision_rl.export.checkpoint import fold_adapter, merged_checkpoint, run_of
+from vision_rl.models.processor import load_processor
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.tiny import checkpoint_dir
 
@@ -81,6 +82,15 @@ def test_pixel_limits_reach_the_served_folder() -> None:
         assert {file.name for file in view.iterdir()} == {file.name for file in folder.iterdir()}
         assert (view / "model.safetensors").stat().st_size == (folder / "model.safetensors").stat().st_size
     assert not view.exists() and json.loads((folder / "preprocessor_config.json").read_text())["max_pixels"] == 12544
+
+
+def test_pixel_limits_reach_a_folder_that_transformers_5_saved(tmp_path: Path) -> None:
+    """A checkpoint has its image processor as a part of processor_config.json."""
+    shutil.copy(checkpoint_dir() / "config.json", tmp_path)
+    load_processor(str(checkpoint_dir())).save_pretrained(tmp_path)
+    with _with_pixel_limits(tmp_path, settings_of("grounding", "agent.max_pixels=6272")) as view:
+        assert load_processor(str(view)).image_processor.size["longest_edge"] == 6272
+    assert load_processor(str(tmp_path)).image_processor.size["longest_edge"] == 12544
 
 
 def test_the_newest_checkpoint_of_a_run_is_taken_and_merged_once(tmp_path: Path) -> None:

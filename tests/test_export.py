@@ -19,6 +19,7 @@ from vision_rl.export.__main__ import choose, export, told_step
 from vision_rl.export.checkpoint import dtype_of, written_dtype
 from vision_rl.export.merge import main as merge_in_process
 from vision_rl.export.model_card import model_card
+from vision_rl.models.processor import load_processor
 from vision_rl.run.log import RunLog
 from vision_rl.run.reader import read_run
 
@@ -150,12 +151,16 @@ def test_the_actors_precision_is_kept(tmp_path: Path, stated: str | None, dtype:
 
 
 def tiny_actor(actor: Path, tiny_dir: Path, state: dict[str, torch.Tensor]) -> None:
-    """An actor folder as verl's FSDP checkpoint manager writes it for one rank, with plain tensors."""
+    """An actor folder as verl's FSDP checkpoint manager writes it for one rank, with plain tensors; its processor is saved
+    by transformers 5, in one file, where the original had the files of transformers 4."""
     actor.mkdir(parents=True, exist_ok=True)
     torch.save(state, actor / "model_world_size_1_rank_0.pt")
     (actor / "fsdp_config.json").write_text(json.dumps({"FSDP_version": 2, "world_size": 1}))
-    ignored = shutil.ignore_patterns("*.safetensors", "recipe*", "README*")
-    shutil.copytree(tiny_dir, actor / "huggingface", ignore=ignored, dirs_exist_ok=True)
+    (actor / "huggingface").mkdir()
+    for name in ("config.json", "generation_config.json"):
+        shutil.copy(tiny_dir / name, actor / "huggingface")
+    load_processor(str(tiny_dir)).save_pretrained(actor / "huggingface")
+    assert not (actor / "huggingface" / "preprocessor_config.json").exists()
 
 
 def perturbed(model: Any) -> dict[str, torch.Tensor]:

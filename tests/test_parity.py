@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
-from vision_rl.backends.families import merge_pictures, server_weights, token_types
+from vision_rl.backends.families import (
+    SharedPictures,
+    answer_with_tensors,
+    merge_pictures,
+    server_weights,
+    token_types,
+)
 from vision_rl.models.pixels import Pixels, join
-from vision_rl.models.processor import load_processor, picture_text
+from vision_rl.models.processor import image_token_id, load_processor, picture_text
 from vision_rl.parity.actor import load_model
 from vision_rl.parity.cells import cells
 from vision_rl.parity.compare import LIMIT, TOGETHER, Job, Result, compare
@@ -22,6 +30,16 @@ from vision_rl.training.samples import Sample
 
 FAMILIES = ("Qwen2.5-VL", "Qwen3-VL", "LLaVA-1.5", "Pixtral", "Gemma 4")
 RAW, SMALL, PATCH, COLORS = "raw log-probabilities", "smaller on the server", "patches of 14", "other colours"
+
+
+@pytest.fixture(autouse=True)
+def classes_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl's `apply_monkey_patch` replaces methods of transformers' classes; the tests that come after must not meet them."""
+    for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v"):
+        module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+        for kind in vars(module).values():
+            if isinstance(kind, type) and "forward" in vars(kind):
+                monkeypatch.setattr(kind, "forward", vars(kind)["forward"])
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +117,47 @@ def test_a_micro_batch_without_pictures_goes_through_verls_forward(family: str, 
     positions = torch.arange(3).expand(4, 1, 3)
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions).logits
     assert logits.shape[:2] == (1, 3) and bool(logits.isfinite().all())
+
+
+@pytest.mark.parametrize("family", ["Qwen2.5-VL", "Qwen3-VL", "Qwen3.5", "GLM-4.1V"])
+def test_the_tower_sees_each_picture_of_a_micro_batch_once(family: str, tmp_path: Path) -> None:
+    """Logits and gradients are those of a micro-batch in which every row brings its own pixels."""
+    folder = build(family, tmp_path)
+    processor: Any = load_processor(str(folder))
+    model = load_model(str(folder))
+    shared, plain = SharedPictures(model), SharedPictures(model)
+    plain.able = False
+    answer_with_tensors(model)
+    pixels = Pixels(processor, tmp_path)
+    small, large = (tmp_path / "small.png", tmp_path / "large.png")
+    Image.effect_noise((64, 64), 90).convert("RGB").save(small)
+    Image.effect_noise((160, 96), 90).convert("RGB").save(large)
+    a, b = small.as_uri(), large.as_uri()
+    rows = [[a], [b], [a], [b, a], []]
+    counts = [pixels.placeholders(refs) for refs in rows]
+    image, text = image_token_id(processor), min(processor.tokenizer.get_vocab().values())
+    ids = torch.tensor([[image] * count + [text] * (max(counts) + 3 - count) for count in counts])
+    positions = torch.arange(ids.shape[1]).expand(4, len(rows), -1)
+    seen: list[int] = []
+    model.model.visual.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
+
+    def computed(pictures: SharedPictures) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        inputs = merge_pictures(pictures.merge(pixels, rows))
+        mask = torch.ones_like(ids)
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **inputs)
+        logits = output.logits
+        weights = [one for one in model.model.visual.parameters() if one.requires_grad]
+        return logits, list(torch.autograd.grad(logits.sin().sum(), weights, allow_unused=True))
+
+    shared_logits, shared_gradients = computed(shared)
+    shared.order = []
+    logits, gradients = computed(plain)
+    patches = [len(pixels.inputs([ref])["pixel_values"]) for ref in (a, b)]
+    assert seen == [sum(patches), 3 * patches[0] + 2 * patches[1]]
+    torch.testing.assert_close(shared_logits, logits, rtol=1e-5, atol=1e-5)
+    for mine, reference in zip(shared_gradients, gradients, strict=True):
+        if reference is not None:
+            assert (mine - reference).norm() < 1e-4 * reference.norm()
 
 
 def test_samples_of_different_shapes_share_a_micro_batch() -> None:

@@ -16,7 +16,7 @@ from verl.utils.device import get_device_name
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from vision_rl.backends.families import answer_with_tensors, merge_pictures, server_weights, token_types
+from vision_rl.backends.families import SharedPictures, answer_with_tensors, merge_pictures, server_weights, token_types
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels, View
 
@@ -42,6 +42,7 @@ class VisionEngine(FSDPEngineWithLMHead):
 
     def _build_module(self) -> Any:
         module = super()._build_module()
+        self.pictures = SharedPictures(module)
         answer_with_tensors(module)
         if self.freezes_tower:
             freeze_vision_tower(module)
@@ -84,8 +85,8 @@ class VisionEngine(FSDPEngineWithLMHead):
         inputs = micro_batch.get("multi_modal_inputs", None)
         if inputs is not None:
             view = tu.get_non_tensor_data(micro_batch, "view", default="seen")
-            opened = NonTensorStack(*[NonTensorData(self._opened(one, view)) for one in inputs])
-            micro_batch.set("multi_modal_inputs", opened)
+            opened = self._opened([picture_refs(one) for one in inputs], view)
+            micro_batch.set("multi_modal_inputs", NonTensorStack(*map(NonTensorData, opened)))
         mend_positions(micro_batch)
         model_inputs, output_args = super().prepare_model_inputs(micro_batch)
         return model_inputs | token_types(self.module, model_inputs["input_ids"]), output_args
@@ -103,7 +104,7 @@ class VisionEngine(FSDPEngineWithLMHead):
         hidden = micro_batch.copy()  # upstream puts the pixels in place of their names
         tu.assign_non_tensor(hidden, view="masked")
         super().forward_step(hidden, keep, forward_only)
-        seeing = torch.tensor([bool(_plain(one).get("refs")) for one in micro_batch["multi_modal_inputs"]])
+        seeing = torch.tensor([bool(picture_refs(one)) for one in micro_batch["multi_modal_inputs"]])
         loss = partial(self.papo, inner=loss_function, masked=masked, seeing=seeing)
         return super().forward_step(micro_batch, loss, forward_only)
 
@@ -112,19 +113,19 @@ class VisionEngine(FSDPEngineWithLMHead):
         parameters, peft_config = super().get_per_tensor_param(*args, **kwargs)
         return server_weights(self.module, parameters), peft_config
 
-    def _opened(self, inputs: Any, view: View) -> dict[str, torch.Tensor]:
-        """Pixels and grids of one sample; `inputs` is what `training/batch.py` queued: {"refs": [...]} or nothing."""
-        refs = _plain(inputs).get("refs")
-        if not refs:
-            return {}
+    def _opened(self, rows: list[list[str]], view: View) -> list[dict[str, torch.Tensor]]:
+        """Pixels and grids of a micro-batch's rows, given the pictures of each."""
         if self.pixels is None:
-            raise UserError("the actor was not told where the run's pictures are")
-        return self.pixels.inputs(refs, view)
+            if any(rows):
+                raise UserError("the actor was not told where the run's pictures are")
+            return [{} for _ in rows]
+        return self.pictures.merge(self.pixels, rows, view)
 
 
-def _plain(inputs: Any) -> dict[str, Any]:
-    """What was queued for a row's pictures, out of tensordict's wrapper; empty for a row that only pads."""
-    return getattr(inputs, "data", inputs) or {}
+def picture_refs(inputs: Any) -> list[str]:
+    """The pictures of one sample, from what `training/rows.py` queued: {"refs": [...]} or nothing."""
+    inputs = getattr(inputs, "data", inputs)
+    return list(inputs.get("refs") or []) if inputs else []
 
 
 def mend_positions(data: Any) -> None:

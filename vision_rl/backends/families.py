@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
-from vision_rl.models.pixels import join
+from vision_rl.models.pixels import Pixels, View, join
 
 _VERLS_FORWARD = ("qwen2_vl", "qwen2_5_vl", "glm4v")
+_SHARED = (*_VERLS_FORWARD, "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+"""Families whose forward is verl's and asks `visual(pixels, grid_thw=...)` for all pictures of a micro-batch at once."""
 
 
 def answer_with_tensors(module: Any) -> None:
@@ -42,6 +44,51 @@ def merge_pictures(samples: Sequence[Any], indices: Sequence[int] | None = None)
     inputs = [one for sample in chosen if (one := getattr(sample, "data", sample))]
     keys = dict.fromkeys(key for one in inputs for key in one)
     return {key: join([one[key] for one in inputs if key in one]) for key in keys}
+
+
+class SharedPictures:
+    """The vision tower sees each picture of a micro-batch once, however many rollouts of a group ask about it.
+
+    `merge` before the forward pass, which then repeats the tower's output for every row that shows the picture; gradients
+    of all of them add up there. For other families, and where there are videos, every row brings its own pixels.
+    """
+
+    def __init__(self, module: Any) -> None:
+        visual = getattr(getattr(module, "model", module), "visual", None)
+        self.order: list[int] = []
+        self.able = visual is not None and module.config.model_type in _SHARED
+        if self.able:
+            visual.register_forward_hook(self._repeat, with_kwargs=True)
+
+    def merge(
+        self, pixels: Pixels, rows: Sequence[Sequence[str]], view: View = "seen"
+    ) -> list[dict[str, torch.Tensor]]:
+        """The vision inputs of a micro-batch's rows, given the pictures of each; where they are shared the first row has
+        those of all, each once."""
+        self.order = []
+        shown = [ref for refs in rows for ref in refs]
+        distinct = list(dict.fromkeys(shown))
+        if not self.able or len(distinct) == len(shown):
+            return [pixels.inputs(refs, view) for refs in rows]
+        self.order = [distinct.index(ref) for ref in shown]
+        return [pixels.inputs(distinct, view), *({} for _ in rows[1:])]
+
+    def _repeat(self, visual: Any, _args: Any, given: dict[str, Any], output: Any) -> Any:
+        if self.order:
+            sizes = (given["grid_thw"].prod(-1) // visual.spatial_merge_size**2).tolist()
+            if isinstance(output, torch.Tensor):
+                return self._repeated(output, sizes)
+            for name in ("pooler_output", "deepstack_features"):
+                if (value := output.get(name)) is not None:
+                    several = isinstance(value, (list, tuple))
+                    repeated = [self._repeated(one, sizes) for one in (value if several else [value])]
+                    output[name] = repeated if several else repeated[0]
+        return output
+
+    def _repeated(self, features: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+        """features: (tokens of the distinct pictures, width) -> (tokens of all rows' pictures, width)."""
+        pictures = torch.split(features, sizes)
+        return torch.cat([pictures[number] for number in self.order])
 
 
 def token_types(module: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:

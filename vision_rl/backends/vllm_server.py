@@ -47,6 +47,8 @@ class VisionHttpServer(vllm_async_server.vLLMHttpServer):
     def _preprocess_engine_kwargs(self, engine_kwargs: dict[str, Any]) -> None:
         super()._preprocess_engine_kwargs(engine_kwargs)
         engine_kwargs["allowed_media_domains"] = [NO_DOMAIN]
+        if cpu_build() and self.config.tensor_model_parallel_size == 1:
+            engine_kwargs["distributed_executor_backend"] = "vision_rl.backends.vllm_executor.OneProcessExecutor"
 
     async def run_server(self, args: argparse.Namespace) -> None:
         async def keep_models(engine: Any, state: Any, args: argparse.Namespace, supported_tasks: Any = None) -> None:

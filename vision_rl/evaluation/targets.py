@@ -17,6 +17,7 @@ from vision_rl.answers.coordinates import get_family
 from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
 from vision_rl.export.checkpoint import run_of
+from vision_rl.models.table import image_processor_file
 from vision_rl.rewards.grounding import KINDS, answer_space, box_metric, checked_kind, takes_points
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.run.directory import CONFIG
@@ -130,25 +131,26 @@ def _positions(model_dir: Path) -> int:
 
 @contextmanager
 def _with_pixel_limits(model_dir: Path, settings: dict[str, Any]) -> Iterator[Path]:
-    """The folder itself, or links to its files with another preprocessor_config.json where the limits differ.
+    """The folder itself, or links to its files with other limits in its image processor's file where they differ.
 
     Training hands agent.min_pixels and agent.max_pixels to its vLLM; a checkpoint's own file has the base model's.
     """
-    path = model_dir / "preprocessor_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path = image_processor_file(model_dir)
+    document = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    config = document.get("image_processor", document)
     edges = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
     stated = config.get("size")
     size: dict[str, Any] = stated if isinstance(stated, dict) else {}
     wanted = {key: settings[key] for key in edges if settings[key] is not None}
-    if not config or all((config.get(key) or size.get(edges[key])) == value for key, value in wanted.items()):
+    if path is None or all((config.get(key) or size.get(edges[key])) == value for key, value in wanted.items()):
         yield model_dir
         return
-    config |= wanted
+    config.update(wanted)
     if size:
         config["size"] = size | {edges[key]: value for key, value in wanted.items()}
     with tempfile.TemporaryDirectory(prefix="vision-rl-model-") as name:
         for file in model_dir.iterdir():
             if file.name != path.name:
                 (Path(name) / file.name).symlink_to(file)
-        (Path(name) / path.name).write_text(json.dumps(config), encoding="utf-8")
+        (Path(name) / path.name).write_text(json.dumps(document), encoding="utf-8")
         yield Path(name)

@@ -19,12 +19,13 @@ from pathlib import Path
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.export.checkpoint import ADAPTER, MERGED, dtype_of, merge, run_of, step_folder, written_dtype
 from vision_rl.export.model_card import base_model, model_card
+from vision_rl.models.table import image_processor_file
 from vision_rl.run.directory import CONFIG
 from vision_rl.run.reader import RecordedRun, read_run
 from vision_rl.training.checkpoints import Checkpoints, read_best
 
 CARD = "README.md"
-NEEDED = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json")
+NEEDED = ("config.json", "generation_config.json", "tokenizer_config.json")
 _STEP = re.compile(r"\d+")
 
 
@@ -125,6 +126,8 @@ def _name_base(folder: Path, run: RecordedRun | None) -> bool:
 def _check(folder: Path, checkpoint: Path) -> None:
     """Raise `UserError` if something is missing without which the folder does not load or does not chat."""
     missing = [name for name in NEEDED if not (folder / name).exists()]
+    if image_processor_file(folder) is None:
+        missing.append("processor_config.json")
     template = any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json"))
     if not template and "chat_template" not in json.loads(
         (folder / "tokenizer_config.json").read_text(encoding="utf-8")

@@ -426,10 +426,19 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return loaded if isinstance(loaded, dict) else None
 
 
+def image_processor_file(folder: Path) -> Path | None:
+    """Where a model folder's image processor stands: a part of transformers 5's file, or the whole of transformers 4's."""
+    newer, older = folder / "processor_config.json", folder / "preprocessor_config.json"
+    if "image_processor" in (_read_json(newer) or {}):
+        return newer
+    return older if older.exists() else None
+
+
 def _image_processor(folder: Path) -> dict[str, Any]:
-    """The image processor's settings, from the file of transformers 4 or of transformers 5."""
-    newer = (_read_json(folder / "processor_config.json") or {}).get("image_processor")
-    return newer or _read_json(folder / "preprocessor_config.json") or {}
+    """The image processor's settings."""
+    path = image_processor_file(folder)
+    document = (_read_json(path) if path else None) or {}
+    return document.get("image_processor", document)
 
 
 def _pixel_limits(folder: Path) -> tuple[int | None, int | None]:

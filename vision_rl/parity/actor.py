@@ -37,10 +37,11 @@ def load_model(path: str, *, cpu: bool = True, trust_remote_code: bool = False) 
 def bare_engine(model: Any, pixels: Pixels) -> Any:
     """A `VisionEngine` around `model`, without process groups and optimizer."""
     from vision_rl.backends.engine import VisionEngine
+    from vision_rl.backends.families import SharedPictures
 
     engine = VisionEngine.__new__(VisionEngine)
     engine.use_ulysses_sp, engine.pad_to_length = False, None
-    engine.module, engine.pixels = model, pixels
+    engine.module, engine.pixels, engine.pictures = model, pixels, SharedPictures(model)
     return engine
 
 
