@@ -346,6 +346,8 @@ def _papo(verl: Mapping[str, Any], app: AppSettings) -> None:
             "app.papo.kl_coef does nothing under Megatron: only this project's FSDP engine masks pictures; leave the variant "
             "papo out or use an FSDP preset"
         )
+    if not verl["actor_rollout_ref"]["actor"]["calculate_entropy"]:
+        raise UserError("app.papo.kl_coef needs actor_rollout_ref.actor.calculate_entropy=true: leave it out")
     if app.blank_pixels:
         raise UserError("app.blank_pixels=true leaves app.papo nothing to mask: choose one of them")
 

@@ -90,6 +90,9 @@ RANGES: dict[str, Range] = {
     "trainer.v1.colocate_async.num_warmup_batches": NOT_NEGATIVE,
     "trainer.v1.separate_async.num_warmup_batches": NOT_NEGATIVE,
     "trainer.v1.separate_async.parameter_sync_step": COUNT,
+}
+
+OURS: dict[str, Range] = {
     "app.sight.every": NOT_NEGATIVE,
     "app.sight.rows": PART,
     "app.sight.time": PART,
@@ -112,7 +115,7 @@ def select(tree: Mapping[str, Any], key: str) -> Any:
 
 def check_ranges(tree: Mapping[str, Any]) -> None:
     """Raise `UserError` for the first number that lies outside its range. Null is a matter of the key's type."""
-    for key, allowed in RANGES.items():
+    for key, allowed in (RANGES | OURS).items():
         value = select(tree, key)
         for one in value if isinstance(value, list) else [value]:
             if one is not None and not allowed.holds(one):
