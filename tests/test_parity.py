@@ -110,6 +110,14 @@ def test_weights_go_to_the_server_under_the_checkpoints_names(family: str, tmp_p
         assert names - set(file.keys()) <= tied
 
 
+def test_llama_4s_tower_keeps_its_rotations(tmp_path: Path) -> None:
+    """verl casts the module to a real dtype, which drops the imaginary part of the complex buffer."""
+    folder = build("Llama 4", tmp_path)
+    for module in (load_model(str(folder)), actor(model=folder).engine.module):
+        (tower,) = [part for part in module.modules() if hasattr(part, "_compute_freqs_ci")]
+        assert tower.freqs_ci.is_complex() and tower.freqs_ci.imag.abs().max() > 0.5
+
+
 @pytest.mark.parametrize("family", ["Qwen2-VL", "Qwen2.5-VL", "GLM-4.1V"])
 def test_a_micro_batch_without_pictures_goes_through_verls_forward(family: str, tmp_path: Path) -> None:
     model = load_model(str(build(family, tmp_path)))

@@ -16,7 +16,14 @@ from verl.utils.device import get_device_name
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from vision_rl.backends.families import SharedPictures, answer_with_tensors, merge_pictures, server_weights, token_types
+from vision_rl.backends.families import (
+    SharedPictures,
+    answer_with_tensors,
+    merge_pictures,
+    restore_rotations,
+    server_weights,
+    token_types,
+)
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels, View
 
@@ -44,6 +51,7 @@ class VisionEngine(FSDPEngineWithLMHead):
         module = super()._build_module()
         self.pictures = SharedPictures(module)
         answer_with_tensors(module)
+        restore_rotations(module)
         if self.freezes_tower:
             freeze_vision_tower(module)
         module.get_output_embeddings().register_forward_hook(self._ban)

@@ -34,6 +34,17 @@ def answer_with_tensors(module: Any) -> None:
         projector.register_forward_hook(lambda _module, _args, features: features.unsqueeze(0))
 
 
+def restore_rotations(module: Any) -> None:
+    """Compute the complex rotations of Llama 4's tower anew, after the module was cast to another dtype.
+
+    verl 0.9.1 casts the whole module (workers/engine/fsdp/transformer_impl.py:333, `module.to(torch_dtype)`), by which torch
+    drops the imaginary part of a complex buffer, with a warning: the tower then hardly knows where its patches are.
+    """
+    for part in module.modules():
+        if hasattr(part, "_compute_freqs_ci"):
+            part.freqs_ci = part._compute_freqs_ci(part.config)
+
+
 def merge_pictures(samples: Sequence[Any], indices: Sequence[int] | None = None) -> dict[str, torch.Tensor]:
     """The vision inputs of a micro-batch from those of its samples; in place of verl's `extract_multi_modal_inputs`.
 

@@ -22,6 +22,8 @@ LIMIT = 1e-4
 LOW_PRECISION_MEAN = 0.1
 """The largest mean of it that bfloat16 on both sides may show; a trainer that does not see is off by whole nats."""
 TOGETHER = "one micro-batch"
+UPDATED_BYTES = 10e9
+"""The largest weights of a user's model that a comparison writes to disk once more."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,16 @@ class Job:
 
 
 def parity_cells(model: str | Path, *, cpu: bool) -> list[Result]:
-    """The cells of a user's own model folder, but for the one after a weight update, which would write a second copy of it.
+    """The cells of a user's own model folder; the update sends the server the weights that it has.
 
-    The pictures have four times the sides of those for a tiny model. On a GPU both sides compute in bfloat16, and the mean
-    over a reply counts.
+    The update is left out for a folder of more than `UPDATED_BYTES`, because it writes the weights to disk once more. The
+    pictures have four times the sides of those for a tiny model. On a GPU both sides compute in bfloat16, and the mean over
+    a reply counts.
     """
+    path = Path(model)
+    small = sum(file.stat().st_size for file in path.glob("*.safetensors")) <= UPDATED_BYTES
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        return compare([Job(Path(model).name, Path(model), scale=4, cpu=cpu)], Path(folder))
+        return compare([Job(path.name, path, path if small else None, scale=4, cpu=cpu)], Path(folder))
 
 
 def compare(jobs: Sequence[Job], folder: Path) -> list[Result]:
