@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from tests.actor import actor
 from vision_rl.backends.families import (
     SharedPictures,
     answer_with_tensors,
