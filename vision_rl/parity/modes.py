@@ -134,7 +134,7 @@ def adapter(model: Path, folder: Path) -> Path:
         task_type="CAUSAL_LM", r=RANK, lora_alpha=16, target_modules="all-linear", exclude_modules=exclude,
         init_lora_weights=False,
     )  # fmt: skip
-    get_peft_model(load_model(str(model)), config).save_pretrained(folder)
+    get_peft_model(load_model(str(model)), config).save_pretrained(str(folder))
     return folder
 
 
