@@ -59,7 +59,9 @@ def _wait(child: int) -> None:
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
-    _contiguous_inputs()
+    from vision_rl.backends.vllm_executor import contiguous_inputs
+
+    contiguous_inputs()
     llm = LLM(model=job["model"], **job["engine"])
     # one after the other: the later ones then find prefix and picture caches filled by the earlier ones
     replies: dict[str, Any] = {}
@@ -77,15 +79,6 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
             left = [one["name"] for one in job["cells"] if one["name"] not in replies]
             return replies | {name: {"error": f"{type(error).__name__}: {error}"} for name in left}
     return replies
-
-
-def _contiguous_inputs() -> None:
-    """vLLM 0.24's CPU layers stop at Llama 4's patches ("Expected a.stride(-1) == 1", _custom_ops.py, `onednn_mm`): their
-    kernel takes rows that lie together in memory, and the model hands it a transposed view."""
-    from vllm import _custom_ops
-
-    multiply = _custom_ops.onednn_mm
-    _custom_ops.onednn_mm = lambda handler, rows, bias: multiply(handler, rows.contiguous(), bias)
 
 
 def _update(llm: Any, weights: str) -> None:
