@@ -69,35 +69,44 @@ def compare_modes(built: Mapping[str, tuple[Path, Path]], folder: Path) -> list[
             (Job(family, plain, other), updated),
         ]
     answers = iter(served([job for job, _ in jobs], [cells for _, cells in jobs], folder))
+    replies = {family: {of: next(answers) for of in ("plain", "adapter", "frozen")} for family in built}
+    by_mode = [_mode_results(mode, models, asked, replies, folder / mode.name) for mode in MODES]
+    return [results[number] for number in range(len(built)) for results in by_mode]
+
+
+def _mode_results(
+    mode: Mode,
+    models: Mapping[str, Mapping[str, Path]],
+    asked: Sequence[Cell],
+    replies: Mapping[str, Mapping[str, Any]],
+    work: Path,
+) -> list[Result]:
+    """The result of every family; all of them are computed by the same processes, because they take long to start."""
+    jobs, known = [], {}
+    for family, folders in models.items():
+        given = replies[family][mode.of]
+        chosen = [] if "error" in given else [cell for cell in asked if len(cell.pictures) >= mode.pictures]
+        samples = [sample_of(cell, given[cell.name]) for cell in chosen if "error" not in given[cell.name]]
+        adapted = mode.of == "adapter"
+        settings = [*mode.settings, *([f"{_MODEL}.lora_adapter_path={folders['adapter']}"] if adapted else [])]
+        model = folders["plain" if adapted else mode.of]
+        jobs.append({"model": str(model), "settings": settings, "samples": [asdict(sample) for sample in samples]})
+        known[family] = [sample.rollout_log_probs for sample in samples]
+    work.mkdir()
+    (work / "jobs.json").write_text(json.dumps(jobs))
     results = []
-    for family in built:
-        replies = {of: next(answers) for of in ("plain", "adapter", "frozen")}
-        results += [_mode_result(family, mode, models[family], asked, replies[mode.of], folder) for mode in MODES]
+    for family, computed in zip(models, _ranks(work, mode.ranks, len(jobs)), strict=True):
+        error = replies[family][mode.of].get("error")
+        reason = f"vLLM: {error}" if error else f"trainer: {computed}" if isinstance(computed, str) else ""
+        refused = Result(family, mode.name, None, None, None, "refused", reason)
+        results.append(
+            refused if reason or isinstance(computed, str) else verdict(family, mode.name, computed, known[family])
+        )
     return results
 
 
-def _mode_result(
-    family: str, mode: Mode, models: Mapping[str, Path], asked: Sequence[Cell], replies: Any, folder: Path
-) -> Result:
-    if "error" in replies:
-        return Result(family, mode.name, None, None, None, "refused", f"vLLM: {replies['error']}")
-    chosen = [cell for cell in asked if len(cell.pictures) >= mode.pictures and "error" not in replies[cell.name]]
-    samples = [sample_of(cell, replies[cell.name]) for cell in chosen]
-    adapted = mode.of == "adapter"
-    settings = [*mode.settings, *([f"{_MODEL}.lora_adapter_path={models['adapter']}"] if adapted else [])]
-    model = models["plain" if adapted else mode.of]
-    work = folder / f"{models['plain'].name} {mode.name}"
-    work.mkdir()
-    job = {"model": str(model), "settings": settings, "samples": [asdict(sample) for sample in samples]}
-    (work / "job.json").write_text(json.dumps(job))
-    answers = _ranks(work, mode.ranks)
-    if isinstance(answers, str):
-        return Result(family, mode.name, None, None, None, "refused", f"trainer: {answers}")
-    return verdict(family, mode.name, answers, [sample.rollout_log_probs for sample in samples])
-
-
-def _ranks(work: Path, ranks: int) -> list[list[float]] | str:
-    """Log-probabilities of the samples of `work`/job.json by so many processes, or why they failed."""
+def _ranks(work: Path, ranks: int, jobs: int) -> list[list[list[float]] | str]:
+    """The log-probabilities of each job's samples of `work`/jobs.json by so many processes, or why there are none."""
     from vision_rl.backends.environment import run_environment
 
     environment = {**os.environ, **run_environment(True), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
@@ -115,9 +124,12 @@ def _ranks(work: Path, ranks: int) -> list[list[float]] | str:
             )
     failed = [rank for rank, process in enumerate(running) if process.wait()]
     if failed:
-        return (work / f"{failed[0]}.log").read_text().strip().splitlines()[-1]
+        return [(work / f"{failed[0]}.log").read_text().strip().splitlines()[-1]] * jobs
     parts = [json.loads((work / f"{rank}.json").read_text()) for rank in range(ranks)]
-    return [values for part in parts for values in part]
+    return [
+        next((one for one in answers if isinstance(one, str)), None) or [values for one in answers for values in one]
+        for answers in zip(*parts, strict=True)
+    ]
 
 
 def adapter(model: Path, folder: Path) -> Path:

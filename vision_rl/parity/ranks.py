@@ -1,4 +1,4 @@
-"""One rank of the trainer, without Ray: `python -m vision_rl.parity.ranks FOLDER` answers FOLDER/job.json into RANK.json.
+"""One rank of the trainer, without Ray: `python -m vision_rl.parity.ranks FOLDER` answers FOLDER/jobs.json into RANK.json.
 
 Torch's environment variables name the rank and where it meets the others. Worker, engine and configuration are a run's.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,28 @@ from vision_rl.training.worker import VisionTrainingWorker
 
 
 def main(folder: Path) -> None:
-    """Compute this rank's share of the samples; the last one again where they cannot be shared equally."""
-    job = json.loads((folder / "job.json").read_text())
+    """Answer every job by the log-probabilities of this rank's share of its samples, or by what stopped it."""
+    answers: list[list[list[float]] | str] = []
+    for job in json.loads((folder / "jobs.json").read_text()):
+        try:
+            answers.append(answer(job, folder))
+        except Exception as error:  # whatever stops the trainer is the mode's result
+            traceback.print_exc()
+            answers.append(f"{type(error).__name__}: {error}")
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(answers))
+
+
+def answer(job: dict[str, Any], folder: Path) -> list[list[float]]:
+    """This rank's share of a job; the last sample is computed again where they cannot be shared equally."""
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    tree = OmegaConf.create(resolve("cpu", job["settings"], task="vqa", model=job["model"]).verl)
-    worker = actor(tree)
+    worker = actor(OmegaConf.create(resolve("cpu", job["settings"], task="vqa", model=job["model"]).verl))
     processor = load_processor(job["model"])
     worker.engine.pixels = Pixels(processor, folder)
     builder = RowBuilder(processor, worker.engine.pixels, max_prompt_length=10**6, max_response_length=10**6)
     samples = [Sample(**sample) for sample in job["samples"]]
     share = -(-len(samples) // ranks)
     own = samples[rank * share : (rank + 1) * share]
-    computed = log_probs(worker, builder, [*own, *samples[-1:] * (share - len(own))])
-    (folder / f"{rank}.json").write_text(json.dumps(computed[: len(own)]))
+    return log_probs(worker, builder, [*own, *samples[-1:] * (share - len(own))])[: len(own)]
 
 
 def actor(tree: Any) -> VisionTrainingWorker:
