@@ -25,6 +25,7 @@ from vision_rl.models.processor import image_token_id, load_processor, picture_t
 from vision_rl.parity.actor import load_model
 from vision_rl.parity.cells import cells
 from vision_rl.parity.compare import LIMIT, TOGETHER, Job, Result, compare
+from vision_rl.parity.modes import MODES, compare_modes
 from vision_rl.tiny.families import build
 from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample
@@ -109,6 +110,22 @@ def test_weights_go_to_the_server_under_the_checkpoints_names(family: str, tmp_p
         assert names >= set(file.keys())
         tied = {"lm_head.weight", "language_model.lm_head.weight"}
         assert names - set(file.keys()) <= tied
+
+
+@pytest.mark.e2e
+@pytest.mark.long
+def test_the_engine_of_a_run_agrees_in_each_of_its_modes(tmp_path: Path) -> None:
+    """Of a model with M-RoPE and of one without; what a mode cannot do here has its reason."""
+    built = {
+        name: (build(name, tmp_path / name), build(name, tmp_path / f"{name} updated", seed=1))
+        for name in ("Qwen2.5-VL", "LLaVA-1.5")
+    }
+    results = compare_modes(built, tmp_path)
+    assert [(one.family, one.cell) for one in results] == [(name, mode.name) for name in built for mode in MODES]
+    refused = {one.cell for one in results if one.verdict == "refused" and one.reason}
+    assert refused <= {"padding-free"}
+    for one in results:
+        assert one.cell in refused or (one.verdict == "equal" and one.max is not None and one.max <= LIMIT), one
 
 
 def test_llama_4s_tower_keeps_its_rotations(tmp_path: Path) -> None:
