@@ -28,18 +28,32 @@ LEGEND = "equal to the limit", "differs: never trained", "refused by server or t
 _REFUSED = {row.name: row.refused for row in TABLE}
 
 
+MODES = """\
+The cells above ask the trainer's forward alone. Here the engine of a run, sharded by FSDP2, recomputes the same replies in its
+modes; the LoRA adapter has random weights, and for the frozen tower the server took an update of everything else.
+Rerun it with `python benchmarks/parity.py --modes`."""
+
+Matrix = dict[str, dict[str, Mapping[str, Any]]]
+
+
 def write_docs(folder: Path = DOCS) -> list[Path]:
     """Write both pages; returns their paths."""
-    rows = json.loads(PARITY_RESULTS.read_text(encoding="utf-8"))
-    matrix: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for row in rows:
-        matrix.setdefault(row["family"], {})[row["cell"]] = row
-    names = list(dict.fromkeys(row["cell"] for row in rows))
-    when = "; ".join(sorted({f"{row['date']}, {row['versions']}" for row in rows}))
-    pages = {"models.md": _markdown(matrix, names, when), "models.html": _html(matrix, names, when)}
+    matrix, names, when = _read(PARITY_RESULTS)
+    modes = _read(PARITY_RESULTS.with_name("parity_modes.json"))
+    pages = {"models.md": _markdown(matrix, names, when, modes), "models.html": _html(matrix, names, when, modes)}
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")
     return [folder / name for name in pages]
+
+
+def _read(path: Path) -> tuple[Matrix, list[str], str]:
+    """(results by family and cell, names of the cells, when and with what they were measured); empty without the file."""
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    matrix: Matrix = {}
+    for row in rows:
+        matrix.setdefault(row["family"], {})[row["cell"]] = row
+    names = list(dict.fromkeys(row["cell"] for row in rows))
+    return matrix, names, "; ".join(sorted({f"{row['date']}, {row['versions']}" for row in rows}))
 
 
 def _shown(cell: Mapping[str, Any] | None) -> str:
@@ -58,7 +72,7 @@ def _ids(cells: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{sum(known)}/{len(known)}"
 
 
-def _markdown(matrix: Mapping[str, Any], names: Sequence[str], when: str) -> str:
+def _markdown(matrix: Matrix, names: Sequence[str], when: str, modes: tuple[Matrix, list[str], str]) -> str:
     legend = ", ".join(f"{MARKS[verdict]} {text}" for verdict, text in zip(COLORS, LEGEND, strict=False))
     lines = ["# Models, and whether trainer and server agree on them", "", f"Measured {when}.", "", HOW, "", legend, ""]
     lines += [
@@ -66,16 +80,22 @@ def _markdown(matrix: Mapping[str, Any], names: Sequence[str], when: str) -> str
         "",
     ]
     lines += ["| family | " + " | ".join(names) + " | ids |", "|---" * (len(names) + 2) + "|"]
-    for family, cells in matrix.items():
-        shown = [f"{MARKS[_verdict(cells.get(name))]} {_shown(cells.get(name))}" for name in names]
-        lines.append(f"| {family} | " + " | ".join(shown) + f" | {_ids(cells)} |")
+    lines += [f"{_cells(family, cells, names)} {_ids(cells)} |" for family, cells in matrix.items()]
+    lines += ["", "## Modes of the engine", "", f"Measured {modes[2]}.", "", MODES, ""]
+    lines += ["| family | " + " | ".join(modes[1]) + " |", "|---" * (len(modes[1]) + 1) + "|"]
+    lines += [_cells(family, cells, modes[1]) for family, cells in modes[0].items()]
     lines += ["", "## Cells that are not equal", "", "| family | cell | reason |", "|---|---|---|"]
-    lines += [f"| {family} | {cells} | {reason} |" for (family, reason), cells in _reasons(matrix).items()]
+    lines += [f"| {family} | {cells} | {reason} |" for (family, reason), cells in _reasons(matrix, modes[0]).items()]
     lines += ["", "## The table", ""]
     lines += ["| family | example | vLLM | SGLang | coordinates | positions | tokens per picture | memory | trained |"]
     lines += ["|---" * 9 + "|", *(_table_row(row) for row in TABLE)]
     lines += ["", *(f"- **{row.name}**: {row.refused or row.notes}" for row in TABLE if row.refused or row.notes), ""]
     return "\n".join(lines)
+
+
+def _cells(family: str, cells: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
+    shown = [f"{MARKS[_verdict(cells.get(name))]} {_shown(cells.get(name))}" for name in names]
+    return f"| {family} | " + " | ".join(shown) + " |"
 
 
 def _table_row(row: ModelFamily) -> str:
@@ -84,10 +104,10 @@ def _table_row(row: ModelFamily) -> str:
     return f"| {row.name} | `{row.examples[0]}` | {served} | " + " | ".join(rest) + " |"
 
 
-def _reasons(matrix: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+def _reasons(*matrices: Matrix) -> dict[tuple[str, str], str]:
     """(family, reason) -> the cells that have it."""
     found: dict[tuple[str, str], list[str]] = {}
-    for family, cells in matrix.items():
+    for family, cells in (row for matrix in matrices for row in matrix.items()):
         for name, cell in cells.items():
             if cell["verdict"] != "equal":
                 reason = cell["reason"] or _REFUSED.get(family) or "not explained"
@@ -95,8 +115,9 @@ def _reasons(matrix: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     return {key: ", ".join(names) for key, names in found.items()}
 
 
-def _html(matrix: Mapping[str, Any], names: Sequence[str], when: str) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("family", *names, "ids"))
+def _grid(matrix: Matrix, names: Sequence[str], last: str = "") -> str:
+    """A matrix as a table; `last`: the heading of a column with the prompts that are equal, if there is one."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("family", *names, *([last] if last else [])))
     body = ""
     for family, cells in matrix.items():
         body += f"<tr><th>{html.escape(family)}</th>"
@@ -104,14 +125,18 @@ def _html(matrix: Mapping[str, Any], names: Sequence[str], when: str) -> str:
             cell = cells.get(name)
             title = html.escape(cell["reason"] if cell else "", quote=True)
             body += f'<td style="background:{COLORS[_verdict(cell)]}" title="{title}">{_shown(cell)}</td>'
-        body += f"<td>{_ids(cells)}</td></tr>\n"
+        body += (f"<td>{_ids(cells)}</td>" if last else "") + "</tr>\n"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+
+
+def _html(matrix: Matrix, names: Sequence[str], when: str, modes: tuple[Matrix, list[str], str]) -> str:
     legend = "".join(
         f'<span style="background:{color}">&nbsp;{text}&nbsp;</span> '
         for color, text in zip(COLORS.values(), LEGEND, strict=False)
     )
     reasons = "".join(
         f"<tr><th>{html.escape(family)}</th><td>{html.escape(cells)}</td><td>{html.escape(reason)}</td></tr>\n"
-        for (family, reason), cells in _reasons(matrix).items()
+        for (family, reason), cells in _reasons(matrix, modes[0]).items()
     )
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Parity of trainer and server</title>
@@ -119,8 +144,10 @@ def _html(matrix: Mapping[str, Any], names: Sequence[str], when: str) -> str:
 thead th{{font-size:12px}}tbody th{{text-align:left;white-space:nowrap}}</style>
 <h1>Whether trainer and server agree</h1>
 <p>Measured {html.escape(when)}.</p><p style="max-width:60em">{html.escape(HOW)}</p><p>{legend}</p>
-<table><thead><tr>{head}</tr></thead><tbody>
-{body}</tbody></table>
+{_grid(matrix, names, "ids")}
+<h2>Modes of the engine</h2>
+<p>Measured {html.escape(modes[2])}.</p><p style="max-width:60em">{html.escape(MODES)}</p>
+{_grid(modes[0], modes[1])}
 <h2>Cells that are not equal</h2><table><tbody>
 {reasons}</tbody></table></html>
 """

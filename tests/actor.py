@@ -77,6 +77,7 @@ def log_probs(
     *,
     temperature: float = 1.0,
     what: str = "log_probs",
+    view: str = "seen",
 ) -> torch.Tensor:
     """(rows, longest response) log-probabilities, or entropies, zero beyond each response."""
     data = list_of_dict_to_tensordict([dict(row) for row in rows])
@@ -87,7 +88,7 @@ def log_probs(
             data[name] = torch.nested.as_nested_tensor(list(data[name]), layout=torch.jagged)
     tu.maybe_fix_3d_position_ids(data)  # as verl's update does first
     tu.assign_non_tensor(
-        data, calculate_entropy=True, compute_loss=False, temperature=temperature, global_token_num=None
+        data, calculate_entropy=True, compute_loss=False, temperature=temperature, global_token_num=None, view=view
     )
     worker.engine.pixels = pixels
     output = worker.infer_batch(data)

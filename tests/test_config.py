@@ -41,7 +41,7 @@ PAIRS += [(preset, variant) for preset in ("cpu", "gpu_24gb_lora", "megatron") f
 @pytest.mark.parametrize(("preset", "variant"), PAIRS)
 def test_every_preset_and_variant_satisfies_verl(preset: str, variant: str | None) -> None:
     chosen = [variant] if variant else []
-    if preset == "megatron" and variant == "freeze_vision":
+    if preset == "megatron" and variant in ("freeze_vision", "papo"):
         with pytest.raises(UserError, match="nothing under Megatron"):
             resolve(preset, task="grounding", variants=chosen, model=TINY)
         return

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.test_config import ACTOR, ROLLOUT, TINY, at, cpu
-from vision_rl.config.ranges import RANGES
+from vision_rl.config.ranges import OURS, RANGES
 from vision_rl.config.resolve import Resolved, resolve, validate_with_verl, variants
 from vision_rl.errors import UserError
 
@@ -35,6 +35,13 @@ PAPERS: dict[str, dict[str, Any]] = {
         "algorithm.norm_adv_by_std_in_grpo": False,
         f"{ACTOR}.loss_agg_mode": "seq-mean-token-sum-norm",
         f"{ACTOR}.loss_scale_factor": 24,
+    },
+    "papo": {
+        "app.papo.kl_coef": 0.01,
+        "app.papo.entropy_coef": 0.03,
+        "app.papo.mask_ratio": 0.6,
+        f"{ACTOR}.use_kl_loss": False,
+        f"{ACTOR}.calculate_entropy": True,
     },
     "dapo": {f"{ACTOR}.clip_ratio_high": 0.28, "algorithm.filter_groups.enable": True},
     "one_step_off": {
@@ -201,6 +208,24 @@ def test_what_the_asynchronous_mode_cannot_run_with_is_refused(overrides: list[s
         cpu(*overrides, variants=["async"])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (f"{ACTOR}.calculate_entropy=false", "needs .*calculate_entropy=true"),
+        ("app.blank_pixels=true", "nothing to mask"),
+    ],
+)
+def test_what_papo_cannot_run_with_is_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cpu(override, variants=["papo"])
+
+
+def test_megatrons_engine_has_neither_gauge_nor_papo() -> None:
+    assert at(resolve("megatron", task="vqa"), "app.sight.every") == 0
+    with pytest.raises(UserError, match="nothing under Megatron"):
+        resolve("megatron", task="vqa", variants=["papo"])
+
+
 def test_updates_between_two_weight_syncs_follow_from_the_batch_sizes() -> None:
     resolved = resolve("8x80gb", task="vqa", variants=["async"])
     assert at(resolved, "trainer.v1.separate_async.parameter_sync_step") == 512 // 128
@@ -225,6 +250,9 @@ def test_updates_between_two_weight_syncs_follow_from_the_batch_sizes() -> None:
         (f"{ROLLOUT}.gpu_memory_utilization=60", "must be above 0 and at most 1"),
         ("data.train_batch_size=0", "must be at least 1"),
         ("trainer.test_freq=-2", "must be at least -1"),
+        ("app.sight.rows=2", "must be above 0 and at most 1"),
+        ("app.sight.patience=0", "must be at least 1"),
+        ("app.papo.mask_ratio=1.5", "must be above 0 and at most 1"),
         ("trainer.v1.sampler.max_off_policy_threshold=0", "must be at least 1"),
     ],
 )
@@ -241,3 +269,5 @@ def test_every_range_is_of_a_setting_that_exists_and_holds_for_verls_default() -
     for key in RANGES:
         assert any(key in known for known in both), key
     assert not RANGES[f"{ACTOR}.optim.lr"].holds(math.nan)
+    for key, allowed in OURS.items():
+        assert allowed.holds(at(cpu(), key)), key

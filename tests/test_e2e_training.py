@@ -83,11 +83,37 @@ def test_actor_and_rollout_agree_at_every_step(demo: tuple[Path, dict[str, Any]]
     assert all("advantage" in rollout and rollout["dropped"] == "" for rollout in rollouts)
 
 
+def test_the_demo_uses_its_pictures_and_the_gauge_costs_little(demo: tuple[Path, dict[str, Any]]) -> None:
+    lines = metrics_of(demo[0])
+    checks = [line for line in lines if "sight/kl" in line]
+    assert checks[0]["step"] == 1 and len(checks) >= 2
+    assert min(line["sight/kl"] for line in checks) > 0.1, "a hundred times the limit"
+    steps = [line["timing_s/step"] for line in lines if "timing_s/step" in line]
+    assert sum(line["timing_s/sight"] for line in checks) <= 0.05 * sum(steps)
+    last = [line for line in lines if "sight/val_reward_gap" in line][-1]
+    assert last["sight/val_reward_gap"] > 0.2 and last["sight/val_rows"] == 16
+
+
 def test_a_blind_actor_does_not_learn(tmp_path: Path) -> None:
-    """The same run with blank pixels in the actor only; the policy that answers still sees."""
-    summary = run(tmp_path / "blind", "--task", "vqa", "app.blank_pixels=true", *NO_LIMITS)
+    """The same run with black pictures in the actor only; the policy that answers still sees."""
+    summary = run(tmp_path / "blind", "--task", "vqa", "app.blank_pixels=true", "app.sight.min_kl=null", *NO_LIMITS)
     assert summary["val_after"] - summary["val_before"] <= 0.05
     assert summary["logprob_mismatch_max"] > 0.1
+
+
+def test_a_blind_actor_ends_its_run(tmp_path: Path) -> None:
+    """With the mismatch limits off nothing else would: its loss and its rollouts' rewards look as they should."""
+    run_dir = tmp_path / "run"
+    soon = ["app.sight.every=1", "app.sight.time=1", "app.sight.patience=2", "app.sight.val_rows=0"]
+    arguments = ["--task", "vqa", *QUICK, "--max-steps", "4", "app.blank_pixels=true", *soon, *NO_LIMITS]
+    ended = subprocess.run(
+        command(run_dir, *arguments),
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
+    assert ended.returncode != 0
+    assert "step 2: the actor answers the same with black pictures" in ended.stderr + ended.stdout
+    assert [line["step"] for line in metrics_of(run_dir)] == [1]
+    assert metrics_of(run_dir)[0]["sight/kl"] == 0
 
 
 def test_an_actor_without_pixels_shows_itself(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from tests.actor import actor
 from vision_rl.backends.families import (
     SharedPictures,
     answer_with_tensors,
@@ -24,6 +25,7 @@ from vision_rl.models.processor import image_token_id, load_processor, picture_t
 from vision_rl.parity.actor import load_model
 from vision_rl.parity.cells import cells
 from vision_rl.parity.compare import LIMIT, TOGETHER, Job, Result, compare
+from vision_rl.parity.modes import MODES, compare_modes
 from vision_rl.tiny.families import build
 from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample
@@ -108,6 +110,30 @@ def test_weights_go_to_the_server_under_the_checkpoints_names(family: str, tmp_p
         assert names >= set(file.keys())
         tied = {"lm_head.weight", "language_model.lm_head.weight"}
         assert names - set(file.keys()) <= tied
+
+
+@pytest.mark.e2e
+@pytest.mark.long
+def test_the_engine_of_a_run_agrees_in_each_of_its_modes(tmp_path: Path) -> None:
+    """Of a model with M-RoPE and of one without; what a mode cannot do here has its reason."""
+    built = {
+        name: (build(name, tmp_path / name), build(name, tmp_path / f"{name} updated", seed=1))
+        for name in ("Qwen2.5-VL", "LLaVA-1.5")
+    }
+    results = compare_modes(built, tmp_path)
+    assert [(one.family, one.cell) for one in results] == [(name, mode.name) for name in built for mode in MODES]
+    refused = {one.cell for one in results if one.verdict == "refused" and one.reason}
+    assert refused <= {"padding-free"}
+    for one in results:
+        assert one.cell in refused or (one.verdict == "equal" and one.max is not None and one.max <= LIMIT), one
+
+
+def test_llama_4s_tower_keeps_its_rotations(tmp_path: Path) -> None:
+    """verl casts the module to a real dtype, which drops the imaginary part of the complex buffer."""
+    folder = build("Llama 4", tmp_path)
+    for module in (load_model(str(folder)), actor(model=folder).engine.module):
+        (tower,) = [part for part in module.modules() if hasattr(part, "_compute_freqs_ci")]
+        assert tower.freqs_ci.is_complex() and tower.freqs_ci.imag.abs().max() > 0.5
 
 
 @pytest.mark.parametrize("family", ["Qwen2-VL", "Qwen2.5-VL", "GLM-4.1V"])

@@ -92,6 +92,30 @@ class Integrity:
 
 
 @dataclass(frozen=True)
+class Sight:
+    """The sight gauge: how far the actor's log-probabilities move when its pictures are black, and when that is too little.
+
+    A check is left out while all of them together have taken more than `time` of the run since its first step.
+    """
+
+    every: int = 5  # steps from check to check, after one in the first step; 0: none
+    rows: float = 0.125  # share of a step's rows, of those with pictures, that a check computes again
+    time: float = 0.03  # share of the time since the first step that checks may take
+    min_kl: float | None = 0.001  # nats per token between seeing and blind; checks below it end the run; null: never
+    patience: int = 3  # so many checks in a row
+    val_rows: int = 16  # rows of every validation that are asked again with black pictures; 0: none
+
+
+@dataclass(frozen=True)
+class Papo:
+    """PAPO's terms in the loss (vision_rl/training/papo.py). kl_coef 0: none of them, and no second forward pass."""
+
+    kl_coef: float = 0.0  # gamma: what a nat between seeing and masked is worth
+    entropy_coef: float = 0.03  # eta: what a nat of entropy costs, of the seeing and of the masked policy
+    mask_ratio: float = 0.6  # share of a picture's squares of 14 pixels that are black
+
+
+@dataclass(frozen=True)
 class FilterGroups:
     """Dynamic sampling: groups whose rewards are all equal carry no gradient; they are drawn anew max_rounds times."""
 
@@ -125,10 +149,12 @@ class AppSettings:
     max_train_samples: int = 0  # 0: all rows
     images_per_prompt: int = 4  # upper limit for vLLM; images that tools return count too
     gpu_memory_gb: float = 80.0  # of one GPU that the preset is meant for: what --plan compares with
-    blank_pixels: bool = False  # control experiment: the actor is shown black images
+    blank_pixels: bool = False  # control experiment: the actor is shown black pictures
     rollouts: RolloutPolicy = field(default_factory=RolloutPolicy)
     validation: Validation = field(default_factory=Validation)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     integrity: Integrity = field(default_factory=Integrity)
+    sight: Sight = field(default_factory=Sight)
+    papo: Papo = field(default_factory=Papo)
     filter_groups: FilterGroups = field(default_factory=FilterGroups)
     collapse: CollapseWatch = field(default_factory=CollapseWatch)

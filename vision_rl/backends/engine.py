@@ -5,18 +5,27 @@ Registered with verl's `EngineRegistry` for "cpu", and for "cuda" by the vendor'
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import verl.workers.engine.fsdp.transformer_impl as fsdp_engine
 from tensordict.tensorclass import NonTensorData, NonTensorStack
+from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from vision_rl.backends.families import SharedPictures, answer_with_tensors, merge_pictures, server_weights, token_types
+from vision_rl.backends.families import (
+    SharedPictures,
+    answer_with_tensors,
+    merge_pictures,
+    restore_rotations,
+    server_weights,
+    token_types,
+)
 from vision_rl.errors import UserError
-from vision_rl.models.pixels import Pixels
+from vision_rl.models.pixels import Pixels, View
 
 VISION_TOWERS = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "vision_encoder")
 """What the families call the part that sees, projector included, below `model` (or `model.model`)."""
@@ -29,17 +38,20 @@ BANNED_LOGIT = -1e4
 class VisionEngine(FSDPEngineWithLMHead):
     """`FSDPEngineWithLMHead` for models that see.
 
-    The worker sets `freezes_tower` before the model is built, `pixels` and `banned_tokens` before the first batch.
+    The worker sets `freezes_tower` before the model is built, `pixels` and `banned_tokens` before the first batch, and `papo`,
+    a loss that takes what the model says of masked pictures too, for a run with it.
     """
 
     freezes_tower = False
     pixels: Pixels | None = None
+    papo: Any = None
     banned_tokens: torch.Tensor | None = None
 
     def _build_module(self) -> Any:
         module = super()._build_module()
         self.pictures = SharedPictures(module)
         answer_with_tensors(module)
+        restore_rotations(module)
         if self.freezes_tower:
             freeze_vision_tower(module)
         module.get_output_embeddings().register_forward_hook(self._ban)
@@ -74,27 +86,48 @@ class VisionEngine(FSDPEngineWithLMHead):
         return logits.index_fill(-1, banned, BANNED_LOGIT)
 
     def prepare_model_inputs(self, micro_batch: Any) -> Any:
-        """As upstream, with the pixels of this micro-batch in place of the references that came through the queue."""
+        """As upstream, with the pixels of this micro-batch in place of the references that came through the queue.
+
+        Its entry "view" says how they are shown: as they are, unless the sight gauge or PAPO asks otherwise.
+        """
         inputs = micro_batch.get("multi_modal_inputs", None)
         if inputs is not None:
-            opened = self._opened([picture_refs(one) for one in inputs])
+            view = tu.get_non_tensor_data(micro_batch, "view", default="seen")
+            opened = self._opened([picture_refs(one) for one in inputs], view)
             micro_batch.set("multi_modal_inputs", NonTensorStack(*map(NonTensorData, opened)))
         mend_positions(micro_batch)
         model_inputs, output_args = super().prepare_model_inputs(micro_batch)
         return model_inputs | token_types(self.module, model_inputs["input_ids"]), output_args
+
+    def forward_step(self, micro_batch: Any, loss_function: Any, forward_only: bool) -> Any:
+        """As upstream; in an update with PAPO's terms, after a forward pass of the same rows with masked pictures."""
+        if self.papo is None or forward_only:
+            return super().forward_step(micro_batch, loss_function, forward_only)
+        masked: dict[str, torch.Tensor] = {}
+
+        def keep(model_output: dict[str, torch.Tensor], **_: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+            masked.update(model_output)
+            return torch.zeros(()), {}
+
+        hidden = micro_batch.copy()  # upstream puts the pixels in place of their names
+        tu.assign_non_tensor(hidden, view="masked")
+        super().forward_step(hidden, keep, forward_only)
+        seeing = torch.tensor([bool(picture_refs(one)) for one in micro_batch["multi_modal_inputs"]])
+        loss = partial(self.papo, inner=loss_function, masked=masked, seeing=seeing)
+        return super().forward_step(micro_batch, loss, forward_only)
 
     def get_per_tensor_param(self, *args: Any, **kwargs: Any) -> Any:
         """As upstream, under the names that the model server knows."""
         parameters, peft_config = super().get_per_tensor_param(*args, **kwargs)
         return server_weights(self.module, parameters), peft_config
 
-    def _opened(self, rows: list[list[str]]) -> list[dict[str, torch.Tensor]]:
+    def _opened(self, rows: list[list[str]], view: View) -> list[dict[str, torch.Tensor]]:
         """Pixels and grids of a micro-batch's rows, given the pictures of each."""
         if self.pixels is None:
             if any(rows):
                 raise UserError("the actor was not told where the run's pictures are")
             return [{} for _ in rows]
-        return self.pictures.merge(self.pixels, rows)
+        return self.pictures.merge(self.pixels, rows, view)
 
 
 def picture_refs(inputs: Any) -> list[str]:

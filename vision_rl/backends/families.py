@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vision_rl.models.pixels import Pixels, join
+from vision_rl.models.pixels import Pixels, View, join
 
 _VERLS_FORWARD = ("qwen2_vl", "qwen2_5_vl", "glm4v")
 _SHARED = (*_VERLS_FORWARD, "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
@@ -32,6 +32,17 @@ def answer_with_tensors(module: Any) -> None:
         # a picture of one token lost the wrong one
         projector = module.model.multi_modal_projector
         projector.register_forward_hook(lambda _module, _args, features: features.unsqueeze(0))
+
+
+def restore_rotations(module: Any) -> None:
+    """Compute the complex rotations of Llama 4's tower anew, after the module was cast to another dtype.
+
+    verl 0.9.1 casts the whole module (workers/engine/fsdp/transformer_impl.py:333, `module.to(torch_dtype)`), by which torch
+    drops the imaginary part of a complex buffer, with a warning: the tower then hardly knows where its patches are.
+    """
+    for part in module.modules():
+        if hasattr(part, "_compute_freqs_ci"):
+            part.freqs_ci = part._compute_freqs_ci(part.config)
 
 
 def merge_pictures(samples: Sequence[Any], indices: Sequence[int] | None = None) -> dict[str, torch.Tensor]:
@@ -60,16 +71,18 @@ class SharedPictures:
         if self.able:
             visual.register_forward_hook(self._repeat, with_kwargs=True)
 
-    def merge(self, pixels: Pixels, rows: Sequence[Sequence[str]]) -> list[dict[str, torch.Tensor]]:
+    def merge(
+        self, pixels: Pixels, rows: Sequence[Sequence[str]], view: View = "seen"
+    ) -> list[dict[str, torch.Tensor]]:
         """The vision inputs of a micro-batch's rows, given the pictures of each; where they are shared the first row has
         those of all, each once."""
         self.order = []
         shown = [ref for refs in rows for ref in refs]
         distinct = list(dict.fromkeys(shown))
         if not self.able or len(distinct) == len(shown):
-            return [pixels.inputs(refs) for refs in rows]
+            return [pixels.inputs(refs, view) for refs in rows]
         self.order = [distinct.index(ref) for ref in shown]
-        return [pixels.inputs(distinct), *({} for _ in rows[1:])]
+        return [pixels.inputs(distinct, view), *({} for _ in rows[1:])]
 
     def _repeat(self, visual: Any, _args: Any, given: dict[str, Any], output: Any) -> Any:
         if self.order:

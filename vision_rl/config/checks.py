@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from vision_rl.config.ranges import check_ranges
@@ -45,7 +46,7 @@ PACKAGES = {"vemlp_wandb": "volcengine_ml_platform", "console": "verl", "file": 
 def check(task: Task, verl: Mapping[str, Any], agent: AgentSettings, app: AppSettings, model: ModelInfo | None) -> None:
     """Raise `UserError` for settings that contradict each other."""
     actor_rollout = verl["actor_rollout_ref"]
-    check_ranges(verl)
+    check_ranges({**verl, "app": asdict(app)})
     _groups(verl)
     _batches(verl)
     _lengths(verl)
@@ -57,6 +58,7 @@ def check(task: Task, verl: Mapping[str, Any], agent: AgentSettings, app: AppSet
     _adapters(actor_rollout)
     _engine(actor_rollout)
     _tracking(verl["trainer"])
+    _papo(verl, app)
     _ours(task, agent, app)
 
 
@@ -334,6 +336,20 @@ def _tracking(trainer: Mapping[str, Any]) -> None:
                 f"trainer.logger asks for {backend}, which is not installed: pip install {package}, or take it out; "
                 "metrics.jsonl and report.html are written in any case"
             )
+
+
+def _papo(verl: Mapping[str, Any], app: AppSettings) -> None:
+    if not app.papo.kl_coef:
+        return
+    if verl["actor_rollout_ref"]["actor"]["strategy"] == "megatron":
+        raise UserError(
+            "app.papo.kl_coef does nothing under Megatron: only this project's FSDP engine masks pictures; leave the variant "
+            "papo out or use an FSDP preset"
+        )
+    if not verl["actor_rollout_ref"]["actor"]["calculate_entropy"]:
+        raise UserError("app.papo.kl_coef needs actor_rollout_ref.actor.calculate_entropy=true: leave it out")
+    if app.blank_pixels:
+        raise UserError("app.blank_pixels=true leaves app.papo nothing to mask: choose one of them")
 
 
 def _ours(task: Task, agent: AgentSettings, app: AppSettings) -> None:

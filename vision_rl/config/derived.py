@@ -157,6 +157,10 @@ class Derivation:
         component = _TASK_COMPONENT.get(self.get("agent.reward"))
         if self.get("algorithm.adv_estimator") == "gdpo" and component:
             self.put("algorithm.gdpo_reward_keys", [component, "format/ok"], "what agent.reward consists of")
+        if self.get("app.papo.kl_coef"):
+            self.put(f"{_ACTOR}.calculate_entropy", True, "app.papo.entropy_coef")
+        if self.get(f"{_ACTOR}.strategy") == "megatron":
+            self.put("app.sight.every", 0, "the engine for Megatron is verl's own, which cannot show black pictures")
         if str(self.get("algorithm.adv_estimator")).endswith("optimal_token_baseline"):
             self.put(f"{_ACTOR}.calculate_sum_pi_squared", True, "algorithm.adv_estimator")
 

@@ -92,6 +92,18 @@ RANGES: dict[str, Range] = {
     "trainer.v1.separate_async.parameter_sync_step": COUNT,
 }
 
+OURS: dict[str, Range] = {
+    "app.sight.every": NOT_NEGATIVE,
+    "app.sight.rows": PART,
+    "app.sight.time": PART,
+    "app.sight.min_kl": POSITIVE,
+    "app.sight.patience": COUNT,
+    "app.sight.val_rows": NOT_NEGATIVE,
+    "app.papo.kl_coef": NOT_NEGATIVE,
+    "app.papo.entropy_coef": NOT_NEGATIVE,
+    "app.papo.mask_ratio": PART,
+}
+
 
 def select(tree: Mapping[str, Any], key: str) -> Any:
     """The value of a dotted key; None where a part of it is absent (FSDP's and Megatron's trees differ)."""
@@ -101,10 +113,10 @@ def select(tree: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def check_ranges(verl: Mapping[str, Any]) -> None:
+def check_ranges(tree: Mapping[str, Any]) -> None:
     """Raise `UserError` for the first number that lies outside its range. Null is a matter of the key's type."""
-    for key, allowed in RANGES.items():
-        value = select(verl, key)
+    for key, allowed in (RANGES | OURS).items():
+        value = select(tree, key)
         for one in value if isinstance(value, list) else [value]:
             if one is not None and not allowed.holds(one):
                 raise UserError(f"{key}={value} must be {allowed}")

@@ -6,18 +6,26 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlparse
+from zlib import crc32
 
+import numpy as np
 import torch
+from PIL import Image
 
 from vision_rl.errors import UserError
-from vision_rl.media.images import open_image
+from vision_rl.media.images import image_size, open_image
 from vision_rl.models.processor import image_token_id, picture_text
 
 # A processed megapixel is about 30 MB in float32; a training step of 512 prompts needs each image once.
 CACHED_PICTURES = 64
 _TEXT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
+MASKED_PATCH = 14
+"""The side of a square that a masked picture may lack, in pixels of the picture as the model sees it (PAPO's patch_size)."""
+
+View = Literal["seen", "masked", "blank"]
+"""A picture as it is, with random squares of it black, or wholly black. Sizes and numbers of tokens are the same."""
 
 
 @dataclass(frozen=True)
@@ -32,33 +40,46 @@ class Pixels:
     """Processed pictures by reference; `processor` is the model's Hugging Face processor.
 
     `limits` are the min_pixels and max_pixels that vLLM was given; without them the processor's own hold.
-    `picture_dir` holds the pictures that arrived as `data:` URIs, named by their sha256. With `blank` the pictures are
-    replaced by zeros of the same shape: the control experiment in which the actor cannot see.
+    `picture_dir` holds the pictures that arrived as `data:` URIs, named by their sha256. With `blank` every picture is
+    black: the control experiment in which the actor cannot see. `masked` is the share of a masked picture that is black;
+    which squares are is drawn anew by `draw`.
     """
 
     def __init__(
-        self, processor: Any, picture_dir: Path, *, limits: Mapping[str, int] | None = None, blank: bool = False
+        self,
+        processor: Any,
+        picture_dir: Path,
+        *,
+        limits: Mapping[str, int] | None = None,
+        blank: bool = False,
+        masked: float = 0.0,
     ) -> None:
         self.processor = processor
         self.limits = limits or {}
         self.picture_dir = picture_dir
         self.blank = blank
+        self.masked = masked
+        self._drawn = 0
         self._text = picture_text(processor)
-        self._cache: OrderedDict[str, Processed] = OrderedDict()
+        self._cache: OrderedDict[tuple[Any, ...], Processed] = OrderedDict()
 
-    def inputs(self, refs: Sequence[str]) -> dict[str, torch.Tensor]:
+    def inputs(self, refs: Sequence[str], view: View = "seen") -> dict[str, torch.Tensor]:
         """The model's vision inputs of one sample: `pixel_values`, `image_grid_thw`, ... joined over its pictures in order.
 
         Empty for a sample without pictures. Raises `UserError` naming a picture that cannot be opened.
         """
-        processed = [self._processed(ref).tensors for ref in refs]
+        processed = [self._processed(ref, "blank" if self.blank else view).tensors for ref in refs]
         if len(processed) <= 1:  # the cached tensors themselves: a group's samples then share them, also when pickled
             return processed[0] if processed else {}
         return {key: join([one[key] for one in processed]) for key in processed[0]}
 
     def placeholders(self, refs: Sequence[str]) -> int:
         """How many image tokens these pictures take in a prompt, by the model's own processor."""
-        return sum(self._processed(ref).placeholders for ref in refs)
+        return sum(self._processed(ref, "seen").placeholders for ref in refs)
+
+    def draw(self) -> None:
+        """Draw other squares for masked pictures from now on."""
+        self._drawn += 1
 
     def path(self, ref: str) -> Path:
         """The file behind a reference of the trace (`file://...` or `sha256:...`)."""
@@ -69,30 +90,42 @@ class Pixels:
             raise UserError(f"cannot train on the picture at {ref}: send pictures as file:// paths or data: URIs")
         return Path(unquote(url.path))
 
-    def _processed(self, ref: str) -> Processed:
-        if ref in self._cache:
-            self._cache.move_to_end(ref)
-            return self._cache[ref]
-        done = self._process(ref)
-        if self.blank:
-            done.tensors["pixel_values"] = torch.zeros_like(done.tensors["pixel_values"])
-        self._cache[ref] = done
+    def _processed(self, ref: str, view: View) -> Processed:
+        path = self.path(ref)
+        # A black picture is its size, and is processed once for all pictures of that size.
+        key = (view, image_size(path)) if view == "blank" else (view, ref, self._drawn if view == "masked" else 0)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        picture = Image.new("RGB", image_size(path)) if view == "blank" else open_image(path)
+        if view == "masked":
+            picture = self._without_squares(picture, crc32(ref.encode()))
+        self._cache[key] = self._process(picture)
         if len(self._cache) > CACHED_PICTURES:
             self._cache.popitem(last=False)
-        return done
+        return self._cache[key]
 
-    def _process(self, ref: str) -> Processed:
+    def _process(self, picture: Image.Image) -> Processed:
         """One picture through the whole processor, as vLLM does it (multimodal/processing): an image processor called alone
-        misses what the processor adds, such as InternVL's tiles."""
-        output = self.processor(
-            images=[open_image(self.path(ref))], text=[self._text], return_tensors="pt", **self.limits
-        )
+        misses what the processor adds, such as InternVL's tiles. A black picture goes the same way, because zeros would be
+        taken for padding by some families (Idefics3), and for grey by the others."""
+        output = self.processor(images=[picture], text=[self._text], return_tensors="pt", **self.limits)
         tensors = {
             key: value.float() if value.is_floating_point() else value  # Llama 4's are bfloat16
             for key, value in output.items()
             if isinstance(value, torch.Tensor) and key not in _TEXT_KEYS
         }
         return Processed(tensors, int((output["input_ids"] == image_token_id(self.processor)).sum()))
+
+    def _without_squares(self, picture: Image.Image, seed: int) -> Image.Image:
+        """`picture` with each of its squares black with probability `masked`; larger squares where the model's limit on the
+        area makes the picture smaller."""
+        area = picture.width * picture.height
+        side = round(MASKED_PATCH * max(1.0, area / (self.limits.get("max_pixels") or area)) ** 0.5)
+        rows, columns = -(-picture.height // side), -(-picture.width // side)
+        kept = np.random.default_rng((self._drawn, seed)).random((rows, columns)) >= self.masked
+        whole = kept.repeat(side, axis=0).repeat(side, axis=1)[: picture.height, : picture.width]
+        return Image.fromarray(np.asarray(picture) * whole[..., None].astype(np.uint8))
 
 
 def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

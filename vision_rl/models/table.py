@@ -140,8 +140,8 @@ TABLE: tuple[ModelFamily, ...] = (
     ModelFamily(
         "LFM2-VL", ("LiquidAI/LFM2-VL-1.6B",), ("lfm2_vl",), ("Lfm2VlForConditionalGeneration",), True, False, "unit",
         "plain", "up to 256 per tile of 512", "24 GB: 1.6B", r"LFM2-VL",
-        refused="vLLM 0.24's CPU build cannot run its short convolutions (triton is absent there, causal_conv1d.py), so that "
-        "its parity has not been measured",
+        refused="vLLM 0.24's CPU build cannot run its short convolutions (triton is absent there, causal_conv1d.py; vllm issue "
+        "25771, pull 35059), so that its parity has not been measured",
     ),
     ModelFamily(
         "Gemma 3", ("google/gemma-3-4b-it",), ("gemma3",), ("Gemma3ForConditionalGeneration",), True, True, "gemma",

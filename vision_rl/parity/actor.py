@@ -22,7 +22,7 @@ def load_model(path: str, *, cpu: bool = True, trust_remote_code: bool = False) 
     from verl.models.transformers.monkey_patch import apply_monkey_patch
     from verl.utils.model import get_hf_auto_model_class
 
-    from vision_rl.backends.families import answer_with_tensors
+    from vision_rl.backends.families import answer_with_tensors, restore_rotations
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, attn_implementation="sdpa")
     dtype, device = (torch.float32, "cpu") if cpu else (torch.bfloat16, "cuda")
@@ -30,8 +30,10 @@ def load_model(path: str, *, cpu: bool = True, trust_remote_code: bool = False) 
         path, dtype=dtype, config=config, trust_remote_code=trust_remote_code
     )
     apply_monkey_patch(model, use_remove_padding=False)
+    model.to(device, dtype)
     answer_with_tensors(model)
-    return model.to(device, dtype).eval()
+    restore_rotations(model)
+    return model.eval()
 
 
 def bare_engine(model: Any, pixels: Pixels) -> Any:

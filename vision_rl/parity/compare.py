@@ -22,6 +22,8 @@ LIMIT = 1e-4
 LOW_PRECISION_MEAN = 0.1
 """The largest mean of it that bfloat16 on both sides may show; a trainer that does not see is off by whole nats."""
 TOGETHER = "one micro-batch"
+UPDATED_BYTES = 10e9
+"""The largest weights of a user's model that a comparison writes to disk once more."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Result:
 class Job:
     """A model to ask. model: its folder. updated: a folder of the same model with other weights, None to leave that out.
 
-    engine: arguments of vLLM's `LLM` beside those of a CPU run. limits: as for `Pixels`, on the trainer's side.
+    engine: arguments of vLLM's `LLM` beside those of a CPU run. limits: as for `Pixels`, on the trainer's side. adapter: the
+    folder of a LoRA adapter that the server is to use.
     """
 
     family: str
@@ -59,37 +62,36 @@ class Job:
     cpu: bool = True
     engine: Mapping[str, Any] | None = None
     limits: Mapping[str, int] | None = None
+    adapter: Path | None = None
 
 
 def parity_cells(model: str | Path, *, cpu: bool) -> list[Result]:
-    """The cells of a user's own model folder, but for the one after a weight update, which would write a second copy of it.
+    """The cells of a user's own model folder; the update sends the server the weights that it has.
 
-    The pictures have four times the sides of those for a tiny model. On a GPU both sides compute in bfloat16, and the mean
-    over a reply counts.
+    The update is left out for a folder of more than `UPDATED_BYTES`, because it writes the weights to disk once more. The
+    pictures have four times the sides of those for a tiny model. On a GPU both sides compute in bfloat16, and the mean over
+    a reply counts.
     """
+    path = Path(model)
+    small = sum(file.stat().st_size for file in path.glob("*.safetensors")) <= UPDATED_BYTES
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        return compare([Job(Path(model).name, Path(model), scale=4, cpu=cpu)], Path(folder))
+        return compare([Job(path.name, path, path if small else None, scale=4, cpu=cpu)], Path(folder))
 
 
 def compare(jobs: Sequence[Job], folder: Path) -> list[Result]:
     """Results of every job's cells. Pictures, logs and the server's answers stay in `folder`."""
     asked = cells(folder, jobs[0].scale)
-    _serve(jobs, asked, folder)
-    results: list[Result] = []
-    for number, job in enumerate(jobs):
-        answers = folder / f"{number}.answers.json"
-        replies = json.loads(answers.read_text()) if answers.exists() else {"error": "vLLM died; see its log"}
-        results += _job_results(job, asked, replies)
-    return results
+    answers = served(jobs, [[cell for cell in asked if job.updated or not cell.after_update] for job in jobs], folder)
+    return [result for job, replies in zip(jobs, answers, strict=True) for result in _job_results(job, asked, replies)]
 
 
-def _serve(jobs: Sequence[Job], asked: Sequence[Cell], folder: Path) -> None:
-    """Run `vision_rl.parity.server` over all jobs."""
+def served(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str, Any]]:
+    """The server's replies to every job's cells by the cell's name, or one {"error": ...} for all of them."""
     from vision_rl.backends.environment import run_environment
     from vision_rl.models.processor import load_processor
     from vision_rl.models.tokens import forbidden_token_ids
 
-    served = []
+    specs = []
     for number, job in enumerate(jobs):
         processor = load_processor(str(job.model))
         positions = getattr(processor.config.get_text_config(), "max_position_embeddings", None)
@@ -103,24 +105,28 @@ def _serve(jobs: Sequence[Job], asked: Sequence[Cell], folder: Path) -> None:
             **({"dtype": "float32", "enforce_eager": True} if job.cpu else {"gpu_memory_utilization": 0.6}),
             **(job.engine or {}),
         }
-        served.append(
+        specs.append(
             {
                 "model": str(job.model),
                 "update": str(_synced(job, folder / f"{number}.synced")) if job.updated else None,
                 "engine": engine,
-                "cells": [cell.to_json() for cell in asked if job.updated or not cell.after_update],
+                "adapter": str(job.adapter) if job.adapter else None,
+                "cells": [cell.to_json() for cell in asked[number]],
                 "forbidden": forbidden_token_ids(processor),
                 "fork": job.cpu and len(jobs) > 1,
                 "log": str(folder / f"{number}.server.log"),
                 "result": str(folder / f"{number}.answers.json"),
             }
         )
-    (folder / "jobs.json").write_text(json.dumps(served))
+    (folder / "jobs.json").write_text(json.dumps(specs))
     environment = {**os.environ, **run_environment(jobs[0].cpu), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     command = [sys.executable, "-m", "vision_rl.parity.server", str(folder / "jobs.json")]
     with open(folder / "server.log", "w") as log:
         subprocess.run(command, env=environment, stdout=log, stderr=log, check=False)
+    answers = [folder / f"{number}.answers.json" for number in range(len(jobs))]
+    died = {"error": "vLLM died; see its log"}
+    return [json.loads(answer.read_text()) if answer.exists() else died for answer in answers]
 
 
 def _synced(job: Job, folder: Path) -> Path:
@@ -187,31 +193,46 @@ def _measured(
 ) -> Result:
     """The differences of all `pairs`, computed in one micro-batch."""
     from vision_rl.parity.actor import log_probs
-    from vision_rl.training.samples import Sample
 
-    samples = [
-        Sample(
-            reply["prompt_ids"],
-            reply["response_ids"],
-            [1] * len(reply["response_ids"]),
-            reply["logprobs"],
-            [Path(path).as_uri() for path in cell.pictures],
-            *(0.0, cell.name, cell.name, 0),
-        )
-        for cell, reply in pairs
-    ]
+    samples = [sample_of(cell, reply) for cell, reply in pairs]
     try:
-        computed = torch.cat(log_probs(engine, builder, samples, pairs[0][0].temperature))
+        computed = [values.tolist() for values in log_probs(engine, builder, samples, pairs[0][0].temperature)]
     except Exception as error:  # whatever stops the trainer is the cell's result
         reason = f"trainer: {type(error).__name__}: {error}"
         for path in {path for cell, _ in pairs for path in cell.pictures}:  # a folder of one machine says nothing
             reason = reason.replace(Path(path).as_uri(), Path(path).name)
         return Result(family, name, None, None, prompt_equal, "refused", reason)
-    served = torch.tensor([value for _, reply in pairs for value in reply["logprobs"]])
-    difference = (computed - served).abs()
-    largest = float(difference.max())
-    mean = float(difference.mean())
-    equal = largest <= LIMIT if engine.module.dtype == torch.float32 else mean <= LOW_PRECISION_MEAN
+    known = [sample.rollout_log_probs for sample in samples]
+    return verdict(family, name, computed, known, prompt_equal, engine.module.dtype)
+
+
+def sample_of(cell: Cell, reply: dict[str, Any]) -> Any:
+    """A server's reply to a cell as the trainer gets it (`vision_rl.training.samples.Sample`)."""
+    from vision_rl.training.samples import Sample
+
+    return Sample(
+        reply["prompt_ids"],
+        reply["response_ids"],
+        [1] * len(reply["response_ids"]),
+        reply["logprobs"],
+        [Path(path).as_uri() for path in cell.pictures],
+        *(0.0, cell.name, cell.name, 0),
+    )
+
+
+def verdict(
+    family: str,
+    name: str,
+    computed: Sequence[Sequence[float]],
+    known: Sequence[Sequence[float]],
+    prompt_equal: bool | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Result:
+    """The result of a cell from the trainer's and the server's log-probabilities of each reply."""
+    pairs = [pair for ours, theirs in zip(computed, known, strict=True) for pair in zip(ours, theirs, strict=True)]
+    difference = torch.tensor([ours - theirs for ours, theirs in pairs], dtype=torch.float64).abs()
+    largest, mean = float(difference.max()), float(difference.mean())
+    equal = largest <= LIMIT if dtype == torch.float32 else mean <= LOW_PRECISION_MEAN
     return Result(family, name, largest, mean, prompt_equal, "equal" if equal else "differs")
 
 

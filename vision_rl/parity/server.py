@@ -59,7 +59,9 @@ def _wait(child: int) -> None:
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
-    _contiguous_inputs()
+    from vision_rl.backends.vllm_executor import contiguous_inputs
+
+    contiguous_inputs()
     llm = LLM(model=job["model"], **job["engine"])
     # one after the other: the later ones then find prefix and picture caches filled by the earlier ones
     replies: dict[str, Any] = {}
@@ -69,7 +71,7 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
             if cell["after_update"] and not updated:
                 _update(llm, job["update"])
                 updated = True
-            replies[cell["name"]] = _ask(llm, cell, job["forbidden"])
+            replies[cell["name"]] = _ask(llm, cell, job["forbidden"], job["adapter"])
         except ValueError as error:  # the request was refused; the engine lives
             replies[cell["name"]] = {"error": f"{type(error).__name__}: {error}"}
         except Exception as error:  # the engine is in no state to answer any more
@@ -77,15 +79,6 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
             left = [one["name"] for one in job["cells"] if one["name"] not in replies]
             return replies | {name: {"error": f"{type(error).__name__}: {error}"} for name in left}
     return replies
-
-
-def _contiguous_inputs() -> None:
-    """vLLM 0.24's CPU layers stop at Llama 4's patches ("Expected a.stride(-1) == 1", _custom_ops.py, `onednn_mm`): their
-    kernel takes rows that lie together in memory, and the model hands it a transposed view."""
-    from vllm import _custom_ops
-
-    multiply = _custom_ops.onednn_mm
-    _custom_ops.onednn_mm = lambda handler, rows, bias: multiply(handler, rows.contiguous(), bias)
 
 
 def _update(llm: Any, weights: str) -> None:
@@ -111,18 +104,20 @@ def _load(worker: Any, folder: str) -> None:
         worker.model_runner.model.load_weights(weights)
 
 
-def _ask(llm: Any, cell: dict[str, Any], forbidden: list[int]) -> dict[str, Any]:
+def _ask(llm: Any, cell: dict[str, Any], forbidden: list[int], adapter: str | None) -> dict[str, Any]:
     """Prompt ids, reply ids and their log-probabilities; {"error": ...} where the server refuses the request.
 
     Of several candidates the one that goes furthest without a placeholder counts, up to there: barring those tokens would
     change the distribution.
     """
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
 
+    lora = LoRARequest("adapter", 1, adapter) if adapter else None
     sampling = SamplingParams(
         n=CANDIDATES, temperature=cell["temperature"], max_tokens=REPLY_TOKENS, logprobs=0, seed=1
     )
-    output = llm.chat(conversation(cell["messages"], _data_uri), sampling, use_tqdm=False)[0]
+    output = llm.chat(conversation(cell["messages"], _data_uri), sampling, use_tqdm=False, lora_request=lora)[0]
     prefixes = [list(takewhile(lambda token: token not in forbidden, reply.token_ids)) for reply in output.outputs]
     ids, reply = max(zip(prefixes, output.outputs, strict=True), key=lambda pair: len(pair[0]))
     if not ids:

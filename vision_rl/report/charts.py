@@ -117,6 +117,12 @@ _PLANS = (
         log=True,
         positive=True,
     ),
+    _Plan("What pictures change", "nats per token", {"sight/kl": "KL, seen and black"}),
+    _Plan(
+        "Validation with black pictures",
+        "reward",
+        {"sight/val_reward_seeing": "seeing", "sight/val_reward_blind": "blind"},
+    ),
     _Plan(
         "Format",
         "share of replies",

@@ -56,6 +56,10 @@ class Pictures:
         real = Path(os.path.realpath(path))
         return self.roots is None or any(real.is_relative_to(root) for root in self.roots)
 
+    def keeps(self, path: Path) -> bool:
+        """Whether a file is one of the run's own pictures."""
+        return Path(os.path.realpath(path)).parent == Path(os.path.realpath(self.folder))
+
     def _check_file(self, url: str) -> None:
         try:
             parts = urlsplit(url)

@@ -150,7 +150,7 @@ class RolloutManager:
     # --- queueing ----------------------------------------------------------------------------------------------------
 
     def queue(self, tasks: dict[str, str], mode: str, step: int) -> None:
-        """Queue tasks by group: `n` rollouts each for "train", one for "val", which is greedy."""
+        """Queue tasks by group: `n` rollouts each for "train", one for other modes, which is greedy."""
         self._call(self._enqueue(tasks, mode, step))
 
     async def _enqueue(self, tasks: dict[str, str], mode: str, step: int) -> None:
@@ -354,10 +354,10 @@ class RolloutManager:
         self.group_done.clear()
         self.raise_error()
 
-    def validate(self, tasks: Sequence[str], step: int) -> list[FinishedRollout]:
-        """One greedy rollout of every task."""
+    def validate(self, tasks: Sequence[str], step: int, mode: str = "val") -> list[FinishedRollout]:
+        """One greedy rollout of every task. mode "test": all of them may fail without ending the run."""
         uids = {uuid.uuid4().hex: task for task in tasks}
-        self.queue(uids, "val", step)
+        self.queue(uids, mode, step)
         while not all(self.groups[uid].done for uid in uids):
             self.wait(self.app.rollouts.poll_seconds)
         return [one for uid in uids for one in self.take(uid).finished.values()]

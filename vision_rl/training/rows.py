@@ -109,6 +109,7 @@ def tag_of(row: dict[str, Any], *, queued_at: int, first_version: int, last_vers
         "prompt_len": prompt,
         "response_len": response,
         "seq_len": prompt + response,
+        "pictures": len(row["multi_modal_inputs"]["refs"]),
         "global_steps": queued_at,
         "min_global_steps": first_version,
         "max_global_steps": last_version,

@@ -51,6 +51,7 @@ from vision_rl.training.replay import replay_buffer
 from vision_rl.training.rollout_manager import RolloutManager
 from vision_rl.training.rollouts import rollout_metrics
 from vision_rl.training.rows import RowBuilder
+from vision_rl.training.sight import SightGauge
 from vision_rl.training.steps import StepRecords
 from vision_rl.training.supervisor import Supervisor
 from vision_rl.training.tracking import tracking
@@ -120,6 +121,7 @@ class VisionTrainer(PPOTrainer):
             str(self.run.run_dir / "pictures"),
             limits,
             blank=self.run.app.blank_pixels,
+            papo=self.run.app.papo,
             banned_tokens=sorted({*banned, *range(len(self.tokenizer), vocabulary)}),
         )
         with self._weights_arrive():
@@ -129,6 +131,7 @@ class VisionTrainer(PPOTrainer):
         self.rollouts.serve(self._server_addresses())
         self.replay_buffer.rollouts = self.rollouts
         self.records = StepRecords(self.log, self.rollouts, self.run.app.integrity)
+        self.sight = SightGauge(self.run.app.sight, self.run.run_dir / "pictures")
 
     def _vocabulary(self) -> int:
         """How many logits the model has."""
@@ -223,6 +226,9 @@ class VisionTrainer(PPOTrainer):
         fresh = np.array([tag["min_global_steps"] >= self.rollouts.version for tag in batch.tags])
         metrics.update(mismatch_metrics(data, fresh))
         check_mismatch(metrics, self.run.app.integrity, self.global_steps)
+        if self.local_trigger_step == 0:
+            temperature = self.config.actor_rollout_ref.rollout.temperature
+            metrics.update(self.sight.look(batch, self.actor_rollout_wg, temperature, self.global_steps))
         return batch
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
@@ -284,10 +290,11 @@ class VisionTrainer(PPOTrainer):
         started = time.monotonic()
         with self._saved_if_the_server_dies(done=True):
             finished = self.rollouts.validate(self.tasks["val"], self.global_steps)
+            gap = self.sight.reward_gap(self.rollouts, self.tasks["val"], finished, self.global_steps)
         records = [{**one.record(self.global_steps, "val"), "prompt": self.rollouts.prompt_of(one)} for one in finished]
         self.log.rollouts(records)
         log_rollout_tables(self.tracking.logger, records, self.global_steps, self.run.run_dir)
-        metrics = {**rollout_metrics(finished, "val"), **per_source(records, "val")}
+        metrics = {**rollout_metrics(finished, "val"), **per_source(records, "val"), **gap}
         metrics["timing_s/validate"] = time.monotonic() - started
         if self.global_steps == 0:
             self._record(metrics)

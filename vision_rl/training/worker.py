@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from vision_rl.backends.rendezvous import workers_meet_by_file
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor
+from vision_rl.settings import Papo
+from vision_rl.training.papo import papo_loss
 
 WEIGHT_SECONDS = float(os.environ.get("VISION_RL_WEIGHT_SECONDS", "300"))
 """The longest wait for a model server while weights are sent."""
@@ -41,6 +44,8 @@ class VisionTrainingWorker(TrainingWorker):
         super().__init__(config)
 
     def train_mini_batch(self, data: Any) -> Any:
+        if self.engine.pixels is not None:
+            self.engine.pixels.draw()
         mend_positions(data)
         return super().train_mini_batch(data)
 
@@ -90,15 +95,19 @@ class VisionWorker(ActorRolloutRefWorker):
             ) from error
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def open_pictures(self, picture_dir: str, limits: dict[str, int], *, blank: bool, banned_tokens: list[int]) -> None:
-        """Tell the engines where the run's pictures are and which tokens the server never samples.
+    def open_pictures(
+        self, picture_dir: str, limits: dict[str, int], *, blank: bool, papo: Papo, banned_tokens: list[int]
+    ) -> None:
+        """Tell the engines where the run's pictures are, which tokens the server never samples, and the actor's its loss.
 
         The batch names its pictures; every rank opens and processes those of its own samples, each once.
         """
         model = self.config.model
         processor = load_processor(model.path, trust_remote_code=model.get("trust_remote_code", False))
-        pixels = Pixels(processor, Path(picture_dir), limits=limits, blank=blank)
+        pixels = Pixels(processor, Path(picture_dir), limits=limits, blank=blank, masked=papo.mask_ratio)
         for worker in (self.actor, self.ref):
             if worker is not None:
                 worker.engine.pixels = pixels
                 worker.engine.banned_tokens = torch.tensor(banned_tokens, dtype=torch.long)
+        if self.actor is not None and papo.kl_coef:
+            self.actor.engine.papo = partial(papo_loss, papo=papo, config=self.loss_fn.keywords["config"])

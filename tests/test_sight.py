@@ -1,0 +1,225 @@
+"""The sight gauge: black pictures, when it checks, on which rows, that a seeing actor passes and a blind one stops a run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transfer_queue import KVBatchMeta
+
+from tests.actor import actor, log_probs
+from tests.test_rows import builder, make_sample, rows_of  # noqa: F401  (fixtures)
+from vision_rl.errors import UserError
+from vision_rl.models.pixels import Pixels
+from vision_rl.models.processor import load_processor
+from vision_rl.rollout.chat_request import CallError
+from vision_rl.rollout.pictures import Pictures
+from vision_rl.rollout.worker_api import Claims
+from vision_rl.settings import Sight
+from vision_rl.tiny.families import build
+from vision_rl.training import sight
+from vision_rl.training.rollouts import FinishedRollout
+from vision_rl.training.rows import RowBuilder
+from vision_rl.training.samples import Sample
+from vision_rl.training.sight import SightGauge, blind_tasks, sight_metrics
+from vision_rl.training.worker import VisionTrainingWorker
+
+
+@pytest.fixture(scope="module")
+def worker() -> VisionTrainingWorker:
+    return actor()
+
+
+@pytest.fixture
+def samples(make_sample: Callable[..., Sample], vqa_rows: list[dict[str, Any]]) -> list[Sample]:  # noqa: F811
+    paths = [row["image_paths"][0] for row in vqa_rows]
+    return [make_sample([paths[0]], "red"), make_sample(paths[1:3], "blue square")]
+
+
+def black_copy(path: str, folder: Path) -> str:
+    target = folder / f"{Path(path).stem}-black.png"
+    Image.new("RGB", Image.open(path).size).save(target)
+    return target.as_uri()
+
+
+@pytest.mark.parametrize("family", ["", "LLaVA-NeXT (1.6)", "SmolVLM", "InternVL 3 (-hf)", "Gemma 4"])
+def test_a_blank_picture_is_a_black_one_to_the_processor(
+    family: str, tiny_dir: Path, tmp_path: Path, vqa_rows: list[dict[str, Any]]
+) -> None:
+    """Zeros would do for Qwen, but SmolVLM takes them for padding. Sizes and everything but the pixels stay."""
+    processor = load_processor(str(build(family, tmp_path / "model") if family else tiny_dir))
+    pixels = Pixels(processor, tmp_path)
+    path = vqa_rows[0]["image_paths"][0]
+    seen, blank = pixels.inputs([Path(path).as_uri()]), pixels.inputs([Path(path).as_uri()], "blank")
+    expected = Pixels(processor, tmp_path).inputs([black_copy(path, tmp_path)])
+    assert set(blank) == set(expected) == set(seen)
+    assert all(torch.equal(blank[name], expected[name]) for name in blank)
+    assert blank["pixel_values"].shape == seen["pixel_values"].shape
+    assert not torch.equal(blank["pixel_values"], seen["pixel_values"])
+    assert pixels.inputs([Path(path).as_uri()])["pixel_values"] is seen["pixel_values"], (
+        "the picture itself stays as it was"
+    )
+
+
+def gap(worker: VisionTrainingWorker, builder: RowBuilder, samples: list[Sample]) -> dict[str, float]:  # noqa: F811
+    rows = rows_of(builder, samples)
+    mask = torch.nn.utils.rnn.pad_sequence([row["response_mask"] for row in rows], batch_first=True)
+    seeing = log_probs(worker, rows, builder.pixels)
+    return sight_metrics(seeing, log_probs(worker, rows, builder.pixels, view="blank"), mask)
+
+
+def test_the_tiny_model_uses_its_pictures(
+    worker: VisionTrainingWorker,
+    builder: RowBuilder,  # noqa: F811
+    samples: list[Sample],
+) -> None:
+    assert gap(worker, builder, samples)["sight/kl"] > 100 * Sight().min_kl  # type: ignore[operator]
+
+
+def test_an_actor_that_loses_its_pictures_shows_no_gap(
+    worker: VisionTrainingWorker,
+    builder: RowBuilder,  # noqa: F811
+    samples: list[Sample],
+    tiny_processor: Any,
+    tmp_path: Path,
+) -> None:
+    blind = RowBuilder(
+        tiny_processor, Pixels(tiny_processor, tmp_path, blank=True), max_prompt_length=128, max_response_length=16
+    )
+    found = gap(worker, blind, samples)
+    assert found["sight/kl"] == found["sight/logprob_gap"] == 0
+
+
+def test_gap_and_kl_are_means_over_the_models_own_tokens() -> None:
+    seeing, blind = torch.tensor([[-1.0, -2.0, 9.0]]), torch.tensor([[-1.5, -1.0, 0.0]])
+    found = sight_metrics(seeing, blind, torch.tensor([[1, 1, 0]]))
+    assert found["sight/logprob_gap"] == pytest.approx((0.5 - 1.0) / 2)
+    k3 = [torch.tensor(x).exp().item() - x - 1 for x in (-0.5, 1.0)]
+    assert found["sight/kl"] == pytest.approx(sum(k3) / 2)
+    assert found["sight/rows"] == 1
+
+
+def gauge(tmp_path: Path, **rule: Any) -> SightGauge:
+    return SightGauge(Sight(**rule), tmp_path)
+
+
+def tags(*pictures: int, padding: int = 0) -> list[dict[str, Any]]:
+    return [{"pictures": n} for n in pictures] + [{"pictures": 1, "is_padding": True}] * padding
+
+
+def test_rows_are_those_with_pictures_equally_many_for_each_rank(tmp_path: Path) -> None:
+    one = gauge(tmp_path, rows=0.25)
+    assert one.rows(tags(*[1] * 64), 1) == list(range(0, 64, 4))
+    assert len(one.rows(tags(*[1] * 64), 3)) == 15
+    assert one.rows(tags(0, 1, 0, 2, padding=3), 1) == [1]
+    assert one.rows(tags(0, 1, 0, 2, padding=3), 2) == [1, 3]
+    assert one.rows(tags(0, 0, 0), 1) == [] and one.rows(tags(0, 1), 2) == []
+
+
+def test_checks_come_first_then_every_so_often_within_their_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(sight, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    one = gauge(tmp_path, every=5, time=0.03, min_kl=None)
+    clock[0] = 10.0
+    assert one.due(3), "a resumed run begins anywhere"
+    one.note(1.0, 3, seconds=2.0)
+    clock[0] = 60.0
+    assert not one.due(5), "two seconds of sixty are more than 3 %"
+    clock[0] = 70.0
+    assert one.due(10) and not one.due(11)
+    assert not gauge(tmp_path, every=0).due(1)
+
+
+def test_several_dark_checks_in_a_row_end_the_run(tmp_path: Path) -> None:
+    one = gauge(tmp_path)
+    for step, kl in enumerate([0.0, 1e-4, 0.5, 0.0, 0.0]):
+        one.note(kl, step, 0.0)
+    with pytest.raises(
+        UserError, match=r"^step 9: the actor answers the same with black pictures .*does not use its pictures"
+    ):
+        one.note(float("nan"), 9, 0.0)
+    off = gauge(tmp_path, min_kl=None)
+    for step in range(9):
+        off.note(0.0, step, 0.0)
+
+
+def test_a_step_of_text_alone_is_not_checked(tmp_path: Path) -> None:
+    class Workers:
+        _dispatch_info = {"actor": [0, 1]}  # noqa: RUF012
+
+        def compute_log_prob(self, batch: Any) -> None:
+            raise AssertionError("nothing to compute")
+
+    batch = KVBatchMeta(keys=["a", "b"], tags=tags(0, 0), partition_id="train")
+    assert gauge(tmp_path).look(batch, Workers(), 1.0, 1) == {}
+
+
+def task(path: str, **more: Any) -> str:
+    return json.dumps({"image_paths": [path] if path else [], "settings": {"image_transport": "file"}, **more})
+
+
+def test_blind_tasks_show_black_pictures_of_the_same_sizes(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
+    path = str(tmp_path / "a.png")
+    tasks = [task(path), task(""), task(path, whole_paths=[path], question="?"), task(path)]
+    found = blind_tasks(tasks, tmp_path / "pictures", 2)
+    assert list(found) == [0, 2]
+    shown = json.loads(found[2])
+    assert shown["question"] == "?" and shown["settings"] == {"image_transport": "data"}
+    for name in (*shown["image_paths"], *shown["whole_paths"]):
+        assert Image.open(name).size == (30, 20) and Image.open(name).getextrema() == ((0, 0),) * 3
+    assert blind_tasks(tasks, tmp_path, 0) == blind_tasks([task("")], tmp_path, 9) == {}
+
+
+def test_the_reward_gap_is_over_rows_that_neither_side_failed(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    tasks = [task(str(tmp_path / "a.png"))] * 3
+
+    def rollout(reward: float | None) -> FinishedRollout:
+        return FinishedRollout(
+            "r", "g", {}, reward={"reward": reward or 0.0}, failure="" if reward is not None else "x"
+        )
+
+    class Rollouts:
+        def validate(self, asked: list[str], step: int, mode: str) -> list[FinishedRollout]:
+            assert (len(asked), step, mode) == (3, 7, "test")
+            return [rollout(0.25), rollout(None), rollout(0.0)]
+
+    seeing = [rollout(1.0), rollout(1.0), rollout(0.5)]
+    found = gauge(tmp_path).reward_gap(Rollouts(), tasks, seeing, 7)  # type: ignore[arg-type]
+    assert found == {
+        "sight/val_reward_seeing": 0.75, "sight/val_reward_blind": 0.125, "sight/val_reward_gap": 0.625, "sight/val_rows": 2,
+    }  # fmt: skip
+    assert gauge(tmp_path, val_rows=0).reward_gap(Rollouts(), tasks, seeing, 7) == {}  # type: ignore[arg-type]
+
+
+def test_a_worker_elsewhere_may_fetch_the_runs_own_pictures_and_no_others(tmp_path: Path) -> None:
+    kept, other = tmp_path / "pictures", tmp_path / "other"
+    for folder in (kept, other, kept / "below"):
+        folder.mkdir()
+        (folder / "p.png").write_bytes(b"x")
+    paths = [
+        str(kept / "p.png"),
+        str(other / "p.png"),
+        str(kept / ".." / "other" / "p.png"),
+        str(kept / "below" / "p.png"),
+    ]
+
+    class Store:
+        async def image_paths(self, rollout_id: str) -> list[str]:
+            return paths
+
+    claims = Claims(Store(), Pictures(kept, []))  # type: ignore[arg-type]
+    assert asyncio.run(claims.image("r", 0))[1] == b"x"
+    for index in (1, 2, 3):
+        with pytest.raises(CallError, match="not in the data directory"):
+            asyncio.run(claims.image("r", index))

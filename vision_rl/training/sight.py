@@ -1,0 +1,171 @@
+"""The sight gauge: whether the actor's answers depend on its pictures at all.
+
+Training on pictures that never reach the model looks normal: losses fall, and often rewards rise, by what the questions
+alone give away (agent-lightning issue 559, rllm issues 548 and 549, prime-rl issue 2786, verl issue 4256). Every few steps
+some rows are computed once more with black pictures of the same sizes. A path that loses the pictures gives the same
+log-probabilities twice, to the last bit, and a model that ignores them nearly so.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from PIL import Image
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.core_algos import kl_penalty
+from verl.workers.utils.padding import response_from_nested
+
+from vision_rl.errors import UserError
+from vision_rl.files import replacing
+from vision_rl.media.images import image_size
+from vision_rl.settings import Sight
+from vision_rl.training.rollout_manager import RolloutManager
+from vision_rl.training.rollouts import FinishedRollout
+
+
+class SightGauge:
+    """When to check, on which rows, and when it has been dark for too long. `folder`: for the black pictures of validation."""
+
+    def __init__(self, rule: Sight, folder: Path) -> None:
+        self.rule, self.folder = rule, folder
+        self.spent = 0.0
+        self.dark: list[float] = []
+        self._started = time.monotonic()
+        self._looked = False
+
+    def look(self, batch: KVBatchMeta, workers: Any, temperature: float, step: int) -> dict[str, float]:
+        """Check some rows of a batch whose `old_log_probs` are known, if it is time to; nothing where no row has a picture.
+
+        workers: verl's group of the actor's ranks. Raises `UserError` after too many dark checks in a row.
+        """
+        ranks = max(workers._dispatch_info["actor"]) + 1
+        chosen = self.rows(batch.tags, ranks) if self.due(step) else []
+        if not chosen:
+            return {}
+        started = time.monotonic()
+        rows = KVBatchMeta(
+            keys=[batch.keys[i] for i in chosen],
+            tags=[batch.tags[i] for i in chosen],
+            partition_id=batch.partition_id,
+            extra_info={
+                "view": "blank",
+                "calculate_entropy": False,
+                "compute_loss": False,
+                "temperature": temperature,
+            },
+        )
+        workers.compute_log_prob(rows)  # every rank takes part; the answer comes through the queue
+        fields = ["log_probs", "old_log_probs", "response_mask"]
+        data = tq.kv_batch_get(keys=rows.keys, partition_id=rows.partition_id, select_fields=fields)
+        data["log_probs"] = response_from_nested(data.pop("log_probs"), data["response_mask"])
+        padded = data.to_padded_tensor()
+        metrics = sight_metrics(padded["old_log_probs"], padded["log_probs"], padded["response_mask"])
+        metrics["timing_s/sight"] = time.monotonic() - started
+        self.note(metrics["sight/kl"], step, metrics["timing_s/sight"])
+        return metrics
+
+    def due(self, step: int) -> bool:
+        """Whether this step has a check: the first one asked about, then every `every` steps that there is time for."""
+        if not self.rule.every or (self._looked and step % self.rule.every):
+            return False
+        return self.spent <= self.rule.time * (time.monotonic() - self._started)
+
+    def rows(self, tags: Sequence[Mapping[str, Any]], ranks: int) -> list[int]:
+        """The rows to look at, spread over a batch: equally many for each rank, because all ranks compute together.
+
+        Empty where fewer rows than ranks have a picture.
+        """
+        seeing = [i for i, tag in enumerate(tags) if tag.get("pictures") and not tag.get("is_padding")]
+        wanted = max(1, round(self.rule.rows * len(seeing) / ranks)) * ranks
+        return spread(seeing, wanted) if len(seeing) >= wanted else []
+
+    def note(self, kl: float, step: int, seconds: float) -> None:
+        """Remember a check. Raises `UserError` after too many dark ones in a row."""
+        self._looked = True
+        self.spent += seconds
+        least = self.rule.min_kl
+        self.dark = [*self.dark, kl] if least is not None and not kl >= least else []
+        if len(self.dark) >= self.rule.patience:
+            seen = ", ".join(f"{one:.1e}" for one in self.dark)
+            raise UserError(
+                f"step {step}: the actor answers the same with black pictures ({seen} nats per token apart in the last "
+                f"{len(self.dark)} checks, app.sight.min_kl={least:g}): this model, or this path, does not use its pictures; "
+                "see docs/troubleshooting.md, or set app.sight.min_kl=null if the questions need no picture"
+            )
+
+    def reward_gap(
+        self, rollouts: RolloutManager, tasks: Sequence[str], seeing: Sequence[FinishedRollout], step: int
+    ) -> dict[str, float]:
+        """The reward of some validation rows, `seeing`, beside that of the same rows with black pictures.
+
+        Over the rows that neither side failed. A model that knows nothing yet earns nothing either way, so that no gap here
+        ends a run; these rollouts are counted nowhere else.
+        """
+        blind = blind_tasks(tasks, self.folder, self.rule.val_rows)
+        finished = rollouts.validate(list(blind.values()), step, mode="test") if blind else []
+        pairs = [
+            (seeing[place].reward["reward"], one.reward["reward"])
+            for place, one in zip(blind, finished, strict=True)
+            if not (seeing[place].failure or one.failure)
+        ]
+        if not pairs:
+            return {}
+        with_pictures, without = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
+        return {
+            "sight/val_reward_seeing": with_pictures,
+            "sight/val_reward_blind": without,
+            "sight/val_reward_gap": with_pictures - without,
+            "sight/val_rows": len(pairs),
+        }
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """`count` of the items, at equal distances."""
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def sight_metrics(seeing: torch.Tensor, blind: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
+    """The gap between log-probabilities with and without pictures over the model's own tokens. All: (rows, length).
+
+    `sight/logprob_gap`: their mean difference in nats, what a picture makes the chosen token more likely by. `sight/kl`: the
+    mean of verl's k3 estimate (Schulman 2020), which is never negative, and which the rounding of bfloat16 (0.01 nats)
+    moves by 1e-4 only.
+    """
+    chosen = mask.bool()
+    kl = kl_penalty(seeing, blind, "low_var_kl")[chosen]
+    return {
+        "sight/logprob_gap": (seeing - blind)[chosen].mean().item(),
+        "sight/kl": kl.mean().item(),
+        "sight/rows": len(mask),
+    }
+
+
+def blind_tasks(tasks: Sequence[str], folder: Path, most: int) -> dict[int, str]:
+    """Up to `most` of the tasks, spread over them, whose pictures are black ones of the same sizes, by their place in `tasks`.
+
+    Any agent that shows what its task names shows those, and any tool cuts from them. They are sent as `data:` URIs, since
+    the model server may read files of the data folder only. Tasks without pictures are left out.
+    """
+    seeing = {place: task for place, text in enumerate(tasks) if (task := json.loads(text))["image_paths"]}
+    found = {}
+    for place in spread(list(seeing), min(most, len(seeing))):
+        task = seeing[place]
+        names = [name for name in ("image_paths", "whole_paths") if task.get(name)]
+        black = {name: [str(_black(folder, path)) for path in task[name]] for name in names}
+        found[place] = json.dumps({**task, **black, "settings": {**task["settings"], "image_transport": "data"}})
+    return found
+
+
+def _black(folder: Path, path: str) -> Path:
+    width, height = image_size(path)
+    target = folder / f"black-{width}x{height}.png"
+    if not target.exists():
+        with replacing(target) as temporary:
+            Image.new("RGB", (width, height)).save(temporary, format="PNG")
+    return target
