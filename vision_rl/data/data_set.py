@@ -85,7 +85,7 @@ class DataSet:
 class Source:
     """What to read. What is named here takes the place of what is declared.
 
-    language: keep only the records in it; split: of a folder, the files of it; frames: pictures to take of a video;
+    language: keep only the records in it; split: of a folder the files of it, of a refer file the records; frames: pictures to take of a video;
     name: kept in every row as `source`.
     """
 
@@ -121,7 +121,7 @@ def iter_rows(data_set: DataSet, source: Source, *, on_bad: OnBad | None = None)
 
 def _flat_records(data_set: DataSet, source: Source, file: Path) -> Iterator[tuple[str, str, Record | UserError]]:
     """(where it stands, its id, the flat record or why there is none)."""
-    for number, record in iter_records(file, data_set.unpack):
+    for number, record in iter_records(file, data_set.unpack, source.split):
         where = f"{file}, record {number}"
         if source.language and str(record.get("q_lang", "")).lower() != source.language.lower():
             continue

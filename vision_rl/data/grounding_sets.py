@@ -37,10 +37,10 @@ def _radiology(source: Source, on_bad: OnBad | None) -> Iterator[Record]:
 _REFCOCO = DataSet(
     title="RefCOCO",
     layout=(
-        "parquet with question_id, image, answer (a list of expressions), bbox (x, y, width, height in "
-        "pixels), file_name"
+        "the authors' refs(...).p with instances.json (--split val, testA, ...; COCO's train2014); or parquet with "
+        "question_id, image, answer (a list of expressions), bbox (x, y, width, height in pixels), file_name"
     ),
-    source=f"{_HUB}lmms-lab/RefCOCO; {_LMMS}refcoco/utils_rec.py",
+    source=f"https://github.com/lichengunc/refer; {_HUB}lmms-lab/RefCOCO; {_LMMS}refcoco/utils_rec.py",
     rows="val 8,811, test 5,000, testA 1,975, testB 1,810 objects",
     metric="acc_at_iou_0.5",
     licence="COCO's terms for the pictures",
@@ -49,7 +49,9 @@ _REFCOCO = DataSet(
     question=("expression",),
     mark=("answer",),
     box_format="xywh",
-    drop=("question", "answer", "iscrowd"),
+    size="image_size",
+    folders=("", "train2014", "images/mscoco/images/train2014"),
+    drop=("question", "answer", "iscrowd", "image_size"),
     unfold=layouts.expressions,
 )
 
