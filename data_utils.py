@@ -104,7 +104,7 @@ def _add_set_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--answer-as", choices=ANSWER_FORMS, default="", help="what the answer to a question with choices is written as"
     )
-    parser.add_argument("--language", default="", help="slake: keep the questions in en or zh")
+    parser.add_argument("--language", default="", help="slake: en or zh; screenspot-pro: en or cn")
     parser.add_argument("--split", default="", help="of a folder with several, such as train or test")
     parser.add_argument("--frames", type=int, default=8, help="pictures to take of a video (default: %(default)s)")
     parser.add_argument("--max-samples", type=int, help="stop after this many rows")

@@ -120,7 +120,7 @@ def test_a_hostile_pickle_does_nothing(protocol: int, tmp_path: Path) -> None:
     assert mark.exists(), "the pickle is a hostile one"
     mark.unlink()
     (tmp_path / "refs.p").write_bytes(pickle.dumps([{"ref_id": Touch(mark)}], protocol=protocol))
-    with pytest.raises(UserError, match="it names .*system"):
+    with pytest.raises(UserError, match=r"it names .*system"):
         plain_pickle(tmp_path / "refs.p")
     assert not mark.exists()
 

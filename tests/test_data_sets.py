@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import data_utils
-from tests.data_samples import SAMPLES, Sample, picture, shot, write_vqav2
+from tests.data_samples import BOX, SAMPLES, Sample, picture, shot, write_vqav2
 from vision_rl.data.schema import read_rows
 from vision_rl.data.sets import SETS, sets_table
 from vision_rl.rewards.metrics import METRICS
@@ -271,3 +273,64 @@ def test_embedded_pictures_are_read_directly(several: bool, tmp_path: Path) -> N
     assert [len(row["image_paths"]) for row in rows] == [1 + several] * 2
     assert all(Path(path).read_bytes() for row in rows for path in row["image_paths"])
     assert len(list((tmp_path / "images").iterdir())) == 1 + several
+
+
+def placed(name: str, command: list[str]) -> None:
+    """Write the set's sample to where a command of the table looks for it, named as its download names it."""
+    if name == "vqav2":
+        paths = write_vqav2(Path("data/vqav2"))
+        paths["image_dir"].rename(Path("data/vqav2/images").absolute() / paths["image_dir"].name)
+        return
+    given = dict(pairwise(command))
+    sample, source, content = SAMPLES[name], Path(given["--input"]), SAMPLES[name].content
+    if isinstance(content, dict) and "data" in content:  # the authors' JSON; the hub has parquet with pictures
+        content = [{**record, "image": shot()} for record in content["data"]]
+    if source.suffix:
+        file = source.relative_to(source.parent)
+    elif "--split" in given and name != "slake":
+        script = (Path(__file__).parents[1] / "download_data.sh").read_text()
+        found = re.search(rf"\n +{re.escape(name)}\) hf \S+ \S+ '(.+)/\.\*", script)
+        assert found, "a split needs a folder of the hub's parquet files"
+        file = Path(found.group(1)) / f"{given['--split']}-00000-of-00001-abc.parquet"
+    else:
+        file = Path(sample.file)
+    folder = source.parent if source.suffix else source
+    Sample(str(file), content, []).write(folder)
+    pictures = Path(given.get("--image-dir", folder))
+    Sample("unused.json", [], [], sample.pictures).write(pictures)
+    (pictures / "unused.json").unlink()
+
+
+def test_every_command_of_the_table_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    docs = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    commands = re.findall(r"^\| `([^`]+)` .*? \| `data_utils\.py (convert [^`]+)` \|", docs, re.MULTILINE)
+    assert [name for name, _ in commands] == list(SETS)
+    monkeypatch.chdir(tmp_path)
+    for name, command in commands:
+        words = command.split()
+        Path("data/vqav2/images").mkdir(parents=True, exist_ok=True)
+        placed(name, words)
+        code, _, error = run(*words)
+        assert code == 0, f"{command}: {error}"
+        rows = read_rows(words[-1])
+        assert rows and all(row["source"] == name for row in rows)
+
+
+def test_screenspot_pros_styles_languages_and_negative_targets(tmp_path: Path, run: Any) -> None:
+    item = {**SAMPLES["screenspot-pro"].content[0], "action": "click the eraser"}
+    items = [item, {**item, "id": "none", "gt_type": "negative", "bbox": None}]
+    arguments = Sample("annotations/blender.json", items, [], ("images/blender/a.png",)).write(tmp_path)
+    for options, question, kind in (
+        ([], "erase", ("instruction", "en")),
+        (["--language", "cn"], "擦", ("instruction", "cn")),
+        (["--question-field", "action"], "click the eraser", ("action", "en")),
+    ):
+        assert run("convert", "screenspot-pro", *arguments, *options, "--output", tmp_path / "o.parquet")[0] == 0
+        positive, negative = read_rows(tmp_path / "o.parquet")
+        assert (positive["question"], positive["boxes"]) == (question, [pytest.approx(box) for box in BOX])
+        assert (negative["boxes"], negative["labels"], negative["meta"]["gt_type"]) == ([], [], "negative")
+        assert (positive["meta"]["instruction_style"], positive["meta"]["language"]) == kind
+    one_sentence(
+        run("convert", "screenspot-pro", *arguments, "--question-field", "poem", "--output", tmp_path / "x.parquet"),
+        "item 0 has no poem",
+    )

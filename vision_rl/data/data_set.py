@@ -44,11 +44,13 @@ class DataSet:
     """One published set.
 
     layout: its files and fields in words; source: where that is documented; rows: as published; metric: its usual one;
-    get: where it comes from, a set of download_data.sh or an address; account: what is asked for besides a download.
+    get: where it comes from, a set of download_data.sh or an address; options: those of `data_utils.py convert NAME` for
+    what comes from there; account: what is asked for besides a download.
     Fields name columns, of which the first that a record has counts. answer_as: how the answer to a question with
     choices is written (`gold_letter`); box_format, space: how boxes are (`to_unit_xyxy`); size: the field with the
     picture's [width, height]; folders: where in the image directory pictures may be; drop: fields not worth keeping in
-    `meta`; mark: fields of which a parquet file of the set has one (default: of the question's and of the picture's).
+    `meta`; mark: fields of which a parquet file of the set has one (default: of the question's and of the picture's);
+    file_as: a field that the file's name fills in, in sets with one file for each kind of question.
     `unpack` takes the records out of a JSON object (None: it has none), `unfold` makes flat records of one, `metric_of`
     names a record's metric; `reader` takes the place of all this for a layout of its own.
     """
@@ -60,6 +62,7 @@ class DataSet:
     licence: str
     metric: str
     get: str
+    options: str = ""
     account: str = ""
     task: str = "vqa"
     image: Fields = ("image",)
@@ -75,6 +78,7 @@ class DataSet:
     folders: Fields = ("",)
     drop: Fields = ()
     mark: Fields = ()
+    file_as: str = ""
     unpack: Unpack | None = None
     unfold: Callable[[Record], Iterable[Record]] = _as_it_is
     metric_of: Callable[[Record], str] | None = None
@@ -85,8 +89,8 @@ class DataSet:
 class Source:
     """What to read. What is named here takes the place of what is declared.
 
-    language: keep only the records in it; split: of a folder the files of it, of a refer file the records; frames: pictures to take of a video;
-    name: kept in every row as `source`.
+    language: keep only the records in it; split: of a folder the files of it, of a refer file the records; frames:
+    pictures to take of a video; name: kept in every row as `source`.
     """
 
     path: Path
@@ -123,6 +127,8 @@ def _flat_records(data_set: DataSet, source: Source, file: Path) -> Iterator[tup
     """(where it stands, its id, the flat record or why there is none)."""
     for number, record in iter_records(file, data_set.unpack, source.split):
         where = f"{file}, record {number}"
+        if data_set.file_as:
+            record.setdefault(data_set.file_as, file.stem.removeprefix("element_grounding_"))
         if source.language and str(record.get("q_lang", "")).lower() != source.language.lower():
             continue
         identity = _first(record, data_set.identity)
@@ -232,14 +238,14 @@ def _target(data_set: DataSet, record: Record, size: tuple[int, int], where: str
         )
     value = _required(record, data_set.boxes, where, f"{data_set.title} has: {data_set.layout}")
     values = [value] if isinstance(value, str) or (value and not isinstance(value[0], (list, tuple))) else value
-    form = {"box_format": data_set.box_format, "space": data_set.space, "where": where}
+    form = {"box_format": data_set.box_format, "space": record.get("box_space", data_set.space), "where": where}
     boxes = [to_unit_xyxy(four_numbers(box, where), size, **form) for box in values]
     label = str(record.get("label", ""))
     return {"boxes": boxes, "labels": [label] * len(boxes)}
 
 
 def _columns(data_set: DataSet) -> Fields:
-    return (*data_set.image, *data_set.answer, *data_set.choices, *data_set.boxes, "label", "polygon")
+    return (*data_set.image, *data_set.answer, *data_set.choices, *data_set.boxes, "label", "polygon", "box_space")
 
 
 def _named(chosen: str, declared: Fields) -> Fields:

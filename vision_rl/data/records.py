@@ -21,16 +21,10 @@ Item = TypeVar("Item")
 _PARQUET_BATCH = 32
 # test-00000-of-00001.parquet, and train.json
 _SPLIT = re.compile(r"(.+?)-\d{5}-of-\d{5}|(?:train|val|validation|test)(?=\.)")
-_PATTERNS = (
-    "*.p",
-    "*.parquet",
-    "data/*.parquet",
-    "*.jsonl",
-    "*.json",
-    "annotations/*.json",
-    "metadata/*.json",
-    "*.csv",
-)
+FOLDERS = ("data", "DocVQA", "InfographicVQA", "ScienceQA-IMG")
+"""Folders in which Hugging Face repositories have their parquet files."""
+_PARQUET = ("*.parquet", *(f"{folder}/*.parquet" for folder in FOLDERS))
+_PATTERNS = ("*.p", *_PARQUET, "*.jsonl", "*.json", "annotations/*.json", "metadata/*.json", "*.csv")
 
 
 def converted(
