@@ -59,9 +59,9 @@ def protocol(identity: Mapping[str, Any]) -> dict[str, Any]:
         space = get_family(family).space
         text = request("{instruction}", settings["answer_format"], settings["family"])
         found |= {"prompt": text, "answer format": name, "coordinate space": f"{space} ({family})"}
-        found["served pixels"] = [settings.get("min_pixels"), settings.get("max_pixels")]
     else:
         found["prompt"] = get_task(str(identity["task"])).part("prompt")
+    found["served pixels"] = [settings.get("min_pixels"), settings.get("max_pixels")]
     return found
 
 
