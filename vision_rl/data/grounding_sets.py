@@ -205,11 +205,11 @@ GROUNDING_SETS: dict[str, DataSet] = {
             "element_grounding_basic, _functional and _spatial.json: lists with image_path, image_size, "
             "prompt_to_evaluate, bbox (x1, y1, x2, y2 in pixels), platform, element_type"
         ),
-        source="https://github.com/uivision/UI-Vision, eval/grounding/eval_uivision.py",
+        source=f"{_HUB}ServiceNow/ui-vision; https://github.com/uivision/UI-Vision, eval/grounding/eval_uivision.py",
         rows="see its card",
         metric="point_in_box",
         licence="see its card",
-        get=f"{_HUB}ServiceNow/ui-vision",
+        get="download_data.sh ui-vision",
         options="--input data/ui-vision/annotations/element_grounding --image-dir data/ui-vision/images",
         task="grounding",
         image=("image_path",),
@@ -223,11 +223,11 @@ GROUNDING_SETS: dict[str, DataSet] = {
             "L2_annotations.json: a list with image_path, platform, instruction, bbox (x1, y1, x2, y2), data_type, "
             "grounding_type (basic or advanced), app_name; pictures in offline_images/PLATFORM"
         ),
-        source="https://github.com/open-compass/MMBench-GUI, benchmarks/l2_element_grounding.py",
+        source=f"{_HUB}OpenGVLab/MMBench-GUI; https://github.com/open-compass/MMBench-GUI, benchmarks/l2_element_grounding.py",
         rows="see its card",
         metric="point_in_box",
         licence="see its card",
-        get=f"{_HUB}OpenGVLab/MMBench-GUI",
+        get="download_data.sh mmbench-gui-l2",
         options="--input data/mmbench-gui-l2/L2_annotations.json --image-dir data/mmbench-gui-l2/offline_images",
         task="grounding",
         question=("instruction",),
@@ -239,11 +239,11 @@ GROUNDING_SETS: dict[str, DataSet] = {
             "instruction/*_grounding.json and refusal_spatial.json: lists with image_path (or image, img_filename), "
             "instruction, bbox (x1, y1, x2, y2 in pixels), platform, ui_element_type; pictures in images/PLATFORM"
         ),
-        source="https://github.com/inclusionAI/UI-Venus, branch VenusBench-GD",
+        source=f"{_HUB}inclusionAI/VenusBench-GD; https://github.com/inclusionAI/UI-Venus, branch VenusBench-GD",
         rows="6,166 in English and Chinese",
         metric="point_in_box",
         licence="see its card",
-        get=f"{_HUB}inclusionAI/VenusBench-GD",
+        get="download_data.sh venusbench-gd",
         options="--input data/venusbench-gd/instruction --image-dir data/venusbench-gd/images",
         task="grounding",
         image=("image_path", "image", "img_filename"),
