@@ -334,3 +334,35 @@ def test_screenspot_pros_styles_languages_and_negative_targets(tmp_path: Path, r
         run("convert", "screenspot-pro", *arguments, "--question-field", "poem", "--output", tmp_path / "x.parquet"),
         "item 0 has no poem",
     )
+
+
+NAMES_OF_PICTURES = ("img_name", "imageId", "image_id", "image_local_name", "img_filename", "image_path", "image")
+
+
+@pytest.mark.parametrize(
+    "name",
+    # VinDr-CXR and MS-CXR are tables and COCO files, ScreenSpot-v2 is published as JSON only.
+    sorted(set(NAMES) - {"vindr-cxr", "ms-cxr", "screenspot-v2"}),
+)
+def test_every_set_comes_as_parquet_with_embedded_pictures_too(name: str, tmp_path: Path, run: Any) -> None:
+    """As the hub has them: other than in the authors' files, the picture is in a column `image`."""
+    content = SAMPLES[name].content
+    if isinstance(content, dict):
+        content = content.get("data") or [{"question_id": key, **item} for key, item in content.items()]
+    if name == "vlm-r1":
+        content = [{"image": "a.jpg", "problem": "the left man", "solution": "<answer>[20, 10, 60, 40]</answer>"}]
+    if name == "visual-genome" or any(isinstance(content[0].get(field), str) for field in NAMES_OF_PICTURES):
+        content = [{k: v for k, v in one.items() if k not in NAMES_OF_PICTURES} | {"image": shot()} for one in content]
+    # Columns have one type: a list of elements, polygons and refusals are in the other tests.
+    content = [one for one in content if "elements" not in one and one.get("box_type", "bbox") == "bbox"]
+    file = SAMPLES[name].file.rsplit(".", 1)[0] + ".parquet"
+    arguments = Sample(file, content, [], (), SAMPLES[name].options).write(tmp_path / "set")
+    output = tmp_path / "out" / "x.parquet"
+    code, _, error = run("convert", name, "--output", output, *arguments)
+    assert code == 0, error
+    rows = read_rows(output)
+    for row, expected in zip(rows, SAMPLES[name].expected, strict=False):
+        assert row["question"] == expected.get("question", row["question"])
+        assert row["boxes"] == [pytest.approx(box) for box in expected.get("boxes", [])]
+        assert all(Path(path).parent == output.parent / "images" for path in row["image_paths"])
+    assert rows

@@ -84,6 +84,11 @@ class DataSet:
     metric_of: Callable[[Record], str] | None = None
     reader: Callable[[Source, OnBad | None], Iterator[Record]] | None = None
 
+    @property
+    def pictures(self) -> Fields:
+        """Columns of the picture: those that the set names, or the hub's, which embeds it."""
+        return tuple(dict.fromkeys((*self.image, "image")))
+
 
 @dataclass(frozen=True)
 class Source:
@@ -118,7 +123,7 @@ def iter_rows(data_set: DataSet, source: Source, *, on_bad: OnBad | None = None)
     if data_set.reader:
         yield from data_set.reader(source, on_bad)
         return
-    own = _named(source.question_field, data_set.question), _named(source.image_field, data_set.image)
+    own = _named(source.question_field, data_set.question), _named(source.image_field, data_set.pictures)
     for file in source_files(source.path, (data_set.mark,) if data_set.mark else own, data_set.title, source.split):
         yield from converted(_flat_records(data_set, source, file), partial(_row, data_set, source), on_bad)
 
@@ -177,7 +182,7 @@ def _row(data_set: DataSet, source: Source, item: tuple[str, str, Record | UserE
 
 def _pictures(data_set: DataSet, source: Source, record: Record, where: str) -> tuple[list[Path], str]:
     """The pictures of a record, and whether they are "images" or the frames of a "video"."""
-    names = _named(source.image_field, data_set.image)
+    names = _named(source.image_field, data_set.pictures)
     video = record.get("video", record.get("frames")) if "frames" in names else None
     if isinstance(video, str) and ("video" in record or (source.directory / video).is_dir()):
         return sample_frames(source.directory / video, source.extract_dir, source.frames), "video"

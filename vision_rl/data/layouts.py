@@ -147,7 +147,7 @@ def mmbench_gui(record: Record) -> Iterable[Record]:
     """
     box = [max(number, 0) for number in record["bbox"]]
     space = "unit" if max(box) <= 1 else "pixels"
-    image = f"{record['platform']}/{record['image_path']}"
+    image = record["image"] if "image" in record else f"{record['platform']}/{record['image_path']}"
     return [{**record, "image": image, "bbox": box, "box_space": space, "label": record.get("data_type", "")}]
 
 

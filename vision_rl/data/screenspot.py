@@ -3,7 +3,7 @@
 | form | files | box |
 | hf | parquet of `rootsautomation/ScreenSpot` with embedded images | xyxy, 0..1 |
 | v2 | JSON lists of the original ScreenSpot (SeeClick) and of ScreenSpot-v2, images beside them | xywh, pixels |
-| pro | JSON lists of ScreenSpot-Pro, images beside them | xyxy, pixels |
+| pro | JSON lists of ScreenSpot-Pro, images beside them, or parquet with embedded images | xyxy, pixels |
 
 The form is told by the fields that each one has, never by the size of the numbers. There is no published train split.
 """
@@ -54,7 +54,7 @@ def iter_rows(
     for file in source_files(Path(source), (("bbox",), ("instruction",), ("image",)), "ScreenSpot"):
         if file.suffix == ".parquet":
             _require(form in ("auto", "hf"), f"{file} is a parquet file, but --form {form} asks for JSON")
-            convert = partial(_parquet_row, file, Path(extract_dir))
+            convert = partial(_parquet_row, file, Path(extract_dir), asked)
             yield from converted(parquet_records(file), convert, on_bad)
         else:
             items = read_json(file)
@@ -74,8 +74,10 @@ def _image_dir(file: Path, image_dir: str | Path | None) -> Path:
     return file.parent
 
 
-def _parquet_row(file: Path, extract_dir: Path, numbered: tuple[int, dict[str, Any]]) -> dict[str, Any]:
+def _parquet_row(file: Path, extract_dir: Path, asked: _Asked, numbered: tuple[int, dict[str, Any]]) -> dict[str, Any]:
     number, item = numbered
+    if "ui_type" in item or "img_size" in item:  # Pro, with its pictures inside
+        return _json_row(file, extract_dir, "pro", asked, numbered)
     where = f"{file}, row {number}"
     missing = {"bbox", "instruction", "image"} - item.keys()
     _require(not missing, f"{where} has no {', '.join(sorted(missing))}; it is not ScreenSpot's parquet form")
@@ -103,10 +105,11 @@ def _json_row(file: Path, image_dir: Path, form: str, asked: _Asked, numbered: t
     where = f"{file}, item {number}"
     _require(isinstance(item, dict), f"{where} is not an object; it is not ScreenSpot's JSON form")
     none = item.get("gt_type") == "negative"
-    missing = {"img_filename", asked.field, *(() if none else ("bbox",))} - item.keys()
+    picture = "image" if "image" in item else "img_filename"
+    missing = {picture, asked.field, *(() if none else ("bbox",))} - item.keys()
     _require(not missing, f"{where} has no {', '.join(sorted(missing))}; it is not ScreenSpot's JSON form")
     is_pro = ("ui_type" in item or "img_size" in item) if form == "auto" else form == "pro"
-    image = picture_file(item["img_filename"], image_dir, image_dir, where)
+    image = picture_file(item[picture], image_dir, image_dir, where)
     size = image_size(image)
     said = item.get("img_size")
     if is_pro and said:
