@@ -119,8 +119,8 @@ def convert(args: argparse.Namespace) -> int:
         data_set = dataclasses.replace(data_set, task=args.task)
     if args.questions:
         return convert_vqav2(args)
-    if args.input is None or args.set == "vqav2":
-        option = "--questions (and --annotations)" if args.set == "vqav2" else "--input"
+    if args.input is None:
+        option = "--questions (and --annotations) or --input" if args.set == "vqav2" else "--input"
         raise UserError(f"{data_set.title} is read from {option}: {data_set.layout}; get it: {data_set.get}")
     if args.max_samples is not None and args.max_samples < 1:
         raise UserError(f"--max-samples {args.max_samples} leaves no rows; give 1 or more")

@@ -171,6 +171,17 @@ def test_a_test_split_has_no_answers(tmp_path: Path, run: Any) -> None:
     assert read_rows(tmp_path / "o.parquet")[0]["answers"] == []
 
 
+def test_vqav2_comes_as_the_hubs_parquet_too(tmp_path: Path, run: Any) -> None:
+    answers = [{"answer": text, "answer_confidence": "yes", "answer_id": n} for n, text in enumerate(["net"] * 10)]
+    record = {"question_id": 262148000, "image": shot(), "image_id": 262148, "question": "What?", "answers": answers}
+    arguments = Sample("data/validation-00000-of-00001.parquet", [{**record, "answer_type": "other"}], []).write(
+        tmp_path
+    )
+    assert run("convert", "vqav2", "--output", tmp_path / "o.parquet", *arguments)[0] == 0
+    (row,) = read_rows(tmp_path / "o.parquet")
+    assert (row["answers"], row["metric"], row["meta"]["question_id"]) == (["net"] * 10, "vqa", 262148000)
+
+
 def test_ok_vqa_comes_as_vqav2s_files_too(tmp_path: Path, run: Any) -> None:
     paths = write_vqav2(tmp_path)
     options = [part for name, path in paths.items() for part in (f"--{name.replace('_', '-')}", path)]
@@ -185,7 +196,7 @@ def test_ok_vqa_comes_as_vqav2s_files_too(tmp_path: Path, run: Any) -> None:
         (["vqa_rad", "--input", "x"], ["no set is called 'vqa_rad'; did you mean vqa-rad?"]),
         (["nonsense", "--input", "x"], ["choose one of vqav2,"]),
         (["slake"], ["SLAKE is read from --input", "download_data.sh slake"]),
-        (["vqav2", "--input", "x"], ["--questions (and --annotations)"]),
+        (["vqav2"], ["--questions (and --annotations) or --input"]),
         (["slake", "--questions", "x"], ["--questions is for vqav2 and ok-vqa"]),
         (["slake", "--input", "nowhere.json"], ["nowhere.json is not there"]),
         (["slake", "--input", "."], ["holds no file of SLAKE"]),

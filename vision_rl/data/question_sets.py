@@ -11,7 +11,9 @@ _LMMS = "lmms-eval, lmms_eval/tasks/"
 QUESTION_SETS: dict[str, DataSet] = {
     "vqav2": DataSet(
         title="VQAv2",
-        layout="v2_OpenEnded_mscoco_*_questions.json and v2_mscoco_*_annotations.json, COCO's pictures",
+        layout=(
+            "v2_OpenEnded_mscoco_*_questions.json and v2_mscoco_*_annotations.json, COCO's pictures; or parquet as OK-VQA's"
+        ),
         source="https://visualqa.org/download.html",
         rows="train 443,757, val 214,354, test 447,793",
         metric="vqa",
