@@ -57,7 +57,8 @@ def protocol(identity: Mapping[str, Any]) -> dict[str, Any]:
     if get_task(str(identity["task"])).truth == "boxes" and "family" in settings:
         name, family = answer_space(settings["answer_format"], settings["family"])
         space = get_family(family).space
-        text = request("{instruction}", settings["answer_format"], settings["family"])
+        ranked = settings.get("reward") == "ranked"
+        text = request("{instruction}", settings["answer_format"], settings["family"], ranked=ranked)
         found |= {"prompt": text, "answer format": name, "coordinate space": f"{space} ({family})"}
     else:
         found["prompt"] = get_task(str(identity["task"])).part("prompt")
