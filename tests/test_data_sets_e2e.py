@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import data_utils
 from tests.data_samples import SAMPLES, write_vqav2
 from vision_rl.data.schema import read_rows, write_rows
 from vision_rl.data.sets import SETS
@@ -45,7 +46,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             given: list[object] = [part for key, path in paths.items() for part in (f"--{key.replace('_', '-')}", path)]
         else:
             given = list(SAMPLES[name].write(folder / name))
-        run("data_utils.py", "convert", name, "--output", output, *given)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["data_utils.py", "convert", name, "--output", str(output), *map(str, given)])
+            with pytest.raises(SystemExit) as exit_info:
+                data_utils.main()
+        assert not exit_info.value.code, name
     return found
 
 
@@ -53,13 +58,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def trained(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps over all rows of all sets; SLAKE's come twice as often as others'."""
     run_dir = tmp_path_factory.mktemp("run") / "run"
-    rows = sum(len(read_rows(path)) for path in files.values())
-    weighted = [f"{path}:{(1 + (name == 'slake')) * len(read_rows(path))}" for name, path in files.items()]
-    batch = (rows + 2) // 2
+    counts = {name: len(read_rows(path)) for name, path in files.items()}
+    # An even number of rows, so that two whole batches have each of them.
+    twice = {"slake"} if sum(counts.values()) % 2 else {"slake", "custom"}
+    weighted = [f"{path}:{counts[name] * (1 + (name in twice))}" for name, path in files.items()]
+    batch = (sum(counts.values()) + len(twice)) // 2
     run(
         *("train_agent.py", "--preset", "cpu", "--run-dir", run_dir, "--max-steps", 2),
         *("--data-path", *weighted, "--val-data-path", *files.values()),
         *(f"data.train_batch_size={batch}", f"actor_rollout_ref.actor.ppo_mini_batch_size={batch}"),
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={batch}",
         *("actor_rollout_ref.rollout.n=2", "data.max_prompt_length=512", "trainer.save_freq=-1"),
     )
     return run_dir
@@ -85,8 +93,7 @@ def test_every_set_trains_and_validates_by_its_own_metric(trained: Path, files: 
             component = "point" if metric == "point_in_box" else metric
             assert all(component in rollout["reward"] or "task" in rollout["reward"] for rollout in by_source[name])
         assert f"val/{name}/{'iou' if SETS[name].task == 'grounding' else 'accuracy'}" in last
-    shares = [len([r for r in by_source[name] if r["step"] <= 2]) for name in ("slake", "vqa-rad")]
-    assert shares == [4, 2]  # two rollouts of each prompt
+    assert [len(by_source[name]) for name in ("slake", "vqa-rad")] == [4, 2]  # two rollouts of each prompt
 
 
 def test_the_run_is_summed_up_and_shown(trained: Path) -> None:
