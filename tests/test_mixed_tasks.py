@@ -103,6 +103,7 @@ def test_a_run_records_its_tasks(mixed: dict[str, Path], tmp_path: Path) -> None
     run = read_run(tmp_path)
     assert (run.task, run.metric) == ("grounding+vqa", "reward")
     assert [run.truth_of({"task": task}) for task in (*BOTH, "")] == ["answers", "boxes", "boxes"]
+    assert run.truths == {"answers", "boxes"}
     assert changes(run, resolved) == []
     with pytest.raises(UserError, match=r"holds a run of --task grounding\+vqa, not vqa"):
         changes(run, resolve_tasks(["vqa"], "cpu"))

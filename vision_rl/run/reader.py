@@ -47,6 +47,11 @@ class RecordedRun:
         return str(self.config.get(f"task.truths.{record.get('task')}") or self.truth)
 
     @property
+    def truths(self) -> set[str]:
+        """The kinds of truth of all its tasks."""
+        return {str(value) for key, value in self.config.items() if key.startswith("task.truths.")} or {self.truth}
+
+    @property
     def metric(self) -> str:
         """The component of the reward that validation is judged by."""
         return str(self.config.get("task.metric") or self._guessed_task().metric)
