@@ -217,10 +217,14 @@ def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolv
 
 
 def tasks_of_run(args: argparse.Namespace) -> list[str]:
-    """The tasks that are named, or those of the data's rows, in the order in which they come."""
+    """The tasks that are named, or those of the data's rows, in the order in which they come.
+
+    A file that is not there yet is passed over: --dry-run and --plan do not need it, and a run will say that it is missing.
+    """
     if args.task or args.data_path is None:
         return args.task or ["vqa"]
-    return list(dict.fromkeys(name for file in data_files(args)[0] for name in task_names_of(file.path)))
+    there = [file.path for file in map(data_file, args.data_path) if file.path.is_file()]
+    return list(dict.fromkeys(name for path in there for name in task_names_of(path))) or ["vqa"]
 
 
 def run_dir_of(args: argparse.Namespace) -> Path:
