@@ -104,7 +104,7 @@ def _add_set_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--answer-as", choices=ANSWER_FORMS, default="", help="what the answer to a question with choices is written as"
     )
-    parser.add_argument("--language", default="", help="slake: keep the questions in en or zh")
+    parser.add_argument("--language", default="", help="slake: en or zh; screenspot-pro: en or cn")
     parser.add_argument("--split", default="", help="of a folder with several, such as train or test")
     parser.add_argument("--frames", type=int, default=8, help="pictures to take of a video (default: %(default)s)")
     parser.add_argument("--max-samples", type=int, help="stop after this many rows")
@@ -119,8 +119,8 @@ def convert(args: argparse.Namespace) -> int:
         data_set = dataclasses.replace(data_set, task=args.task)
     if args.questions:
         return convert_vqav2(args)
-    if args.input is None or args.set == "vqav2":
-        option = "--questions (and --annotations)" if args.set == "vqav2" else "--input"
+    if args.input is None:
+        option = "--questions (and --annotations) or --input" if args.set == "vqav2" else "--input"
         raise UserError(f"{data_set.title} is read from {option}: {data_set.layout}; get it: {data_set.get}")
     if args.max_samples is not None and args.max_samples < 1:
         raise UserError(f"--max-samples {args.max_samples} leaves no rows; give 1 or more")

@@ -12,7 +12,8 @@ sets   vqav2           VQAv2 train and val with COCO's pictures     about 20 GB 
        screenspot-v2   OS-Copilot/ScreenSpot-v2 (JSON, pictures)    about 1.3 GB  -> DIR/screenspot-v2
        screenspot-pro  likaixin/ScreenSpot-Pro (JSON, pictures)                   -> DIR/screenspot-pro
        ok-vqa textvqa docvqa infovqa chartqa vqa-rad slake pathvqa ai2d scienceqa mmmu mathvista geo3k
-       refcoco refcoco+ refcocog osworld-g                          the hub's files -> DIR/SET
+       refcoco refcoco+ refcocog osworld-g ui-vision mmbench-gui-l2 venusbench-gd
+                                                                    the hub's files -> DIR/SET
        ms-cxr, vindr-cxr   need an account: prints how to get them
 
   --dir DIR         where to put them (default: data)
@@ -221,6 +222,9 @@ get() {
         refcoco+) hf lmms-lab/RefCOCOplus "$dir/$1" 'data/.*\.parquet' ;;
         refcocog) hf lmms-lab/RefCOCOg "$dir/$1" 'data/.*\.parquet' ;;
         osworld-g) hf MMInstruction/OSWorld-G "$dir/$1" '.*\.(json|parquet|zip)' ;;
+        ui-vision) hf ServiceNow/ui-vision "$dir/$1" '(annotations/element_grounding|images)/.*\.(json|png)' ;;
+        mmbench-gui-l2) hf OpenGVLab/MMBench-GUI "$dir/$1" 'L2_annotations\.json|MMBench-GUI-OfflineImages\.zip' ;;
+        venusbench-gd) hf inclusionAI/VenusBench-GD "$dir/$1" '(instruction|images)/.*\.(json|png|jpe?g)' ;;
         ms-cxr | vindr-cxr) account "$1" ;;
         *) usage >&2; fail "unknown set $1" 2 ;;
     esac

@@ -5,7 +5,8 @@
     python evaluate_agent.py --data screenspot_test.parquet --endpoint http://localhost:8000/v1 --model my-model
 
 Leaves rows.jsonl (one line per row), summary.json, summary.md, report.html and, for VQA with question ids, the official
-result file submission.json. Exits with 1 if rows have failed: the same command again asks for those only.
+result file submission.json; of a file with rows of several tasks a folder for each. Exits with 1 if rows have failed: the
+same command again asks for those only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("on which rows")
     data.add_argument("--data", type=Path, help="parquet file (default: 128 synthetic test rows)")
     data.add_argument("--image-dir", type=Path, help="base of relative image paths (default: the file's directory)")
-    data.add_argument("--task", help=f"{TASK_HELP} (default: that of the file; vqa without a file)")
+    data.add_argument("--task", help=f"{TASK_HELP} (default: each row's own; vqa without a file)")
     data.add_argument("--limit", type=int, help="only the first rows; a higher limit later goes on")
     data.add_argument("--output", type=Path, help=f"directory for the results (default: one under {OUTPUT})")
     data.add_argument("--overwrite", action="store_true", help="delete the evaluation that --output holds")
@@ -81,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate; returns the exit code."""
+    from vision_rl.config.resolve import overrides_for
     from vision_rl.evaluation.session import Job, evaluate
     from vision_rl.evaluation.targets import agent_settings, served_checkpoint, served_pixels
 
@@ -89,27 +92,29 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.model == "":
         raise UserError("--model is empty; give the model's name at --endpoint")
     cpu = on_cpu()
-    task, data, rows = rows_of(args)
+    data, by_task = rows_of(args)
     folder = model_folder(args)
-    settings = agent_settings(
-        task,
-        [*served_pixels(args.served_pixels), *args.overrides],
-        cpu=cpu,
-        model_dir=folder,
-        trained_as=args.checkpoint,
-        transport="data" if args.endpoint else "file",
-    )
     name = args.model or ("tiny" if args.tiny else os.path.relpath(folder or ""))
     sampling = sampling_of(args)
-    job = Job(
-        rows=rows,
-        identity=identity_of(task, name, args.endpoint or weights_of(folder), data, settings, sampling),
-        output=args.output or default_output(task, data, name),
-        prepare=lambda row: {**row, "settings": settings},
-        sampling=sampling,
-        limits=limits_of(args),
-        overwrite=args.overwrite,
-    )
+    jobs = {}
+    for task, rows in by_task.items():
+        settings = agent_settings(
+            task,
+            overrides_for(task, list(by_task), [*served_pixels(args.served_pixels), *args.overrides]),
+            cpu=cpu,
+            model_dir=folder,
+            trained_as=args.checkpoint,
+            transport="data" if args.endpoint else "file",
+        )
+        jobs[task] = Job(
+            rows=rows,
+            identity=identity_of(task, name, args.endpoint or weights_of(folder), data, settings, sampling),
+            output=output_of(args, task, list(by_task), data, name),
+            prepare=partial(with_settings, settings),
+            sampling=sampling,
+            limits=limits_of(args),
+            overwrite=args.overwrite,
+        )
 
     @contextlib.contextmanager
     def server() -> Iterator[tuple[str, str]]:
@@ -123,11 +128,22 @@ def run(args: argparse.Namespace, console: Console) -> int:
         ) as served:
             yield served
 
-    return report_outcome(evaluate(job, get_task(task).part("answer"), server, console), job.output, console)
+    with contextlib.ExitStack() as stack:
+        started = cache(lambda: stack.enter_context(server()))  # once, when a row is left to ask
+        outcomes = [
+            report_outcome(evaluate(job, lambda: contextlib.nullcontext(started()), console), job.output, console)
+            for job in jobs.values()
+        ]
+    return max(outcomes)
 
 
-def rows_of(args: argparse.Namespace) -> tuple[str, Path, list[tuple[int, dict[str, Any]]]]:
-    """(task, file, numbered rows) that the command line asks for."""
+def with_settings(settings: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """A row as its agent takes it."""
+    return {**row, "settings": settings}
+
+
+def rows_of(args: argparse.Namespace) -> tuple[Path, dict[str, list[tuple[int, dict[str, Any]]]]]:
+    """(file, numbered rows by task) that the command line asks for."""
     from vision_rl.evaluation.session import load_rows
 
     if args.limit is not None and args.limit < 1:
@@ -138,8 +154,7 @@ def rows_of(args: argparse.Namespace) -> tuple[str, Path, list[tuple[int, dict[s
 
         task = named or "vqa"
         data = write_tasks(Path("data") / "synthetic" / task, task)["test"]
-    task, rows = load_rows(data, named, args.limit, args.image_dir)
-    return task, data, rows
+    return data, load_rows(data, named, args.limit, args.image_dir)
 
 
 def model_folder(args: argparse.Namespace) -> Path | None:
@@ -196,10 +211,11 @@ def identity_of(
     }
 
 
-def default_output(task: str, data: Path, model: str) -> Path:
-    """runs/evaluations/<task>-<file>-<model>."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{task}-{data.stem}-{model}")
-    return OUTPUT / re.sub("-+", "-", name)
+def output_of(args: argparse.Namespace, task: str, tasks: Sequence[str], data: Path, model: str) -> Path:
+    """--output, or runs/evaluations/<task>-<file>-<model>; a file with rows of several tasks has a folder for each."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{'-'.join(tasks)}-{data.stem}-{model}")
+    whole: Path = args.output or OUTPUT / re.sub("-+", "-", name)
+    return whole / task if len(tasks) > 1 else whole
 
 
 def report_outcome(summary: dict[str, Any], output: Path, console: Console) -> int:

@@ -33,7 +33,9 @@ async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
         return talk.replies[-1], reward
     shown = show(task["image_paths"], settings, task["image_sizes"])
     size = (task["image_sizes"] or [None])[0]
-    text = request(task["question"], settings["answer_format"], settings["family"], pictures=len(shown), size=size)
+    form = (settings["answer_format"], settings["family"])
+    ranked = settings["reward"] == "ranked"
+    text = request(task["question"], *form, pictures=len(shown), size=size, ranked=ranked)
     completion = await client_for(llm, settings).chat.completions.create(
         model=llm.model,
         messages=[user_message(text, [picture.url for picture in shown])],

@@ -26,9 +26,9 @@ from typing import Any  # noqa: E402
 from vision_rl.agent.media import check_pictures  # noqa: E402
 from vision_rl.backends.environment import run_environment  # noqa: E402
 from vision_rl.backends.gpu import on_cpu  # noqa: E402
-from vision_rl.config.resolve import Resolved, presets, render_resolved, resolve, variants  # noqa: E402
+from vision_rl.config.resolve import Resolved, presets, render_resolved, resolve_tasks, variants  # noqa: E402
 from vision_rl.data.mix import DataFile, data_file, mixed  # noqa: E402
-from vision_rl.data.schema import read_rows  # noqa: E402
+from vision_rl.data.schema import read_rows, task_names_of  # noqa: E402
 from vision_rl.errors import UserError, cli_errors  # noqa: E402
 from vision_rl.files import write_text  # noqa: E402
 from vision_rl.models.table import render_models  # noqa: E402
@@ -45,7 +45,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line; everything else is a `key=value` override."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what to train")
-    what.add_argument("--task", default="vqa", help=f"which agent, prompt and reward: {TASK_HELP} (default: vqa)")
+    what.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        help=f"train on rows of this task only, repeatable: {TASK_HELP} (default: every task of the data; vqa without data)",
+    )
     what.add_argument(
         "--model", help="folder or Hugging Face name of a vision-language model (default: the tiny model)"
     )
@@ -130,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     args = parsed(argv)
     with cli_errors():
-        args.task = get_task(args.task).name
+        args.task = [get_task(spec).name for spec in args.task]
         cpu = on_cpu()
         os.environ.update(run_environment(cpu))
         if args.list_models:
@@ -150,9 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             if not args.store:
                 raise UserError("name the trainer's store with --store; train_agent.py --llm-proxy prints it")
-            run_runners(
-                rollout_agent(get_task(args.task).part("answer")), args.n_runners or os.cpu_count() or 1, args.store
-            )
+            run_runners(rollout_agent(), args.n_runners or os.cpu_count() or 1, args.store)
         elif args.role == "store":
             from vision_rl.training.launch import serve_store
 
@@ -198,10 +201,10 @@ def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolv
         flags["actor_rollout_ref.rollout.name"] = args.rollout_engine
     if args.resume:
         flags["trainer.resume_mode"] = "auto"
-    resolved = resolve(
+    resolved = resolve_tasks(
+        tasks_of_run(args),
         preset,
         args.overrides,
-        task=args.task,
         model=model,
         n_runners=args.n_runners,
         variants=args.variant,
@@ -213,9 +216,30 @@ def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolv
     return resolved
 
 
+def tasks_of_run(args: argparse.Namespace) -> list[str]:
+    """The tasks that are named, or those of the data's rows, in the order in which they come.
+
+    A file that is not there yet is passed over: --dry-run and --plan do not need it, and a run will say that it is missing.
+    """
+    if args.task or args.data_path is None:
+        return args.task or ["vqa"]
+    there = [file.path for file in map(data_file, args.data_path) if file.path.is_file()]
+    return list(dict.fromkeys(name for path in there for name in task_names_of(path))) or ["vqa"]
+
+
 def run_dir_of(args: argparse.Namespace) -> Path:
     """Where the run goes."""
-    return Path(args.run_dir or Path("runs") / args.task)
+    return Path(args.run_dir or Path("runs") / "+".join(tasks_of_run(args)))
+
+
+def rows_of_run(path: Path, tasks: Sequence[str]) -> list[Row]:
+    """The rows of a file that are of the run's tasks; `UserError` if there are none."""
+    if len(tasks) == 1:
+        return read_rows(path, task=tasks[0])
+    rows = [row for row in read_rows(path) if row["task"] in tasks]
+    if not rows:
+        raise UserError(f"{path} holds no rows of {' or '.join(tasks)}, the tasks of this run")
+    return rows
 
 
 def media_root_of(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -233,8 +257,8 @@ def data_files(args: argparse.Namespace) -> tuple[list[DataFile], list[DataFile]
         return [data_file(text) for text in args.data_path], [data_file(text) for text in args.val_data_path]
     from vision_rl.tiny import write_tasks
 
-    files = write_tasks(Path("data") / "synthetic" / args.task, args.task)
-    return [DataFile(files["train"])], [DataFile(files["val"])]
+    made = [write_tasks(Path("data") / "synthetic" / task, task) for task in tasks_of_run(args)]
+    return [DataFile(files["train"]) for files in made], [DataFile(files["val"]) for files in made]
 
 
 def name_data(resolved: Resolved, train: Sequence[DataFile], val: Sequence[DataFile], *, origin: str) -> None:
@@ -248,7 +272,8 @@ def name_data(resolved: Resolved, train: Sequence[DataFile], val: Sequence[DataF
 def prepared(args: argparse.Namespace, cpu: bool) -> tuple[Resolved, list[Row], list[Row], str]:
     """(configuration, training rows, validation rows, folder of all images), checked as far as is possible beforehand."""
     files = data_files(args)
-    sets, val_sets = ([read_rows(file.path, task=args.task) for file in part] for part in files)
+    tasks = tasks_of_run(args)
+    sets, val_sets = ([rows_of_run(file.path, tasks) for file in part] for part in files)
     rows = mixed(sets, [file.weight for file in files[0]])
     val_rows = [row for part in val_sets for row in part]
     media_root = media_root_of([*rows, *val_rows])
@@ -287,18 +312,18 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     console = Console()
     again = go_on(command)
     if args.resume and not resumable(run_dir, resolved, total, console):
-        keep_record(run_dir, summarise(run_dir, args.task, STARTED), console)
+        keep_record(run_dir, summarise(run_dir, resolved.tasks, STARTED), console)
         console.print(f"go on: {again}", highlight=False, soft_wrap=True, markup=False)
         return
     write_text(run_dir / CONFIG, render_resolved(resolved))
 
     from vision_rl.training.launch import Launch, fit, rollout_agent, tasks_of, validation_rows
 
-    rows_text = f"{args.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}"
+    rows_text = f"{resolved.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}"
     console.print(rows_text, markup=False, soft_wrap=True)
     for note in resolved.notes:
         console.print(f"note: {note}", style="dim", highlight=False, markup=False)
-    for line in worker_lines(reach, get_task(args.task).spec) if args.llm_proxy else ():
+    for line in worker_lines(reach, [get_task(task).spec for task in resolved.tasks]) if args.llm_proxy else ():
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     context = RunContext(
         run_dir=run_dir,
@@ -311,7 +336,7 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         launch = Launch(resolved, context, environment, cpu, progress.update)
         try:
             fit(
-                rollout_agent(get_task(args.task).part("answer")),
+                rollout_agent(),
                 tasks_of(rows, resolved),
                 tasks_of(validation_rows(val_rows, resolved), resolved),
                 launch,
@@ -321,7 +346,7 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
             raise
         finally:
             progress.update()
-            summary = summarise(run_dir, args.task, STARTED)
+            summary = summarise(run_dir, resolved.tasks, STARTED)
             keep_record(run_dir, summary, console)
     console.print(render_summary(run_dir, summary, again), highlight=False, soft_wrap=True, markup=False)
 
@@ -383,7 +408,6 @@ def examine(args: argparse.Namespace, cpu: bool) -> bool:
         data=([file.path for file in files[0]], [file.path for file in files[1]]),
         run_dir=run_dir_of(args),
         cpu=cpu,
-        answer=get_task(args.task).part("answer"),
         ports=ports if args.llm_proxy else (),
     )
     return doctor(patient, Console())

@@ -27,7 +27,7 @@ from typing import Any
 import httpx
 
 from vision_rl.errors import UserError, cli_errors
-from vision_rl.tasks import TASK_HELP, get_task
+from vision_rl.tasks import TASK_HELP, answer, get_task
 
 CLAIM_WAIT_SECONDS = 1.0
 """How long a claim waits for a rollout to come; also how long an idle worker takes to stop."""
@@ -41,7 +41,12 @@ Answer = Callable[[dict[str, Any], Any], Awaitable[tuple[str, Any]]]
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="vqa", help=f"whose agent to run: {TASK_HELP} (default: vqa)")
+    parser.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        help=f"a task to have ready, repeatable: {TASK_HELP}; each rollout names its own, and vqa and grounding are known",
+    )
     parser.add_argument("--concurrency", type=int, default=8, help="rollouts at a time")
     parser.add_argument(
         "--images",
@@ -62,8 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"OPENAI_BASE_URL={base_url} is no address; it looks like http://trainer:8080/v1")
         if args.concurrency < 1 or args.max_rollouts < 0:
             raise UserError("--concurrency must be at least 1, --max-rollouts at least 0 (never stop)")
+        for task in args.task:
+            get_task(task)
         worker = Worker(
-            get_task(args.task).part("answer"),
+            answer,
             base_url,
             os.environ.get("OPENAI_API_KEY", "none"),
             name=args.name,

@@ -15,7 +15,8 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ from baselines.constant import KINDS
 from evaluate_agent import (
     add_data_arguments,
     add_run_arguments,
-    default_output,
     identity_of,
     limits_of,
+    output_of,
     report_outcome,
     rows_of,
     sampling_of,
+    with_settings,
 )
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.tasks import get_task
@@ -75,10 +77,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run_api(args: argparse.Namespace, console: Console) -> int:
     """Ask the API; returns the exit code."""
-    from baselines.budget import PictureBudget, Prices, estimate
-    from vision_rl.evaluation.session import Job, evaluate
-    from vision_rl.evaluation.targets import agent_settings, served_pixels
-
     if (args.price_in is None) != (args.price_out is None):
         raise UserError("--price-in and --price-out go together, each per million tokens")
     for name, least in (("price_in", 0), ("price_out", 0), ("image_bytes", 1), ("image_side", 1)):
@@ -87,12 +85,25 @@ def run_api(args: argparse.Namespace, console: Console) -> int:
     base_url = args.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
     if base_url == OPENAI and not os.environ.get("OPENAI_API_KEY") and not args.dry_run:
         raise UserError("OPENAI_API_KEY is not set; export it, or OPENAI_BASE_URL for a server that needs no key")
-    task, data, rows = rows_of(args)
-    overrides = [*served_pixels(args.served_pixels), *args.overrides]
+    data, by_task = rows_of(args)
+    return max([_run_api(args, data, task, by_task, base_url, console) for task in by_task])
+
+
+def _run_api(
+    args: argparse.Namespace, data: Path, task: str, by_task: Mapping[str, Any], base_url: str, console: Console
+) -> int:
+    """Ask about the rows of one task."""
+    from baselines.budget import PictureBudget, Prices, estimate
+    from vision_rl.config.resolve import overrides_for
+    from vision_rl.evaluation.session import Job, evaluate
+    from vision_rl.evaluation.targets import agent_settings, served_pixels
+
+    overrides = overrides_for(task, list(by_task), [*served_pixels(args.served_pixels), *args.overrides])
     settings = agent_settings(task, overrides, cpu=False, model_dir=None, trained_as=None, transport="data")
-    output = args.output or default_output(task, data, args.model)
+    output = output_of(args, task, list(by_task), data, args.model)
     budget = PictureBudget(output / "pictures", args.image_bytes, args.image_side)
     prices = Prices(args.price_in, args.price_out)
+    rows = by_task[task]
     before = estimate([row for _, row in rows], budget, settings["max_tokens"], prices, settings["max_turns"])
     console.print(before.render(), highlight=False, soft_wrap=True)
     if args.dry_run:
@@ -123,7 +134,7 @@ def run_api(args: argparse.Namespace, console: Console) -> int:
     def server() -> Iterator[tuple[str, str]]:
         yield base_url, args.model
 
-    return report_outcome(evaluate(job, get_task(task).part("answer"), server, console), output, console)
+    return report_outcome(evaluate(job, server, console), output, console)
 
 
 def reasoning_sampling(settings: dict[str, Any]) -> dict[str, Any]:
@@ -139,23 +150,26 @@ def run_trivial(args: argparse.Namespace, console: Console) -> int:
     from vision_rl.evaluation.session import Job, evaluate
     from vision_rl.evaluation.targets import agent_settings
 
-    task, data, rows = rows_of(args)
-    if KINDS[args.trivial] != get_task(task).truth:
-        raise UserError(f"--trivial {args.trivial} answers with {KINDS[args.trivial]}, but {data} holds {task} rows")
+    data, by_task = rows_of(args)
+    tasks = [task for task in by_task if get_task(task).truth == KINDS[args.trivial]]
+    if not tasks:
+        held = " and ".join(by_task)
+        raise UserError(f"--trivial {args.trivial} answers with {KINDS[args.trivial]}, but {data} holds {held} rows")
+    task = tasks[0]
     settings = agent_settings(task, args.overrides, cpu=False, model_dir=None, trained_as=None, transport="file")
     reply = constant_reply(args.trivial, args.train, settings["answer_format"], task, settings["family"])
     console.print(f"{args.trivial}: {reply}", highlight=False, markup=False)
     if args.dry_run:
         return 0
     job = Job(
-        rows=rows,
+        rows=by_task[task],
         identity=identity_of(task, args.trivial, reply, data, settings, {}),
-        output=args.output or default_output(task, data, args.trivial),
-        prepare=lambda row: {**row, "settings": settings},
+        output=output_of(args, task, list(by_task), data, args.trivial),
+        prepare=partial(with_settings, settings),
         limits=limits_of(args),
         overwrite=args.overwrite,
     )
-    summary = evaluate(job, get_task(task).part("answer"), lambda: constant_server(reply, args.trivial), console)
+    summary = evaluate(job, lambda: constant_server(reply, args.trivial), console)
     return report_outcome(summary, job.output, console)
 
 

@@ -577,6 +577,69 @@ SAMPLES: dict[str, Sample] = {
         ],
         pictures=("images/a.png",),
     ),
+    "ui-vision": Sample(
+        "element_grounding_functional.json",
+        [
+            {
+                "image_path": "a.png",
+                "image_size": [200, 100],
+                "prompt_to_evaluate": "open the menu",
+                "bbox": [20, 10, 60, 40],
+                "platform": "GIMP",
+                "element_type": "Button",
+            }
+        ],
+        [
+            {
+                "question": "open the menu",
+                "boxes": BOX,
+                "metric": "point_in_box",
+                "meta": {"setting": "functional", "platform": "GIMP", "element_type": "Button"},
+            }
+        ],
+        pictures=("a.png",),
+    ),
+    "mmbench-gui-l2": Sample(
+        "L2_annotations.json",
+        [
+            {
+                "image_path": "a.png",
+                "platform": "os_windows",
+                "instruction": text,
+                "bbox": box,
+                "data_type": "icon",
+                "grounding_type": "basic",
+                "app_name": "Files",
+            }
+            for text, box in (("close", [0.1, 0.1, 0.3, 0.4]), ("save", [20, 10, 60, 40]), ("menu", [-1, -1, 60, 40]))
+        ],
+        [
+            {"question": "close", "boxes": BOX, "labels": ["icon"], "meta": {"grounding_type": "basic"}},
+            {"question": "save", "boxes": BOX, "metric": "point_in_box"},
+            {"question": "menu", "boxes": [[0.0, 0.0, 0.3, 0.4]]},
+        ],
+        pictures=("os_windows/a.png",),
+    ),
+    "venusbench-gd": Sample(
+        "refusal_spatial.json",
+        [
+            {
+                "image_path": "a.png",
+                "platform": "web",
+                "instruction": "the cat on the button",
+                "bbox": [-1, -1, -1, -1],
+                "ui_element_type": "none",
+            }
+        ],
+        [
+            {
+                "question": "the cat on the button",
+                "boxes": [],
+                "meta": {"task_type": "refusal_spatial", "platform": "web"},
+            }
+        ],
+        pictures=("web/a.png",),
+    ),
     "os-atlas": Sample(
         "uibert_raw.json",
         [

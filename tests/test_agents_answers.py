@@ -11,6 +11,7 @@ import pytest
 
 import grounding_agent
 import vqa_agent
+from vision_rl.agent.grounding_prompts import RANKED
 from vision_rl.rewards import Reward, Terms
 from vision_rl.rewards.grounding import grounding_reward
 from vision_rl.rewards.tools import ArcWeights, arc_reward
@@ -58,6 +59,14 @@ def test_points_are_asked_for_and_scored_in_the_space_that_was_named(ask: Any) -
     assert reward.value == 1.0
     text, reward = ask(grounding_agent, '[{"bbox_2d": [384, 216, 768, 432]}]', answer_format="bbox_2d", family="pixels")
     assert "(1920 x 1080 pixels)" in text and reward.value == pytest.approx(1.0)
+
+
+def test_ranked_points_are_asked_for_and_scored_by_rank(ask: Any) -> None:
+    text, reward = ask(
+        grounding_agent, "(900, 900) (300, 300)", answer_format="point", family="qwen3_vl", reward="ranked"
+    )
+    assert RANKED in text and reward.value == pytest.approx(0.5)  # 1 / sqrt(2 points x rank 2)
+    assert RANKED not in ask(grounding_agent, "(300, 300)", answer_format="point", family="qwen3_vl")[0]
 
 
 def test_a_reply_that_the_length_limit_cut_is_told_and_priced(ask: Any) -> None:

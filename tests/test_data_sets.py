@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import data_utils
-from tests.data_samples import SAMPLES, Sample, picture, shot, write_vqav2
+from tests.data_samples import BOX, SAMPLES, Sample, picture, shot, write_vqav2
 from vision_rl.data.schema import read_rows
 from vision_rl.data.sets import SETS, sets_table
 from vision_rl.rewards.metrics import METRICS
@@ -169,6 +171,17 @@ def test_a_test_split_has_no_answers(tmp_path: Path, run: Any) -> None:
     assert read_rows(tmp_path / "o.parquet")[0]["answers"] == []
 
 
+def test_vqav2_comes_as_the_hubs_parquet_too(tmp_path: Path, run: Any) -> None:
+    answers = [{"answer": text, "answer_confidence": "yes", "answer_id": n} for n, text in enumerate(["net"] * 10)]
+    record = {"question_id": 262148000, "image": shot(), "image_id": 262148, "question": "What?", "answers": answers}
+    arguments = Sample("data/validation-00000-of-00001.parquet", [{**record, "answer_type": "other"}], []).write(
+        tmp_path
+    )
+    assert run("convert", "vqav2", "--output", tmp_path / "o.parquet", *arguments)[0] == 0
+    (row,) = read_rows(tmp_path / "o.parquet")
+    assert (row["answers"], row["metric"], row["meta"]["question_id"]) == (["net"] * 10, "vqa", 262148000)
+
+
 def test_ok_vqa_comes_as_vqav2s_files_too(tmp_path: Path, run: Any) -> None:
     paths = write_vqav2(tmp_path)
     options = [part for name, path in paths.items() for part in (f"--{name.replace('_', '-')}", path)]
@@ -183,7 +196,7 @@ def test_ok_vqa_comes_as_vqav2s_files_too(tmp_path: Path, run: Any) -> None:
         (["vqa_rad", "--input", "x"], ["no set is called 'vqa_rad'; did you mean vqa-rad?"]),
         (["nonsense", "--input", "x"], ["choose one of vqav2,"]),
         (["slake"], ["SLAKE is read from --input", "download_data.sh slake"]),
-        (["vqav2", "--input", "x"], ["--questions (and --annotations)"]),
+        (["vqav2"], ["--questions (and --annotations) or --input"]),
         (["slake", "--questions", "x"], ["--questions is for vqav2 and ok-vqa"]),
         (["slake", "--input", "nowhere.json"], ["nowhere.json is not there"]),
         (["slake", "--input", "."], ["holds no file of SLAKE"]),
@@ -271,3 +284,96 @@ def test_embedded_pictures_are_read_directly(several: bool, tmp_path: Path) -> N
     assert [len(row["image_paths"]) for row in rows] == [1 + several] * 2
     assert all(Path(path).read_bytes() for row in rows for path in row["image_paths"])
     assert len(list((tmp_path / "images").iterdir())) == 1 + several
+
+
+def placed(name: str, command: list[str]) -> None:
+    """Write the set's sample to where a command of the table looks for it, named as its download names it."""
+    if name == "vqav2":
+        paths = write_vqav2(Path("data/vqav2"))
+        paths["image_dir"].rename(Path("data/vqav2/images").absolute() / paths["image_dir"].name)
+        return
+    given = dict(pairwise(command))
+    sample, source, content = SAMPLES[name], Path(given["--input"]), SAMPLES[name].content
+    if isinstance(content, dict) and "data" in content:  # the authors' JSON; the hub has parquet with pictures
+        content = [{**record, "image": shot()} for record in content["data"]]
+    if source.suffix:
+        file = source.relative_to(source.parent)
+    elif "--split" in given and name != "slake":
+        script = (Path(__file__).parents[1] / "download_data.sh").read_text()
+        found = re.search(rf"\n +{re.escape(name)}\) hf \S+ \S+ '(.+)/\.\*", script)
+        assert found, "a split needs a folder of the hub's parquet files"
+        file = Path(found.group(1)) / f"{given['--split']}-00000-of-00001-abc.parquet"
+    else:
+        file = Path(sample.file)
+    folder = source.parent if source.suffix else source
+    Sample(str(file), content, []).write(folder)
+    pictures = Path(given.get("--image-dir", folder))
+    Sample("unused.json", [], [], sample.pictures).write(pictures)
+    (pictures / "unused.json").unlink()
+
+
+def test_every_command_of_the_table_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    docs = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    commands = re.findall(r"^\| `([^`]+)` .*? \| `data_utils\.py (convert [^`]+)` \|", docs, re.MULTILINE)
+    assert [name for name, _ in commands] == list(SETS)
+    monkeypatch.chdir(tmp_path)
+    for name, command in commands:
+        words = command.split()
+        Path("data/vqav2/images").mkdir(parents=True, exist_ok=True)
+        placed(name, words)
+        code, _, error = run(*words)
+        assert code == 0, f"{command}: {error}"
+        rows = read_rows(words[-1])
+        assert rows and all(row["source"] == name for row in rows)
+
+
+def test_screenspot_pros_styles_languages_and_negative_targets(tmp_path: Path, run: Any) -> None:
+    item = {**SAMPLES["screenspot-pro"].content[0], "action": "click the eraser"}
+    items = [item, {**item, "id": "none", "gt_type": "negative", "bbox": None}]
+    arguments = Sample("annotations/blender.json", items, [], ("images/blender/a.png",)).write(tmp_path)
+    for options, question, kind in (
+        ([], "erase", ("instruction", "en")),
+        (["--language", "cn"], "擦", ("instruction", "cn")),
+        (["--question-field", "action"], "click the eraser", ("action", "en")),
+    ):
+        assert run("convert", "screenspot-pro", *arguments, *options, "--output", tmp_path / "o.parquet")[0] == 0
+        positive, negative = read_rows(tmp_path / "o.parquet")
+        assert (positive["question"], positive["boxes"]) == (question, [pytest.approx(box) for box in BOX])
+        assert (negative["boxes"], negative["labels"], negative["meta"]["gt_type"]) == ([], [], "negative")
+        assert (positive["meta"]["instruction_style"], positive["meta"]["language"]) == kind
+    one_sentence(
+        run("convert", "screenspot-pro", *arguments, "--question-field", "poem", "--output", tmp_path / "x.parquet"),
+        "item 0 has no poem",
+    )
+
+
+NAMES_OF_PICTURES = ("img_name", "imageId", "image_id", "image_local_name", "img_filename", "image_path", "image")
+
+
+@pytest.mark.parametrize(
+    "name",
+    # VinDr-CXR and MS-CXR are tables and COCO files, ScreenSpot-v2 is published as JSON only.
+    sorted(set(NAMES) - {"vindr-cxr", "ms-cxr", "screenspot-v2"}),
+)
+def test_every_set_comes_as_parquet_with_embedded_pictures_too(name: str, tmp_path: Path, run: Any) -> None:
+    """As the hub has them: other than in the authors' files, the picture is in a column `image`."""
+    content = SAMPLES[name].content
+    if isinstance(content, dict):
+        content = content.get("data") or [{"question_id": key, **item} for key, item in content.items()]
+    if name == "vlm-r1":
+        content = [{"image": "a.jpg", "problem": "the left man", "solution": "<answer>[20, 10, 60, 40]</answer>"}]
+    if name == "visual-genome" or any(isinstance(content[0].get(field), str) for field in NAMES_OF_PICTURES):
+        content = [{k: v for k, v in one.items() if k not in NAMES_OF_PICTURES} | {"image": shot()} for one in content]
+    # Columns have one type: a list of elements, polygons and refusals are in the other tests.
+    content = [one for one in content if "elements" not in one and one.get("box_type", "bbox") == "bbox"]
+    file = SAMPLES[name].file.rsplit(".", 1)[0] + ".parquet"
+    arguments = Sample(file, content, [], (), SAMPLES[name].options).write(tmp_path / "set")
+    output = tmp_path / "out" / "x.parquet"
+    code, _, error = run("convert", name, "--output", output, *arguments)
+    assert code == 0, error
+    rows = read_rows(output)
+    for row, expected in zip(rows, SAMPLES[name].expected, strict=False):
+        assert row["question"] == expected.get("question", row["question"])
+        assert row["boxes"] == [pytest.approx(box) for box in expected.get("boxes", [])]
+        assert all(Path(path).parent == output.parent / "images" for path in row["image_paths"])
+    assert rows

@@ -39,7 +39,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory, tiny_dir: Path) -> Patient
     folder = tmp_path_factory.mktemp("doctor")
     files = write_tasks(folder / "tasks", "vqa", train=6, val=4, test=2)
     resolved = resolve("cpu", task="vqa", model=tiny_dir, media_root="/")
-    return Patient(resolved, ([files["train"]], [files["val"]]), folder / "runs" / "x", True, answer=None)  # type: ignore[arg-type]
+    return Patient(resolved, ([files["train"]], [files["val"]]), folder / "runs" / "x", True)
 
 
 PINS = [

@@ -21,7 +21,6 @@ import pytest
 from rich.console import Console
 
 import evaluate_agent
-import vqa_agent
 from tests.fake_openai import MODEL, error, fake_openai
 from vision_rl.errors import UserError
 from vision_rl.evaluation import runner
@@ -52,7 +51,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def job_for(data: Path, output: Path, *, limit: int | None = None, **limits: Any) -> Job:
     settings = agent_settings("vqa", [], cpu=False, model_dir=None, trained_as=None, transport="data")
     return Job(
-        rows=load_rows(data, None, limit)[1],
+        rows=load_rows(data, None, limit)["vqa"],
         identity=evaluate_agent.identity_of("vqa", MODEL, "test", data, settings, {}),
         output=output,
         prepare=lambda row: {**row, "settings": settings},
@@ -65,7 +64,7 @@ def run(job: Job, url: str, model: str = MODEL) -> dict[str, Any]:
     def server() -> Iterator[tuple[str, str]]:
         yield url, model
 
-    return evaluate(job, vqa_agent.answer, server, Console(stderr=True, quiet=True))
+    return evaluate(job, server, Console(stderr=True, quiet=True))
 
 
 def test_rows_are_asked_as_in_training_and_scored_by_its_reward(data: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from tests.random_texts import PIECES
-from vision_rl.agent.grounding_prompts import request
+from vision_rl.agent.grounding_prompts import RANKED, request
 from vision_rl.answers.boxes import Box
 from vision_rl.answers.coordinates import FAMILIES
 from vision_rl.answers.formats import FORMATS
@@ -234,3 +234,12 @@ def test_ten_thousand_random_strings_through_every_form() -> None:
 @pytest.mark.parametrize("piece", [*TAGS, "(", "[", "((", "<bbox>", " ", "1,", "\n"])
 def test_forms_take_linear_time(fmt: str, piece: str) -> None:
     read_boxes(piece * (100_000 // len(piece)), fmt)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_the_ranked_reward_asks_for_what_it_pays(fmt: str) -> None:
+    """It counts the rank of the first point that hits; a prompt that asks for one would leave nothing to rank."""
+    asked = request("Click save.", fmt, "qwen2_5_vl", ranked=True)
+    assert RANKED in asked and RANKED not in request("Click save.", fmt, "qwen2_5_vl")
+    written = format_boxes([(0.1, 0.1, 0.1, 0.1), (0.5, 0.5, 0.5, 0.5)], fmt, 3)
+    assert len(read_boxes(written, fmt).boxes) == 2

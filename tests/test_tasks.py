@@ -181,7 +181,7 @@ def test_resume_knows_the_task(mine: Path, tmp_path: Path) -> None:
 def test_the_summary_judges_by_the_tasks_metric(mine: Path, tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     log.metrics(0, {"val/loudness": 0.25})
-    assert summarise(tmp_path, get_task(str(mine)).name, 0.0)["val_before"] == 0.25
+    assert summarise(tmp_path, [get_task(str(mine)).name], 0.0)["val_before"] == 0.25
 
 
 def test_figures_of_a_task_without_measures_are_its_metric_reward_and_format(mine: Path) -> None:

@@ -509,7 +509,7 @@ def test_the_printed_address_opens_the_dashboard(stack: Stack) -> None:
     """As a browser opens it: the key once, then the cookie; the page and what it asks for, but no change."""
     store = httpx.URL(stack.store.endpoint)
     reach = Reach(store.port or 0, token=TOKEN, proxy_port=8080)
-    [line] = [line for line in worker_lines(reach, "vqa") if "dashboard" in line]
+    [line] = [line for line in worker_lines(reach, ["vqa"]) if "dashboard" in line]
     assert TOKEN not in line
     with httpx.Client(trust_env=False, follow_redirects=True) as browser:
         page = browser.get(line.split()[-1])

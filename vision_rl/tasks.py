@@ -192,6 +192,12 @@ def get_task(spec: str) -> Task:
     )
 
 
+async def answer(row: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
+    """(reply, reward) by the agent of the row's own task: the rows of one run or one file may be of several."""
+    found: tuple[str, Reward] = await get_task(row["task"]).part("answer")(row, llm)
+    return found
+
+
 def task_names() -> list[str]:
     """The names of all tasks that are built in, loaded or installed."""
     return list(dict.fromkeys([*BUILT_IN, *_loaded, *sorted(entry_points(group=ENTRY_POINTS).names)]))

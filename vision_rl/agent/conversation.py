@@ -101,6 +101,7 @@ class _Talk:
             pictures=len(first),
             view=self.settings["answer_view"],
             size=(task["image_sizes"] or [None])[0],
+            ranked=self.settings["reward"] == "ranked",
         )
         self.messages: list[Any] = [
             {"role": "system", "content": system_text(self.settings["tool_protocol"] == "text")},

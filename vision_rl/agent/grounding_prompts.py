@@ -25,6 +25,8 @@ _SPACES = {
 _PICTURES = {"original": "the first picture", "last": "the last picture"}
 
 REASONING = "You may reason first, inside <reasoning></reasoning>. Give the final answer inside <answer></answer>."
+RANKED = "If it could be in several places, give all of them, the likeliest first."
+"""What InfiGUI-G1 asks for (arXiv 2508.05731), in our words: its reward counts the rank of the first that is right."""
 LAST_TURN = "No further call is possible: answer now."
 
 
@@ -36,13 +38,15 @@ def request(
     pictures: int = 1,
     view: str = "",
     size: Sequence[int] | None = None,
+    ranked: bool = False,
 ) -> str:
     """The user's text: the instruction and how to answer it.
 
     view: "" for a conversation without tools, else which picture's space the answer is in ("original" or "last"). size:
     (width, height) of the first picture's file, stated where the answer is in its pixels, whatever a server resizes.
+    ranked: several answers are wanted, as the reward "ranked" pays for.
     """
-    if not view and answer_format == "bbox" and pictures == 1:
+    if not view and answer_format == "bbox" and pictures == 1 and not ranked:
         return GROUNDING_PROMPT.format(instruction=instruction)
     picture = _PICTURES[view] if view else "the image" if pictures == 1 else "the first picture"
     name, numbers_of = answer_space(answer_format, family)
@@ -50,7 +54,8 @@ def request(
     stated = f" ({size[0]} x {size[1]} pixels)" if size and space == "original" and view != "last" else ""
     refusal = f" If it is not there, answer {form.nothing}." if form.points else ""
     place = _SPACES[space].format(picture=picture)
-    return f"{instruction}\nAnswer with {form.form}, {place}{stated}.{refusal}"
+    several = f" {RANKED}" if ranked else ""
+    return f"{instruction}\nAnswer with {form.form}, {place}{stated}.{several}{refusal}"
 
 
 def system_text(as_text: bool) -> str:

@@ -26,6 +26,7 @@ from vision_rl.config import checks, known_keys, refused_keys
 from vision_rl.config.derived import Derivation
 from vision_rl.config.known_keys import VLLM_KWARGS, Key
 from vision_rl.errors import UserError
+from vision_rl.plugins import is_user_reward
 from vision_rl.settings import AgentSettings, AppSettings
 from vision_rl.tasks import Task, get_task
 
@@ -37,18 +38,28 @@ class Resolved:
     """The whole configuration, interpolations resolved.
 
     verl is the complete tree for `agl.VERL`; set it as its `config` attribute, since the constructor would merge a
-    Megatron tree over FSDP defaults. origin maps every dotted key to the layer that set it; notes say what was chosen
-    automatically and why.
+    Megatron tree over FSDP defaults. agents: the settings of each task of the run. origin maps every dotted key to the
+    layer that set it; notes say what was chosen automatically and why.
     """
 
     preset: str
-    task: str
+    tasks: tuple[str, ...]
     variants: tuple[str, ...]
     verl: dict[str, Any]
     app: AppSettings
-    agent: AgentSettings
+    agents: Mapping[str, AgentSettings]
     origin: dict[str, str]
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def task(self) -> str:
+        """The name of the task; of a mixed run the names of all, the first row's first."""
+        return "+".join(self.tasks)
+
+    @property
+    def agent(self) -> AgentSettings:
+        """The settings of the first task; `agents` has those of each."""
+        return self.agents[self.tasks[0]]
 
     @property
     def strategy(self) -> str:
@@ -58,7 +69,11 @@ class Resolved:
     def tree(self) -> dict[str, Any]:
         """verl's and our settings in one tree, as --dry-run prints and the run directory keeps it."""
         ours = {"agent": dataclasses.asdict(self.agent), "app": dataclasses.asdict(self.app)}
-        return {"task": get_task(self.task).recorded(), **self.verl, **ours}
+        task: dict[str, Any] = get_task(self.tasks[0]).recorded()
+        if len(self.tasks) > 1:
+            truths = {name: get_task(name).truth for name in self.tasks}
+            task |= {"name": self.task, "metric": "reward", "truths": truths}
+        return {"task": task, **self.verl, **ours}
 
 
 def presets() -> list[str]:
@@ -122,6 +137,36 @@ def resolve(
     resolved = _finish(preset, row, tuple(variants), tree, origin, tuple(derivation.notes))
     checks.check(row, resolved.verl, resolved.agent, resolved.app, derivation.model)
     return resolved
+
+
+def resolve_tasks(tasks: Sequence[str], preset: str, overrides: Sequence[str] = (), **options: Any) -> Resolved:
+    """`resolve` for rows of several tasks: one configuration of the training, and the agent settings of each task.
+
+    An `agent.reward` holds for the tasks that have it; the others keep their own default. Raises `UserError` if none has
+    it, or if the tasks do not agree on a setting that the whole run has.
+    """
+    parts = [resolve(preset, overrides_for(task, tasks, overrides), task=task, **options) for task in tasks]
+    first = parts[0]
+    for other in parts[1:]:
+        theirs = dict(_leaves(other.verl))
+        if apart := [key for key, value in _leaves(first.verl) if theirs.get(key) != value]:
+            raise UserError(f"the tasks {' and '.join(tasks)} want another {apart[0]} each; set it for the run")
+    return dataclasses.replace(first, tasks=tuple(tasks), agents={part.task: part.agent for part in parts})
+
+
+def overrides_for(task: str, tasks: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The overrides that hold for the rows of a task, one of `tasks`; `UserError` for an agent.reward that none has."""
+    kept = []
+    for text in overrides:
+        key, _, name = text.lstrip("+").partition("=")
+        if len(tasks) > 1 and key == "agent.reward" and not is_user_reward(name):
+            having = [other for other in tasks if name in get_task(other).rewards]
+            if not having:
+                raise UserError(f"agent.reward={name} is no reward of {' or '.join(tasks)}; docs/rewards.md lists them")
+            if task not in having:
+                continue
+        kept.append(text)
+    return kept
 
 
 def _defaults(megatron: bool) -> tuple[DictConfig, dict[str, str]]:
@@ -225,7 +270,7 @@ def _finish(
     agent = _build(AgentSettings, plain.pop("agent"))
     app = _build(AppSettings, plain.pop("app"))
     origin = {**origin, **{f"task.{name}": "flag" for name in task.recorded()}}
-    return Resolved(preset, task.name, chosen, plain, app, agent, origin, notes)
+    return Resolved(preset, (task.name,), chosen, plain, app, {task.name: agent}, origin, notes)
 
 
 def _build(cls: Any, values: Mapping[str, Any]) -> Any:

@@ -44,11 +44,13 @@ class DataSet:
     """One published set.
 
     layout: its files and fields in words; source: where that is documented; rows: as published; metric: its usual one;
-    get: where it comes from, a set of download_data.sh or an address; account: what is asked for besides a download.
+    get: where it comes from, a set of download_data.sh or an address; options: those of `data_utils.py convert NAME` for
+    what comes from there; account: what is asked for besides a download.
     Fields name columns, of which the first that a record has counts. answer_as: how the answer to a question with
     choices is written (`gold_letter`); box_format, space: how boxes are (`to_unit_xyxy`); size: the field with the
     picture's [width, height]; folders: where in the image directory pictures may be; drop: fields not worth keeping in
-    `meta`; mark: fields of which a parquet file of the set has one (default: of the question's and of the picture's).
+    `meta`; mark: fields of which a parquet file of the set has one (default: of the question's and of the picture's);
+    file_as: a field that the file's name fills in, in sets with one file for each kind of question.
     `unpack` takes the records out of a JSON object (None: it has none), `unfold` makes flat records of one, `metric_of`
     names a record's metric; `reader` takes the place of all this for a layout of its own.
     """
@@ -60,6 +62,7 @@ class DataSet:
     licence: str
     metric: str
     get: str
+    options: str = ""
     account: str = ""
     task: str = "vqa"
     image: Fields = ("image",)
@@ -75,18 +78,24 @@ class DataSet:
     folders: Fields = ("",)
     drop: Fields = ()
     mark: Fields = ()
+    file_as: str = ""
     unpack: Unpack | None = None
     unfold: Callable[[Record], Iterable[Record]] = _as_it_is
     metric_of: Callable[[Record], str] | None = None
     reader: Callable[[Source, OnBad | None], Iterator[Record]] | None = None
+
+    @property
+    def pictures(self) -> Fields:
+        """Columns of the picture: those that the set names, or the hub's, which embeds it."""
+        return tuple(dict.fromkeys((*self.image, "image")))
 
 
 @dataclass(frozen=True)
 class Source:
     """What to read. What is named here takes the place of what is declared.
 
-    language: keep only the records in it; split: of a folder, the files of it; frames: pictures to take of a video;
-    name: kept in every row as `source`.
+    language: keep only the records in it; split: of a folder the files of it, of a refer file the records; frames:
+    pictures to take of a video; name: kept in every row as `source`.
     """
 
     path: Path
@@ -114,15 +123,17 @@ def iter_rows(data_set: DataSet, source: Source, *, on_bad: OnBad | None = None)
     if data_set.reader:
         yield from data_set.reader(source, on_bad)
         return
-    own = _named(source.question_field, data_set.question), _named(source.image_field, data_set.image)
+    own = _named(source.question_field, data_set.question), _named(source.image_field, data_set.pictures)
     for file in source_files(source.path, (data_set.mark,) if data_set.mark else own, data_set.title, source.split):
         yield from converted(_flat_records(data_set, source, file), partial(_row, data_set, source), on_bad)
 
 
 def _flat_records(data_set: DataSet, source: Source, file: Path) -> Iterator[tuple[str, str, Record | UserError]]:
     """(where it stands, its id, the flat record or why there is none)."""
-    for number, record in iter_records(file, data_set.unpack):
+    for number, record in iter_records(file, data_set.unpack, source.split):
         where = f"{file}, record {number}"
+        if data_set.file_as:
+            record.setdefault(data_set.file_as, file.stem.removeprefix("element_grounding_"))
         if source.language and str(record.get("q_lang", "")).lower() != source.language.lower():
             continue
         identity = _first(record, data_set.identity)
@@ -171,7 +182,7 @@ def _row(data_set: DataSet, source: Source, item: tuple[str, str, Record | UserE
 
 def _pictures(data_set: DataSet, source: Source, record: Record, where: str) -> tuple[list[Path], str]:
     """The pictures of a record, and whether they are "images" or the frames of a "video"."""
-    names = _named(source.image_field, data_set.image)
+    names = _named(source.image_field, data_set.pictures)
     video = record.get("video", record.get("frames")) if "frames" in names else None
     if isinstance(video, str) and ("video" in record or (source.directory / video).is_dir()):
         return sample_frames(source.directory / video, source.extract_dir, source.frames), "video"
@@ -232,14 +243,14 @@ def _target(data_set: DataSet, record: Record, size: tuple[int, int], where: str
         )
     value = _required(record, data_set.boxes, where, f"{data_set.title} has: {data_set.layout}")
     values = [value] if isinstance(value, str) or (value and not isinstance(value[0], (list, tuple))) else value
-    form = {"box_format": data_set.box_format, "space": data_set.space, "where": where}
+    form = {"box_format": data_set.box_format, "space": record.get("box_space", data_set.space), "where": where}
     boxes = [to_unit_xyxy(four_numbers(box, where), size, **form) for box in values]
     label = str(record.get("label", ""))
     return {"boxes": boxes, "labels": [label] * len(boxes)}
 
 
 def _columns(data_set: DataSet) -> Fields:
-    return (*data_set.image, *data_set.answer, *data_set.choices, *data_set.boxes, "label", "polygon")
+    return (*data_set.image, *data_set.answer, *data_set.choices, *data_set.boxes, "label", "polygon", "box_space")
 
 
 def _named(chosen: str, declared: Fields) -> Fields:

@@ -15,7 +15,14 @@ _PHYSIONET = "PhysioNet account with a signed agreement"
 
 
 def _screenspot(source: Source, on_bad: OnBad | None) -> Iterator[Record]:
-    return screenspot.iter_rows(source.path, image_dir=source.image_dir, extract_dir=source.extract_dir, on_bad=on_bad)
+    return screenspot.iter_rows(
+        source.path,
+        image_dir=source.image_dir,
+        extract_dir=source.extract_dir,
+        on_bad=on_bad,
+        language=source.language,
+        style=source.question_field,
+    )
 
 
 def _radiology(source: Source, on_bad: OnBad | None) -> Iterator[Record]:
@@ -37,19 +44,22 @@ def _radiology(source: Source, on_bad: OnBad | None) -> Iterator[Record]:
 _REFCOCO = DataSet(
     title="RefCOCO",
     layout=(
-        "parquet with question_id, image, answer (a list of expressions), bbox (x, y, width, height in "
-        "pixels), file_name"
+        "the authors' refs(...).p with instances.json (--split val, testA, ...; COCO's train2014); or parquet with "
+        "question_id, image, answer (a list of expressions), bbox (x, y, width, height in pixels), file_name"
     ),
-    source=f"{_HUB}lmms-lab/RefCOCO; {_LMMS}refcoco/utils_rec.py",
+    source=f"https://github.com/lichengunc/refer; {_HUB}lmms-lab/RefCOCO; {_LMMS}refcoco/utils_rec.py",
     rows="val 8,811, test 5,000, testA 1,975, testB 1,810 objects",
     metric="acc_at_iou_0.5",
     licence="COCO's terms for the pictures",
     get="download_data.sh refcoco",
+    options="--input data/refcoco --split val",
     task="grounding",
     question=("expression",),
     mark=("answer",),
     box_format="xywh",
-    drop=("question", "answer", "iscrowd"),
+    size="image_size",
+    folders=("", "train2014", "images/mscoco/images/train2014"),
+    drop=("question", "answer", "iscrowd", "image_size"),
     unfold=layouts.expressions,
 )
 
@@ -73,6 +83,7 @@ GROUNDING_SETS: dict[str, DataSet] = {
         source=f"{_HUB}lmms-lab/RefCOCOplus; {_LMMS}refcoco+/utils_rec.py",
         rows="see its card",
         get="download_data.sh refcoco+",
+        options="--input data/refcoco+ --split val",
     ),
     "refcocog": replace(
         _REFCOCO,
@@ -80,6 +91,7 @@ GROUNDING_SETS: dict[str, DataSet] = {
         source=f"{_HUB}lmms-lab/RefCOCOg; {_LMMS}refcocog/utils_rec.py",
         rows="val 7,573 objects",
         get="download_data.sh refcocog",
+        options="--input data/refcocog --split val",
     ),
     "visual-genome": DataSet(
         title="Visual Genome regions",
@@ -92,6 +104,7 @@ GROUNDING_SETS: dict[str, DataSet] = {
         metric="acc_at_iou_0.5",
         licence="CC BY 4.0",
         get="https://homes.cs.washington.edu/~ranjay/visualgenome/",
+        options="--input data/visual-genome/region_descriptions.json",
         task="grounding",
         question=("phrase",),
         mark=("regions",),
@@ -110,6 +123,7 @@ GROUNDING_SETS: dict[str, DataSet] = {
         metric="acc_at_iou_0.5",
         licence="see its card",
         get=f"{_HUB}omlab/VLM-R1",
+        options="--input data/vlm-r1/refcoco_train.jsonl --image-dir data/vlm-r1/images",
         task="grounding",
         mark=("conversations", "problem"),
         unfold=layouts.vlm_r1,
@@ -122,6 +136,7 @@ GROUNDING_SETS: dict[str, DataSet] = {
         metric="iou",
         licence="PhysioNet Credentialed Health Data License",
         get="https://physionet.org/content/vindr-cxr/",
+        options="--input data/vindr-cxr/train.csv --image-dir data/vindr-cxr/png",
         account=f"{_PHYSIONET}, or a Kaggle account (vinbigdata-chest-xray-abnormalities-detection)",
         task="grounding",
         reader=_radiology,
@@ -137,6 +152,7 @@ GROUNDING_SETS: dict[str, DataSet] = {
         metric="iou",
         licence="PhysioNet Credentialed Health Data License",
         get="https://physionet.org/content/ms-cxr/",
+        options="--input data/ms-cxr/MS_CXR_Local_Alignment_v1.1.0.json --image-dir data/mimic-cxr-jpg",
         account=f"{_PHYSIONET}, for it and for MIMIC-CXR-JPG",
         task="grounding",
         reader=_radiology,
@@ -157,7 +173,8 @@ GROUNDING_SETS: dict[str, DataSet] = {
         title="ScreenSpot-Pro",
         layout=(
             "annotations/*.json, one list per application, with img_filename, bbox (x1, y1, x2, y2 in pixels), "
-            "img_size, instruction, ui_type, group; pictures in images"
+            "img_size, instruction, instruction_cn (--language cn), ui_type, group; pictures in images; other styles of "
+            "instructions by --question-field, negative targets by gt_type"
         ),
         source=f"{_HUB}likaixin/ScreenSpot-Pro; its eval_screenspot_pro.py",
         rows="test 1,581",
@@ -182,6 +199,59 @@ GROUNDING_SETS: dict[str, DataSet] = {
         folders=("", "images"),
         unfold=layouts.osworld_g,
     ),
+    "ui-vision": DataSet(
+        title="UI-Vision's element grounding",
+        layout=(
+            "element_grounding_basic, _functional and _spatial.json: lists with image_path, image_size, "
+            "prompt_to_evaluate, bbox (x1, y1, x2, y2 in pixels), platform, element_type"
+        ),
+        source=f"{_HUB}ServiceNow/ui-vision; https://github.com/uivision/UI-Vision, eval/grounding/eval_uivision.py",
+        rows="see its card",
+        metric="point_in_box",
+        licence="see its card",
+        get="download_data.sh ui-vision",
+        options="--input data/ui-vision/annotations/element_grounding --image-dir data/ui-vision/images",
+        task="grounding",
+        image=("image_path",),
+        question=("prompt_to_evaluate",),
+        size="image_size",
+        file_as="setting",
+    ),
+    "mmbench-gui-l2": DataSet(
+        title="MMBench-GUI L2",
+        layout=(
+            "L2_annotations.json: a list with image_path, platform, instruction, bbox (x1, y1, x2, y2), data_type, "
+            "grounding_type (basic or advanced), app_name; pictures in offline_images/PLATFORM"
+        ),
+        source=f"{_HUB}OpenGVLab/MMBench-GUI; https://github.com/open-compass/MMBench-GUI, benchmarks/l2_element_grounding.py",
+        rows="see its card",
+        metric="point_in_box",
+        licence="see its card",
+        get="download_data.sh mmbench-gui-l2",
+        options="--input data/mmbench-gui-l2/L2_annotations.json --image-dir data/mmbench-gui-l2/offline_images",
+        task="grounding",
+        question=("instruction",),
+        unfold=layouts.mmbench_gui,
+    ),
+    "venusbench-gd": DataSet(
+        title="VenusBench-GD",
+        layout=(
+            "instruction/*_grounding.json and refusal_spatial.json: lists with image_path (or image, img_filename), "
+            "instruction, bbox (x1, y1, x2, y2 in pixels), platform, ui_element_type; pictures in images/PLATFORM"
+        ),
+        source=f"{_HUB}inclusionAI/VenusBench-GD; https://github.com/inclusionAI/UI-Venus, branch VenusBench-GD",
+        rows="6,166 in English and Chinese",
+        metric="point_in_box",
+        licence="see its card",
+        get="download_data.sh venusbench-gd",
+        options="--input data/venusbench-gd/instruction --image-dir data/venusbench-gd/images",
+        task="grounding",
+        image=("image_path", "image", "img_filename"),
+        question=("instruction",),
+        folders=("", "web", "mobile", "desktop"),
+        file_as="task_type",
+        unfold=layouts.venusbench_gd,
+    ),
     "os-atlas": DataSet(
         title="OS-Atlas and SeeClick grounding",
         layout=(
@@ -193,6 +263,7 @@ GROUNDING_SETS: dict[str, DataSet] = {
         metric="point_in_box",
         licence="Apache 2.0",
         get=f"{_HUB}OS-Copilot/OS-Atlas-data",
+        options="--input data/os-atlas/uibert_raw.json --image-dir data/os-atlas/imgs",
         task="grounding",
         image=("img_filename",),
         question=("instruction",),
@@ -211,6 +282,7 @@ GROUNDING_SETS: dict[str, DataSet] = {
         metric="point_in_box",
         licence="CC BY-NC-SA 4.0",
         get=f"{_HUB}osunlp/UGround-V1-Data-Box",
+        options="--input data/uground/shard_0000.parquet",
         task="grounding",
         question=("instruction",),
         mark=("conversations",),

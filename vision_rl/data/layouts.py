@@ -140,6 +140,23 @@ def regions(record: Record) -> Iterable[Record]:
     ]
 
 
+def mmbench_gui(record: Record) -> Iterable[Record]:
+    """Pictures lie in a folder for each platform; -1 at a border means 0. Its owners take 0..1 and pixels alike.
+
+    benchmarks/l2_element_grounding.py there: a box whose numbers are all in 0..1 is in 0..1, any other in pixels.
+    """
+    box = [max(number, 0) for number in record["bbox"]]
+    space = "unit" if max(box) <= 1 else "pixels"
+    image = record["image"] if "image" in record else f"{record['platform']}/{record['image_path']}"
+    return [{**record, "image": image, "bbox": box, "box_space": space, "label": record.get("data_type", "")}]
+
+
+def venusbench_gd(record: Record) -> Iterable[Record]:
+    """The file says the task; in the one of refusals there is nothing to point at."""
+    refused = str(record["task_type"]).startswith("refusal")
+    return [{**record, **({"bbox": []} if refused else {}), "label": record.get("ui_element_type", "")}]
+
+
 def osworld_g(record: Record) -> Iterable[Record]:
     """A box as x, y, width, height; a polygon x1, y1, x2, y2, ..., whose bounding box is taken; a refusal has none."""
     kind, numbers = str(record["box_type"]).lower(), list(record.get("box_coordinates", []))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vision_rl.data.refer import refer_records
 from vision_rl.data.schema import normalise_row, numbered_rows, open_parquet
 from vision_rl.errors import UserError
 
@@ -20,7 +21,10 @@ Item = TypeVar("Item")
 _PARQUET_BATCH = 32
 # test-00000-of-00001.parquet, and train.json
 _SPLIT = re.compile(r"(.+?)-\d{5}-of-\d{5}|(?:train|val|validation|test)(?=\.)")
-_PATTERNS = ("*.parquet", "data/*.parquet", "*.jsonl", "*.json", "annotations/*.json", "metadata/*.json", "*.csv")
+FOLDERS = ("data", "DocVQA", "InfographicVQA", "ScienceQA-IMG")
+"""Folders in which Hugging Face repositories have their parquet files."""
+_PARQUET = ("*.parquet", *(f"{folder}/*.parquet" for folder in FOLDERS))
+_PATTERNS = ("*.p", *_PARQUET, "*.jsonl", "*.json", "annotations/*.json", "metadata/*.json", "*.csv")
 
 
 def converted(
@@ -76,6 +80,10 @@ def source_files(source: Path, marks: Sequence[tuple[str, ...]], title: str, spl
 
 
 def _of_split(files: list[Path], split: str, source: Path) -> list[Path]:
+    if files[0].suffix == ".p":  # one file holds all splits, by its authors' own division of the pictures
+        if len(files) > 1:
+            raise UserError(f"{source} holds {' and '.join(file.name for file in files)}; name one with --input")
+        return files
     by_split: dict[str, list[Path]] = {}
     for file in files:
         found = _SPLIT.match(file.name)
@@ -93,10 +101,11 @@ def _lacking(file: Path, marks: Sequence[tuple[str, ...]]) -> str:
     return next((" or ".join(names) for names in marks if columns.isdisjoint(names)), "")
 
 
-def iter_records(path: str | Path, unpack: Unpack | None = None) -> Iterator[tuple[int, Record]]:
-    """Yield (number from 0, record) of a CSV, TSV, JSON (list of objects), JSONL or parquet file, by its suffix.
+def iter_records(path: str | Path, unpack: Unpack | None = None, split: str = "") -> Iterator[tuple[int, Record]]:
+    """Yield (number from 0, record) of a CSV, TSV, JSON (list of objects), JSONL, parquet or refer file, by its suffix.
 
-    `unpack` takes the list out of a JSON file that is an object, or gives None if that has none. Empty CSV cells and NaN
+    `unpack` takes the list out of a JSON file that is an object, or gives None if that has none; `split` says which
+    records of a refer file are meant. Empty CSV cells and NaN
     are left out of a record. Raises `UserError` for a file that is not of that kind.
     """
     path = Path(path)
@@ -109,6 +118,7 @@ def iter_records(path: str | Path, unpack: Unpack | None = None) -> Iterator[tup
         ".jsonl": _json_lines,
         ".ndjson": _json_lines,
         ".parquet": lambda file: (record for _, record in parquet_records(file)),
+        ".p": lambda file: refer_records(file, split),
     }
     if path.suffix.lower() not in readers:
         raise UserError(f"{path} has none of the known suffixes {', '.join(readers)}; export it as one of them")

@@ -95,6 +95,18 @@ def iter_rows(
             yield with_absolute_paths(row, image_base_dir or Path(path).parent)
 
 
+def task_names_of(path: str | Path) -> list[str]:
+    """The tasks of a file's rows, each once, in order; of a row that names none, as `normalise_row` decides."""
+    found: dict[str, None] = {}
+    with open_parquet(path) as file:
+        names = file.schema_arrow.names
+        columns = [name for name in names if name == "task" or ALIASES.get(name, name) == "boxes"]
+        for _, raw in numbered_rows(file, path, batch_rows=_BATCH_ROWS, columns=columns) if columns else ():
+            fields, _ = _resolve_aliases(raw)
+            found[str(_given(fields.get("task"), _default_task(None, fields.get("boxes"))))] = None
+    return list(found) or [_default_task(None, None)]
+
+
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write rows atomically (the target appears complete or not at all) and return how many there were.
 

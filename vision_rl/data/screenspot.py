@@ -3,7 +3,7 @@
 | form | files | box |
 | hf | parquet of `rootsautomation/ScreenSpot` with embedded images | xyxy, 0..1 |
 | v2 | JSON lists of the original ScreenSpot (SeeClick) and of ScreenSpot-v2, images beside them | xywh, pixels |
-| pro | JSON lists of ScreenSpot-Pro, images beside them | xyxy, pixels |
+| pro | JSON lists of ScreenSpot-Pro, images beside them, or parquet with embedded images | xyxy, pixels |
 
 The form is told by the fields that each one has, never by the size of the numbers. There is no published train split.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vision_rl.data.geometry import pixel_box_to_unit
 from vision_rl.data.records import OnBad, checked, converted, extra_fields, parquet_records, read_json, source_files
@@ -39,23 +39,29 @@ def iter_rows(
     extract_dir: str | Path,
     form: str = "auto",
     on_bad: OnBad | None = None,
+    language: str = "",
+    style: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Yield schema rows with absolute image paths from a parquet or JSON file, or from a directory of them.
 
     `image_dir` (default: `images` or `screenspotv2_image` beside the JSON files, or their own directory) holds the
     pictures of the JSON forms; those embedded in a parquet file are written into `extract_dir`. Boxes are clipped to
     the image. A missing picture, a box outside of its image or an item that is in none of the forms goes to `on_bad`,
-    or raises `UserError` without one.
+    or raises `UserError` without one. Of Pro, `language` "cn" takes the Chinese instructions, and `style` the field of
+    another style than "instruction"; an item whose gt_type is "negative" has no target.
     """
+    asked = _Asked(style or "instruction", "cn" if language.lower() in ("cn", "zh") else "en")
     for file in source_files(Path(source), (("bbox",), ("instruction",), ("image",)), "ScreenSpot"):
         if file.suffix == ".parquet":
             _require(form in ("auto", "hf"), f"{file} is a parquet file, but --form {form} asks for JSON")
-            convert = partial(_parquet_row, file, Path(extract_dir))
+            convert = partial(_parquet_row, file, Path(extract_dir), asked)
             yield from converted(parquet_records(file), convert, on_bad)
         else:
             items = read_json(file)
             _require(isinstance(items, list) and bool(items), f"{file} is not a JSON list of annotations")
-            yield from converted(enumerate(items), partial(_json_row, file, _image_dir(file, image_dir), form), on_bad)
+            yield from converted(
+                enumerate(items), partial(_json_row, file, _image_dir(file, image_dir), form, asked), on_bad
+            )
 
 
 def _image_dir(file: Path, image_dir: str | Path | None) -> Path:
@@ -68,8 +74,10 @@ def _image_dir(file: Path, image_dir: str | Path | None) -> Path:
     return file.parent
 
 
-def _parquet_row(file: Path, extract_dir: Path, numbered: tuple[int, dict[str, Any]]) -> dict[str, Any]:
+def _parquet_row(file: Path, extract_dir: Path, asked: _Asked, numbered: tuple[int, dict[str, Any]]) -> dict[str, Any]:
     number, item = numbered
+    if "ui_type" in item or "img_size" in item:  # Pro, with its pictures inside
+        return _json_row(file, extract_dir, "pro", asked, numbered)
     where = f"{file}, row {number}"
     missing = {"bbox", "instruction", "image"} - item.keys()
     _require(not missing, f"{where} has no {', '.join(sorted(missing))}; it is not ScreenSpot's parquet form")
@@ -81,24 +89,47 @@ def _parquet_row(file: Path, extract_dir: Path, numbered: tuple[int, dict[str, A
     return checked(_row(item, f"{file.stem}-{number}", image, image_size(image), unit, "screenspot"), where)
 
 
-def _json_row(file: Path, image_dir: Path, form: str, numbered: tuple[int, Any]) -> dict[str, Any]:
+class _Asked(NamedTuple):
+    """Which of ScreenSpot-Pro's instructions: eval_screenspot_pro.py has styles, and Chinese for the plain one."""
+
+    style: str
+    language: str
+
+    @property
+    def field(self) -> str:
+        return self.style + ("_cn" if self.language == "cn" else "")
+
+
+def _json_row(file: Path, image_dir: Path, form: str, asked: _Asked, numbered: tuple[int, Any]) -> dict[str, Any]:
     number, item = numbered
     where = f"{file}, item {number}"
     _require(isinstance(item, dict), f"{where} is not an object; it is not ScreenSpot's JSON form")
-    missing = {"img_filename", "bbox", "instruction"} - item.keys()
+    none = item.get("gt_type") == "negative"
+    picture = "image" if "image" in item else "img_filename"
+    missing = {picture, asked.field, *(() if none else ("bbox",))} - item.keys()
     _require(not missing, f"{where} has no {', '.join(sorted(missing))}; it is not ScreenSpot's JSON form")
     is_pro = ("ui_type" in item or "img_size" in item) if form == "auto" else form == "pro"
-    image = picture_file(item["img_filename"], image_dir, image_dir, where)
+    image = picture_file(item[picture], image_dir, image_dir, where)
     size = image_size(image)
     said = item.get("img_size")
     if is_pro and said:
         _require(said == list(size), f"{where}: img_size {said} but {image} is {list(size)}; download the image again")
-    box = _numbers(item["bbox"], where)
-    if not is_pro:
-        box = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
     identity = str(item.get("id", f"{file.stem}-{number}"))
-    unit = pixel_box_to_unit(box, size, where)
-    return checked(_row(item, identity, image, size, unit, _source_name(file, is_pro)), where)
+    unit = None
+    if not none:
+        box = _numbers(item["bbox"], where)
+        if not is_pro:
+            box = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+        unit = pixel_box_to_unit(box, size, where)
+    row = _row({**item, "instruction": item[asked.field]}, identity, image, size, unit, _source_name(file, is_pro))
+    if is_pro:
+        kind = {
+            "instruction_style": asked.style,
+            "language": asked.language,
+            "gt_type": item.get("gt_type", "positive"),
+        }
+        row["meta"] |= kind
+    return checked(row, where)
 
 
 def _source_name(file: Path, is_pro: bool) -> str:
@@ -106,7 +137,7 @@ def _source_name(file: Path, is_pro: bool) -> str:
 
 
 def _row(
-    item: dict[str, Any], identity: str, image: Path, size: tuple[int, int], box: list[float], source: str
+    item: dict[str, Any], identity: str, image: Path, size: tuple[int, int], box: list[float] | None, source: str
 ) -> dict[str, Any]:
     meta = extra_fields(item, ("image", "bbox", "instruction", "instruction_cn", "id"))
     # Pro calls the element's kind ui_type and its system platform: the official breakdown's names are added to them.
@@ -120,8 +151,8 @@ def _row(
         "metric": "point_in_box",
         "image_paths": [str(image)],
         "question": item["instruction"],
-        "boxes": [box],
-        "labels": [str(meta["data_type"])],
+        "boxes": [] if box is None else [box],
+        "labels": [] if box is None else [str(meta["data_type"])],
         "image_sizes": [list(size)],
         "source": source,
         "meta": meta,

@@ -22,10 +22,13 @@ def get_set(name: str) -> DataSet:
 
 
 def sets_table() -> str:
-    """The sets as a Markdown table: name, rows, metric, command, licence and account."""
-    lines = ["| set | layout | rows | metric | from | licence, account |", "|---|---|---|---|---|---|"]
+    """The sets as a Markdown table: name, rows, metric, command, layout, where it is from, licence and account."""
+    lines = ["| set | rows | metric | command | layout | from | licence, account |", "|---|---|---|---|---|---|---|"]
     for name, item in SETS.items():
         terms = item.licence + (f"; needs an account: {item.account}" if item.account else "")
         metric = item.metric or "the run's"
-        lines.append(f"| `{name}` | {item.title}: {item.layout} | {item.rows} | {metric} | {item.get} | {terms} |")
+        options = item.options or f"--input data/{name}"
+        command = f"`data_utils.py convert {name} {options} --output data/{name}.parquet`"
+        layout = f"{item.title}: {item.layout}"
+        lines.append(f"| `{name}` | {item.rows} | {metric} | {command} | {layout} | {item.get} | {terms} |")
     return "\n".join(lines)

@@ -36,7 +36,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ("group", "data_type"),
     ),
     "osworld-g": Benchmark((("element type", "GUI_types"), ("target", "box_type")), ("GUI_types",)),
-    "ui-vision": Benchmark((("setting", "category"), ("platform", "platform")), ("category",)),
+    "ui-vision": Benchmark((("setting", "setting"), ("platform", "platform")), ("setting",)),
     "mmbench-gui-l2": Benchmark(
         (("platform", "platform"), ("level", "grounding_type"), _TYPE), ("platform", "grounding_type")
     ),

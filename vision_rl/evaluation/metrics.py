@@ -154,6 +154,26 @@ def by_metric(records: Sequence[Record]) -> dict[str, Figure]:
     return {name: figure(rows, _component(name)) for name, rows in groups.items()}
 
 
+def by_source(records: Sequence[Record]) -> dict[str, dict[str, Figure]]:
+    """Source -> metric -> figure over its rows: the metric that a row names, else its task's own.
+
+    Rows whose reward was another one, so that they have no such number, are left out.
+    """
+    groups: dict[str, dict[str, list[Record]]] = {}
+    for record in scored(records):
+        name = record.get("metric") or get_task(record["task"]).metric
+        if _COMPONENTS.get(name, name) in record["components"]:
+            groups.setdefault(record["source"], {}).setdefault(name, []).append(record)
+    return {
+        source: {name: figure(rows, _component(_COMPONENTS.get(name, name))) for name, rows in sorted(metrics.items())}
+        for source, metrics in sorted(groups.items())
+    }
+
+
+_COMPONENTS = {"vqa": "accuracy", "point_in_box": "point"}
+"""Metrics whose component has another name."""
+
+
 def target_size(box: Sequence[float]) -> str:
     """ "small" or "large", as Arc Vision's reward counts: below or above 5 % of the picture."""
     return "small" if target_kind((box[0], box[1], box[2], box[3])) == "small" else "large"

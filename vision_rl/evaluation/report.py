@@ -112,6 +112,11 @@ def _tables(summary: Mapping[str, Any], names: Sequence[str]) -> list[Table]:
             cells = [_cell(n, figures[n], texts.show_interval(n, figures[n])) for n in names]
             rows.append([value, *cells, Cell(str(count), count)])
         found.append(Table(f"By {title}", [title, *names, "rows"], rows))
+    if sources := texts.source_rows(summary):
+        rows = [
+            [s, name, _cell(name, f, texts.show_interval(name, f)), Cell(str(f["n"]), f["n"])] for s, name, f in sources
+        ]
+        found.append(Table("Each source by its own metric", ["source", "metric", "value", "rows"], rows))
     if summary.get("tools"):
         shares = texts.tool_rows(summary["tools"])
         rows = [[name, Cell(f"{value:.2%}", value)] for name, value in shares]

@@ -19,10 +19,11 @@ from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation.report import write_report
-from vision_rl.evaluation.runner import Answer, Limits, check_endpoint, run_rows
+from vision_rl.evaluation.runner import Limits, check_endpoint, run_rows
 from vision_rl.evaluation.store import EvaluationStore, Record, disk_errors, open_store, write_json
 from vision_rl.evaluation.summary import summarise, write_summary
 from vision_rl.preflight.checks import check_images
+from vision_rl.tasks import answer
 
 Row = dict[str, Any]
 Server = Callable[[], AbstractContextManager[tuple[str, str]]]
@@ -50,18 +51,18 @@ class Job:
 
 def load_rows(
     data: Path, task: str | None, limit: int | None, image_dir: Path | None = None
-) -> tuple[str, list[tuple[int, Row]]]:
-    """(task, numbered rows) of a file; `UserError` if it holds rows of both tasks and none was named."""
+) -> dict[str, list[tuple[int, Row]]]:
+    """Numbered rows of a file by their task, of the named one alone if one is named."""
     if not data.exists():
         raise UserError(f"{data} does not exist; give --data a parquet file (data_utils.py convert makes one)")
     rows = read_rows(data, task=task, image_base_dir=image_dir, limit=limit)
-    tasks = sorted({row["task"] for row in rows})
-    if len(tasks) > 1:
-        raise UserError(f"{data} holds rows of the tasks {' and '.join(tasks)}; choose with --task")
-    return tasks[0], list(enumerate(rows))
+    found: dict[str, list[tuple[int, Row]]] = {}
+    for number, row in enumerate(rows):
+        found.setdefault(row["task"], []).append((number, row))
+    return found
 
 
-def evaluate(job: Job, answer: Answer, server: Server, console: Console) -> dict[str, Any]:
+def evaluate(job: Job, server: Server, console: Console) -> dict[str, Any]:
     """Score the rows that are not done yet, then write summary, submission and report; returns the summary.
 
     What was interrupted goes on: the same job again asks only for what is missing. Raises `UserError` (see
@@ -77,7 +78,7 @@ def evaluate(job: Job, answer: Answer, server: Server, console: Console) -> dict
                 check_images([row for _, row in pending], job.identity["data"])
                 with server() as (endpoint, model):
                     llm = LLM(endpoint=endpoint, model=model, sampling_parameters=dict(job.sampling))
-                    asyncio.run(_ask(job, answer, llm, store, pending, console))
+                    asyncio.run(_ask(job, llm, store, pending, console))
         finally:
             if store.records:
                 summary = conclude(job, store.records)
@@ -105,7 +106,7 @@ def conclude(job: Job, records: Mapping[int, Record]) -> dict[str, Any]:
 
 
 async def _ask(
-    job: Job, answer: Answer, llm: LLM, store: EvaluationStore, pending: Sequence[tuple[int, Row]], console: Console
+    job: Job, llm: LLM, store: EvaluationStore, pending: Sequence[tuple[int, Row]], console: Console
 ) -> None:
     await check_endpoint(llm.endpoint, llm.model)
     task = str(job.identity["task"])

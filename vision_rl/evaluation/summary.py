@@ -39,6 +39,7 @@ def summarise(
         "protocol": protocol(identity),
         "metrics": metrics.overall(task, kept),
         "by_metric": metrics.by_metric(kept),
+        "by_source": metrics.by_source(kept),
         "cell_means": metrics.cell_means(task, kept),
         "breakdowns": metrics.by_breakdown(task, kept),
         "outcomes": metrics.outcome_counts(kept) if get_task(task).truth == "boxes" else None,
@@ -56,11 +57,12 @@ def protocol(identity: Mapping[str, Any]) -> dict[str, Any]:
     if get_task(str(identity["task"])).truth == "boxes" and "family" in settings:
         name, family = answer_space(settings["answer_format"], settings["family"])
         space = get_family(family).space
-        text = request("{instruction}", settings["answer_format"], settings["family"])
+        ranked = settings.get("reward") == "ranked"
+        text = request("{instruction}", settings["answer_format"], settings["family"], ranked=ranked)
         found |= {"prompt": text, "answer format": name, "coordinate space": f"{space} ({family})"}
-        found["served pixels"] = [settings.get("min_pixels"), settings.get("max_pixels")]
     else:
         found["prompt"] = get_task(str(identity["task"])).part("prompt")
+    found["served pixels"] = [settings.get("min_pixels"), settings.get("max_pixels")]
     return found
 
 
@@ -104,6 +106,7 @@ def render_markdown(summary: Mapping[str, Any]) -> str:
         for value, figures in values.items():
             cells = " | ".join(show_with_interval(name, figure) for name, figure in figures.items())
             lines.append(f"| {_cell(value)} | {next(iter(figures.values()))['n']} | {cells} |")
+    lines += _source_lines(summary)
     lines += [*_outcome_lines(summary["outcomes"]), *_tool_lines(summary.get("tools"))]
     lines += _calibration_lines(summary["calibration"])
     lines += ["", "## Protocol", ""]
@@ -160,6 +163,21 @@ def show_with_interval(name: str, figure: Figure) -> str:
     """Value and interval in one cell."""
     value = show(name, figure["value"])
     return value if figure["low"] is None else f"{value} ({show_interval(name, figure)})"
+
+
+def source_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, Figure]]:
+    """(source, its metric, figure), where there are several of them."""
+    found = [(s, name, f) for s, figures in summary.get("by_source", {}).items() for name, f in figures.items()]
+    return found if len(found) > 1 else []
+
+
+def _source_lines(summary: Mapping[str, Any]) -> list[str]:
+    rows = [
+        f"| {_cell(source)} | {name} | {show(name, figure['value'])} | {show_interval(name, figure)} | {figure['n']} |"
+        for source, name, figure in source_rows(summary)
+    ]
+    head = ["", "## Each source by its own metric", "", "| source | metric | value | 95 % interval | rows |"]
+    return [*head, "|---|---|---|---|---|", *rows] if rows else []
 
 
 def _outcome_lines(outcomes: Mapping[str, int] | None) -> list[str]:

@@ -95,7 +95,7 @@ def _is_score(name: str) -> bool:
 
 def _settings(run: RecordedRun) -> str:
     """The algorithm in a table: what is on, and what concerns this task."""
-    without = {"agent.answer_format"} if run.truth == "answers" else set()
+    without = {"agent.answer_format"} if run.truths == {"answers"} else set()
     if not run.config.get("actor_rollout_ref.actor.use_kl_loss"):
         without.add("actor_rollout_ref.actor.kl_loss_coef")
     stated = {label: run.config.get(key) for key, label in _ALGORITHM.items() if key not in without}

@@ -49,13 +49,12 @@ ROWS_CHECKED = 2000
 
 @dataclass(frozen=True)
 class Patient:
-    """What is examined. ports: (port, host, flag) that must be free; answer: the agent's `answer` function."""
+    """What is examined. ports: (port, host, flag) that must be free."""
 
     resolved: Resolved
     data: tuple[Sequence[Path], Sequence[Path]]  # training, validation
     run_dir: Path
     cpu: bool
-    answer: Callable[..., Any]
     ports: Sequence[tuple[int, str, str]] = ()
 
 
@@ -76,7 +75,7 @@ def doctor(patient: Patient, console: Console) -> bool:
         ("model", model),
         ("data", data),
         ("configuration", configuration),
-        ("end to end", lambda patient: end_to_end(patient.resolved, data_row(patient), patient.answer, patient.cpu)),
+        ("end to end", lambda patient: end_to_end(patient.resolved, data_row(patient), patient.cpu)),
         ("parity", parity),
     )
     found: list[Finding] = []
@@ -298,7 +297,7 @@ def data(patient: Patient) -> list[Finding]:
     found = []
     images: tuple[set[str], set[str]] = (set(), set())
     for seen, path in ((seen, path) for seen, paths in zip(images, patient.data, strict=True) for path in paths):
-        rows = read_rows(path, task=patient.resolved.task, limit=ROWS_CHECKED)
+        rows = _rows(patient, path, ROWS_CHECKED)
         check_images(rows, path)
         check_pictures(rows, patient.resolved.app.images_per_prompt, path)
         own = {image for row in rows for image in row["image_paths"]}
@@ -312,8 +311,14 @@ def data(patient: Patient) -> list[Finding]:
 
 def data_row(patient: Patient) -> dict[str, Any]:
     """The row with the smallest picture among the first: the trial should cost seconds."""
-    rows = read_rows(patient.data[1][0], task=patient.resolved.task, limit=50)
+    rows = _rows(patient, patient.data[1][0], 50)
     return min(rows, key=lambda row: sum(width * height for width, height in row["image_sizes"]))
+
+
+def _rows(patient: Patient, path: Path, limit: int) -> list[dict[str, Any]]:
+    """The first rows of the run's task; of any task in a run of several."""
+    tasks = patient.resolved.tasks
+    return read_rows(path, task=tasks[0] if len(tasks) == 1 else None, limit=limit)
 
 
 def configuration(patient: Patient) -> list[Finding]:

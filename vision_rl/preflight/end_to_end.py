@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,19 @@ from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import image_token_id, load_processor
 from vision_rl.preflight.finding import Finding
 from vision_rl.rollout.trace import Turn, turns_from_spans
+from vision_rl.tasks import answer
 
 MISMATCH_NATS = 0.1
 """The mean difference above which something other than rounding is at work, where the preset names no limit."""
 
 
-def end_to_end(resolved: Resolved, row: Mapping[str, Any], answer: Callable[..., Any], cpu: bool) -> list[Finding]:
+def end_to_end(resolved: Resolved, row: Mapping[str, Any], cpu: bool) -> list[Finding]:
     """Findings for server, proxy and trace, reward, image tokens, and the log-probabilities."""
     name = str(resolved.verl["actor_rollout_ref"]["model"]["path"])
     with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
         with _served(resolved, cpu) as url:
-            task = {**row, "settings": dataclasses.asdict(resolved.agent)}
-            turns, reply, reward = asyncio.run(_ask(url, task, answer, Path(folder)))
+            task = {**row, "settings": dataclasses.asdict(resolved.agents[row["task"]])}
+            turns, reply, reward = asyncio.run(_ask(url, task, Path(folder)))
         found = [
             Finding("server and proxy", True, f"{row['id']} was answered {reply[:60]!r}, reward {reward.value:.3f}")
         ]
@@ -55,9 +56,7 @@ def _served(resolved: Resolved, cpu: bool) -> AbstractContextManager[str]:
     return serve(name, cpu=cpu, max_model_len=length, images_per_prompt=images)
 
 
-async def _ask(
-    url: str, task: Mapping[str, Any], answer: Callable[..., Any], folder: Path
-) -> tuple[list[Turn], str, Any]:
+async def _ask(url: str, task: Mapping[str, Any], folder: Path) -> tuple[list[Turn], str, Any]:
     """The trace, the reply and the reward of one rollout over a store and a proxy of its own."""
     import agentlightning as agl
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a run's rollouts come from. settings: the agent's, and "truth". by_std: advantages divide by the spread."""
+    """Where a run's rollouts come from. settings: the agent's; truth_of: the kind of truth of a rollout's row; by_std:
+    advantages divide by the spread."""
 
     run_dir: Path
     settings: Mapping[str, Any]
+    truth_of: Callable[[Rollout], str]
     name: str = ""
     by_std: bool = True
 
@@ -233,7 +235,7 @@ def _looked(rollout: Rollout, source: Source) -> tuple[tuple[Box, ...], list[Box
     The replies' tool calls are carried out once more where there were any; without their pictures, only an answer about the
     first one can be placed.
     """
-    if not rollout["replies"] or source.settings["truth"] != "boxes":
+    if not rollout["replies"] or source.truth_of(rollout) != "boxes":
         return (), []
     with contextlib.suppress(UserError):
         if rollout["reward"].get("tools/zooms"):

@@ -139,7 +139,7 @@ def _page(shown: Sequence[Shown], names: Sequence[str], choice: Choice) -> Page:
 def _cards(each: Shown, choice: Choice) -> list[Card]:
     run = each.run
     by_std = run.config.get("algorithm.norm_adv_by_std_in_grpo") is not False
-    source = Source(run.path, {**run.settings, "truth": run.truth}, each.name, by_std)
+    source = Source(run.path, run.settings, run.truth_of, each.name, by_std)
     cards = [card for rollouts in each.train.values() for card in group_cards(rollouts, source, choice.groups)]
     return [*validation_cards(each.validation, source), *cards]
 

@@ -71,7 +71,7 @@ def _example(record: Mapping[str, Any], run: RecordedRun) -> Example:
     predicted: list[Box] = []
     try:
         picture = open_image(record["image_paths"][0])
-        if run.truth == "boxes" and record["replies"]:
+        if run.truth_of(record) == "boxes" and record["replies"]:
             if record["reward"].get("tools/zooms"):
                 views = views_of(record, run.settings, pictures_of(run.path, record))
                 predicted = answer_boxes(record, run.settings, views)

@@ -207,9 +207,9 @@ def grounding_reward(
     guide's, without any term. polygons: see `point_score`. truncated: the length limit cut the reply off; its whole
     boxes are scored. `UserError` for bad settings. Boxes in a wrong space, and swapped or negative corners, match
     nothing and cost like any other extra box; the prompt's template echoed is no box and costs the format term.
-    Components: task, iou (matched), point (hit rate of the centres), format/ok, format/wrong_space (0 or 1),
-    format/malformed, format/placeholder, boxes/predicted, boxes/extra, boxes/missing, truncated, and those of the terms
-    and of Arc Vision.
+    Components: task (again under the kind's own name), iou (matched), point (hit rate of the centres), format/ok,
+    format/wrong_space (0 or 1), format/malformed, format/placeholder, boxes/predicted, boxes/extra, boxes/missing,
+    truncated, and those of the terms and of Arc Vision.
     """
     kind = checked_kind(kind, answer_format, family)
     fmt, space = answer_space(answer_format, family)
@@ -250,6 +250,7 @@ def grounding_reward(
     else:
         similarity = "gaussian_point" if points and kind == "gaussian" else kind
         components["task"] = match_score(boxes, true, similarity, unusable)
+    components.setdefault(kind, components["task"])
     return with_terms(components["task"], components, reply, format_ok, terms, truncated)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -68,17 +69,18 @@ def published(
     return Reach(store_port, host, address, advertised or address, proxy_port, token, roots, external_store)
 
 
-def worker_lines(reach: Reach, task: str) -> list[str]:
+def worker_lines(reach: Reach, tasks: Sequence[str]) -> list[str]:
     """What to type on another machine, ready to copy; shown once, because it holds the token."""
+    named = " ".join(f"--task {task}" for task in tasks)
     assert reach.proxy_port is not None
     lines = [
         f"LLM proxy http://{reach.advertised}:{reach.proxy_port}/v1",
         f"dashboard, in a browser: {reach.dashboard_url}",
         "a worker, on any machine:",
         f"  OPENAI_BASE_URL=http://{reach.advertised}:{reach.proxy_port}/v1 OPENAI_API_KEY={reach.token or 'none'} "
-        f"python worker.py --task {task}",
+        f"python worker.py {named}",
         "Agent Lightning's runners, on any machine with this project installed:",
-        f"  {TOKEN_VARIABLE}={reach.token or ''} python train_agent.py --role runner --task {task} "
+        f"  {TOKEN_VARIABLE}={reach.token or ''} python train_agent.py --role runner {named} "
         f"--store {reach.external_store or f'http://{reach.advertised}:{reach.store_port}'} --n-runners 8",
     ]
     return lines

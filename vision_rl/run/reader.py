@@ -42,6 +42,15 @@ class RecordedRun:
         """The kind of the task's truth, one of `vision_rl.tasks.TRUTHS`."""
         return str(self.config.get("task.truth") or self._guessed_task().truth)
 
+    def truth_of(self, record: Mapping[str, Any]) -> str:
+        """The kind of truth of a rollout's row: that of its own task, in a run of several."""
+        return str(self.config.get(f"task.truths.{record.get('task')}") or self.truth)
+
+    @property
+    def truths(self) -> set[str]:
+        """The kinds of truth of all its tasks."""
+        return {str(value) for key, value in self.config.items() if key.startswith("task.truths.")} or {self.truth}
+
     @property
     def metric(self) -> str:
         """The component of the reward that validation is judged by."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,17 @@ from vision_rl.tasks import get_task
 STALL_SECONDS = 5.0
 
 
-def summarise(run_dir: Path, task: str, started: float) -> dict[str, Any]:
-    """Read the run's files; `started` is when the process began (Unix seconds)."""
+def summarise(run_dir: Path, tasks: Sequence[str], started: float) -> dict[str, Any]:
+    """Read the run's files; `started` is when the process began (Unix seconds). Several tasks share the reward alone."""
     metrics, _ = read_jsonl(run_dir / METRICS)
     rollouts, _ = read_jsonl(run_dir / ROLLOUTS)
     events, _ = read_jsonl(run_dir / EVENTS)
-    metric = get_task(task).metric
+    metric = get_task(tasks[0]).metric if len(tasks) == 1 else "reward"
     validations = [line[f"val/{metric}"] for line in metrics if line.get(f"val/{metric}") is not None]
     steps = [line for line in metrics if "timing_s/step" in line]
     queued = [event["time"] for event in events if event["kind"] == "queued" and event["time"] > started]
     return {
-        "task": task,
+        "task": "+".join(tasks),
         "metric": metric,
         "val_before": validations[0] if validations else None,
         "val_after": validations[-1] if len(validations) > 1 else None,

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,7 +20,6 @@ import httpx
 from vision_rl.config.resolve import Resolved
 from vision_rl.data.mix import sample_by_source
 from vision_rl.errors import UserError
-from vision_rl.rewards import Reward
 from vision_rl.rollout.addresses import Reach, host_of
 from vision_rl.rollout.http_auth import hide_keys
 from vision_rl.rollout.runner import VisionRunner
@@ -29,6 +28,7 @@ from vision_rl.rollout.store_server import PREFIX, VisionStoreClient, VisionStor
 from vision_rl.rollout.strategy import VisionStrategy
 from vision_rl.run.directory import STOP_FILE
 from vision_rl.settings import TOKEN_VARIABLE
+from vision_rl.tasks import answer
 from vision_rl.training.algorithm import Launch, VisionVERL
 
 RUNNER_POLL_SECONDS = 0.05
@@ -37,8 +37,8 @@ RUNNER_POLL_SECONDS = 0.05
 def tasks_of(rows: list[dict[str, Any]], resolved: Resolved) -> list[dict[str, str]]:
     """Rows as self-contained tasks, each one JSON text: what a runner on any machine needs, and nothing that a
     data-frame in between could change."""
-    settings = dataclasses.asdict(resolved.agent)
-    return [{"task": json.dumps({**row, "settings": settings})} for row in rows]
+    settings = {name: dataclasses.asdict(agent) for name, agent in resolved.agents.items()}
+    return [{"task": json.dumps({**row, "settings": settings[row["task"]]})} for row in rows]
 
 
 def validation_rows(rows: list[dict[str, Any]], resolved: Resolved) -> list[dict[str, Any]]:
@@ -49,8 +49,8 @@ def validation_rows(rows: list[dict[str, Any]], resolved: Resolved) -> list[dict
     return sample_by_source(rows, wanted, resolved.app.validation.seed)
 
 
-def rollout_agent(answer: Callable[[dict[str, Any], Any], Awaitable[tuple[str, Reward]]]) -> agl.LitAgent[Any]:
-    """A task's `answer` as Agent Lightning's agent: one rollout, whose one reward is the number that evaluation prints."""
+def rollout_agent() -> agl.LitAgent[Any]:
+    """The agent of each row's own task as Agent Lightning's: one rollout, whose one reward is what evaluation prints."""
 
     @agl.rollout
     async def agent(task: dict[str, Any], llm: agl.LLM) -> None:

@@ -38,6 +38,7 @@ class FinishedRollout:
             "rollout_id": self.rollout_id,
             "group": self.data_id,
             "id": self.task["id"],
+            "task": self.task.get("task", ""),
             "source": self.task.get("source", ""),
             "question": self.task["question"],
             "image_paths": self.task["image_paths"],
