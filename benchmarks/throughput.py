@@ -139,9 +139,7 @@ def measure(variant: str, runners: int, rollouts: int, many: int) -> dict[str, A
             )
         else:
             trainer = trainer_of(algorithm, 0 if variant.startswith("worker") else runners, private(free_port()))
-        import vqa_agent
-
-        trainer.fit(stock_agent(agl) if stock else rollout_agent(vqa_agent.answer), train_dataset=[1])
+        trainer.fit(stock_agent(agl) if stock else rollout_agent(), train_dataset=[1])
     return load.result
 
 

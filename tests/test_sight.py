@@ -22,6 +22,7 @@ from vision_rl.models.processor import load_processor
 from vision_rl.rollout.chat_request import CallError
 from vision_rl.rollout.pictures import Pictures
 from vision_rl.rollout.worker_api import Claims
+from vision_rl.run.failures import RolloutFailure
 from vision_rl.settings import Sight
 from vision_rl.tiny.families import build
 from vision_rl.training import sight
@@ -186,7 +187,11 @@ def test_the_reward_gap_is_over_rows_that_neither_side_failed(tmp_path: Path) ->
 
     def rollout(reward: float | None) -> FinishedRollout:
         return FinishedRollout(
-            "r", "g", {}, reward={"reward": reward or 0.0}, failure="" if reward is not None else "x"
+            "r",
+            "g",
+            {},
+            reward={"reward": reward or 0.0},
+            failure=None if reward is not None else RolloutFailure.AGENT_ERROR,
         )
 
     class Rollouts:

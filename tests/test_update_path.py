@@ -440,18 +440,21 @@ def test_the_pictures_used_last_are_kept(
         Image.new("RGB", (56, 56), colour).save(tmp_path / f"{colour}.png")
         names.append((tmp_path / f"{colour}.png").as_uri())
     pixels = Pixels(tiny_processor, tmp_path)
-    opened: list[str] = []
+    opened: list[Any] = []
     process = pixels._process
 
-    def counted(ref: str) -> Any:
-        opened.append(ref)
-        return process(ref)
+    def counted(image: Image.Image) -> Any:
+        opened.append(image.getpixel((0, 0)))
+        return process(image)
 
     monkeypatch.setattr(pixels, "_process", counted)
     red, green, blue = names
     for ref in (red, green, red, blue, red, green):
         pixels.inputs([ref])
-    assert opened == [red, green, blue, green], "green went for blue, for red had been used since"
+    colours = {red: (255, 0, 0), green: (0, 128, 0), blue: (0, 0, 255)}
+    assert opened == [colours[ref] for ref in (red, green, blue, green)], (
+        "green went for blue, for red had been used since"
+    )
 
 
 def test_pictures_of_other_shapes_are_padded_at_their_ends() -> None:
