@@ -227,11 +227,17 @@ def test_an_image_is_processed_once_for_its_group(
     assert len(calls) == 1
 
 
-def test_blank_pixels_keep_the_shape(tiny_processor: Any, tmp_path: Path, vqa_rows: list[Any]) -> None:
+def test_blank_pixels_are_a_black_picture_of_the_same_size(
+    tiny_processor: Any, tmp_path: Path, vqa_rows: list[Any]
+) -> None:
+    """Black before the processor: zeros after it would be grey, and some families take them for padding."""
+    with Image.open(vqa_rows[0]["image_paths"][0]) as picture:
+        Image.new("RGB", picture.size).save(tmp_path / "black.png")
+    black = Pixels(tiny_processor, tmp_path).inputs([(tmp_path / "black.png").as_uri()])
     ref = [image_url(vqa_rows[0]["image_paths"][0], "file")]
     seeing = Pixels(tiny_processor, tmp_path).inputs(ref)
     blind = Pixels(tiny_processor, tmp_path, blank=True).inputs(ref)
     assert blind["pixel_values"].shape == seeing["pixel_values"].shape
-    assert not blind["pixel_values"].any()
-    assert seeing["pixel_values"].any()
+    assert torch.equal(blind["pixel_values"], black["pixel_values"])
+    assert not torch.equal(blind["pixel_values"], seeing["pixel_values"])
     assert torch.equal(blind["image_grid_thw"], seeing["image_grid_thw"])

@@ -28,7 +28,7 @@ from vision_rl.models.pixels import Pixels, join
 from vision_rl.rollout.trace import Turn
 from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import METRICS, ROLLOUTS, RunLog, read_jsonl
-from vision_rl.settings import AppSettings, Integrity
+from vision_rl.settings import AppSettings, Integrity, Papo
 from vision_rl.training import trainer as trainer_module
 from vision_rl.training import worker as worker_module
 from vision_rl.training.advantages import group_metrics, rollout_advantages
@@ -256,6 +256,7 @@ def test_only_what_the_weights_of_now_have_sampled_can_end_a_run(
     monkeypatch.setattr(trainer_module, "tq", Queue(rows_of([1.0], [2])))
     monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda self, batch, metrics: batch)
     trainer.config = OmegaConf.create({"actor_rollout_ref": {"actor": {"calculate_sum_pi_squared": True}}})
+    trainer.local_trigger_step = 1  # the sight gauge looks at the first of a sync's updates only
     batch = KVBatchMeta(partition_id="train", keys=["g_0_0"], tags=[{"min_global_steps": version}])
     metrics: dict[str, Any] = {}
     if stops:
@@ -379,7 +380,7 @@ def test_actor_and_reference_both_get_pictures_and_banned_tokens(
         config=OmegaConf.create({"model": {"path": str(tiny_dir)}}), actor=ranks[0], ref=ranks[1]
     )
     limits = {"max_pixels": 3136}
-    VisionWorker.open_pictures(worker, str(tmp_path), limits, blank=True, banned_tokens=[7, 9])
+    VisionWorker.open_pictures(worker, str(tmp_path), limits, blank=True, papo=Papo(), banned_tokens=[7, 9])
     for rank in ranks:
         assert rank.engine.banned_tokens.tolist() == [7, 9]
         assert (

@@ -223,7 +223,7 @@ GROUNDING_SETS: dict[str, DataSet] = {
             "L2_annotations.json: a list with image_path, platform, instruction, bbox (x1, y1, x2, y2), data_type, "
             "grounding_type (basic or advanced), app_name; pictures in offline_images/PLATFORM"
         ),
-        source=f"{_HUB}OpenGVLab/MMBench-GUI; https://github.com/open-compass/MMBench-GUI, benchmarks/l2_element_grounding.py",
+        source=f"{_HUB}OpenGVLab/MMBench-GUI; https://github.com/open-compass/MMBench-GUI, l2_element_grounding.py",
         rows="see its card",
         metric="point_in_box",
         licence="see its card",

@@ -143,7 +143,7 @@ def regions(record: Record) -> Iterable[Record]:
 def mmbench_gui(record: Record) -> Iterable[Record]:
     """Pictures lie in a folder for each platform; -1 at a border means 0. Its owners take 0..1 and pixels alike.
 
-    benchmarks/l2_element_grounding.py there: a box whose numbers are all in 0..1 is in 0..1, any other in pixels.
+    `l2_element_grounding.py` there: a box whose numbers are all in 0..1 is in 0..1, any other in pixels.
     """
     box = [max(number, 0) for number in record["bbox"]]
     space = "unit" if max(box) <= 1 else "pixels"
