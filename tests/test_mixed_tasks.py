@@ -118,7 +118,7 @@ def test_the_agent_is_that_of_the_row(mixed: dict[str, Path]) -> None:
     with fake_openai(lambda body: replies["grounding" if "<bbox>" in str(body["messages"]) else "vqa"]) as fake:
         for row in read_rows(mixed["both"]):
             settings = {**dataclasses.asdict(resolved.agents[row["task"]]), "image_transport": "data"}
-            llm = SimpleNamespace(endpoint=fake.url, model=MODEL, sampling_parameters={})
+            llm: Any = SimpleNamespace(endpoint=fake.url, model=MODEL, sampling_parameters={})
             reply, reward = asyncio.run(tasks.answer({**row, "settings": settings}, llm))
             assert reply == replies[row["task"]]
             assert ("iou" in reward.components) == (row["task"] == "grounding")
