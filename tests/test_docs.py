@@ -44,6 +44,12 @@ def test_modules_and_links_of_a_page_lead_somewhere(page: Path) -> None:
     assert [link for link in sorted(links - {""}) if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_name_stands_within_a_word(page: Path) -> None:
+    """A replacement by machine once wrote a file's name for every x of a page."""
+    assert re.findall(r"[a-z]`[\w./]+\.py`", page.read_text(encoding="utf-8")) == []
+
+
 def test_files_that_docstrings_and_comments_name_exist() -> None:
     missing = []
     for path in SOURCES:

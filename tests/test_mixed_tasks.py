@@ -124,6 +124,24 @@ def test_the_agent_is_that_of_the_row(mixed: dict[str, Path]) -> None:
             assert ("iou" in reward.components) == (row["task"] == "grounding")
 
 
+def test_agent_lightnings_agent_is_that_of_the_row_too(mixed: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the runners run, and the reward that they emit."""
+    import agentlightning as agl
+
+    from vision_rl.training.launch import rollout_agent
+
+    emitted: list[dict[str, float]] = []
+    monkeypatch.setattr(agl, "emit_reward", lambda reward, primary_key: emitted.append(reward))
+    resolved, agent = resolve_tasks(BOTH, "cpu"), rollout_agent()
+    rollout: Any = SimpleNamespace(rollout_id="r", attempt=SimpleNamespace(attempt_id="a"))
+    with fake_openai("<bbox>[0.1, 0.1, 0.3, 0.4]</bbox>") as fake:
+        llm = agl.LLM(endpoint=fake.url, model=MODEL, sampling_parameters={})
+        for row in read_rows(mixed["both"])[1:5]:
+            settings = {**dataclasses.asdict(resolved.agents[row["task"]]), "image_transport": "data"}
+            asyncio.run(agent.training_rollout_async({**row, "settings": settings}, {"main_llm": llm}, rollout))
+    assert [sorted({"accuracy", "iou"} & reward.keys()) for reward in emitted] == [["accuracy"]] * 2 + [["iou"]] * 2
+
+
 def test_a_mixed_file_is_evaluated_task_by_task_and_source_by_source(mixed: Any, tmp_path: Path) -> None:
     names = {"vqa": ("anls", "slake"), "grounding": ("acc_at_iou_0.5", "refcoco")}
     rows = [
