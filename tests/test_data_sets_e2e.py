@@ -105,11 +105,7 @@ def test_the_run_is_summed_up_and_shown(trained: Path) -> None:
 
 
 def test_a_mixed_file_is_evaluated_source_by_source(files: dict[str, Path], tmp_path: Path) -> None:
-    rows = [
-        {**row, "id": f"{name}-{row['id']}", "meta": {**row["meta"], "question_id": number}}
-        for name, path in files.items()
-        for number, row in enumerate(read_rows(path))
-    ]
+    rows = [{**row, "id": f"{name}-{row['id']}"} for name, path in files.items() for row in read_rows(path)]
     write_rows(tmp_path / "all.parquet", rows)
     run("evaluate_agent.py", "--tiny", "--data", tmp_path / "all.parquet", "--output", tmp_path / "out")
     seen = set()

@@ -15,7 +15,7 @@ from scipy import stats
 from vision_rl.data.screenspot import platform_of
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation.intervals import mean_interval, resampled_means
-from vision_rl.evaluation.summary import render_markdown, summarise, write_summary
+from vision_rl.evaluation.summary import render_markdown, submission, summarise, write_summary
 from vision_rl.rewards.grounding import gold_reply, grounding_reward
 from vision_rl.rewards.vqa import vqa_reward
 
@@ -271,3 +271,10 @@ def test_intervals_lie_within_the_values(pairs: list[tuple[float, int]]) -> None
         assert len(set(clusters)) < 2 or len(set(values)) == 1
     else:
         assert min(values) - 1e-9 <= interval[0] <= interval[1] <= max(values) + 1e-9
+
+
+def test_ids_that_no_vqa_server_takes_make_no_submission() -> None:
+    """Other sets call theirs question_id as well; it ended the evaluation after its last row."""
+    records = [{"meta": {"question_id": name}, "reply": "yes"} for name in (7, "validation_Math_1")]
+    assert submission(records) is None
+    assert submission(records[:1]) == [{"question_id": 7, "answer": "yes"}]

@@ -78,9 +78,9 @@ def write_summary(directory: Path, summary: Mapping[str, Any], records: Mapping[
 def submission(records: Sequence[Record]) -> list[dict[str, Any]] | None:
     """`[{"question_id": int, "answer": str}]`, every question once, as VQA's official evaluation and server read it.
 
-    None unless every record has a question_id.
+    None unless every record has a question_id, which is a number there.
     """
-    if not records or not all("question_id" in record["meta"] for record in records):
+    if not records or not all(str(record["meta"].get("question_id", "")).isdecimal() for record in records):
         return None
     return [
         {"question_id": int(record["meta"]["question_id"]), "answer": parse_answer(record["reply"])}
