@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
 from tests.actor import actor, log_probs
@@ -151,6 +153,61 @@ def test_several_dark_checks_in_a_row_end_the_run(tmp_path: Path) -> None:
     off = gauge(tmp_path, min_kl=None)
     for step in range(9):
         off.note(0.0, step, 0.0)
+
+
+class Ranks:
+    """Two ranks that answer every look through the queue: the response's tokens are `nats` less likely with black pictures."""
+
+    _dispatch_info = {"actor": [0, 0, 1, 1]}  # noqa: RUF012
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, nats: float) -> None:
+        self.nats, self.asked = nats, KVBatchMeta(keys=[], tags=[])
+        monkeypatch.setattr(sight.tq, "kv_batch_get", self.fetch)
+
+    def compute_log_prob(self, batch: KVBatchMeta) -> None:
+        self.asked = batch
+
+    def fetch(self, keys: list[str], partition_id: str, select_fields: list[str]) -> Any:
+        assert (keys, partition_id) == (self.asked.keys, "train")
+        assert {"log_probs", "old_log_probs", "response_mask"} == set(select_fields)
+        replies = [1 + int(key) % 2 for key in keys]  # tokens of each reply, after a prompt of three
+        nested = partial(torch.nested.as_nested_tensor, layout=torch.jagged)
+        # As the engine answers: one value for every position, which is that of the next token.
+        whole = [torch.tensor([7.0, 7.0, *[-1.0 - self.nats] * n, 7.0]) for n in replies]
+        columns = {
+            "log_probs": nested(whole),
+            "old_log_probs": nested([torch.full((n,), -1.0) for n in replies]),
+            "response_mask": nested([torch.ones(n, dtype=torch.long) for n in replies]),
+        }
+        return TensorDict(columns, batch_size=len(keys))
+
+
+def test_a_look_asks_all_ranks_about_some_rows_with_black_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = Ranks(monkeypatch, nats=0.5)
+    batch = KVBatchMeta(
+        keys=[str(n) for n in range(17)],
+        tags=tags(0, *[1] * 16),
+        partition_id="train",
+        extra_info={"no_lora_adapter": True},
+    )
+    found = gauge(tmp_path, rows=0.25).look(batch, ranks, 0.8, 1)
+    assert ranks.asked.keys == ["1", "5", "9", "13"], "two for each of two ranks"
+    wanted = {"view": "blank", "calculate_entropy": False, "compute_loss": False, "temperature": 0.8}
+    assert ranks.asked.extra_info == wanted, "and nothing of what other passes were told"
+    assert found["sight/logprob_gap"] == pytest.approx(0.5) and found["sight/rows"] == 4
+    assert found["timing_s/sight"] >= 0
+
+
+def test_looks_that_change_nothing_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks(monkeypatch, nats=0.0)
+    batch = KVBatchMeta(keys=list("1234"), tags=tags(1, 1, 1, 1), partition_id="train")
+    one = gauge(tmp_path, every=2, time=1.0, patience=2)
+    assert one.look(batch, ranks, 1.0, 1)["sight/kl"] == 0
+    assert one.look(batch, ranks, 1.0, 3) == {}
+    with pytest.raises(UserError, match="step 4: the actor answers the same with black pictures"):
+        one.look(batch, ranks, 1.0, 4)
 
 
 def test_a_step_of_text_alone_is_not_checked(tmp_path: Path) -> None:

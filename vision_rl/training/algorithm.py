@@ -32,8 +32,6 @@ WATCH_SECONDS = 0.1
 LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for 127.0.0.1; `_node_ip_address` is resolved to the network's
     "RAY_AUTH_MODE": "token",
-    # After a kill, Ray's two agents look for its control process for so long (60 s by default) before they end as well.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
 TRACEBACK = "traceback.txt"
 """In logs/: the whole of what Ray said of the error that ended the run."""
