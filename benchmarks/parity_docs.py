@@ -81,9 +81,10 @@ def _markdown(matrix: Matrix, names: Sequence[str], when: str, modes: tuple[Matr
     ]
     lines += ["| family | " + " | ".join(names) + " | ids |", "|---" * (len(names) + 2) + "|"]
     lines += [f"{_cells(family, cells, names)} {_ids(cells)} |" for family, cells in matrix.items()]
-    lines += ["", "## Modes of the engine", "", f"Measured {modes[2]}.", "", MODES, ""]
-    lines += ["| family | " + " | ".join(modes[1]) + " |", "|---" * (len(modes[1]) + 1) + "|"]
-    lines += [_cells(family, cells, modes[1]) for family, cells in modes[0].items()]
+    if modes[0]:
+        lines += ["", "## Modes of the engine", "", f"Measured {modes[2]}.", "", MODES, ""]
+        lines += ["| family | " + " | ".join(modes[1]) + " |", "|---" * (len(modes[1]) + 1) + "|"]
+        lines += [_cells(family, cells, modes[1]) for family, cells in modes[0].items()]
     lines += ["", "## Cells that are not equal", "", "| family | cell | reason |", "|---|---|---|"]
     lines += [f"| {family} | {cells} | {reason} |" for (family, reason), cells in _reasons(matrix, modes[0]).items()]
     lines += ["", "## The table", ""]
@@ -138,6 +139,12 @@ def _html(matrix: Matrix, names: Sequence[str], when: str, modes: tuple[Matrix, 
         f"<tr><th>{html.escape(family)}</th><td>{html.escape(cells)}</td><td>{html.escape(reason)}</td></tr>\n"
         for (family, reason), cells in _reasons(matrix, modes[0]).items()
     )
+    of_modes = (
+        f"<h2>Modes of the engine</h2><p>Measured {html.escape(modes[2])}.</p>"
+        f'<p style="max-width:60em">{html.escape(MODES)}</p>{_grid(modes[0], modes[1])}\n'
+        if modes[0]
+        else ""
+    )
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Parity of trainer and server</title>
 <style>body{{font:14px sans-serif;margin:2em}}table{{border-collapse:collapse}}td,th{{border:1px solid #bbb;padding:4px 6px}}
@@ -145,9 +152,6 @@ thead th{{font-size:12px}}tbody th{{text-align:left;white-space:nowrap}}</style>
 <h1>Whether trainer and server agree</h1>
 <p>Measured {html.escape(when)}.</p><p style="max-width:60em">{html.escape(HOW)}</p><p>{legend}</p>
 {_grid(matrix, names, "ids")}
-<h2>Modes of the engine</h2>
-<p>Measured {html.escape(modes[2])}.</p><p style="max-width:60em">{html.escape(MODES)}</p>
-{_grid(modes[0], modes[1])}
-<h2>Cells that are not equal</h2><table><tbody>
+{of_modes}<h2>Cells that are not equal</h2><table><tbody>
 {reasons}</tbody></table></html>
 """
