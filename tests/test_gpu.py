@@ -61,9 +61,9 @@ def test_devices_and_samples_are_averaged_and_the_fullest_counts(smi: Path) -> N
 
 
 def test_the_sampler_ends_with_the_block(smi: Path, tmp_path: Path) -> None:
-    write(smi, f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    write(smi, f"echo $$ > {tmp_path}/part; mv {tmp_path}/part {tmp_path}/pid; exec sleep 60")
     with GpuMeter():
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
     number = int((tmp_path / "pid").read_text())
