@@ -61,7 +61,7 @@ def test_turns_come_back_exact_and_in_order() -> None:
 
 def test_failed_rollouts_count_as_zero_and_are_not_trained_on() -> None:
     good = FinishedRollout("a", "g", TASK, [TURN], {"reward": 1.0, "accuracy": 1.0})
-    bad = FinishedRollout("b", "g", TASK, failure=RolloutFailure.TIMEOUT)
+    bad = FinishedRollout("b", "g", TASK, [TURN], {"reward": 1.0, "accuracy": 1.0}, failure=RolloutFailure.TIMEOUT)
     metrics = rollout_metrics([good, bad], "val")
     assert metrics["val/reward"] == 0.5
     assert metrics["val/accuracy"] == 1.0

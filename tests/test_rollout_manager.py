@@ -109,6 +109,16 @@ def turn(
     return Turn(ids, [7, 8][:tokens], [-0.5] * logprobs, refs or [], "yes", "stop")
 
 
+def test_a_rollout_is_queued_under_the_runs_own_limits(manager: RolloutManager) -> None:
+    manager.app = AppSettings(rollouts=RolloutPolicy(max_attempts=3, timeout_seconds=7.0, unresponsive_seconds=5.0))
+    manager.queue({"g": json.dumps(TASK)}, "val", 2)
+    rollout = manager._call(manager.store.claim("worker", 5))
+    config, metadata = rollout.config, rollout.metadata
+    assert (config.max_attempts, config.timeout_seconds, config.unresponsive_seconds) == (3, 7.0, 5.0)
+    assert set(config.retry_condition) == {"failed", "timeout", "unresponsive"}
+    assert rollout.mode == "val" and metadata == {"data_id": "g", "is_train": False, "step": 2}
+
+
 def roll_out(manager: RolloutManager, outcome: float | str, turns: list[Turn] | None = None) -> None:
     """Claim a rollout and end it: with a reward, or with a failure's reason."""
     rollout = manager._call(manager.store.claim("worker", 5))

@@ -151,7 +151,7 @@ def test_positions_equal_transformers(builder: RowBuilder, samples: list[Sample]
 def test_a_row_names_its_pictures_and_is_small(builder: RowBuilder, samples: list[Sample]) -> None:
     """verl's own agent loop puts the pixels into every row (verl issue 7391); here a row is its tokens."""
     for sample, row in zip(samples, rows_of(builder, samples), strict=True):
-        assert row["multi_modal_inputs"] == {"refs": sample.image_refs}
+        assert row["multi_modal_inputs"] == {"refs": sample.image_refs} and row["uid"] == "group"
         size = sum(value.nbytes for value in row.values() if isinstance(value, torch.Tensor))
         assert size <= 100 * len(row["input_ids"])
         tag = tag_of(row, queued_at=3, first_version=2, last_version=4)
@@ -205,7 +205,10 @@ def test_a_prompt_is_never_cut_through_its_image(
 
 def test_long_responses_are_cut(builder: RowBuilder, make_sample: Callable[..., Sample], vqa_rows: list[Any]) -> None:
     builder.max_response_length = 1
-    row = rows_of(builder, [make_sample(vqa_rows[0]["image_paths"], "blue square")])[0]
+    long = make_sample(vqa_rows[0]["image_paths"], "blue square")
+    long.rollout_log_probs[0] = -2.0
+    row = rows_of(builder, [long])[0]
+    assert row["responses"].tolist() == long.response_ids[:1] and row["rollout_log_probs"].tolist() == [-2.0]
     assert len(row["responses"]) == len(row["response_mask"]) == len(row["rollout_log_probs"]) == 1
     assert row["rm_scores"].tolist() == pytest.approx([0.3])
 
