@@ -29,6 +29,7 @@ from vision_rl.run.log import EVENTS, ROLLOUTS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings, FilterGroups, Integrity, RolloutPolicy
 from vision_rl.tiny import checkpoint_dir
 from vision_rl.training import rollout_manager as manager_module
+from vision_rl.training import steps as steps_module
 from vision_rl.training.replay import replay_buffer
 from vision_rl.training.rollout_manager import RolloutManager
 from vision_rl.training.rows import RowBuilder
@@ -322,7 +323,7 @@ def buffer(manager: RolloutManager, refill: Callable[[int], int], rounds: int, *
 
 
 def test_groups_without_spread_are_drawn_anew_a_bounded_number_of_times(
-    manager: RolloutManager, queue: Queue, tmp_path: Path
+    manager: RolloutManager, queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rewards of 0.9: their standard deviation in floating point is not zero, which verl's own test asks for."""
     train(manager, [0.9] * N, [0.9] * N)
@@ -343,13 +344,16 @@ def test_groups_without_spread_are_drawn_anew_a_bounded_number_of_times(
         queue.tags[uid] |= {"is_prompt": True, "global_steps": 3}
     sampler = buffer(manager, refill, 3)
     batch, _ = sampler.sample(global_steps=3, partition_id="train", batch_size=2)
-    assert len({key.rsplit("_", 2)[0] for key in batch.keys}) == 2
+    assert len({key.rsplit("_", 2)[0] for key in batch.keys}) == 2 and sampler.gen_batch_size == 1
     filtered = [uid for uid, why in sampler.thrown_away.items() if why is GroupDrop.NO_SPREAD]
     assert len(filtered) == 4, "two rounds of two groups each, and the third is kept as it is"
     records = StepRecords(RunLog(tmp_path / "run"), manager, Integrity())
     metrics = records.take(sampler, 3)
     assert metrics["train/groups_dropped/group_filtered"] == 4
+    logged: list[Any] = []
+    monkeypatch.setattr(steps_module, "write_tool_logs", lambda folder, records: logged.extend(records))
     records.write()
+    assert len(logged) == 6 * N, "the tools' logs are of the same rollouts"
     lines = read_jsonl(tmp_path / "run" / ROLLOUTS)[0]
     assert {one["dropped"] for one in lines} >= {"", "group_filtered"}
 
