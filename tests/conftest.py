@@ -9,9 +9,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import pytest
+
+import vision_rl  # noqa: F401  # before any test imports Agent Lightning: without it that takes ten seconds
 
 
 @pytest.fixture(scope="session")
