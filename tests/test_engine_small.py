@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from agentlightning import emit_reward
+from agentlightning.types import Span as AgentSpan
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -19,7 +21,7 @@ from verl import DataProto
 
 from vision_rl.errors import UserError
 from vision_rl.preflight.checks import check_model
-from vision_rl.rollout.trace import Turn, pack, turn_attributes, turns_from_spans, unpack
+from vision_rl.rollout.trace import Turn, pack, reward_from_spans, turn_attributes, turns_from_spans, unpack
 from vision_rl.run.directory import open_run_dir
 from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import METRICS, RunLog, read_jsonl
@@ -320,3 +322,12 @@ def test_metrics_lines_are_json_even_with_nan(tmp_path: Path) -> None:
 )
 def test_the_end_of_a_traceback_is_told(traceback: str, said: str) -> None:
     assert last_error(traceback) == said
+
+
+def test_the_last_reward_that_was_emitted_counts() -> None:
+    """Spans come in any order; an attempt that emits twice corrects itself."""
+    spans: list[Any] = []
+    for number, value in ((9, 1.0), (4, 0.25)):
+        core = emit_reward({"reward": value}, primary_key="reward", propagate=False)
+        spans.append(AgentSpan.from_core_fields(core, rollout_id="r", attempt_id="a", sequence_id=number))
+    assert reward_from_spans(spans) == reward_from_spans(spans[::-1]) == {"reward": 1.0}

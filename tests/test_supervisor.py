@@ -95,3 +95,18 @@ def test_the_user_may_stop_a_run(tmp_path: Path) -> None:
     assert run.supervisor.stop_reason() == ""
     (tmp_path / STOP_FILE).touch()
     assert run.supervisor.stop_reason() == "stopped by the user"
+
+
+def test_a_rewound_run_forgets_the_best_that_came_later(tmp_path: Path) -> None:
+    """Killed after step 3 with a checkpoint of step 2: the best of step 3 is trained for once more."""
+    run = Saved(tmp_path, AppSettings(validation=RULE))
+    log = RunLog(tmp_path)
+    for step, value in ((0, 0.1), (2, 0.3), (3, 0.9)):
+        log.metrics(step, {"val/reward": value})
+    run.step = 3
+    run.validate(0.9)
+    run.supervisor.rewind(2)
+    best = run.checkpoints.best()
+    assert best is not None and (best["step"], best["value"]) == (2, 0.3)
+    run.supervisor.rewind(-1)
+    assert run.checkpoints.best() is None

@@ -169,8 +169,6 @@ TABLE: tuple[ModelFamily, ...] = (
     ModelFamily(
         "Llama 4", ("meta-llama/Llama-4-Scout-17B-16E-Instruct",), ("llama4",), ("Llama4ForConditionalGeneration",),
         True, True, "unit", "plain", "144 per tile", "several 8x80 GB nodes", r"Llama-4", "vision_model",
-        "transformers 5.9 and vLLM 0.24 agree on its text, but differ by whole tenths of a nat on every picture "
-        "(docs/models.md)",
     ),
     ModelFamily(
         "GLM-4.1V", ("zai-org/GLM-4.1V-9B-Thinking",), ("glm4v",), ("Glm4vForConditionalGeneration",), True, True,
