@@ -1,7 +1,7 @@
 """A model server without a model: OpenAI's chat route as vLLM >= 0.10.2 answers it, with ids and log-probabilities.
 
 `python tests/fake_backend.py PORT [KEEP_ALIVE_SECONDS]` serves it under uvicorn and uvloop as vLLM does. Words in the
-last message choose a fault: FAULT500, FAULT400, HANG, SLEEP<seconds>, NOCHOICES, NOTOKENS, BADJSON, TRUNCATED; of
+last message choose a fault: FAULT500, FAULT400, HANG, SLEEP<seconds>, NOCHOICES, NOTOKENS, BADJSON, TRUNCATED, REDIRECT; of
 requests for several choices FAULTN fails all and CUT cuts off all choices but the first. DICE answers by chance.
 `/stats` counts; `/block?<seconds>` holds the event loop, as a large image does in a real server.
 """
@@ -99,6 +99,9 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if word in text and status:
             await _send(send, status, json.dumps({"error": {"message": "boom", "type": "x", "code": status}}).encode())
             return
+    if "REDIRECT" in text and not scope["query_string"]:
+        await _send(send, 307, b"{}", (b"location", b"/v1/chat/completions?followed"))
+        return
     answer = reply(body if "NOTOKENS" not in text else {**body, "return_token_ids": False}, text)
     if "NOCHOICES" in text:
         answer["choices"] = []
@@ -126,8 +129,8 @@ def _text(content: str | list[dict[str, Any]]) -> str:
     return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
 
 
-async def _send(send: Send, status: int, content: bytes) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+async def _send(send: Send, status: int, content: bytes, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content)), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
 

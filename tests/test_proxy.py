@@ -195,7 +195,7 @@ def test_calls_of_a_picture_reach_one_of_two_servers(stack: Stack, tmp_path: Pat
 # Bad days at the model server
 
 
-@pytest.mark.parametrize("word", ["FAULT500", "FAULT400", "NOCHOICES", "NOTOKENS", "BADJSON", "TRUNCATED"])
+@pytest.mark.parametrize("word", ["FAULT500", "FAULT400", "NOCHOICES", "NOTOKENS", "BADJSON", "TRUNCATED", "REDIRECT"])
 def test_a_bad_answer_is_an_error_for_its_own_rollout_only(stack: Stack, word: str) -> None:
     rollout, address = stack.claim()
     started = time.monotonic()

@@ -38,12 +38,13 @@ class Mode:
     of: str = "plain"
 
 
+_LORA = (f"{_MODEL}.lora_rank={RANK}", "actor_rollout_ref.rollout.load_format=safetensors")
 MODES = (
     Mode("padding-free", (f"{_MODEL}.use_remove_padding=true",)),
     Mode("several pictures a sample, one micro-batch", pictures=2),
     Mode("two ranks", ranks=2),
-    Mode("LoRA", (f"{_MODEL}.lora_rank={RANK}",), of="adapter"),
-    Mode("LoRA on two ranks", (f"{_MODEL}.lora_rank={RANK}",), ranks=2, of="adapter"),
+    Mode("LoRA", _LORA, of="adapter"),
+    Mode("LoRA on two ranks", _LORA, ranks=2, of="adapter"),
     Mode("frozen tower", (f"{_ACTOR}.freeze_vision_tower=true",), of="frozen"),
 )
 
