@@ -114,6 +114,8 @@ def expected(
     inputs = processor(text=[text], images=images, max_pixels=MAX_PIXELS, return_tensors="pt")
     prompt = inputs.pop("input_ids")
     whole = torch.cat([prompt, torch.tensor([response])], dim=1)
+    if (types := inputs.pop("mm_token_type_ids", None)) is not None:
+        inputs["mm_token_type_ids"] = torch.nn.functional.pad(types, (0, len(response)))  # the response is text
     with torch.no_grad():
         logits = model(input_ids=whole, **{**inputs, "attention_mask": torch.ones_like(whole)}).logits
     logits[..., list(banned)] = BANNED_LOGIT

@@ -2,6 +2,7 @@
 
 What stock lacks, each shown by `tests/test_e2e_sglang.py`:
 - token ids: the chat endpoint returns none, and training is built from exactly the tokens that were read and written;
+- several choices about pictures: SGLang refuses two pictures, and dies at the second choice about one (`own_pixels`);
 - the actor's pictures: SGLang drops transparency, and opens any file and any address (`see_as_the_actor`);
 - the template: SGLang takes one of its own for some names of model folders (parser/conversation.py);
 - a key: verl starts the HTTP server without one, and it takes weights from whoever reaches it;
@@ -31,7 +32,7 @@ from PIL import Image
 from sglang.srt.entrypoints import http_server
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionResponse
 from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
-from sglang.srt.managers import tokenizer_manager
+from sglang.srt.managers import tokenizer_manager as tokenizer_module
 from sglang.srt.managers.mm_utils import wrap_shm_features
 from sglang.srt.managers.template_manager import TemplateManager
 from sglang.srt.multimodal.processors import base_processor
@@ -75,6 +76,9 @@ class TokenChat(OpenAIServingChat):
 
     async def _handle_non_streaming_request(self, adapted_request: Any, request: Any, raw_request: Any) -> Any:
         _prompt.set([])
+        if request.n > 1 and adapted_request.image_data:
+            # SGLang takes the pictures of one prompt with several choices for those of several prompts, and refuses two.
+            adapted_request.image_data = [adapted_request.image_data]
         try:
             generated = await self.tokenizer_manager.generate_request(adapted_request, raw_request).__anext__()
         except ValueError as error:
@@ -136,7 +140,7 @@ class VisionSGLangServer(async_sglang_server.SGLangHttpServer):
         os.environ["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] = "0"
         TemplateManager.guess_chat_template_from_model_path = lambda *_: None
         http_server.OpenAIServingChat = TokenChat
-        tokenizer_manager.wrap_shm_features = own_pixels
+        tokenizer_module.wrap_shm_features = own_pixels
         path = self.model_config.local_path
         banned = banned_tokens(path, load_processor(path, self.model_config.trust_remote_code))
         sglang.srt.entrypoints.engine.run_scheduler_process = functools.partial(run_scheduler, banned)
