@@ -9,8 +9,9 @@ endif
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
+SGLANG := $(VENV)/.sglang
 
-.PHONY: install python demo demo-grounding test test-fast test-e2e test-long lint clean
+.PHONY: install python sglang demo demo-grounding test test-fast test-e2e test-long lint clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overrides.txt
@@ -26,6 +27,13 @@ $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overr
 # The Python that `make install` takes.
 python:
 	@echo $(PYTHON)
+
+sglang: install $(SGLANG)
+
+$(SGLANG): $(STAMP) requirements/sglang-cpu.txt packaging/sgl-kernel-stub/sgl_kernel/__init__.py
+	env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/uv pip install --python $(RUN) --compile-bytecode --no-deps \
+	  --requirement requirements/sglang-cpu.txt ./packaging/sgl-kernel-stub
+	touch $(SGLANG)
 
 demo: install
 	$(RUN) train_agent.py --task vqa --run-dir runs/demo-vqa --overwrite

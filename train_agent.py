@@ -32,7 +32,7 @@ from vision_rl.data.schema import read_rows, task_names_of  # noqa: E402
 from vision_rl.errors import UserError, cli_errors  # noqa: E402
 from vision_rl.files import write_text  # noqa: E402
 from vision_rl.models.table import render_models  # noqa: E402
-from vision_rl.preflight.checks import check_devices, check_engine, check_images, check_machine, check_model  # noqa: E402
+from vision_rl.preflight.checks import check_devices, check_images, check_machine, check_model  # noqa: E402
 from vision_rl.rollout.addresses import PROXY_PORT, STORE_PORT, Reach, free_port, private, published, worker_lines  # noqa: E402
 from vision_rl.run.directory import CONFIG, check_run_dir, open_run_dir  # noqa: E402
 from vision_rl.run.log import RunLog  # noqa: E402
@@ -303,7 +303,6 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     if resolved.app.n_runners == 0 and not args.llm_proxy:
         raise UserError("app.n_runners=0 leaves all rollouts to workers elsewhere: add --llm-proxy, or some runners")
     check_run_dir(run_dir_of(args), resume=args.resume, overwrite=args.overwrite)
-    check_engine(resolved.verl["actor_rollout_ref"]["rollout"]["name"])
     check_devices(resolved.verl, resolved.preset)
     reach = reach_of(args, media_root)
     total = total_steps(resolved, len(rows))

@@ -21,7 +21,7 @@ FRAMEWORKS: dict[str, set[str]] = {
     "agentlightning": {"rollout", "training", "preflight"},
     "verl": {"training", "backends", "config", "export", "parity", "plugins"},
     "vllm": {"backends", "parity"},
-    "sglang": set(),
+    "sglang": {"backends"},
     "ray": {"training", "backends"},
 }
 """The rooms that may import a framework."""

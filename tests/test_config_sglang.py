@@ -55,6 +55,12 @@ def test_what_sglang_is_given_follows_from_the_settings(sglang: Callable[[str], 
     assert at(frozen, f"{SGLANG}.mm_embedding_cache_mb") == 100, "a frozen tower's embeddings stay true"
 
 
+def test_servers_on_gpus_of_their_own_are_refused(sglang: Callable[[str], None]) -> None:
+    sglang("0.5.12")
+    with pytest.raises(UserError, match="separate_async does not reach SGLang"):
+        resolve("cpu", [f"{ROLLOUT}.name=sglang"], task="vqa", model=TINY, variants=["async"])
+
+
 @pytest.mark.parametrize(
     ("version", "preset", "override", "message"),
     [

@@ -16,6 +16,7 @@ from verl.utils.device import get_device_name
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from vision_rl.backends.banned_tokens import BANNED_LOGIT
 from vision_rl.backends.families import (
     SharedPictures,
     answer_with_tensors,
@@ -29,10 +30,6 @@ from vision_rl.models.pixels import Pixels, View
 
 VISION_TOWERS = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "vision_encoder")
 """What the families call the part that sees, projector included, below `model` (or `model.model`)."""
-
-
-BANNED_LOGIT = -1e4
-"""The logit of a token that is never sampled: exp(-1e4) is zero in every dtype."""
 
 
 class VisionEngine(FSDPEngineWithLMHead):

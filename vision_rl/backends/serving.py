@@ -11,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -59,6 +60,24 @@ def serve(
     with _running("vLLM", command, cpu) as (server, log):
         _wait("vLLM", server, log, lambda: _healthy(f"http://127.0.0.1:{port}/health"))
         yield f"http://127.0.0.1:{port}/v1"
+
+
+@contextmanager
+def serve_sglang(actor_rollout: Mapping[str, Any], *, cpu: bool) -> Iterator[str]:
+    """As `serve`, by SGLang as a run would use it: `actor_rollout` is that section of a resolved configuration."""
+    with tempfile.TemporaryDirectory(prefix="sglang-") as folder:
+        config = Path(folder) / "config.json"
+        config.write_text(json.dumps(actor_rollout), encoding="utf-8")
+        command = [sys.executable, "-m", "vision_rl.backends.sglang_serve", str(config)]
+        with _running("SGLang", command, cpu) as (server, log):
+            _wait("SGLang", server, log, lambda: _address(log) is not None)
+            yield f"{_address(log)}/v1"
+
+
+def _address(log: Path) -> str | None:
+    """What a server printed as its address, once it has."""
+    lines = log.read_text(errors="replace").splitlines()
+    return next((line for line in lines if line.startswith("http://")), None)
 
 
 @contextmanager

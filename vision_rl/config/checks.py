@@ -56,7 +56,7 @@ def check(task: Task, verl: Mapping[str, Any], agent: AgentSettings, app: AppSet
     if model is not None:
         _model(actor_rollout, model)
     _adapters(actor_rollout)
-    _engine(actor_rollout)
+    _engine(verl)
     _tracking(verl["trainer"])
     _papo(verl, app)
     _ours(task, agent, app)
@@ -298,9 +298,15 @@ def _adapters(actor_rollout: Mapping[str, Any]) -> None:
         )
 
 
-def _engine(actor_rollout: Mapping[str, Any]) -> None:
+def _engine(verl: Mapping[str, Any]) -> None:
+    actor_rollout = verl["actor_rollout_ref"]
     rollout = actor_rollout["rollout"]
     if rollout["name"] == "sglang":
+        if separate(verl):
+            raise UserError(
+                "trainer.v1.trainer_mode=separate_async does not reach SGLang: this project's weight sync to it starts from the "
+                "actor's own ranks (docs/sglang.md); use sync or colocate_async, or --rollout-engine vllm"
+            )
         frozen = actor_rollout["actor"]["freeze_vision_tower"]
         _sglang(rollout["engine_kwargs"]["sglang"], actor_rollout["model"], frozen)
 

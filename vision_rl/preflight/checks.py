@@ -45,15 +45,6 @@ def check_machine(cpu: bool) -> None:
         )
 
 
-def check_engine(name: str) -> None:
-    """Raise `UserError` for a rollout engine that composes but cannot train yet."""
-    if name != "vllm":
-        raise UserError(
-            f"--rollout-engine {name} cannot train yet on verl 0.9.1: this project's server for SGLang has not been moved to "
-            "it (docs/sglang.md); leave the flag out to use vLLM"
-        )
-
-
 def check_devices(verl: Mapping[str, Any], preset: str) -> None:
     """Raise `UserError` if a run on this machine alone asks for more GPUs than it has; of a cluster only Ray knows."""
     ray_init, trainer = verl["ray_kwargs"]["ray_init"], verl["trainer"]

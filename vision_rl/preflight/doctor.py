@@ -277,7 +277,12 @@ def parity(patient: Patient) -> list[Finding]:
     """The cells of the parity matrix, asked of this very model: where trainer and server would see different things."""
     from vision_rl.parity.compare import parity_cells
 
-    name = str(patient.resolved.verl["actor_rollout_ref"]["model"]["path"])
+    actor_rollout = patient.resolved.verl["actor_rollout_ref"]
+    name = str(actor_rollout["model"]["path"])
+    if actor_rollout["rollout"]["name"] != "vllm":
+        return [
+            Finding("parity", None, "the cells are asked of vLLM only; the check end to end asked the run's engine")
+        ]
     if not model_info(name).on_disk:
         return [Finding("parity", None, f"{name} is a hub name; download it to have its parity checked")]
     cure = "do not train this model on such conversations; docs/models.md has the family's row"

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from vision_rl.backends.serving import MODEL_NAME, serve
+from vision_rl.backends.serving import MODEL_NAME, serve, serve_sglang
 from vision_rl.config.resolve import Resolved
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
@@ -51,6 +51,8 @@ def _engine(resolved: Resolved) -> str:
 def _served(resolved: Resolved, cpu: bool) -> AbstractContextManager[str]:
     """The base URL of the model on the engine that the run would use."""
     actor_rollout, data = resolved.verl["actor_rollout_ref"], resolved.verl["data"]
+    if _engine(resolved) == "sglang":
+        return serve_sglang(actor_rollout, cpu=cpu)
     length = data["max_prompt_length"] + data["max_response_length"]
     name, images = str(actor_rollout["model"]["path"]), resolved.app.images_per_prompt
     return serve(name, cpu=cpu, max_model_len=length, images_per_prompt=images)
@@ -85,7 +87,9 @@ async def _ask(url: str, task: Mapping[str, Any], folder: Path) -> tuple[list[Tu
 
 def _compared(name: str, turn: Turn, folder: Path, resolved: Resolved, cpu: bool) -> list[Finding]:
     """Findings on the trace and on |transformers - server| over its response."""
-    pixels = Pixels(load_processor(name), folder)  # the server is started here without the run's limits, too
+    # vLLM is started here without the run's limits, SGLang with all that the run would give it.
+    limits = resolved.agent.pixel_limits() if _engine(resolved) == "sglang" else {}
+    pixels = Pixels(load_processor(name), folder, limits=limits)
     shown = f"{len(turn.prompt_ids)} prompt and {len(turn.response_ids)} response ids, {len(turn.image_refs)} pictures"
     found = [
         Finding("trace", len(turn.logprobs) == len(turn.response_ids), shown, "the server returns no log-probabilities")

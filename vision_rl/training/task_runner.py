@@ -23,12 +23,12 @@ class VisionTaskRunner:
         # The queue's own actors start while this process imports verl, and workers and server start.
         queue = threading.Thread(target=tq.init, args=(tree.transfer_queue,), name="queue", daemon=True)
         queue.start()
-        from vision_rl.backends.vllm_server import register
+        from vision_rl.backends.model_server import register
         from vision_rl.training.trainer import trainer_class
 
         import_user_modules(context.app.imports)
         check_estimator(tree.algorithm.adv_estimator)
-        register()
+        register(tree.actor_rollout_ref.rollout.name)
         trainer = trainer_class(tree.trainer.v1.trainer_mode)(tree, context, store, train, val)
         try:
             trainer.init(queue.join)

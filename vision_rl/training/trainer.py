@@ -31,13 +31,13 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
+from vision_rl.backends.banned_tokens import banned_tokens
 from vision_rl.backends.gpu import GpuMeter
-from vision_rl.backends.vllm_server import start_early
+from vision_rl.backends.model_server import start_early
 from vision_rl.data.mix import per_source
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor
-from vision_rl.models.tokens import forbidden_token_ids
 from vision_rl.report.tables import log_rollout_tables
 from vision_rl.rollout.proxy import VisionProxy
 from vision_rl.run.log import RunLog
@@ -83,7 +83,7 @@ class VisionTrainer(PPOTrainer):
         self.queue_is_up = queue_is_up
         self.log.event("phase", text="starting the model's workers and its server")
         if self.config.trainer.device == "cpu" and self.trainer_mode != "separate_async":
-            start_early()
+            start_early(self.config.actor_rollout_ref.rollout.name)
         super().init()
 
     def _init_tokenizer(self) -> None:
@@ -114,15 +114,13 @@ class VisionTrainer(PPOTrainer):
 
     def on_init_end(self) -> None:
         """Weights to the server, pictures to the ranks, and the proxy before both."""
-        banned = forbidden_token_ids(self.processor)
-        vocabulary = self._vocabulary()
         limits = self.run.agent.pixel_limits()
         self.actor_rollout_wg.open_pictures(
             str(self.run.run_dir / "pictures"),
             limits,
             blank=self.run.app.blank_pixels,
             papo=self.run.app.papo,
-            banned_tokens=sorted({*banned, *range(len(self.tokenizer), vocabulary)}),
+            banned_tokens=banned_tokens(self.config.actor_rollout_ref.model.path, self.processor),
         )
         with self._weights_arrive():
             super().on_init_end()
@@ -132,13 +130,6 @@ class VisionTrainer(PPOTrainer):
         self.replay_buffer.rollouts = self.rollouts
         self.records = StepRecords(self.log, self.rollouts, self.run.app.integrity)
         self.sight = SightGauge(self.run.app.sight, self.run.run_dir / "pictures")
-
-    def _vocabulary(self) -> int:
-        """How many logits the model has."""
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(self.config.actor_rollout_ref.model.path)
-        return int(config.get_text_config().vocab_size)
 
     def _server_addresses(self) -> list[str]:
         return list(self.llm_server_manager.server_addresses)
@@ -176,10 +167,12 @@ class VisionTrainer(PPOTrainer):
 
     def _served_model(self) -> str:
         """The name to ask the server for: the adapter's, once verl has sent one."""
+        model = self.config.actor_rollout_ref.model
+        if not model.lora_rank or model.lora.get("merge"):
+            return str(model.path)
         from vision_rl.backends.vllm_server import ADAPTER_NAME
 
-        model = self.config.actor_rollout_ref.model
-        return ADAPTER_NAME if model.lora_rank and not model.lora.get("merge") else str(model.path)
+        return ADAPTER_NAME
 
     # --- the loop, by its hooks --------------------------------------------------------------------------------------
 

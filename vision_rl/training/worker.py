@@ -77,6 +77,10 @@ class VisionWorker(ActorRolloutRefWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
         VisionEngine.freezes_tower = bool(self.config.actor.get("freeze_vision_tower", False))
+        if self.config.rollout.name == "sglang":
+            from vision_rl.backends.sglang_weights import prepare
+
+            prepare()
         super().init_model()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL, blocking=False)
