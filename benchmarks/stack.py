@@ -1,4 +1,4 @@
-"""Start-up, step time by phase, rollouts per second and memory of a run on the tiny model.
+"""Start-up, step time by phase, core seconds by process, rollouts per second and memory of a run on the tiny model.
 
     python benchmarks/stack.py [--steps 12] [--rollouts 16]
 
@@ -9,6 +9,7 @@ Up to verl 0.6.1 this compared with Agent Lightning's stock trainer. Agent Light
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -55,6 +56,40 @@ class MemoryWatch(threading.Thread):
         return (self.peak - self.before) / 2**30
 
 
+class CoreWatch(threading.Thread):
+    """Core seconds of each process of a run, from the end of its warm-up to its last step."""
+
+    def __init__(self, pid: int, metrics: Path) -> None:
+        super().__init__(daemon=True)
+        self.process, self.metrics = psutil.Process(pid), metrics
+        self.seen: list[tuple[int, dict[int, tuple[str, float]]]] = []
+
+    def run(self) -> None:
+        while self.process.is_running():
+            steps = len(self.metrics.read_text().splitlines()) if self.metrics.exists() else 0
+            if steps >= WARM_UP_STEPS and (not self.seen or steps > self.seen[-1][0]):
+                self.seen.append((steps, self._cores()))
+            time.sleep(0.05)
+
+    def _cores(self) -> dict[int, tuple[str, float]]:
+        found = {}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for one in [self.process, *self.process.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    used = one.cpu_times()
+                    found[one.pid] = (" ".join(one.cmdline()[:3])[:60] or one.name(), used.user + used.system)
+        return found
+
+    def per_step(self) -> dict[str, float]:
+        """Core seconds a step, by process; those of less than 0.01 are left out."""
+        (first, before), (last, after) = self.seen[0], self.seen[-1]
+        spent = {
+            f"{name} ({pid})": (cores - before.get(pid, ("", 0.0))[1]) / (last - first)
+            for pid, (name, cores) in after.items()
+        }
+        return dict(sorted(((k, v) for k, v in spent.items() if v >= 0.01), key=lambda item: -item[1]))
+
+
 def options(rollouts: int) -> list[str]:
     """Two groups of `rollouts / 2`, no validation, no checkpoints."""
     return [
@@ -68,16 +103,19 @@ def options(rollouts: int) -> list[str]:
     ]
 
 
-def measure(command: list[str], folder: Path, extra: dict[str, str]) -> float:
-    """Run a command to its end; returns the peak memory."""
+def measure(command: list[str], folder: Path, metrics: Path) -> tuple[float, dict[str, float]]:
+    """Run a command to its end; returns the peak memory, and core seconds a step by process."""
     memory = MemoryWatch()
     memory.start()
     with open(folder / OUTPUT, "w", encoding="utf-8") as output:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **extra}
-        finished = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    if finished.returncode:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        cores = CoreWatch(process.pid, metrics)
+        cores.start()
+        code = process.wait()
+    if code:
         raise SystemExit((folder / OUTPUT).read_text()[-4000:])
-    return memory.gib()
+    return memory.gib(), cores.per_step()
 
 
 def ours(folder: Path, steps: int, rollouts: int) -> dict[str, Any]:
@@ -91,10 +129,11 @@ def ours(folder: Path, steps: int, rollouts: int) -> dict[str, Any]:
         str(run_dir),
         *options(rollouts),
     ]
-    memory = measure(command, folder, {})
+    memory, cores = measure(command, folder, run_dir / "metrics.jsonl")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((run_dir / "summary.json").read_text())
-    return result(lines, PHASES, summary["startup_seconds"], rollouts, memory)
+    found = result(lines, PHASES, summary["startup_seconds"], rollouts, memory)
+    return found | {"core seconds": sum(cores.values())} | {f"  {name}": used for name, used in cores.items()}
 
 
 def result(
@@ -121,7 +160,7 @@ def main() -> None:
         f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, {args.rollouts} rollouts a step, medians"
     )
     for key, value in measured.items():
-        print(f"{key:32}{value:10.2f}")
+        print(f"{key:72}{value:10.2f}")
 
 
 if __name__ == "__main__":
