@@ -17,6 +17,7 @@ import psutil
 
 TABLE = Path(__file__).parent.parent / "docs" / "security.md"
 LOOPBACK, NETWORK = "loopback", "network"
+PROXY = r"vision_rl\.rollout\.proxy_server"
 
 
 @dataclass(frozen=True)
@@ -90,19 +91,21 @@ def complaints(
     """What is wrong with the listening sockets of processes, one sentence each.
 
     several: nodes of a cluster. published: a run with `--llm-proxy --host`, whose main and proxy process may listen on
-    the network.
+    the network. The trainer holds the proxy's socket as well, to hand it to the next proxy if that one dies: a socket of
+    several processes is judged by the proxy's row.
     """
     rows = table() if rows is None else rows
     wrong = []
-    for one in listening_sockets(pids):
+    sockets = listening_sockets(pids)
+    proxys = {(one.address, one.port) for one in sockets if re.search(PROXY, one.command)}
+    for one in sockets:
         row = next((row for row in rows if re.search(row.pattern, one.command)), None)
         where = f"{one.command[:120]} (process {one.pid}) listens on {one.address}:{one.port}"
         if row is None:
             wrong.append(f"{where}, which the table does not have")
             continue
-        allowed = (
-            row.several if several or (published and row.name.startswith(("store", "LLM proxy"))) else row.one_machine
-        )
+        is_published = row.name.startswith(("store", "LLM proxy")) or (one.address, one.port) in proxys
+        allowed = row.several if several or (published and is_published) else row.one_machine
         if allowed == LOOPBACK and not one.is_local:
             wrong.append(f"{where}, wider than the table says of the {row.name}")
     return wrong
