@@ -3,9 +3,10 @@
 from typing import Any
 
 from vision_rl.backends.engine import VisionEngine
+from vision_rl.models.pixels import View
 
 
-def nothing(_engine: VisionEngine, rows: list[list[str]]) -> list[dict[str, Any]]:
+def nothing(_engine: VisionEngine, rows: list[list[str]], _view: View) -> list[dict[str, Any]]:
     """In place of the pictures of a micro-batch's rows."""
     return [{} for _ in rows]
 
