@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -370,7 +371,9 @@ def test_an_interrupted_conversion_leaves_no_half_file(number: signal.Signals, t
     os.mkfifo(annotations)  # the conversion reads as far as it is fed, and waits there
     command = [sys.executable, data_utils.__file__, "convert", "--questions", str(paths["questions"])]
     command += ["--annotations", str(annotations), "--image-dir", str(paths["image_dir"]), "--output", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # A shell starts what runs in the background with Ctrl-C ignored, and the tests may run there.
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=listening)
     with open(annotations, "w") as pipe:
         pipe.write(whole[: len(whole) // 2])
         pipe.flush()
