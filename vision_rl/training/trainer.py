@@ -82,7 +82,9 @@ class VisionTrainer(PPOTrainer):
         """As upstream; `queue_is_up` is waited for where the queue is needed first."""
         self.queue_is_up = queue_is_up
         self.log.event("phase", text="starting the model's workers and its server")
-        if self.config.trainer.device == "cpu" and self.trainer_mode != "separate_async":
+        # A module of the user's own (`model.external_lib`) is imported with the model, and may replace what a server does.
+        alone = self.config.actor_rollout_ref.model.get("external_lib") is None
+        if self.config.trainer.device == "cpu" and self.trainer_mode != "separate_async" and alone:
             start_early(self.config.actor_rollout_ref.rollout.name)
         super().init()
 
