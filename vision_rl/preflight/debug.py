@@ -61,7 +61,7 @@ def main(task: str, argv: Sequence[str] | None = None) -> None:
         rows = rows_of(args, row_of_table)
         with contextlib.ExitStack() as stack:
             if args.endpoint is None:
-                phase("starting vLLM with the tiny model: some twenty seconds")
+                phase("starting vLLM with the tiny model: about half a minute")
             url, model = (args.endpoint, args.model) if args.endpoint else stack.enter_context(_tiny_server())
             llm = LLM(endpoint=url, model=model, sampling_parameters={"temperature": args.temperature})
             settings = settings_of(row_of_table, args)
