@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import sys
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -40,5 +41,7 @@ class _WithoutLitellm(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def install() -> None:
     """Before the first `import agentlightning` of a process; later it changes nothing."""
+    # Agent Lightning imports a module of its own that it has deprecated, and says so on the user's screen.
+    warnings.filterwarnings("ignore", message="agentlightning.reward is deprecated")
     if "agentlightning" not in sys.modules:
         sys.meta_path.insert(0, _WithoutLitellm())
