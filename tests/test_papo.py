@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -61,9 +62,17 @@ def test_squares_grow_with_a_picture_that_the_model_makes_smaller(tiny_processor
 
 
 @pytest.fixture
-def samples(make_sample: Callable[..., Sample], vqa_rows: list[dict[str, Any]]) -> list[Sample]:  # noqa: F811
+def samples(make_sample: Callable[..., Sample], vqa_rows: list[dict[str, Any]], tmp_path: Path) -> list[Sample]:  # noqa: F811
+    """Pictures by their hashes: a masked picture's squares follow from its reference, and a temporary path is never the same."""
     paths = [row["image_paths"][0] for row in vqa_rows]
-    return [make_sample([paths[0]], "red"), make_sample(paths[1:3], "blue square"), make_sample([], "2")]
+    found = [make_sample([paths[0]], "red"), make_sample(paths[1:3], "blue square"), make_sample([], "2")]
+    for sample, pictures in zip(found, (paths[:1], paths[1:3], []), strict=True):
+        for i, path in enumerate(pictures):
+            content = Path(path).read_bytes()
+            name = hashlib.sha256(content).hexdigest()
+            (tmp_path / name).write_bytes(content)
+            sample.image_refs[i] = f"sha256:{name}"
+    return found
 
 
 def micro_batch(rows: list[dict[str, Any]], advantages: list[float]) -> Any:
@@ -100,6 +109,7 @@ def reference(model: Any, pixels: Pixels, samples: list[Sample], advantages: lis
         (seen, entropy), (hidden, hidden_entropy) = found
         loss = -advantage * (seen - torch.tensor(sample.rollout_log_probs)).exp()
         if sample.image_refs:
+            assert (hidden - seen).abs().max() < 2.5, "verl bounds the term at 10 nats, and the formula does not"
             loss = loss - PAPO.kl_coef * ((hidden - seen).exp() - (hidden - seen) - 1)
             loss = loss + PAPO.entropy_coef * (entropy + hidden_entropy)
         terms.append(loss)
