@@ -168,6 +168,7 @@ def test_an_alarm_leads_to_its_rollouts_and_the_address_keeps_it(driver: Any, pa
     )
     link.click()
     until(lambda: {each["failure"] for each in shown(driver)} == {"timeout"})
+    until(lambda: "timeout" in driver.current_url)  # the browser tells its driver a little later than the page
     show(driver, driver.current_url)
     assert {each["failure"] for each in shown(driver)} == {"timeout"}
 
