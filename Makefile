@@ -11,7 +11,7 @@ RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 SGLANG := $(VENV)/.sglang
 
-.PHONY: install python sglang demo demo-grounding test test-fast test-e2e test-long lint clean
+.PHONY: install python sglang demo demo-grounding test test-fast test-slow test-e2e test-long lint clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overrides.txt
@@ -41,7 +41,7 @@ demo: install
 demo-grounding: install
 	$(RUN) train_agent.py --task grounding --run-dir runs/demo-grounding --overwrite
 
-test: install lint test-fast test-e2e
+test: install lint test-fast test-slow test-e2e
 
 lint: install
 	$(VENV)/bin/ruff check .
@@ -49,7 +49,10 @@ lint: install
 	$(VENV)/bin/mypy .
 
 test-fast: install
-	$(RUN) -m pytest -m "not e2e" -n 2
+	$(RUN) -m pytest -m "not e2e and not slow" -n 2
+
+test-slow: install
+	$(RUN) -m pytest -m "slow and not e2e" -n 2
 
 test-e2e: install
 	$(RUN) -m pytest -m "e2e and not long"

@@ -42,6 +42,7 @@ def test_a_naive_reward_is_found_out(naive: Path, capsys: pytest.CaptureFixture[
 
 # The others are in test_attacks.py, under the same attacks.
 @pytest.mark.parametrize("name", ["vqa", "math", "multiple_choice", "iou", "distance"])
+@pytest.mark.slow
 def test_the_projects_own_rewards_hold(name: str) -> None:
     reward, task = reward_of(name, "")
     assert attack(reward, cases_of(task)) == []
@@ -52,6 +53,7 @@ def test_point_rewards_hold_for_points(name: str) -> None:
     assert attack(reward_of(name, "")[0], cases_of("grounding", "point")) == []
 
 
+@pytest.mark.slow
 def test_known_holes_are_shown_under_their_names(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("max_iou", "ranked", *(kind for kind in ANSWER_KINDS if METRICS[kind].hole)):
         assert main([name]) == 1

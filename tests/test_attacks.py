@@ -18,6 +18,8 @@ from vision_rl.rewards.attacks import (
     tables,
 )
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[1] / "docs" / "rewards.md"
 
 

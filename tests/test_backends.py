@@ -29,6 +29,7 @@ def rows(tiny_processor: Any, tmp_path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("plugins", "device"), [("auto", "cpu"), ("none", "cuda")])
+@pytest.mark.slow
 def test_verl_knows_the_cpu_by_the_plug_in_alone(plugins: str, device: str) -> None:
     """Without it verl takes a machine without an accelerator for one of NVIDIA's."""
     code = "import verl; from verl.utils.device import get_device_name; print(get_device_name())"

@@ -34,7 +34,7 @@ CHROMIUM = next(
 DRIVER = shutil.which("chromedriver") or ""
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.e2e,
+    pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium here (apt-get install chromium chromium-driver)"),
 ]
 FLAGS = (

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,13 @@ def at(resolved: Resolved, key: str) -> Any:
 
 
 # Every preset alone and every variant on the three kinds of preset: small, one GPU, many GPUs with another strategy.
-PAIRS: list[tuple[str, str | None]] = [(preset, None) for preset in presets()]
-PAIRS += [(preset, variant) for preset in ("cpu", "gpu_24gb_lora", "megatron") for variant in variants()]
+PAIRS: list[Any] = [(preset, None) for preset in presets()]
+PAIRS += [("cpu", variant) for variant in variants()]
+PAIRS += [
+    pytest.param(preset, variant, marks=pytest.mark.slow)
+    for preset in ("gpu_24gb_lora", "megatron")
+    for variant in variants()
+]
 
 
 @pytest.mark.parametrize(("preset", "variant"), PAIRS)
@@ -77,6 +83,7 @@ def test_verl_refuses_what_validate_with_verl_is_given() -> None:
 
 
 @pytest.mark.parametrize("megatron", [False, True])
+@pytest.mark.slow
 def test_composition_is_that_of_agent_lightning_and_verl(megatron: bool) -> None:
     """hydra itself follows Agent Lightning's defaults list; its search path is a folder, so neither package loads.
 
@@ -230,19 +237,21 @@ def test_obsolete_keys_of_the_guides_name_the_true_one(override: str, true_key: 
     assert f"the true setting is {true_key} (" in str(caught.value)
 
 
+@cache
+def keys_of_verl(megatron: bool) -> frozenset[str]:
+    return frozenset(known_keys.known_keys(known_keys.verl_defaults(megatron)))
+
+
 @pytest.mark.parametrize(("wrong", "right"), [(key, truth) for key, (truth, _) in refused_keys.OBSOLETE.items()])
 def test_the_true_keys_exist(wrong: str, right: str) -> None:
-    known = {
-        *known_keys.known_keys(known_keys.verl_defaults(False)),
-        *known_keys.known_keys(known_keys.verl_defaults(True)),
-    }
-    known |= set(config_module._our_keys()) | {f"{VLLM}.{name}" for name in known_keys.vllm_arguments()}
+    known = keys_of_verl(False) | keys_of_verl(True) | set(config_module._our_keys())
+    known |= {f"{VLLM}.{name}" for name in known_keys.vllm_arguments()}
     assert right.startswith("--") or right in known
 
 
 @pytest.mark.parametrize("key", refused_keys.UNREAD)
 def test_keys_that_nothing_reads_exist_in_verl(key: str) -> None:
-    assert key in known_keys.known_keys(known_keys.verl_defaults(False))
+    assert key in keys_of_verl(False)
 
 
 def test_no_key_of_verl_that_is_gone_is_merely_unknown() -> None:

@@ -181,6 +181,7 @@ def test_a_complete_part_is_taken_without_asking_again(mirror: Mirror, tmp_path:
     assert not mirror.got("test.parquet")
 
 
+@pytest.mark.slow
 def test_a_server_without_ranges_starts_over(mirror: Mirror, tmp_path: Path) -> None:
     listing(mirror, "rootsautomation/ScreenSpot", {"data/test.parquet": os.urandom(50_000)})
     mirror.ranges = False

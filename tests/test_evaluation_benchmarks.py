@@ -126,6 +126,7 @@ def foreign(*overrides: str) -> dict[str, Any]:
     return agent_settings("grounding", overrides, cpu=True, model_dir=None, trained_as=None, transport="data")
 
 
+@pytest.mark.slow
 def test_the_size_that_a_server_showed_is_stated_and_never_assumed() -> None:
     pixels = ("agent.family=qwen2_5_vl", "agent.answer_format=point")
     with pytest.raises(UserError, match="give --served-pixels"):

@@ -39,6 +39,7 @@ def test_settings_are_those_of_training() -> None:
     assert foreign["min_pixels"] is foreign["max_pixels"] is None
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_scored_as_it_was_trained(tmp_path: Path) -> None:
     config = 'agent.answer_format: "click"  # override\nagent.reward: "giou"  # override\nagent.max_tokens: 77\n'
     step = a_run(tmp_path / "run", config)

@@ -95,6 +95,7 @@ def test_a_file_of_the_users_own_becomes_rows_of_the_task(charts: dict[str, Path
     assert [row["task"] for row in read_rows(out)] == ["chart_qa"]
 
 
+@pytest.mark.slow
 def test_evaluation_report_and_comparison(charts: dict[str, Path], tmp_path: Path) -> None:
     data = ("--task", EXAMPLE, "--data", charts["test"])
     with fake_openai("3") as fake:

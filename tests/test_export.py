@@ -126,6 +126,7 @@ def test_a_damaged_record_of_the_best_is_one_sentence(tmp_path: Path, content: s
     assert choose(run, "last").name == "global_step_10"
 
 
+@pytest.mark.slow
 def test_half_a_checkpoint_is_one_sentence(tmp_path: Path, tiny_dir: Path) -> None:
     run = a_run(tmp_path / "run", 1)
     actor = run / "checkpoints" / "global_step_1" / "actor"

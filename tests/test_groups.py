@@ -176,6 +176,7 @@ def thrown(addresses: Sequence[str]) -> Counter[str]:
     return Counter(asyncio.run(all_of_them()))
 
 
+@pytest.mark.slow
 def test_choices_of_joint_requests_are_distributed_as_single_ones(stack: Stack) -> None:
     """2,000 samples each way of a die with six faces; p below 0.001 would be chance once in a thousand runs."""
     joint, alone = Counter[str](), Counter[str]()
@@ -234,6 +235,7 @@ def test_nothing_is_left_behind_when_a_group_is_through() -> None:
     asyncio.run(work())
 
 
+@pytest.mark.slow
 def test_asking_ahead_stops_where_first_calls_differ() -> None:
     """Agents that ask each rollout of a group something else: at most a few choices may be wasted."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import sys
 import vision_rl
@@ -21,6 +23,7 @@ assert litellm.completion
 """
 
 
+@pytest.mark.slow
 def test_litellm_is_left_out_until_somebody_asks_for_it() -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", CODE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

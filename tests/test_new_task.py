@@ -29,6 +29,7 @@ def done(command: list[str], cwd: Path) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_commands_that_it_names_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -165,6 +165,7 @@ def test_a_server_that_has_far_more_to_do_is_passed_over() -> None:
     assert servers.choose("m", "picture") != first
 
 
+@pytest.mark.slow
 def test_calls_of_a_picture_reach_one_of_two_servers(stack: Stack, tmp_path: Path) -> None:
     """The whole way: each picture's four rollouts at one server, and both have work."""
 
@@ -209,6 +210,7 @@ def test_a_bad_answer_is_an_error_for_its_own_rollout_only(stack: Stack, word: s
     assert len(stack.spans(other)) == 1
 
 
+@pytest.mark.slow
 def test_a_hanging_server_costs_the_client_its_own_time_out_and_nobody_else(stack: Stack) -> None:
     _, address = stack.claim()
 
@@ -250,6 +252,7 @@ def test_clients_without_a_rollout_stall_nobody(stack: Stack) -> None:
     assert max(asyncio.run(both())) < 1.0
 
 
+@pytest.mark.slow
 def test_five_hundred_rollouts_without_a_stall(stack: Stack) -> None:
     """Eight at a time with one shared client: none fails, none takes 5 s, every one has its span."""
 
@@ -285,6 +288,7 @@ class SlowProxy(VisionProxy):
     start_seconds = 3.0
 
 
+@pytest.mark.slow
 def test_a_connection_that_the_server_is_closing_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cause and cure of the error 502 "the model server did not answer" that came now and then.
 
@@ -329,6 +333,7 @@ async def ask_as_the_server_closes(addresses: list[str], keep_alive: int) -> lis
     return await asyncio.gather(*map(twice, addresses))
 
 
+@pytest.mark.slow
 def test_a_proxy_process_that_hangs_at_its_start_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLOW_PROXY", f"hang {tmp_path / 'hung'}")
     started = time.monotonic()
@@ -388,6 +393,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_the_proxy_process_ends_with_a_trainer_that_is_killed_outright(tmp_path: Path) -> None:
     said = tmp_path / "said"  # a file: a child that stays would hold a pipe open
     with said.open("w") as out:

@@ -382,6 +382,7 @@ def test_the_index_reads_only_what_is_new(run_dir: Path, tmp_path: Path) -> None
     assert max(index.steps("train")) == 5 and index.read("train", 5) == whole.read("train", 5) != []
 
 
+@pytest.mark.slow
 def test_the_live_page_follows_the_run_on_this_machine_only(tmp_path: Path) -> None:
     run = told_run(tmp_path / "run", steps=12)
     client = TestClient(application([run], Choice(), page_of), base_url="http://127.0.0.1:8765")

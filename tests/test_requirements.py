@@ -21,6 +21,7 @@ UV = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.envi
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(UV is None, reason="uv is not installed (make install brings it)")
 @pytest.mark.parametrize("name", SETS)
+@pytest.mark.slow
 def test_every_set_resolves_to_its_constraints(name: str) -> None:
     extras = [word for extra in SETS[name] for word in ("--extra", extra)]
     done = subprocess.run(

@@ -286,6 +286,7 @@ def test_metrics_are_found_by_name() -> None:
     assert reward.value == reward.components["anls"] == 0.8 and reward.components["accuracy"] == 0.0
 
 
+@pytest.mark.slow
 def test_every_metric_is_total_and_bounded() -> None:
     generator = random.Random(3)
     quick = [name for name in KINDS if name != "math"]

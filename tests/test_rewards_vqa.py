@@ -272,6 +272,7 @@ def test_rewards_must_be_finite() -> None:
             Reward(0.0, {"x": bad})
 
 
+@pytest.mark.slow
 def test_ten_thousand_random_strings() -> None:
     generator = random.Random(1)
     for _ in range(10_000):

@@ -27,6 +27,7 @@ with serving.serve("model", cpu=True):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_killed_evaluation_leaves_no_server(number: signal.Signals, tmp_path: Path) -> None:
     stub = tmp_path / "server"
     stub.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 60\n")

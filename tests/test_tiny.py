@@ -335,6 +335,7 @@ def drawn(task: str) -> list[tuple[str, Any, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["color", "shape", "count", "side"])
+@pytest.mark.slow
 def test_answers_and_mistakes_have_the_same_distribution(kind: str) -> None:
     """Else an actor without sight could gain by preferring the answer that is right more often than it is said."""
     answers, mistakes = zip(*(pair for what, *pair in drawn("vqa") if what == kind), strict=True)
@@ -362,6 +363,7 @@ def test_mistaken_boxes_are_those_of_the_double() -> None:
 
 
 @pytest.mark.parametrize("kind", ELEMENTS)
+@pytest.mark.slow
 def test_right_and_mistaken_boxes_have_the_same_distribution(kind: str) -> None:
     answers, mistakes = zip(*(pair for what, *pair in drawn("grounding") if what == kind), strict=True)
     right, wrong = Counter(answers), Counter(mistakes)

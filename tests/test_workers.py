@@ -37,6 +37,8 @@ from vision_rl.settings import AgentSettings
 from vision_rl.training.launch import check_store
 from worker import Worker
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TOKEN = "the-token-of-this-test"
 RETRIED = RolloutConfig(

@@ -8,8 +8,10 @@ level: `--dry-run` answers at once.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -122,8 +124,8 @@ def resolve(
         raise UserError(f"actor_rollout_ref.actor.strategy={strategy} is unknown; choose fsdp, fsdp2 or megatron")
     named.append((f"task {row.name}", row.layer()))
 
-    tree, origin = _defaults(strategy == "megatron")
-    known = known_keys.known_keys(tree) | _our_keys()
+    tree, origin, known = _defaults(strategy == "megatron")
+    tree, origin = copy.deepcopy(tree), dict(origin)
     imports = bool(_last("app.imports", [*named, *chosen, *top]))
     under = " (under Megatron; FSDP's settings do not exist there)" if strategy == "megatron" else ""
     for label, values in [*named, *chosen, *top]:
@@ -169,7 +171,9 @@ def overrides_for(task: str, tasks: Sequence[str], overrides: Sequence[str]) -> 
     return kept
 
 
-def _defaults(megatron: bool) -> tuple[DictConfig, dict[str, str]]:
+@functools.cache
+def _defaults(megatron: bool) -> tuple[DictConfig, dict[str, str], dict[str, Key]]:
+    """What holds where no layer says otherwise: the tree, the origin of each leaf, and every key that may be set."""
     tree = known_keys.verl_defaults(megatron)
     origin = {key: "verl" for key, _ in _leaves(tree)}
     layer = known_keys.agentlightning_defaults()
@@ -179,7 +183,7 @@ def _defaults(megatron: bool) -> tuple[DictConfig, dict[str, str]]:
     origin.update({key: "vision_rl" for key, _ in _leaves(ours)})
     merged = OmegaConf.merge(tree, ours)
     assert isinstance(merged, DictConfig)
-    return merged, origin
+    return merged, origin, known_keys.known_keys(merged) | _our_keys()
 
 
 def _our_keys() -> dict[str, Key]:
