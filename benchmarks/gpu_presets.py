@@ -87,7 +87,9 @@ def write_model(size: str, folder: Path) -> Path:
     file = folder / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     vocabulary = tokenizer["model"]["vocab"]
-    vocabulary.update({each["content"]: each["id"] for each in tokenizer["added_tokens"]})  # else numbered anew, at the end
+    vocabulary.update(
+        {each["content"]: each["id"] for each in tokenizer["added_tokens"]}
+    )  # else numbered anew, at the end
     vocabulary.update({f"<|{i}|>": i for i in range(len(processor.tokenizer), shape["vocab_size"])})
     file.write_text(json.dumps(tokenizer))
     return folder

@@ -5,20 +5,30 @@ What several GPUs do to shards, batches and weights; the preset of a task is `cp
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import ray
 import torch
+from PIL import Image
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from tests.test_e2e_training import ROOT, metrics_of, run
+from vision_rl.agent.messages import image_url
+from vision_rl.backends.environment import run_environment
 from vision_rl.errors import UserError
 from vision_rl.export.checkpoint import merged_checkpoint
+from vision_rl.models.processor import load_processor
 from vision_rl.tiny import checkpoint_dir
+from vision_rl.tiny.families import build
 from vision_rl.training.algorithm import check_shared
+from vision_rl.training.samples import Sample
 
 ACTOR = "actor_rollout_ref.actor"
 # Eighteen rollouts a step, nine for each of two ranks, in micro-batches of three.
@@ -103,3 +113,59 @@ def test_two_nodes_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         cluster.shutdown()
     first, second = ({log.name for log in (tmp_path / name / "logs").iterdir()} for name in ("first", "second"))
     assert first and second and not first & second
+
+
+def gradients(folder: Path, ranks: int) -> dict[str, torch.Tensor]:
+    """What `tests.rank_update` finds on rank 0 of so many; a rank that waits for another ends the test after two minutes."""
+    environment = {**os.environ, **run_environment(True), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    environment |= {"MASTER_PORT": "0", "DIST_INIT_METHOD": f"file://{folder}/meet-{ranks}"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.rank_update", str(folder)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in running] == [0] * ranks
+    finally:
+        for process in running:
+            process.kill()
+    found = json.loads((folder / "0.json").read_text())
+    return {name: torch.tensor(values) for name, values in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "tower"),
+    [
+        ("LLaVA-1.5", "vision_tower.encoder.layers.0.mlp.fc1.weight"),
+        pytest.param("Qwen3-VL", "visual.blocks.0.mlp.linear_fc1.weight", marks=pytest.mark.long),
+        pytest.param("InternVL 3 (-hf)", "vision_tower.encoder.layer.0.mlp.fc1.weight", marks=pytest.mark.long),
+        pytest.param("Gemma 4", "vision_tower.encoder.layers.0.mlp.up_proj.linear.weight", marks=pytest.mark.long),
+    ],
+)
+def test_a_rank_without_a_picture_keeps_nobody_waiting(family: str, tower: str, tmp_path: Path) -> None:
+    """One rank's row shows a picture, the other's does not: the gradients are those of one rank with both rows."""
+    model = build(family, tmp_path / "model")
+    processor = load_processor(str(model))
+    Image.new("RGB", (112, 112), "red").save(tmp_path / "p.png")
+    samples = []
+    for images in ([tmp_path / "p.png"], []):
+        parts = [*({"type": "image"} for _ in images), {"type": "text", "text": "What is it?"}]
+        text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+        pictures = [Image.open(path) for path in images] or None
+        ids = processor(text=[text], images=pictures, return_tensors="pt")["input_ids"][0].tolist()
+        reply = processor.tokenizer("red")["input_ids"]
+        refs = [image_url(str(path), "file") for path in images]
+        sample = Sample(ids, reply, [1] * len(reply), [-1.0] * len(reply), refs, 0.0, "group", "rollout", 0)
+        samples.append(dataclasses.asdict(sample))
+    names = [
+        f"model.{tower}",
+        *(f"model.language_model.layers.0.mlp.{part}.weight" for part in ("up_proj", "down_proj")),
+    ]
+    (tmp_path / "job.json").write_text(json.dumps({"model": str(model), "samples": samples, "weights": names}))
+    alone, together = gradients(tmp_path, 1), gradients(tmp_path, 2)
+    assert alone.keys() == set(names)
+    for name, gradient in alone.items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(together[name] * 2, gradient, atol=1e-5, rtol=1e-3, msg=name)

@@ -18,6 +18,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from vision_rl.backends.banned_tokens import BANNED_LOGIT
 from vision_rl.backends.families import (
+    EveryRankSees,
     SharedPictures,
     answer_with_tensors,
     merge_pictures,
@@ -68,7 +69,9 @@ class VisionEngine(FSDPEngineWithLMHead):
             # FSDP2 keeps a model without updates in pinned memory (transformer_impl.py:462), which only an accelerator has.
             # On a CPU there is nothing to offload from. test_backends.py builds a reference model and fails without this line.
             fsdp_engine.CPUOffloadPolicy = lambda **_kwargs: None
-        return super()._build_fsdp_module(module)
+        wrapped = super()._build_fsdp_module(module)
+        self.every_rank_sees = EveryRankSees(module.get_base_model() if hasattr(module, "get_base_model") else module)
+        return wrapped
 
     def _ban(self, _module: Any, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
         """Take the tokens out that verl's server never samples (monkey_patch_compute_logits: placeholders of pictures, and
@@ -87,6 +90,7 @@ class VisionEngine(FSDPEngineWithLMHead):
 
         Its entry "view" says how they are shown: as they are, unless the sight gauge or PAPO asks otherwise.
         """
+        self.every_rank_sees.pixels = self.pixels
         inputs = micro_batch.get("multi_modal_inputs", None)
         if inputs is not None:
             view = tu.get_non_tensor_data(micro_batch, "view", default="seen")

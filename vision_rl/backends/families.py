@@ -5,6 +5,7 @@ The parity matrix (docs/models.md) fails without each of these; what it finds eq
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -100,6 +101,40 @@ class SharedPictures:
         """features: (tokens of the distinct pictures, width) -> (tokens of all rows' pictures, width)."""
         pictures = torch.split(features, sizes)
         return torch.cat([pictures[number] for number in self.order])
+
+
+class EveryRankSees:
+    """A rank whose rows have no picture sends a black one through the vision tower, and adds nothing of it to the result.
+
+    FSDP gathers weights and adds gradients up on all ranks together: one that leaves the tower out would keep the others
+    waiting for ever (miles issue 2406, transformers issue 37186). verl's own forward of the Qwen and GLM families does this
+    by itself; the others' forward is transformers'. Made after FSDP has wrapped the module, whose own hooks must come first:
+    it gathers for the backward pass in the order in which the parts were left. `pixels` is set before the first batch.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.pixels: Pixels | None = None
+        self._model = getattr(module, "model", module)
+        self._blind = False
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if ranks > 1 and module.config.model_type not in _SHARED and hasattr(self._model, "get_image_features"):
+            self._arguments = set(inspect.signature(self._model.get_image_features).parameters)
+            self._model.register_forward_pre_hook(self._look, with_kwargs=True)
+            module.get_input_embeddings().register_forward_hook(self._add_nothing)
+
+    def _look(self, _model: Any, _args: Any, given: dict[str, Any]) -> None:
+        self._blind = given.get("pixel_values") is None
+
+    def _add_nothing(self, _embedding: Any, _args: Any, embedded: torch.Tensor) -> torch.Tensor:
+        """After the embedding and before the decoder, as on the other ranks: gathers must come in one order everywhere."""
+        if not self._blind or self.pixels is None:
+            return embedded
+        self._blind = False
+        black = {name: value for name, value in self.pixels.black().items() if name in self._arguments}
+        answer = self._model.get_image_features(**{name: value.to(embedded.device) for name, value in black.items()})
+        features = getattr(answer, "pooler_output", answer)
+        parts = features if isinstance(features, (list, tuple)) else [features]
+        return embedded + sum(part.mean() for part in parts).to(embedded.dtype) * 0.0
 
 
 def token_types(module: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:

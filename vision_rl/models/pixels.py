@@ -24,6 +24,9 @@ _TEXT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_id
 MASKED_PATCH = 14
 """The side of a square that a masked picture may lack, in pixels of the picture as the model sees it (PAPO's patch_size)."""
 
+BLACK_SIDE = 112
+"""The side of the picture that stands in where a rank has none."""
+
 View = Literal["seen", "masked", "blank"]
 """A picture as it is, with random squares of it black, or wholly black. Sizes and numbers of tokens are the same."""
 
@@ -89,6 +92,13 @@ class Pixels:
         if url.scheme != "file":
             raise UserError(f"cannot train on the picture at {ref}: send pictures as file:// paths or data: URIs")
         return Path(unquote(url.path))
+
+    def black(self) -> dict[str, torch.Tensor]:
+        """The inputs of one small black picture, for a rank that has none."""
+        key = ("black", (BLACK_SIDE, BLACK_SIDE))
+        if key not in self._cache:
+            self._cache[key] = self._process(Image.new("RGB", (BLACK_SIDE, BLACK_SIDE)))
+        return self._cache[key].tensors
 
     def _processed(self, ref: str, view: View) -> Processed:
         path = self.path(ref)
