@@ -14,7 +14,7 @@ STALENESS = "training/off_policy/trajectory_staleness"
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.parametrize("variant", ["one_step_off", "async"])
+@pytest.mark.parametrize("variant", [pytest.param("one_step_off", marks=pytest.mark.long), "async"])
 def test_an_asynchronous_run_trains_and_tells_the_age_of_its_samples(variant: str, tmp_path: Path) -> None:
     summary = run(
         tmp_path, "--task", "vqa", "--variant", variant, "--max-steps", "4", "trainer.test_freq=-1", "--overwrite"

@@ -37,7 +37,7 @@ def check(run_dir: Path, summary: dict[str, float]) -> None:
     assert all(line["actor/grad_norm"] > 0 for line in metrics_of(run_dir))
 
 
-OFTEN = ("Qwen3-VL", "LLaVA-1.5")
+OFTEN = ("Qwen3-VL",)  # the matrix (test_parity.py) has five families in every CI run
 TRAINED = [row.name for row in TABLE if row.name in BUILDERS and not row.refused]
 
 
