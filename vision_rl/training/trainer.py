@@ -123,6 +123,7 @@ class VisionTrainer(PPOTrainer):
             blank=self.run.app.blank_pixels,
             papo=self.run.app.papo,
             banned_tokens=banned_tokens(self.config.actor_rollout_ref.model.path, self.processor),
+            alone=self.trainer_mode == "sync",
         )
         with self._weights_arrive():
             super().on_init_end()

@@ -100,12 +100,22 @@ class VisionWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def open_pictures(
-        self, picture_dir: str, limits: dict[str, int], *, blank: bool, papo: Papo, banned_tokens: list[int]
+        self,
+        picture_dir: str,
+        limits: dict[str, int],
+        *,
+        blank: bool,
+        papo: Papo,
+        banned_tokens: list[int],
+        alone: bool,
     ) -> None:
         """Tell the engines where the run's pictures are, which tokens the server never samples, and the actor's its loss.
 
-        The batch names its pictures; every rank opens and processes those of its own samples, each once.
+        The batch names its pictures; every rank opens and processes those of its own samples, each once. alone: nothing
+        else computes while the ranks do, so that on CPUs they share all cores; OMP_NUM_THREADS=1 is the server's.
         """
+        if alone and get_device_name() == "cpu":
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // torch.distributed.get_world_size()))
         model = self.config.model
         processor = load_processor(model.path, trust_remote_code=model.get("trust_remote_code", False))
         pixels = Pixels(processor, Path(picture_dir), limits=limits, blank=blank, masked=papo.mask_ratio)
