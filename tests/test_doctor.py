@@ -19,6 +19,7 @@ import torch
 from packaging.requirements import Requirement
 from rich.console import Console
 
+from tests.conftest import remember_forwards
 from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
@@ -212,6 +213,7 @@ def test_log_probabilities_tell_a_model_that_cannot_see(
     tiny_dir: Path, tiny_model: Any, tiny_processor: Any, vqa_rows: list[dict[str, Any]], blind: bool
 ) -> None:
     """The turn of a server that saw the picture, against transformers with and without it."""
+    remember_forwards()
     ref = Path(vqa_rows[0]["image_paths"][0]).as_uri()
     message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": vqa_rows[0]["question"]}]}]
     prompt = tiny_processor.apply_chat_template(message, add_generation_prompt=True)

@@ -380,7 +380,9 @@ def test_actor_and_reference_both_get_pictures_and_banned_tokens(
         config=OmegaConf.create({"model": {"path": str(tiny_dir)}}), actor=ranks[0], ref=ranks[1]
     )
     limits = {"max_pixels": 3136}
-    VisionWorker.open_pictures(worker, str(tmp_path), limits, blank=True, papo=Papo(), banned_tokens=[7, 9])
+    VisionWorker.open_pictures(
+        worker, str(tmp_path), limits, blank=True, papo=Papo(), banned_tokens=[7, 9], alone=False
+    )
     for rank in ranks:
         assert rank.engine.banned_tokens.tolist() == [7, 9]
         assert (

@@ -44,6 +44,7 @@ class VisionEngine(FSDPEngineWithLMHead):
     pixels: Pixels | None = None
     papo: Any = None
     banned_tokens: torch.Tensor | None = None
+    every_rank_sees: EveryRankSees | None = None
 
     def _build_module(self) -> Any:
         module = super()._build_module()
@@ -90,7 +91,8 @@ class VisionEngine(FSDPEngineWithLMHead):
 
         Its entry "view" says how they are shown: as they are, unless the sight gauge or PAPO asks otherwise.
         """
-        self.every_rank_sees.pixels = self.pixels
+        if self.every_rank_sees is not None:
+            self.every_rank_sees.pixels = self.pixels
         inputs = micro_batch.get("multi_modal_inputs", None)
         if inputs is not None:
             view = tu.get_non_tensor_data(micro_batch, "view", default="seen")
