@@ -139,6 +139,8 @@ def gradients(folder: Path, ranks: int) -> dict[str, torch.Tensor]:
     ("family", "tower"),
     [
         ("LLaVA-1.5", "vision_tower.encoder.layers.0.mlp.fc1.weight"),
+        pytest.param("LLaVA-NeXT (1.6)", "vision_tower.encoder.layers.0.mlp.fc1.weight", marks=pytest.mark.long),
+        pytest.param("LLaVA-OneVision", "vision_tower.encoder.layers.0.mlp.fc1.weight", marks=pytest.mark.long),
         pytest.param("Qwen3-VL", "visual.blocks.0.mlp.linear_fc1.weight", marks=pytest.mark.long),
         pytest.param("InternVL 3 (-hf)", "vision_tower.encoder.layer.0.mlp.fc1.weight", marks=pytest.mark.long),
         pytest.param("Gemma 4", "vision_tower.encoder.layers.0.mlp.up_proj.linear.weight", marks=pytest.mark.long),

@@ -21,6 +21,7 @@ from vision_rl.backends.families import (
     EveryRankSees,
     SharedPictures,
     answer_with_tensors,
+    leave_embeddings_whole,
     merge_pictures,
     restore_rotations,
     server_weights,
@@ -50,6 +51,7 @@ class VisionEngine(FSDPEngineWithLMHead):
         module = super()._build_module()
         self.pictures = SharedPictures(module)
         answer_with_tensors(module)
+        leave_embeddings_whole(module)
         restore_rotations(module)
         if self.freezes_tower:
             freeze_vision_tower(module)

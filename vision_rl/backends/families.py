@@ -35,6 +35,23 @@ def answer_with_tensors(module: Any) -> None:
         projector.register_forward_hook(lambda _module, _args, features: features.unsqueeze(0))
 
 
+def leave_embeddings_whole(module: Any) -> None:
+    """Take layers that hold an embedding (CLIP's and SigLIP's VisionEmbeddings) off the list of what FSDP shards by itself.
+
+    verl 0.9.1 shards those layers and every embedding, the outer ones first (utils/fsdp_utils.py,
+    `_select_fsdp2_wrap_targets`), and FSDP2 needs the inner ones first: LLaVA-NeXT and LLaVA-OneVision ended at their first
+    picture with "mixed torch.Tensor and DTensor".
+    """
+    named = set(getattr(module, "_no_split_modules", None) or ())
+    holding = {
+        type(part).__name__
+        for part in module.modules()
+        if type(part).__name__ in named and any(isinstance(inner, torch.nn.Embedding) for inner in part.modules())
+    }
+    if holding:
+        module._no_split_modules = named - holding
+
+
 def restore_rotations(module: Any) -> None:
     """Compute the complex rotations of Llama 4's tower anew, after the module was cast to another dtype.
 
