@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 from tests.actor import actor, log_probs
 from vision_rl.backends.engine import VisionEngine, freeze_vision_tower
+from vision_rl.backends.families import sharded_layers
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
+from vision_rl.tiny.families import build
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.samples import Sample
 
@@ -41,6 +44,18 @@ def test_verl_knows_the_cpu_by_the_plug_in_alone(plugins: str, device: str) -> N
 def test_a_reference_model_needs_no_pinned_memory(rows: list[dict[str, Any]]) -> None:
     """FSDP2 pins the memory of a model without updates; without the engine's line this raises on a CPU."""
     assert log_probs(actor("ref"), rows, None).shape == (1, 3)
+
+
+@pytest.mark.parametrize("family", ["LLaVA-NeXT (1.6)", "GLM-4.1V"])
+def test_no_embedding_of_a_tower_is_sharded_by_itself(family: str, tmp_path: Path) -> None:
+    """verl would: LLaVA-NeXT's lies in a layer that is sharded before it, and GLM-4V's is read without being called."""
+    model = AutoModelForImageTextToText.from_pretrained(build(family, tmp_path / "model"))
+    names = {id(part): name for name, part in model.named_modules()}
+    embeddings = [
+        names[id(part)] for part in sharded_layers(model, model._no_split_modules) if "mbed" in names[id(part)]
+    ]
+    assert any(name.endswith("embed_tokens") for name in embeddings)
+    assert not any(name.endswith("position_embedding") for name in embeddings)
 
 
 def test_banned_tokens_have_no_probability_in_the_actor(rows: list[dict[str, Any]]) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import verl.utils.fsdp_utils as fsdp_utils
 import verl.workers.engine.fsdp.transformer_impl as fsdp_engine
 from tensordict.tensorclass import NonTensorData, NonTensorStack
 from verl.utils import tensordict_utils as tu
@@ -18,20 +19,18 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from vision_rl.backends.banned_tokens import BANNED_LOGIT
 from vision_rl.backends.families import (
+    VISION_TOWERS,
     EveryRankSees,
     SharedPictures,
     answer_with_tensors,
-    leave_embeddings_whole,
     merge_pictures,
     restore_rotations,
     server_weights,
+    sharded_layers,
     token_types,
 )
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels, View
-
-VISION_TOWERS = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "vision_encoder")
-"""What the families call the part that sees, projector included, below `model` (or `model.model`)."""
 
 
 class VisionEngine(FSDPEngineWithLMHead):
@@ -51,7 +50,6 @@ class VisionEngine(FSDPEngineWithLMHead):
         module = super()._build_module()
         self.pictures = SharedPictures(module)
         answer_with_tensors(module)
-        leave_embeddings_whole(module)
         restore_rotations(module)
         if self.freezes_tower:
             freeze_vision_tower(module)
@@ -176,6 +174,7 @@ def freeze_vision_tower(module: Any) -> int:
 
 
 fsdp_engine.extract_multi_modal_inputs = merge_pictures
+fsdp_utils._select_fsdp2_wrap_targets = sharded_layers
 _register = EngineRegistry.register
 _register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")(VisionEngine)
 _register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=["nvidia", "amd"])(VisionEngine)

@@ -10,9 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+import verl.utils.fsdp_utils as fsdp_utils
 
 from vision_rl.models.pixels import Pixels, View, join
 
+VISION_TOWERS = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "vision_encoder")
+"""What the families call the part that sees, projector included, below `model` (or `model.model`)."""
+
+_verls_sharded_layers = fsdp_utils._select_fsdp2_wrap_targets
 _VERLS_FORWARD = ("qwen2_vl", "qwen2_5_vl", "glm4v")
 _SHARED = (*_VERLS_FORWARD, "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 """Families whose forward is verl's and asks `visual(pixels, grid_thw=...)` for all pictures of a micro-batch at once."""
@@ -35,21 +40,19 @@ def answer_with_tensors(module: Any) -> None:
         projector.register_forward_hook(lambda _module, _args, features: features.unsqueeze(0))
 
 
-def leave_embeddings_whole(module: Any) -> None:
-    """Take layers that hold an embedding (CLIP's and SigLIP's VisionEmbeddings) off the list of what FSDP shards by itself.
+def sharded_layers(module: Any, layers: Any) -> list[Any]:
+    """As verl's `_select_fsdp2_wrap_targets` (utils/fsdp_utils.py), without the vision tower's embeddings.
 
-    verl 0.9.1 shards those layers and every embedding, the outer ones first (utils/fsdp_utils.py,
-    `_select_fsdp2_wrap_targets`), and FSDP2 needs the inner ones first: LLaVA-NeXT and LLaVA-OneVision ended at their first
-    picture with "mixed torch.Tensor and DTensor".
+    verl 0.9.1 shards every embedding by itself. LLaVA-NeXT's and LLaVA-OneVision's lie in a layer that is sharded too, the
+    outer before the inner, and GLM-4V's tower reads the weight without calling the embedding: both ended at their first
+    picture with "mixed torch.Tensor and DTensor". A tower's embedding is now sharded with what holds it.
     """
-    named = set(getattr(module, "_no_split_modules", None) or ())
-    holding = {
-        type(part).__name__
-        for part in module.modules()
-        if type(part).__name__ in named and any(isinstance(inner, torch.nn.Embedding) for inner in part.modules())
+    within = {
+        id(part)
+        for name, part in module.named_modules()
+        if isinstance(part, torch.nn.Embedding) and any(tower in name.split(".") for tower in VISION_TOWERS)
     }
-    if holding:
-        module._no_split_modules = named - holding
+    return [part for part in _verls_sharded_layers(module, layers) if id(part) not in within]
 
 
 def restore_rotations(module: Any) -> None:
