@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
+from verl.utils.flops_counter import FlopsCounter
 
 from tests.actor import actor, log_probs
 from vision_rl.backends.engine import VisionEngine, freeze_vision_tower
@@ -56,6 +57,14 @@ def test_no_embedding_of_a_tower_is_sharded_by_itself(family: str, tmp_path: Pat
     ]
     assert any(name.endswith("embed_tokens") for name in embeddings)
     assert not any(name.endswith("position_embedding") for name in embeddings)
+
+
+def test_the_work_of_a_glm_is_counted(tmp_path: Path) -> None:
+    """verl looks for its sizes in the wrong part of the configuration, and ends the run after the first update."""
+    config = AutoConfig.from_pretrained(build("GLM-4.1V", tmp_path / "model"))
+    flops, _ = FlopsCounter(config).estimate_flops([100, 50], 1.0)
+    layers = config.text_config.num_hidden_layers * 4 * config.text_config.hidden_size**2
+    assert flops * 1e12 > 6 * 150 * layers / 10
 
 
 def test_banned_tokens_have_no_probability_in_the_actor(rows: list[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ import verl.workers.engine.fsdp.transformer_impl as fsdp_engine
 from tensordict.tensorclass import NonTensorData, NonTensorStack
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
+from verl.utils.flops_counter import ESTIMATE_FUNC
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
@@ -23,6 +24,7 @@ from vision_rl.backends.families import (
     EveryRankSees,
     SharedPictures,
     answer_with_tensors,
+    count_glm_flops,
     merge_pictures,
     restore_rotations,
     server_weights,
@@ -175,6 +177,7 @@ def freeze_vision_tower(module: Any) -> int:
 
 fsdp_engine.extract_multi_modal_inputs = merge_pictures
 fsdp_utils._select_fsdp2_wrap_targets = sharded_layers
+ESTIMATE_FUNC["glm4v"] = count_glm_flops
 _register = EngineRegistry.register
 _register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")(VisionEngine)
 _register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=["nvidia", "amd"])(VisionEngine)

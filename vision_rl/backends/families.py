@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+import verl.utils.flops_counter as flops_counter
 import verl.utils.fsdp_utils as fsdp_utils
 
 from vision_rl.models.pixels import Pixels, View, join
@@ -53,6 +54,13 @@ def sharded_layers(module: Any, layers: Any) -> list[Any]:
         if isinstance(part, torch.nn.Embedding) and any(tower in name.split(".") for tower in VISION_TOWERS)
     }
     return [part for part in _verls_sharded_layers(module, layers) if id(part) not in within]
+
+
+def count_glm_flops(config: Any, *measured: Any) -> float:
+    """verl 0.9.1 looks for GLM-4V's sizes in the whole configuration (utils/flops_counter.py), which has them in its text part:
+    AttributeError after the first update. measured: tokens, their lengths and the seconds, as verl hands them over."""
+    flops: float = flops_counter._estimate_qwen2_flops(config.text_config, *measured)
+    return flops
 
 
 def restore_rotations(module: Any) -> None:
