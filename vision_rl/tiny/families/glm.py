@@ -25,6 +25,10 @@ _VISION = {
 }
 _ROPE = {"rope_type": "default", "mrope_section": [4, 2, 2], "partial_rotary_factor": 0.5, "rope_theta": 10000.0}
 
+_BIASES = {
+    "attention_bias": True
+}  # as in the published config.json; transformers always has them, vLLM where this is set
+
 
 def _parts(kind: str) -> tuple[Any, dict[str, Any], dict[str, int]]:
     """Processor, text configuration and ids of the special tokens. kind: Glm4v or Glm46V."""
@@ -47,6 +51,7 @@ def glm4v() -> tuple[Any, Any]:
     from transformers import Glm4vConfig, Glm4vForConditionalGeneration
 
     processor, text, ids = _parts("Glm4v")
+    text |= _BIASES
     return Glm4vForConditionalGeneration(Glm4vConfig(text_config=text, vision_config=_VISION, **ids)), processor
 
 
@@ -71,4 +76,5 @@ def glm46v() -> tuple[Any, Any]:
     from transformers import Glm4vConfig, Glm4vForConditionalGeneration
 
     processor, text, ids = _parts("Glm46V")
+    text |= _BIASES
     return Glm4vForConditionalGeneration(Glm4vConfig(text_config=text, vision_config=_VISION, **ids)), processor

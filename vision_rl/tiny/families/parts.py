@@ -58,9 +58,11 @@ def template(image: str, video: str = "", before: str = "") -> str:
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Fill every weight of two or more dimensions from `seed`, so that activations neither vanish nor explode.
+    """Fill every weight of two or more dimensions from `seed`, so that activations neither vanish nor explode, and move norms and
+    biases off their start.
 
-    transformers' own start (standard deviation 0.02) gives a nearly flat model on which a wrong picture would not show.
+    transformers' own start (standard deviation 0.02) gives a nearly flat model on which a wrong picture would not show. Norms
+    of one and biases of zero would hide a server that does not load them.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -69,6 +71,8 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
                 stacked = parameter.ndim == 3 and "experts" in name  # (experts, ., .) rather than one kernel
                 inputs = parameter.shape[-1] if stacked else parameter[0].numel()
                 parameter.normal_(0, 1.5 / inputs**0.5, generator=generator)
+            else:
+                parameter.add_(torch.empty_like(parameter).normal_(0, 0.05, generator=generator))
 
 
 def save(model: Any, processor: Any, folder: Path, seed: int) -> Path:
