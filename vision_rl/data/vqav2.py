@@ -8,7 +8,6 @@ answers: [{answer, answer_confidence, answer_id}] * 10, image_id, answer_type, q
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -140,7 +140,7 @@ def _table(items: list[dict[str, Any]], images: _ImageFolder, source: str) -> pa
             "labels": [[]] * len(items),
             "image_sizes": [images.sizes(item["image_id"]) for item in items],
             "source": [source] * len(items),
-            "meta": [json.dumps({key: item[key] for key in _META_FIELDS if key in item}) for item in items],
+            "meta": [orjson.dumps({key: item[key] for key in _META_FIELDS if key in item}).decode() for item in items],
         }
         return pa.table(columns, schema=SCHEMA)
     except (KeyError, TypeError, ValueError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
