@@ -87,9 +87,8 @@ def write_model(size: str, folder: Path) -> Path:
     file = folder / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     vocabulary = tokenizer["model"]["vocab"]
-    vocabulary.update(
-        {each["content"]: each["id"] for each in tokenizer["added_tokens"]}
-    )  # else numbered anew, at the end
+    # The special tokens too: else they are numbered anew, at the end.
+    vocabulary.update({each["content"]: each["id"] for each in tokenizer["added_tokens"]})
     vocabulary.update({f"<|{i}|>": i for i in range(len(processor.tokenizer), shape["vocab_size"])})
     file.write_text(json.dumps(tokenizer))
     return folder
@@ -135,7 +134,7 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
             time.sleep(0.5)
     print(*(folder / "log").read_text().splitlines()[-asked.tail :], sep="\n", flush=True)
     steps = [row for row in read_jsonl(directory / METRICS)[0] if "timing_s/step" in row]
-    names = sorted({name for row in steps for name in row if name.startswith(SHOWN)})  # fmt: skip
+    names = sorted({name for row in steps for name in row if name.startswith(SHOWN)})
     phases = [
         [round(event["time"] - started, 1), event["text"]]
         for event in read_jsonl(directory / EVENTS)[0]

@@ -151,7 +151,7 @@ class EveryRankSees:
             module.get_input_embeddings().register_forward_hook(self._add_nothing)
 
     def _look(self, _model: Any, _args: Any, given: dict[str, Any]) -> None:
-        self._blind = given.get("pixel_values") is None
+        self._blind = given.get("pixel_values") is None and given.get("pixel_values_videos") is None
 
     def _add_nothing(self, _embedding: Any, _args: Any, embedded: torch.Tensor) -> torch.Tensor:
         """After the embedding and before the decoder, as on the other ranks: gathers must come in one order everywhere."""

@@ -95,7 +95,7 @@ class Pixels:
 
     def black(self) -> dict[str, torch.Tensor]:
         """The inputs of one small black picture, for a rank that has none."""
-        key = ("black", (BLACK_SIDE, BLACK_SIDE))
+        key = ("blank", (BLACK_SIDE, BLACK_SIDE))  # as a blank picture of that size in `_processed`
         if key not in self._cache:
             self._cache[key] = self._process(Image.new("RGB", (BLACK_SIDE, BLACK_SIDE)))
         return self._cache[key].tensors

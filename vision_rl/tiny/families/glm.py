@@ -25,9 +25,8 @@ _VISION = {
 }
 _ROPE = {"rope_type": "default", "mrope_section": [4, 2, 2], "partial_rotary_factor": 0.5, "rope_theta": 10000.0}
 
-_BIASES = {
-    "attention_bias": True
-}  # as in the published config.json; transformers always has them, vLLM where this is set
+# As in the published config.json: transformers always has these biases, vLLM only where this is set.
+_BIASES = {"attention_bias": True}
 
 
 def _parts(kind: str) -> tuple[Any, dict[str, Any], dict[str, int]]:
