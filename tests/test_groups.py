@@ -130,7 +130,7 @@ def test_a_joint_request_that_fails_is_asked_for_again_alone(stack: Stack) -> No
 
 def test_a_choice_that_is_cut_is_asked_for_again_alone(stack: Stack) -> None:
     claimed, before = group(stack, "cut", 4), len(asked(stack))
-    replies = call([address for _, address in claimed], ["CUT"] * 4)
+    replies = call([address for _, address in claimed], ["SLEEP1 CUT"] * 4)
     assert [reply.choices[0].finish_reason for reply in replies] == ["stop"] * 4
     assert asked(stack)[before:] == [4, 1, 1, 1]
 
