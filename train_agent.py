@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from vision_rl.agent.media import check_pictures  # noqa: E402
+from vision_rl.agent.media import check_pictures, check_videos  # noqa: E402
 from vision_rl.backends.environment import run_environment  # noqa: E402
 from vision_rl.backends.gpu import on_cpu  # noqa: E402
 from vision_rl.config.resolve import Resolved, presets, render_resolved, resolve_tasks, variants  # noqa: E402
@@ -288,6 +288,9 @@ def prepared(args: argparse.Namespace, cpu: bool) -> tuple[Resolved, list[Row], 
     for checked, file in zip([*used, *val_sets], [*files[0], *files[1]], strict=True):
         check_images(checked, file.path)
         check_pictures(checked, resolved.app.images_per_prompt, file.path)
+    if resolved.agent.video == "native":
+        trainer = resolved.verl["trainer"]
+        check_videos([*rows, *val_rows], trainer["n_gpus_per_node"] * trainer["nnodes"])
     return resolved, rows, val_rows, media_root
 
 

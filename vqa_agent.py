@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vision_rl.agent.client import LLM, client_for, was_cut
-from vision_rl.agent.media import show
-from vision_rl.agent.messages import user_message
+from vision_rl.agent.media import media_message
 from vision_rl.agent.prompts import vqa_text
 from vision_rl.plugins import is_user_reward, rewarded
 from vision_rl.rewards import Reward
@@ -22,10 +21,9 @@ from vision_rl.rewards.vqa import answer_metric, best_answer, vqa_reward
 async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     """Ask the model and score its reply: (reply, reward). Training, workers, evaluation and baselines call this."""
     settings = task["settings"]
-    images = [picture.url for picture in show(task["image_paths"], settings, task["image_sizes"])]
     completion = await client_for(llm, settings).chat.completions.create(
         model=llm.model,
-        messages=[user_message(vqa_text(task["question"], task.get("choices", ())), images)],
+        messages=[media_message(vqa_text(task["question"], task.get("choices", ())), task)],
         **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
     )
     reply, cut = completion.choices[0].message.content or "", was_cut(completion)

@@ -36,7 +36,7 @@ class Stack:
     ) -> None:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.backend = backend
+        self.backend, self.picture_dir = backend, picture_dir
         self.memory = VisionStore()
         self.store = VisionStoreServer(self.memory, host="127.0.0.1", port=free_port(), token=token)
         self.call(self.store.start())

@@ -11,6 +11,7 @@ import pytest
 
 import grounding_agent
 import vqa_agent
+from vision_rl.agent import media
 from vision_rl.agent.grounding_prompts import RANKED
 from vision_rl.rewards import Reward, Terms
 from vision_rl.rewards.grounding import grounding_reward
@@ -34,6 +35,7 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Any:
         completions = SimpleNamespace(completions=SimpleNamespace(create=create))
         for module in (grounding_agent, vqa_agent):
             monkeypatch.setattr(module, "client_for", lambda llm, settings: SimpleNamespace(chat=completions))
+        for module in (grounding_agent, media):  # the VQA agent's pictures are shown by `media_message`
             monkeypatch.setattr(module, "show", lambda *_: [SimpleNamespace(url="u", size=(1932, 1092))])
         reward = {"reward": "vqa" if agent is vqa_agent else "iou"}
         settings = dataclasses.asdict(AgentSettings(**{**reward, **changes}))
@@ -41,6 +43,7 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Any:
             "question": "Click it.",
             "image_paths": ["a.png"],
             "image_sizes": [[1920, 1080]],
+            "media": "images",
             "answers": ["hello"],
         }
         task |= {"boxes": [TARGET], "meta": {}, "settings": settings, **dict(row)}

@@ -227,7 +227,7 @@ def test_log_probabilities_tell_a_model_that_cannot_see(
     for name, more in (("input_ids", response), ("attention_mask", [1, 1, 1])):
         whole[name] = torch.cat([whole[name], torch.tensor([more])], dim=-1)
     del whole["mm_token_type_ids"]  # verl's forward, in place once a trainer's model was made, takes positions instead
-    positions = position_ids(processor, whole["input_ids"][0], whole["attention_mask"][0], whole["image_grid_thw"])
+    positions = position_ids(processor, whole["input_ids"][0], whole["attention_mask"][0], whole)
     whole["position_ids"] = positions.unsqueeze(1)
     with torch.inference_mode():
         logits = tiny_model(**whole).logits[0]

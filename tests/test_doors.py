@@ -17,7 +17,9 @@ from PIL import Image
 from tests import fake_backend
 from tests.engine_stack import Stack, running_stack
 from tests.pictures import data_uri
-from vision_rl.rollout.chat_request import FIELDS, MAX_DEPTH
+from vision_rl.media.references import frames_of, is_video, picture_path
+from vision_rl.rollout.chat_request import FIELDS, MAX_DEPTH, VIDEO_URI
+from vision_rl.rollout.pictures import MAX_FRAMES
 from vision_rl.rollout.runner import check_reward
 from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
 
@@ -141,6 +143,11 @@ def test_no_environment_variable_leaves_with_a_request(
         {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
         {"type": "audio_url", "audio_url": {"url": "{url}/a.wav"}},
         {"type": "video_url", "video_url": {"url": "{url}/a.mp4"}},
+        {"type": "video_url", "video_url": {"url": "{inside}"}},
+        {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}},
+        {"type": "video_url", "video_url": {"url": "data:video/jpeg;base64,AAAA", "uuid": "x"}},
+        {"type": "video_url", "video_url": "data:video/jpeg;base64,AAAA"},
+        {"type": "video_url", "video_url": {"url": None}},
         {"type": "input_image", "image_url": "{url}/a.png"},
         {"type": "image_url", "image_url": {"url": "{inside}", "uuid": "x"}},
         {"type": "image_url", "image_url": {"url": "{inside}"}, "uuid": "x"},
@@ -222,6 +229,37 @@ def test_a_picture_of_either_form_is_sent_on_and_traced(
     if rollout is not None:
         [turn] = turns_from_spans(stack.spans(rollout))
         assert len(turn.image_refs) == 2
+
+
+@TRACED
+def test_a_video_goes_on_as_its_frames_and_each_is_kept(
+    stack: Stack, client: httpx.Client, media: Path, traced: bool
+) -> None:
+    frame = data_uri((media / "a.png").read_bytes()).partition(",")[2]
+    part = {"type": "video_url", "video_url": {"url": f"{VIDEO_URI}{frame},{frame}"}}
+    rollout, endpoint = stack.claim() if traced else (None, f"{stack.address}/v1")
+    assert client.post(endpoint + "/chat/completions", json=body([part])).status_code == 200
+    [message] = seen(stack)["messages"]
+    assert message["content"] == [part]
+    if rollout is not None:
+        [turn] = turns_from_spans(stack.spans(rollout))
+        [ref] = turn.image_refs
+        first, second = frames_of(ref)
+        assert is_video(ref) and first == second
+        assert picture_path(first, stack.picture_dir).read_bytes() == (media / "a.png").read_bytes()
+
+
+@TRACED
+@pytest.mark.parametrize("frames", ["AAAA", "{frame},AAAA", "{frame},", ""])
+def test_a_video_of_anything_but_pictures_is_refused(
+    stack: Stack, client: httpx.Client, media: Path, frames: str, traced: bool
+) -> None:
+    """No decoder of video files is within a client's reach, in the proxy or in the model server."""
+    url = VIDEO_URI + frames.replace("{frame}", data_uri((media / "a.png").read_bytes()).partition(",")[2])
+    part = {"type": "video_url", "video_url": {"url": url}}
+    assert "a picture is refused" in refused(stack, client, body([part]), traced)
+    many = {"type": "video_url", "video_url": {"url": VIDEO_URI + "AAAA," * MAX_FRAMES}}
+    assert f"at most {MAX_FRAMES}" in refused(stack, client, body([many]), traced)
 
 
 @TRACED

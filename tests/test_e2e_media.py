@@ -16,7 +16,10 @@ from PIL import Image
 from tests.data_samples import picture
 from tests.test_e2e_training import ROOT, metrics_of, run
 from vision_rl.data.schema import read_rows
+from vision_rl.media.references import is_video
 from vision_rl.run.log import ROLLOUTS, read_jsonl
+from vision_rl.run.views import picture_files
+from vision_rl.tiny.families import build
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
@@ -62,6 +65,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command += ["--output", str(folder / "own.parquet"), "--frames", str(FRAMES)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return folder / "own.parquet"
+
+
+def test_native_videos_beside_pictures_train_and_agree(data: Path, tmp_path: Path) -> None:
+    """A tiny Qwen3-VL: one video of four frames is two frames of vision tokens. All rows are of one micro-batch size."""
+    model = build("Qwen3-VL", tmp_path / "model")
+    rows = {row["id"]: row for row in read_rows(data)}
+    files = ["--data-path", str(data), "--val-data-path", str(data), "--model", str(model), "agent.video=native"]
+    summary = run(tmp_path / "run", "--task", "vqa", *files, *STEPS, "app.sight.val_rows=2", "app.sight.every=1")
+    assert summary["rollouts_failed"] == 0
+    steps = metrics_of(tmp_path / "run")
+    assert len(steps) == 3 and all(line["actor/grad_norm"] > 0 for line in steps)
+    assert max(line["mismatch/logprob_max"] for line in steps) <= 1e-4
+    assert sum(line["train/samples"] for line in steps) == 3 * 8 * 8, "no sample was dropped"
+    for rollout in read_jsonl(tmp_path / "run" / ROLLOUTS)[0]:
+        row, [shown] = rows[rollout["id"]], rollout["image_refs"]
+        assert [is_video(ref) for ref in shown] == ([True] if row["media"] == "video" else [False] * len(shown))
+        assert len(picture_files(tmp_path / "run", shown)) == len(row["image_paths"])
 
 
 @pytest.mark.parametrize("capped", [False, True])

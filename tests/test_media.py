@@ -16,14 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vision_rl.agent.media import check_pictures, show
+from vision_rl.agent.media import check_pictures, check_videos, media_message, show
 from vision_rl.answers.zoom import SizeLimits
 from vision_rl.data.schema import read_rows, write_rows
 from vision_rl.errors import UserError
+from vision_rl.media.references import frames_of, is_video, picture_path, video_reference
 from vision_rl.media.video import sample_frames
 from vision_rl.models.pixels import Pixels
+from vision_rl.models.processor import load_processor
+from vision_rl.run.views import picture_files
 from vision_rl.settings import AgentSettings
-from vision_rl.training.rows import RowBuilder
+from vision_rl.tiny.families import build
+from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample
 
 
@@ -130,3 +134,85 @@ def test_a_video_goes_from_the_row_to_exact_pixels_and_positions(
     grid = inputs["image_grid_thw"]
     expected, _ = tiny_model.model.get_rope_index(input_ids=whole, mm_token_type_ids=types, image_grid_thw=grid)
     assert torch.equal(built["position_ids"][1:], expected[:, 0])
+
+
+# Native videos
+
+
+def test_a_video_is_named_by_its_frames_and_a_picture_by_itself(tmp_path: Path) -> None:
+    refs = ["sha256:ab", "sha256:cd"]
+    video = video_reference(refs)
+    assert is_video(video) and frames_of(video) == refs
+    assert not is_video(refs[0]) and frames_of("file:///a,b.png") == ["file:///a,b.png"]
+    kept = tmp_path / "pictures"
+    assert picture_files(tmp_path, ["file:///a%20b.png", video]) == [Path("/a b.png"), kept / "ab", kept / "cd"]
+    with pytest.raises(UserError, match="send pictures as file"):
+        picture_path("https://elsewhere/a.png", kept)
+
+
+@pytest.mark.parametrize(
+    ("media", "video", "kinds"),
+    [
+        ("video", "frames", ["image_url", "image_url", "text"]),
+        ("video", "native", ["video_url", "text"]),
+        ("images", "native", ["image_url", "image_url", "text"]),
+    ],
+)
+def test_a_video_is_shown_as_the_settings_say(media: str, video: str, kinds: list[str], tmp_path: Path) -> None:
+    paths = pictures(tmp_path, (84, 56), (84, 56))
+    task = {"image_paths": paths, "image_sizes": [(84, 56)] * 2, "media": media, "settings": agent(video=video)}
+    content: Any = media_message("What?", task)["content"]
+    assert [part["type"] for part in content] == kinds and content[-1]["text"] == "What?"
+    if content[0]["type"] == "video_url":
+        head, *frames = content[0]["video_url"]["url"].split(",")
+        assert head == "data:video/jpeg;base64" and len(frames) == 2
+        for path, frame in zip(paths, frames, strict=True):
+            assert base64.b64decode(frame) == Path(path).read_bytes()
+
+
+def test_pictures_beside_native_videos_are_for_one_rank() -> None:
+    mixed = [{"media": "images"}, {"media": "video"}]
+    check_videos(mixed, ranks=1)
+    check_videos(mixed[1:] * 2, ranks=2)
+    with pytest.raises(UserError, match=r"agent.video=native on 2 ranks needs a data set of videos only"):
+        check_videos(mixed, ranks=2)
+
+
+@pytest.mark.parametrize("family", ["Qwen2.5-VL", "Qwen3-VL"])
+def test_a_videos_row_has_the_processors_tokens_pixels_and_positions(family: str, tmp_path: Path) -> None:
+    """Against the family's own processor and rope index, given the frames; a frame that is missing is seen."""
+    from transformers import AutoModelForImageTextToText
+
+    folder = build(family, tmp_path / "model")
+    processor = load_processor(str(folder))
+    paths = pictures(tmp_path, *[(112, 84)] * 4)
+    ref = video_reference(Path(path).as_uri() for path in paths)
+    text = processor.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}], tokenize=False)
+    frames = np.stack([np.asarray(Image.open(path)) for path in paths])
+    metadata = {"total_num_frames": 4, "fps": 1.0, "duration": 4.0, "frames_indices": [0, 1, 2, 3]}
+    whole = processor(
+        text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
+    )
+
+    def row(frames: str) -> Any:
+        pixels = Pixels(processor, tmp_path)
+        builder = RowBuilder(processor, pixels, max_prompt_length=10**4, max_response_length=10**4)
+        prompt = whole["input_ids"][0].tolist()
+        return builder.row(Sample(prompt, [5, 6], [1, 1], [0.0, 0.0], [frames], 1.0, "a", "a", 0)), pixels.inputs(
+            [frames]
+        )
+
+    built, inputs = row(ref)
+    assert torch.equal(inputs["pixel_values_videos"], whole["pixel_values_videos"].float())
+    assert (
+        inputs["video_grid_thw"].tolist() == whole["video_grid_thw"].tolist() == [[2, *inputs["video_grid_thw"][0, 1:]]]
+    )
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    types = torch.nn.functional.pad(whole["mm_token_type_ids"], (0, 2))
+    seconds = {"second_per_grid_ts": whole["second_per_grid_ts"]} if "second_per_grid_ts" in whole else {}
+    expected, _ = model.model.get_rope_index(
+        input_ids=built["input_ids"][None], mm_token_type_ids=types, video_grid_thw=whole["video_grid_thw"], **seconds
+    )
+    assert torch.equal(built["position_ids"][1:], expected[:, 0])
+    fewer, _ = row(video_reference(frames_of(ref)[:2]))
+    assert isinstance(fewer, Drop) and fewer.reason.name == "IMAGE_TOKENS_DISAGREE"

@@ -247,9 +247,17 @@ def test_forbidden_tokens_come_from_processor_and_config(family: str, tmp_path: 
 
 
 def test_the_matrix_is_shown_with_its_date(tmp_path: Path) -> None:
-    cell = {"family": "Qwen2.5-VL", "max": 2e-6, "verdict": "equal", "date": "2026-11-25", "versions": "vllm 0.24.0"}
+    cell = {
+        "family": "Qwen2.5-VL",
+        "cell": "one picture",
+        "max": 2e-6,
+        "verdict": "equal",
+        "date": "2026-11-25",
+        "versions": "vllm 0.24.0",
+    }
     results = tmp_path / "parity.json"
-    results.write_text(json.dumps([cell, {**cell, "max": 0.5, "verdict": "differs"}]))
+    video = {**cell, "cell": "video", "verdict": "differs"}  # of a family that is never shown one
+    results.write_text(json.dumps([cell, {**cell, "max": 0.5, "verdict": "differs"}, video]))
     found = measured(results)
     assert (found["Qwen2.5-VL"].equal, found["Qwen2.5-VL"].cells, found["Qwen2.5-VL"].largest) == (1, 2, 2e-6)
     assert found["MiMo-VL"] == found["Qwen2.5-VL"]  # one and the same model code

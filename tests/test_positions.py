@@ -104,7 +104,7 @@ def test_positions_equal_those_of_verls_own_implementation(family: Any, grids: t
     input_ids, mask = padded_conversation(processor)
     if grids is None:
         input_ids[input_ids == processor.image_token_id] = processor.tokenizer.pad_token_id
-    ours = position_ids(processor, input_ids, mask, grids)
+    ours = position_ids(processor, input_ids, mask, {} if grids is None else {"image_grid_thw": grids})
     theirs = (verl_qwen3_vl if family is qwen3 else verl_qwen2_vl).get_rope_index(
         processor, input_ids, image_grid_thw=grids, attention_mask=mask
     )
@@ -120,14 +120,15 @@ def test_other_families_count() -> None:
 
     assert rope_index_of(LlavaProcessor()) is None
     mask = torch.tensor([0, 0, 1, 1, 1, 0])
-    assert position_ids(LlavaProcessor(), torch.zeros(6), mask, None).tolist() == [0, 0, 0, 1, 2, 2]
+    assert position_ids(LlavaProcessor(), torch.zeros(6), mask, {}).tolist() == [0, 0, 0, 1, 2, 2]
 
 
 def test_load_processor_gives_the_models_own_rope_index_and_can_be_pickled(tmp_path: Path) -> None:
     processor = load_processor(str(checkpoint_dir()))
     input_ids, mask = padded_conversation(processor)
     shipped = pickle.loads(pickle.dumps(processor))
-    assert torch.equal(position_ids(shipped, input_ids, mask, GRIDS), position_ids(processor, input_ids, mask, GRIDS))
+    grids = {"image_grid_thw": GRIDS}
+    assert torch.equal(position_ids(shipped, input_ids, mask, grids), position_ids(processor, input_ids, mask, grids))
     processor.save_pretrained(tmp_path)  # with every checkpoint
     assert (tmp_path / "tokenizer.json").exists()
 

@@ -446,9 +446,9 @@ def test_the_pictures_used_last_are_kept(
     opened: list[Any] = []
     process = pixels._process
 
-    def counted(image: Image.Image) -> Any:
-        opened.append(image.getpixel((0, 0)))
-        return process(image)
+    def counted(pictures: list[Image.Image], video: bool) -> Any:
+        opened.append(pictures[0].getpixel((0, 0)))
+        return process(pictures, video)
 
     monkeypatch.setattr(pixels, "_process", counted)
     red, green, blue = names

@@ -29,6 +29,7 @@ class AgentSettings:
     max_pixels: int | None = None
     reward: str = "vqa"  # one of the task's rewards; docs/rewards.md lists them
     image_transport: str = "file"  # "file": file:// paths, one machine or a shared disk; "data": data: URIs
+    video: str = "frames"  # how questions about a video show it: as pictures, or "native", as the family's own video
     max_tokens: int = 512
     timeout_seconds: float = 120.0
     max_turns: int = 1  # replies of the model in one rollout; more than one only makes sense with tool calls

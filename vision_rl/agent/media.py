@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from vision_rl.agent.messages import Transport, image_url, picture_url
+from vision_rl.agent.messages import Transport, image_url, picture_url, user_message, video_message
 from vision_rl.answers.coordinates import Size
 from vision_rl.answers.zoom import SizeLimits
 from vision_rl.errors import UserError
 from vision_rl.media.images import image_size, open_image
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionUserMessageParam
 
 _LEAST_SHARE = 1e-4
 
@@ -59,6 +62,18 @@ def show(paths: Sequence[str], settings: Mapping[str, Any], sizes: Sequence[Sequ
     return [Shown(picture_url(_resized(path, size)), size) for path, size in zip(paths, smaller, strict=True)]
 
 
+def media_message(text: str, task: Mapping[str, Any]) -> ChatCompletionUserMessageParam:
+    """A row's pictures and `text` as a user's message: a video as its frames, or as one where `agent.video` says native.
+
+    Raises `UserError` as `show` does.
+    """
+    settings = task["settings"]
+    native = task["media"] == "video" and settings["video"] == "native"
+    sent = {**settings, "image_transport": "data"} if native else settings
+    urls = [picture.url for picture in show(task["image_paths"], sent, task["image_sizes"])]
+    return video_message(text, urls) if native else user_message(text, urls)
+
+
 def transport(settings: Mapping[str, Any]) -> Transport:
     """ "file" or "data"."""
     return "file" if settings["image_transport"] == "file" else "data"
@@ -88,6 +103,19 @@ def _resized(path: str, size: Size) -> Image.Image:
 def _steps(length: float, factor: int) -> int:
     """The largest multiple of `factor` up to `length`, at least one."""
     return max(factor, int(length) // factor * factor)
+
+
+def check_videos(rows: Sequence[Mapping[str, Any]], ranks: int) -> None:
+    """Raise `UserError` for pictures beside native videos on several ranks.
+
+    A rank that meets both calls its vision tower twice, and waits for ever for those that call theirs once (FSDP gathers
+    the weights on all ranks together).
+    """
+    if ranks > 1 and len({row["media"] for row in rows}) > 1:
+        raise UserError(
+            f"agent.video=native on {ranks} ranks needs a data set of videos only: a rank with both pictures and videos would "
+            "hang; use agent.video=frames, or train on one"
+        )
 
 
 def check_pictures(rows: Sequence[Mapping[str, Any]], max_images: int, path: object) -> None:

@@ -66,6 +66,13 @@ def user_message(text: str, image_urls: Sequence[str] = ()) -> ChatCompletionUse
     return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
 
 
+def video_message(text: str, frames: Sequence[str]) -> ChatCompletionUserMessageParam:
+    """A user message with one video, given its frames as `data:` URIs, in the form that vLLM takes; then the text."""
+    url = "data:video/jpeg;base64," + ",".join(frame.partition(",")[2] for frame in frames)
+    video: Any = {"type": "video_url", "video_url": {"url": url}}
+    return {"role": "user", "content": [video, {"type": "text", "text": text}]}
+
+
 def reply_text(message: Mapping[str, Any]) -> str:
     """A reply as one text: its content, and its function calls in the form that `parsing.parse_tool_calls` reads."""
     calls = [_call_text(call["function"]) for call in message.get("tool_calls") or [] if call.get("function")]

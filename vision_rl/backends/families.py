@@ -13,6 +13,7 @@ import torch
 import verl.utils.flops_counter as flops_counter
 import verl.utils.fsdp_utils as fsdp_utils
 
+from vision_rl.media.references import is_video
 from vision_rl.models.pixels import Pixels, View, join
 
 VISION_TOWERS = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "vision_encoder")
@@ -108,7 +109,7 @@ class SharedPictures:
         self.order = []
         shown = [ref for refs in rows for ref in refs]
         distinct = list(dict.fromkeys(shown))
-        if not self.able or len(distinct) == len(shown):
+        if not self.able or len(distinct) == len(shown) or any(map(is_video, distinct)):
             return [pixels.inputs(refs, view) for refs in rows]
         self.order = [distinct.index(ref) for ref in shown]
         return [pixels.inputs(distinct, view), *({} for _ in rows[1:])]

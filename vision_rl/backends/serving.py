@@ -37,12 +37,14 @@ def serve(
     cpu: bool,
     max_model_len: int = 4096,
     images_per_prompt: int = 4,
+    videos: bool = False,
     media_root: str = "/",
     function_tools: bool = False,
 ) -> Iterator[str]:
     """Yield the base URL (ending in /v1) of a vLLM server for `model`; it is stopped at the end of the block.
 
-    function_tools: accept requests with OpenAI's function tools, called in Qwen's (Hermes') format.
+    videos: answer about a video too, one in a prompt, all of its frames. function_tools: accept requests with OpenAI's
+    function tools, called in Qwen's (Hermes') format.
     Raises `UserError` with the last lines of vLLM's log if the server does not come up.
     """
     with socket.socket() as probe:
@@ -52,7 +54,8 @@ def serve(
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL_NAME),
         *("--max-model-len", str(max_model_len), "--allowed-local-media-path", media_root),
-        *("--limit-mm-per-prompt", json.dumps({"image": images_per_prompt, "video": 0})),
+        *("--limit-mm-per-prompt", json.dumps({"image": images_per_prompt, "video": int(videos)})),
+        *("--media-io-kwargs", json.dumps({"video": {"num_frames": -1}})),
         *("--override-generation-config", json.dumps(PLAIN_SAMPLING)),
         *(("--enable-auto-tool-choice", "--tool-call-parser", "hermes") if function_tools else ()),
         *(("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32") if cpu else ()),

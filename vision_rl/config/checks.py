@@ -55,6 +55,8 @@ def check(task: Task, verl: Mapping[str, Any], agent: AgentSettings, app: AppSet
     _losses(verl)
     if model is not None:
         _model(actor_rollout, model)
+    if agent.video == "native":
+        _video(task, actor_rollout["rollout"]["name"], model)
     _adapters(actor_rollout)
     _engine(verl)
     _tracking(verl["trainer"])
@@ -71,6 +73,16 @@ def _model(actor_rollout: Mapping[str, Any], model: ModelInfo) -> None:
         strategy=actor["strategy"],
         adapted=_adapted_modules(actor_rollout["model"]),
     )
+
+
+def _video(task: Task, engine: str, model: ModelInfo | None) -> None:
+    cure = "leave it at frames, which shows a video as pictures"
+    if task.truth == "boxes":
+        raise UserError(f"agent.video=native is for tasks that answer in words, not for {task.name}: {cure}")
+    if engine != "vllm":
+        raise UserError(f"agent.video=native needs vLLM, {engine} is given pictures only: {cure}")
+    if model is not None and model.family.no_video:
+        raise UserError(f"agent.video=native does not work with {model.family.name}: {model.family.no_video}; {cure}")
 
 
 def _adapted_modules(model: Mapping[str, Any]) -> Callable[[str], bool] | None:

@@ -238,8 +238,12 @@ class Derivation:
         )
 
     def _vllm_flags(self, tools: bool) -> None:
-        limits = {"image": self.get("app.images_per_prompt"), "video": 0}
-        self.put(f"{VLLM_KWARGS}.limit_mm_per_prompt", limits, "app.images_per_prompt")
+        native = self.get("agent.video") == "native"
+        limits = {"image": self.get("app.images_per_prompt"), "video": int(native)}
+        self.put(f"{VLLM_KWARGS}.limit_mm_per_prompt", limits, "app.images_per_prompt, agent.video")
+        if native:
+            reason = "agent.video=native; vLLM would cut a video to 32 frames, and the actor sees all of them"
+            self.put(f"{VLLM_KWARGS}.media_io_kwargs", {"video": {"num_frames": -1}}, reason)
         if tools:
             # else vLLM refuses every request with tools; the parser of another model is a matter of an override
             self.put(f"{VLLM_KWARGS}.enable_auto_tool_choice", True, "agent.tool_protocol=function")

@@ -255,6 +255,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "agent.answer_format": ("native", *FORMATS),
     "agent.image_transport": ("file", "data"),
     "agent.tool_protocol": ("text", "function"),
+    "agent.video": ("frames", "native"),
     "agent.answer_view": ("original", "last"),
     "agentlightning.trace_aggregator.level": ("transition", "trajectory"),
     "app.collapse.action": ("warn", "stop", "restore_best"),

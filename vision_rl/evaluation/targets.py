@@ -117,6 +117,7 @@ def served_checkpoint(
             cpu=cpu,
             max_model_len=length,
             images_per_prompt=images,
+            videos=settings["video"] == "native",
             function_tools=has_tools(settings) and settings["tool_protocol"] == "function",
         ) as url,
     ):

@@ -1,4 +1,4 @@
-"""Pixels for the actor: each picture of a trace is opened and processed once, not once per rollout of its group."""
+"""Pixels for the actor: each picture or video of a trace is opened and processed once, not once per rollout of its group."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlparse
 from zlib import crc32
 
 import numpy as np
 import torch
 from PIL import Image
 
-from vision_rl.errors import UserError
 from vision_rl.media.images import image_size, open_image
-from vision_rl.models.processor import image_token_id, picture_text
+from vision_rl.media.references import frames_of, is_video, picture_path
+from vision_rl.models.processor import medium_text, vision_token_ids
 
 # A processed megapixel is about 30 MB in float32; a training step of 512 prompts needs each image once.
 CACHED_PICTURES = 64
@@ -31,9 +30,13 @@ View = Literal["seen", "masked", "blank"]
 """A picture as it is, with random squares of it black, or wholly black. Sizes and numbers of tokens are the same."""
 
 
+_FRAMES_PER_SECOND = 1.0
+"""Of a video that comes as its frames, for families that tell the model the time of each: as vLLM takes it (media/video.py)."""
+
+
 @dataclass(frozen=True)
 class Processed:
-    """One picture's tensors by the model's argument, and the number of image tokens that it takes in a prompt."""
+    """One picture's or video's tensors by the model's argument, and the number of vision tokens that it takes in a prompt."""
 
     tensors: dict[str, torch.Tensor]
     placeholders: int
@@ -63,21 +66,22 @@ class Pixels:
         self.blank = blank
         self.masked = masked
         self._drawn = 0
-        self._text = picture_text(processor)
         self._cache: OrderedDict[tuple[Any, ...], Processed] = OrderedDict()
 
     def inputs(self, refs: Sequence[str], view: View = "seen") -> dict[str, torch.Tensor]:
-        """The model's vision inputs of one sample: `pixel_values`, `image_grid_thw`, ... joined over its pictures in order.
+        """The model's vision inputs of one sample: `pixel_values`, `image_grid_thw`, ... joined over its pictures in order,
+        and `pixel_values_videos`, ... over its videos.
 
         Empty for a sample without pictures. Raises `UserError` naming a picture that cannot be opened.
         """
         processed = [self._processed(ref, "blank" if self.blank else view).tensors for ref in refs]
         if len(processed) <= 1:  # the cached tensors themselves: a group's samples then share them, also when pickled
             return processed[0] if processed else {}
-        return {key: join([one[key] for one in processed]) for key in processed[0]}
+        keys = dict.fromkeys(key for one in processed for key in one)
+        return {key: join([one[key] for one in processed if key in one]) for key in keys}
 
     def placeholders(self, refs: Sequence[str]) -> int:
-        """How many image tokens these pictures take in a prompt, by the model's own processor."""
+        """How many vision tokens these pictures and videos take in a prompt, by the model's own processor."""
         return sum(self._processed(ref, "seen").placeholders for ref in refs)
 
     def draw(self) -> None:
@@ -85,47 +89,49 @@ class Pixels:
         self._drawn += 1
 
     def path(self, ref: str) -> Path:
-        """The file behind a reference of the trace (`file://...` or `sha256:...`)."""
-        if ref.startswith("sha256:"):
-            return self.picture_dir / ref.removeprefix("sha256:")
-        url = urlparse(ref)
-        if url.scheme != "file":
-            raise UserError(f"cannot train on the picture at {ref}: send pictures as file:// paths or data: URIs")
-        return Path(unquote(url.path))
+        """The file behind a picture's reference of the trace (`vision_rl.media.references`)."""
+        return picture_path(ref, self.picture_dir)
 
     def black(self) -> dict[str, torch.Tensor]:
         """The inputs of one small black picture, for a rank that has none."""
-        key = ("blank", (BLACK_SIDE, BLACK_SIDE))  # as a blank picture of that size in `_processed`
+        key = ("blank", False, ((BLACK_SIDE, BLACK_SIDE),))  # as a blank picture of that size in `_processed`
         if key not in self._cache:
-            self._cache[key] = self._process(Image.new("RGB", (BLACK_SIDE, BLACK_SIDE)))
+            self._cache[key] = self._process([Image.new("RGB", (BLACK_SIDE, BLACK_SIDE))], video=False)
         return self._cache[key].tensors
 
     def _processed(self, ref: str, view: View) -> Processed:
-        path = self.path(ref)
-        # A black picture is its size, and is processed once for all pictures of that size.
-        key = (view, image_size(path)) if view == "blank" else (view, ref, self._drawn if view == "masked" else 0)
+        video, frames = is_video(ref), frames_of(ref)
+        paths = [self.path(frame) for frame in frames]
+        if view == "blank":  # a black picture is its size, and is processed once for all pictures of that size
+            key: tuple[Any, ...] = (view, video, tuple(image_size(path) for path in paths))
+        else:
+            key = (view, ref, self._drawn if view == "masked" else 0)
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        picture = Image.new("RGB", image_size(path)) if view == "blank" else open_image(path)
+        pictures = [Image.new("RGB", image_size(path)) if view == "blank" else open_image(path) for path in paths]
         if view == "masked":
-            picture = self._without_squares(picture, crc32(ref.encode()))
-        self._cache[key] = self._process(picture)
+            pictures = [
+                self._without_squares(one, crc32(frame.encode())) for one, frame in zip(pictures, frames, strict=True)
+            ]
+        self._cache[key] = self._process(pictures, video)
         if len(self._cache) > CACHED_PICTURES:
             self._cache.popitem(last=False)
         return self._cache[key]
 
-    def _process(self, picture: Image.Image) -> Processed:
-        """One picture through the whole processor, as vLLM does it (multimodal/processing): an image processor called alone
-        misses what the processor adds, such as InternVL's tiles. A black picture goes the same way, because zeros would be
-        taken for padding by some families (Idefics3), and for grey by the others."""
-        output = self.processor(images=[picture], text=[self._text], return_tensors="pt", **self.limits)
+    def _process(self, pictures: Sequence[Image.Image], video: bool) -> Processed:
+        """One picture, or the frames of one video, through the whole processor, as vLLM does it (multimodal/processing): an
+        image processor called alone misses what the processor adds, such as InternVL's tiles. A black picture goes the same
+        way, because zeros would be taken for padding by some families (Idefics3), and for grey by the others."""
+        media = video_arguments(pictures) if video else {"images": list(pictures)}
+        text = medium_text(self.processor, "video" if video else "image")
+        output = self.processor(**media, text=[text], return_tensors="pt", **self.limits)
         tensors = {
             key: value.float() if value.is_floating_point() else value  # Llama 4's are bfloat16
             for key, value in output.items()
             if isinstance(value, torch.Tensor) and key not in _TEXT_KEYS
         }
-        return Processed(tensors, int((output["input_ids"] == image_token_id(self.processor)).sum()))
+        return Processed(tensors, count_of(output["input_ids"], vision_token_ids(self.processor)))
 
     def _without_squares(self, picture: Image.Image, seed: int) -> Image.Image:
         """`picture` with each of its squares black with probability `masked`; larger squares where the model's limit on the
@@ -136,6 +142,23 @@ class Pixels:
         kept = np.random.default_rng((self._drawn, seed)).random((rows, columns)) >= self.masked
         whole = kept.repeat(side, axis=0).repeat(side, axis=1)[: picture.height, : picture.width]
         return Image.fromarray(np.asarray(picture) * whole[..., None].astype(np.uint8))
+
+
+def count_of(input_ids: torch.Tensor, tokens: Sequence[int]) -> int:
+    """How many of `input_ids` are one of `tokens`."""
+    return int(torch.isin(input_ids, torch.tensor(tokens)).sum())
+
+
+def video_arguments(frames: Sequence[Image.Image]) -> dict[str, Any]:
+    """A processor's arguments for one video of these frames, all of which count: the server got the same ones."""
+    metadata = {
+        "total_num_frames": len(frames),
+        "fps": _FRAMES_PER_SECOND,
+        "duration": len(frames) / _FRAMES_PER_SECOND,
+        "frames_indices": list(range(len(frames))),
+    }
+    pixels = np.stack([np.asarray(frame) for frame in frames])  # (frames, height, width, 3)
+    return {"videos": [pixels], "video_metadata": [metadata], "do_sample_frames": False}
 
 
 def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+
+_GRIDS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 
 
 def rope_index_of(processor: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
@@ -26,13 +28,12 @@ def position_ids(
     processor: Any,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
-    image_grid_thw: torch.Tensor | None,
-    **video: torch.Tensor,
+    inputs: Mapping[str, torch.Tensor],
 ) -> torch.Tensor:
     """Positions of one padded sequence.
 
-    input_ids, attention_mask: (length,). image_grid_thw: (pictures, 3) in patches, in order of appearance.
-    video: `video_grid_thw` and, where the family has it, `second_per_grid_ts`.
+    input_ids, attention_mask: (length,). inputs: the sample's vision inputs, of which `image_grid_thw` and `video_grid_thw`
+    ((pictures, 3) and (videos, 3) in patches, in order of appearance) and `second_per_grid_ts` (videos,) are read.
     Returns (4, length) for M-RoPE families, rows text/temporal/height/width as verl 0.9.1's engine expects them
     (verl/experimental/agent_loop, `_compute_position_ids`), else (length,).
     """
@@ -43,8 +44,7 @@ def position_ids(
     vision, _ = rope_index(
         input_ids=input_ids.unsqueeze(0),
         mm_token_type_ids=token_types(processor, input_ids).unsqueeze(0),
-        image_grid_thw=image_grid_thw,
         attention_mask=attention_mask.unsqueeze(0),
-        **video,
+        **{"image_grid_thw": None, **{name: inputs[name] for name in _GRIDS if name in inputs}},
     )
     return torch.cat([text.unsqueeze(0) * attention_mask, vision[:, 0].to(text.dtype)], dim=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from vision_rl.errors import UserError
 
@@ -65,7 +65,14 @@ def image_token_id(processor: Any) -> int:
     return int(processor.image_token_id)
 
 
-def picture_text(processor: Any) -> str:
-    """What the chat template writes for a message of one picture: the text that the processor expands."""
-    message = {"role": "user", "content": [{"type": "image"}]}
+def vision_token_ids(processor: Any) -> list[int]:
+    """The ids that stand for the features of pictures and, where the family has videos, of those."""
+    config = getattr(processor, "config", None)
+    named = (getattr(config, name, None) for name in ("video_token_id", "video_token_index"))
+    return [image_token_id(processor), *(int(token) for token in named if token is not None)]
+
+
+def medium_text(processor: Any, kind: Literal["image", "video"]) -> str:
+    """What the chat template writes for a message of one picture or video: the text that the processor expands."""
+    message = {"role": "user", "content": [{"type": kind}]}
     return str(processor.apply_chat_template([message], tokenize=False))

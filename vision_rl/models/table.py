@@ -24,8 +24,9 @@ class ModelFamily:
     examples: hub names. model_types: what its config.json says. architectures: its classes in the servers' registries.
     vllm, sglang: whether that server knows them. coordinates: a row of vision_rl.answers.coordinates.FAMILIES. positions: "mrope"
     (3-D, computed by the model's own class) or "plain". tower: the name of its vision part below `model`, which LoRA
-    leaves alone because vLLM cannot serve adapters there. pattern: how a hub name is recognised. refused: why it cannot be
-    trained here, whatever the server ("" where it can), with the upstream issue.
+    leaves alone because vLLM cannot serve adapters there. no_video: why it is not shown native videos (agent.video=native),
+    "" where trainer and vLLM agree on them; a video's frames are pictures, for every family. pattern: how a hub name is
+    recognised. refused: why it cannot be trained here, whatever the server ("" where it can), with the upstream issue.
     Not in the row, because the checkpoint itself says it: special tokens (vision_rl.models.tokens), processor
     (vision_rl.models.processor).
     """
@@ -44,6 +45,7 @@ class ModelFamily:
     tower: str = "vision_tower"
     refused: str = ""
     notes: str = ""
+    no_video: str = "it has no videos of its own"
 
     @property
     def resizes(self) -> bool:
@@ -59,26 +61,32 @@ _GATED_DELTA = (
     "51373), so that parity cannot be shown to 1e-4, and in bfloat16 they differ from transformers (vllm issue 51779)"
 )
 
+_QWEN_SECONDS = (
+    "vLLM 0.24 takes every video of it for one of 24 frames a second (mended by vllm pull 47736), and transformers 5.9 cuts "
+    "the time between frames to whole seconds (mended by transformers pull 48669)"
+)
+_GLM_VIDEO = "vLLM 0.24 writes its video token where transformers 5.9 writes the picture token (vllm pull 49220)"
+
 TABLE: tuple[ModelFamily, ...] = (
     ModelFamily(
         "Qwen2-VL", ("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"), ("qwen2_vl",),
         ("Qwen2VLForConditionalGeneration",), True, True, "qwen2_vl", "mrope", _QWEN_TOKENS,
-        "24 GB: 2B (7B by LoRA); 8x80 GB: 7B full", r"Qwen2-VL", "visual",
+        "24 GB: 2B (7B by LoRA); 8x80 GB: 7B full", r"Qwen2-VL", "visual", no_video="",
     ),
     ModelFamily(
         "Qwen2.5-VL", ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"), ("qwen2_5_vl",),
         ("Qwen2_5_VLForConditionalGeneration",), True, True, "qwen2_5_vl", "mrope", _QWEN_TOKENS,
-        "24 GB: 3B (offload or LoRA); 8x80 GB: 7B full", r"Qwen2\.5-VL", "visual",
+        "24 GB: 3B (offload or LoRA); 8x80 GB: 7B full", r"Qwen2\.5-VL", "visual", no_video=_QWEN_SECONDS,
     ),
     ModelFamily(
         "Qwen3-VL-MoE", ("Qwen/Qwen3-VL-30B-A3B-Instruct",), ("qwen3_vl_moe",),
         ("Qwen3VLMoeForConditionalGeneration",), True, True, "qwen3_vl", "mrope", _QWEN3_TOKENS,
-        "8x80 GB: 30B (3B active)", r"Qwen3-VL-\d+B-A\d+B", "visual",
+        "8x80 GB: 30B (3B active)", r"Qwen3-VL-\d+B-A\d+B", "visual", no_video="",
     ),
     ModelFamily(
         "Qwen3-VL", ("Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"), ("qwen3_vl",),
         ("Qwen3VLForConditionalGeneration",), True, True, "qwen3_vl", "mrope", _QWEN3_TOKENS,
-        "40 GB: 4B (offload or LoRA); 8x80 GB: 8B full", r"Qwen3-VL", "visual",
+        "40 GB: 4B (offload or LoRA); 8x80 GB: 8B full", r"Qwen3-VL", "visual", no_video="",
     ),
     ModelFamily(
         "Qwen3.5-MoE", ("Qwen/Qwen3.5-35B-A3B",), ("qwen3_5_moe",), ("Qwen3_5MoeForConditionalGeneration",), True, True,
@@ -91,7 +99,7 @@ TABLE: tuple[ModelFamily, ...] = (
     ModelFamily(
         "MiMo-VL", ("XiaomiMiMo/MiMo-VL-7B-RL",), (), ("Qwen2_5_VLForConditionalGeneration",), True, True,
         "qwen2_5_vl", "mrope", _QWEN_TOKENS, "8x80 GB: 7B full", r"MiMo-VL", "visual",
-        notes="its config.json says qwen2_5_vl, so it is treated, and measured, as Qwen2.5-VL",
+        notes="its config.json says qwen2_5_vl, so it is treated, and measured, as Qwen2.5-VL", no_video=_QWEN_SECONDS,
     ),
     ModelFamily(
         "LLaVA-1.5", ("llava-hf/llava-1.5-7b-hf",), ("llava",), ("LlavaForConditionalGeneration",), True, False,
@@ -106,12 +114,13 @@ TABLE: tuple[ModelFamily, ...] = (
     ModelFamily(
         "LLaVA-OneVision", ("llava-hf/llava-onevision-qwen2-7b-ov-hf",), ("llava_onevision",),
         ("LlavaOnevisionForConditionalGeneration",), True, False, "unit", "plain", "up to 7290 (729 x up to 10 tiles)",
-        "40 GB: 7B by LoRA; 8x80 GB: 7B full", r"llava-onevision", notes=_OWN_FORMAT,
+        "40 GB: 7B by LoRA; 8x80 GB: 7B full", r"llava-onevision", notes=_OWN_FORMAT, no_video="",
     ),
     ModelFamily(
         "InternVL 3 (-hf)", ("OpenGVLab/InternVL3-2B-hf", "OpenGVLab/InternVL3_5-8B-HF"), ("internvl",),
         ("InternVLForConditionalGeneration",), True, False, "internvl", "plain", "256 x up to 13 tiles of 448",
         "24 GB: 2B (offload or LoRA); 8x80 GB: 8B full", r"InternVL.*-hf$", notes=_OWN_FORMAT,
+        no_video="vLLM 0.24 writes its video token where transformers 5.9 writes the picture token (interns1.py)",
     ),
     ModelFamily(
         "InternVL 2.5/3/3.5", ("OpenGVLab/InternVL2_5-2B", "OpenGVLab/InternVL3-8B"), ("internvl_chat",),
@@ -135,7 +144,7 @@ TABLE: tuple[ModelFamily, ...] = (
     ModelFamily(
         "SmolVLM", ("HuggingFaceTB/SmolVLM2-2.2B-Instruct",), ("smolvlm",), ("SmolVLMForConditionalGeneration",), True,
         False, "unit", "plain", "81 per tile", "24 GB: 2.2B", r"SmolVLM", "vision_model",
-        notes="its processor needs the package num2words",
+        notes="its processor needs the package num2words", no_video="vLLM 0.24 takes pictures only for it (smolvlm.py)",
     ),
     ModelFamily(
         "LFM2-VL", ("LiquidAI/LFM2-VL-1.6B",), ("lfm2_vl",), ("Lfm2VlForConditionalGeneration",), True, False, "unit",
@@ -153,6 +162,7 @@ TABLE: tuple[ModelFamily, ...] = (
         "Gemma 4", ("google/gemma-4-E4B-it",), ("gemma4",), ("Gemma4ForConditionalGeneration",), True, True, "gemma",
         "plain", "up to 280", "40 GB: 4B", r"gemma-4",
         notes="the checkpoints whose text_config says use_bidirectional_attention=vision (26B, 31B) are refused",
+        no_video="",
     ),
     ModelFamily(
         "PaliGemma 2", ("google/paligemma2-3b-mix-448",), ("paligemma",), ("PaliGemmaForConditionalGeneration",), True,
@@ -172,16 +182,17 @@ TABLE: tuple[ModelFamily, ...] = (
     ),
     ModelFamily(
         "GLM-4.1V", ("zai-org/GLM-4.1V-9B-Thinking",), ("glm4v",), ("Glm4vForConditionalGeneration",), True, True,
-        "glm4v", "mrope", _QWEN_TOKENS, "8x80 GB: 9B full", r"GLM-4\.1V", "visual",
+        "glm4v", "mrope", _QWEN_TOKENS, "8x80 GB: 9B full", r"GLM-4\.1V", "visual", no_video=_GLM_VIDEO,
     ),
     ModelFamily(
         "GLM-4.6V", ("zai-org/GLM-4.6V-Flash",), (), ("Glm4vForConditionalGeneration",), True, True, "glm4v", "mrope",
         _QWEN_TOKENS, "8x80 GB: 9B full", r"GLM-4\.6V-Flash", "visual",
         notes="the model of GLM-4.1V with a processor of its own; its large sibling is GLM-4.5V's model",
+        no_video=_GLM_VIDEO,
     ),
     ModelFamily(
         "GLM-4.5V", ("zai-org/GLM-4.5V",), ("glm4v_moe",), ("Glm4vMoeForConditionalGeneration",), True, True, "glm4v",
-        "mrope", _QWEN_TOKENS, "several 8x80 GB nodes", r"GLM-4\.[56]V", "visual",
+        "mrope", _QWEN_TOKENS, "several 8x80 GB nodes", r"GLM-4\.[56]V", "visual", no_video=_GLM_VIDEO,
     ),
     ModelFamily(
         "GLM-4V", ("zai-org/glm-4v-9b",), ("chatglm",), ("GLM4VForCausalLM",), True, False, "unit", "plain", "1600",
@@ -345,7 +356,9 @@ def measured(results: Path = PARITY_RESULTS) -> dict[str, Measured]:
         by_family.setdefault(cell["family"], []).append(cell)
     found = {}
     for row in TABLE:
-        cells = by_family.get(_MEASURED_AS.get(row.name, row.name))
+        cells = by_family.get(_MEASURED_AS.get(row.name, row.name), [])
+        if row.no_video:  # nobody is shown one
+            cells = [cell for cell in cells if cell["cell"] != "video"]
         if cells:
             equal = [cell for cell in cells if cell["verdict"] == "equal"]
             largest = max((cell["max"] for cell in equal), default=0.0)

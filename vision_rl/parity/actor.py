@@ -36,14 +36,16 @@ def load_model(path: str, *, cpu: bool = True, trust_remote_code: bool = False) 
     return model.eval()
 
 
-def bare_engine(model: Any, pixels: Pixels) -> Any:
-    """A `VisionEngine` around `model`, without process groups and optimizer."""
+def bare_engine(model: Any, pixels: Pixels, banned: Sequence[int] = ()) -> Any:
+    """A `VisionEngine` around `model`, without process groups and optimizer; `banned` tokens have no probability."""
     from vision_rl.backends.engine import VisionEngine
     from vision_rl.backends.families import SharedPictures
 
     engine = VisionEngine.__new__(VisionEngine)
     engine.use_ulysses_sp, engine.pad_to_length = False, None
     engine.module, engine.pixels, engine.pictures = model, pixels, SharedPictures(model)
+    engine.banned_tokens = torch.tensor(banned, dtype=torch.long)
+    model.get_output_embeddings().register_forward_hook(engine._ban)
     return engine
 
 

@@ -9,18 +9,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from vision_rl.parity.cells import Cell, cells, conversation
+from vision_rl.parity.cells import VIDEO, Cell, cells, conversation
 
 LIMIT = 1e-4
 """The largest |actor - server| log-probability, in nats, that float32 on both sides may show."""
 LOW_PRECISION_MEAN = 0.1
 """The largest mean of it that bfloat16 on both sides may show; a trainer that does not see is off by whole nats."""
+_SERVERS = {"vllm": "vLLM", "sglang": "SGLang"}
 TOGETHER = "one micro-batch"
 UPDATED_BYTES = 10e9
 """The largest weights of a user's model that a comparison writes to disk once more."""
@@ -52,7 +53,7 @@ class Job:
     """A model to ask. model: its folder. updated: a folder of the same model with other weights, None to leave that out.
 
     engine: arguments of vLLM's `LLM` beside those of a CPU run. limits: as for `Pixels`, on the trainer's side. adapter: the
-    folder of a LoRA adapter that the server is to use.
+    folder of a LoRA adapter that the server is to use. videos: False leaves out what shows a native video.
     """
 
     family: str
@@ -63,10 +64,13 @@ class Job:
     engine: Mapping[str, Any] | None = None
     limits: Mapping[str, int] | None = None
     adapter: Path | None = None
+    videos: bool = True
 
 
-def parity_cells(model: str | Path, *, cpu: bool) -> list[Result]:
+def parity_cells(model: str | Path, *, cpu: bool, videos: bool) -> list[Result]:
     """The cells of a user's own model folder; the update sends the server the weights that it has.
+
+    videos: ask about a native video too.
 
     The update is left out for a folder of more than `UPDATED_BYTES`, because it writes the weights to disk once more. The
     pictures have four times the sides of those for a tiny model. On a GPU both sides compute in bfloat16, and the mean over
@@ -75,14 +79,44 @@ def parity_cells(model: str | Path, *, cpu: bool) -> list[Result]:
     path = Path(model)
     small = sum(file.stat().st_size for file in path.glob("*.safetensors")) <= UPDATED_BYTES
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        return compare([Job(path.name, path, path if small else None, scale=4, cpu=cpu)], Path(folder))
+        job = Job(path.name, path, path if small else None, scale=4, cpu=cpu, videos=videos)
+        return compare([job], Path(folder))
 
 
-def compare(jobs: Sequence[Job], folder: Path) -> list[Result]:
-    """Results of every job's cells. Pictures, logs and the server's answers stay in `folder`."""
-    asked = cells(folder, jobs[0].scale)
-    answers = served(jobs, [[cell for cell in asked if job.updated or not cell.after_update] for job in jobs], folder)
-    return [result for job, replies in zip(jobs, answers, strict=True) for result in _job_results(job, asked, replies)]
+Server = Literal["vllm", "sglang"]
+
+
+def compare(jobs: Sequence[Job], folder: Path, server: Server = "vllm") -> list[Result]:
+    """Results of every job's cells. Pictures, logs and the server's answers stay in `folder`.
+
+    SGLang is asked on the CPU, without `Job.engine` and `Job.adapter`.
+    """
+    every = cells(folder, jobs[0].scale)
+    asked = [[cell for cell in every if _has(job, cell)] for job in jobs]
+    answers = (served if server == "vllm" else served_by_sglang)(jobs, asked, folder)
+    return [
+        result
+        for job, chosen, replies in zip(jobs, asked, answers, strict=True)
+        for result in _job_results(job, chosen, replies, server)
+    ]
+
+
+def served_by_sglang(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str, Any]]:
+    """As `served`, by SGLang's server of a run, one job after the other."""
+    from vision_rl.parity.sglang_server import answers
+
+    updated = [_synced(job, folder / f"{n}.synced") if job.updated else None for n, job in enumerate(jobs)]
+    return [answers(job.model, new, cells) for job, new, cells in zip(jobs, updated, asked, strict=True)]
+
+
+def _has(job: Job, cell: Cell) -> bool:
+    """Whether a cell is asked of a model: the update only with other weights, a video only where its processor takes one."""
+    from vision_rl.models.processor import load_processor
+
+    if cell.after_update and not job.updated:
+        return False
+    has_video = job.videos and getattr(load_processor(str(job.model)), "video_processor", None) is not None
+    return has_video or not cell.shows_video
 
 
 def served(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str, Any]]:
@@ -101,7 +135,7 @@ def served(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -
             "seed": 0,
             "generation_config": "vllm",
             "logprobs_mode": "processed_logprobs",
-            "limit_mm_per_prompt": {"image": 4, "video": 0},
+            "limit_mm_per_prompt": {"image": 4, "video": int(any(cell.shows_video for cell in asked[number]))},
             **({"dtype": "float32", "enforce_eager": True} if job.cpu else {"gpu_memory_utilization": 0.6}),
             **(job.engine or {}),
         }
@@ -148,39 +182,47 @@ def _synced(job: Job, folder: Path) -> Path:
     return folder
 
 
-def _job_results(job: Job, asked: Sequence[Cell], replies: dict[str, Any]) -> list[Result]:
+def _job_results(job: Job, asked: Sequence[Cell], replies: dict[str, Any], server: Server) -> list[Result]:
+    from vision_rl.backends.banned_tokens import banned_tokens
     from vision_rl.models.pixels import Pixels
     from vision_rl.models.processor import load_processor
+    from vision_rl.models.table import model_info
     from vision_rl.parity.actor import bare_engine, load_model
     from vision_rl.training.rows import RowBuilder
 
-    asked = [cell for cell in asked if job.updated or not cell.after_update]
-    if "error" in replies:
-        return [
-            Result(job.family, cell.name, None, None, None, "refused", f"vLLM: {replies['error']}") for cell in asked
-        ]
+    name = _SERVERS[server]
+    replies = {cell.name: replies.get(cell.name, replies) for cell in asked}  # one error stands for all of them
+    refused = [
+        Result(job.family, cell.name, None, None, None, "refused", f"{name}: {replies[cell.name]['error']}")
+        for cell in asked
+        if "error" in replies[cell.name]
+    ]
+    if len(refused) == len(asked):
+        return refused
     processor = load_processor(str(job.model))
     pixels = Pixels(processor, job.model, limits=job.limits)
     builder = RowBuilder(processor, pixels, max_prompt_length=10**6, max_response_length=10**6)
-    results: list[Result] = []
+    no_video = model_info(job.model).family.no_video
+    banned = banned_tokens(str(job.model), processor) if server == "sglang" else []  # vLLM is asked without that mask
+    results = refused
     for path, after in ((job.model, False), (job.updated, True)):
-        chosen = [cell for cell in asked if cell.after_update is after]
+        chosen = [cell for cell in asked if cell.after_update is after and "error" not in replies[cell.name]]
         if path is None or not chosen:
             continue
-        engine = bare_engine(load_model(str(path), cpu=job.cpu), pixels)
+        engine = bare_engine(load_model(str(path), cpu=job.cpu), pixels, banned)
         for cell in chosen:
-            results.append(_cell_result(job.family, cell, replies[cell.name], processor, engine, builder))
-        together = [cell for cell in chosen if cell.temperature == 1 and "error" not in replies[cell.name]]
+            equal = _prompt_equal(processor, cell, replies[cell.name])
+            results.append(_measured(job.family, cell.name, engine, builder, [(cell, replies[cell.name])], equal))
+        together = [cell for cell in chosen if cell.temperature == 1 and not (cell.shows_video and no_video)]
         if not after and together:
             pairs = [(cell, replies[cell.name]) for cell in together]
             results.append(_measured(job.family, TOGETHER, engine, builder, pairs))
-    return results
-
-
-def _cell_result(family: str, cell: Cell, reply: dict[str, Any], processor: Any, engine: Any, builder: Any) -> Result:
-    if "error" in reply:
-        return Result(family, cell.name, None, None, None, "refused", f"vLLM: {reply['error']}")
-    return _measured(family, cell.name, engine, builder, [(cell, reply)], _prompt_equal(processor, cell, reply))
+    if no_video:
+        results = [
+            replace(one, reason=no_video) if one.cell == VIDEO and one.verdict != "equal" else one for one in results
+        ]
+    order = [*replies, TOGETHER]
+    return sorted(results, key=lambda result: order.index(result.cell))
 
 
 def _measured(
@@ -215,7 +257,7 @@ def sample_of(cell: Cell, reply: dict[str, Any]) -> Any:
         reply["response_ids"],
         [1] * len(reply["response_ids"]),
         reply["logprobs"],
-        [Path(path).as_uri() for path in cell.pictures],
+        cell.refs,
         *(0.0, cell.name, cell.name, 0),
     )
 
@@ -240,12 +282,17 @@ def _prompt_equal(processor: Any, cell: Cell, reply: dict[str, Any]) -> bool | N
     """Whether transformers' own processor makes the same prompt ids of the same conversation; None if it makes none."""
     from PIL import Image
 
-    messages = conversation(cell.messages, lambda path: {"type": "image"})
+    from vision_rl.models.pixels import video_arguments
+
+    messages = conversation(cell.messages, lambda part: {"type": "video" if part["type"] == "video" else "image"})
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     pictures = [Image.open(path).convert("RGB") for path in cell.pictures]
-    for images in (pictures, [pictures]):  # some processors take one list of pictures for each text
+    media: list[dict[str, Any]] = [{"images": pictures}, {"images": [pictures]}] if pictures else [{}]
+    for shown in (
+        [video_arguments(pictures)] if cell.shows_video else media
+    ):  # some take a list of pictures for each text
         try:
-            ids = processor(text=[text], **({"images": images} if pictures else {}))["input_ids"][0]
+            ids = processor(text=[text], **shown)["input_ids"][0]
         except Exception:  # PaliGemma's takes no text without a picture, for one
             continue
         return list(ids) == reply["prompt_ids"]

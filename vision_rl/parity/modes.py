@@ -54,7 +54,9 @@ def compare_modes(built: Mapping[str, tuple[Path, Path]], folder: Path) -> list[
 
     built: by family, a model's folder, and one of the same model with other weights, which is changed.
     """
-    asked = [replace(cell, after_update=False) for cell in cells(folder) if cell.temperature == 1]
+    # A rank with pictures and videos would call its tower twice where others call theirs once (agent/media.py, check_videos).
+    chosen = [cell for cell in cells(folder) if cell.temperature == 1 and not cell.shows_video]
+    asked = [replace(cell, after_update=False) for cell in chosen]
     updated = [replace(cell, after_update=True) for cell in asked]
     jobs, models = [], {}
     for number, (family, (plain, other)) in enumerate(built.items()):

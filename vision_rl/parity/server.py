@@ -117,7 +117,7 @@ def _ask(llm: Any, cell: dict[str, Any], forbidden: list[int], adapter: str | No
     sampling = SamplingParams(
         n=CANDIDATES, temperature=cell["temperature"], max_tokens=REPLY_TOKENS, logprobs=0, seed=1
     )
-    output = llm.chat(conversation(cell["messages"], _data_uri), sampling, use_tqdm=False, lora_request=lora)[0]
+    output = llm.chat(conversation(cell["messages"], openai_part), sampling, use_tqdm=False, lora_request=lora)[0]
     prefixes = [list(takewhile(lambda token: token not in forbidden, reply.token_ids)) for reply in output.outputs]
     ids, reply = max(zip(prefixes, output.outputs, strict=True), key=lambda pair: len(pair[0]))
     if not ids:
@@ -126,9 +126,16 @@ def _ask(llm: Any, cell: dict[str, Any], forbidden: list[int], adapter: str | No
     return {"prompt_ids": list(output.prompt_token_ids), "response_ids": ids, "logprobs": values}
 
 
-def _data_uri(path: str) -> dict[str, Any]:
-    data = base64.b64encode(Path(path).read_bytes()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+def openai_part(part: dict[str, Any]) -> dict[str, Any]:
+    """A cell's picture or video as the proxy lets it through to a server."""
+    if part["type"] == "video":
+        frames = ",".join(_base64(path) for path in part["paths"])
+        return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}}
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_base64(part['path'])}"}}
+
+
+def _base64(path: str) -> str:
+    return base64.b64encode(Path(path).read_bytes()).decode()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from vision_rl.backends.serving import MODEL_NAME, serve, serve_sglang
 from vision_rl.config.resolve import Resolved
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
-from vision_rl.models.processor import image_token_id, load_processor
+from vision_rl.models.processor import load_processor, vision_token_ids
 from vision_rl.preflight.finding import Finding
 from vision_rl.rollout.trace import Turn, turns_from_spans
 from vision_rl.tasks import answer
@@ -55,7 +55,8 @@ def _served(resolved: Resolved, cpu: bool) -> AbstractContextManager[str]:
         return serve_sglang(actor_rollout, cpu=cpu)
     length = data["max_prompt_length"] + data["max_response_length"]
     name, images = str(actor_rollout["model"]["path"]), resolved.app.images_per_prompt
-    return serve(name, cpu=cpu, max_model_len=length, images_per_prompt=images)
+    videos = any(agent.video == "native" for agent in resolved.agents.values())
+    return serve(name, cpu=cpu, max_model_len=length, images_per_prompt=images, videos=videos)
 
 
 async def _ask(url: str, task: Mapping[str, Any], folder: Path) -> tuple[list[Turn], str, Any]:
@@ -94,10 +95,8 @@ def _compared(name: str, turn: Turn, folder: Path, resolved: Resolved, cpu: bool
     found = [
         Finding("trace", len(turn.logprobs) == len(turn.response_ids), shown, "the server returns no log-probabilities")
     ]
-    tokens, expected = (
-        turn.prompt_ids.count(image_token_id(pixels.processor)),
-        pixels.placeholders(turn.image_refs),
-    )
+    vision = vision_token_ids(pixels.processor)
+    tokens, expected = sum(map(turn.prompt_ids.count, vision)), pixels.placeholders(turn.image_refs)
     cure = "the processor of the folder is not the one that the server used: check preprocessor_config.json"
     found.append(Finding("image tokens", tokens == expected, f"{tokens} in the prompt, {expected} by the pixels", cure))
     if tokens != expected:

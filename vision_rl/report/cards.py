@@ -15,7 +15,7 @@ from vision_rl.errors import UserError
 from vision_rl.media.images import image_size, open_image
 from vision_rl.report.index import Rollout, lost
 from vision_rl.report.pictures import Picture, picture, row_pictures
-from vision_rl.run.views import answer_boxes, picture_path, pictures_of, predicted_boxes, views_of
+from vision_rl.run.views import answer_boxes, picture_files, pictures_of, predicted_boxes, views_of
 
 VALIDATION_ROWS = 6
 _TURN_SIDE = 260
@@ -249,17 +249,18 @@ def _looked(rollout: Rollout, source: Source) -> tuple[tuple[Box, ...], list[Box
 
 def _turns(rollout: Rollout, run_dir: Path, views: Sequence[Box | None], marks: Sequence[Any]) -> list[Turn]:
     """Replies in order; a picture that is gone is left out, its reply stays."""
-    turns, seen = [], len(rollout["image_refs"][0]) if rollout["image_refs"] else 0
-    for reply, refs in zip(rollout["replies"], rollout["image_refs"], strict=True):
+    shown = [picture_files(run_dir, refs) for refs in rollout["image_refs"]]
+    turns, seen = [], len(shown[0]) if shown else 0
+    for reply, files in zip(rollout["replies"], shown, strict=True):
         found = []
-        for number, ref in enumerate(refs[seen:], start=seen):
+        for number, file in enumerate(files[seen:], start=seen):
             try:
-                image = open_image(picture_path(run_dir, ref))
+                image = open_image(file)
             except UserError:
                 continue
             title = f"picture {number + 1}, {image.width} x {image.height} pixels"
             view = views[number] if number < len(views) else None
             found.append(replace(picture(image, side=_TURN_SIDE, title=title), view=view).marked(marks))
         turns.append(Turn(reply, tuple(found)))
-        seen = max(seen, len(refs))
+        seen = max(seen, len(files))
     return turns

@@ -21,6 +21,10 @@ MAX_CHOICES = 64
 MAX_MESSAGES = 1024
 MAX_TOKENS = 2**20
 _DATA_URI = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,")
+VIDEO_URI = "data:video/jpeg;base64,"
+"""What the address of a video begins with: its frames follow as pictures in base64, separated by commas (vLLM's form,
+vllm/multimodal/media/video.py). A video file is refused: nothing here decodes one for a client."""
+NO_PICTURE = "pictures must be data: URIs, or file:// addresses in the data directory of the run"
 
 Check = Callable[[Any], bool]
 
@@ -35,9 +39,10 @@ class CallError(Exception):
 
 @dataclass
 class ChatRequest:
-    """A request that was checked. body: what the model server gets; urls: the pictures' addresses in order.
+    """A request that was checked. body: what the model server gets.
 
-    stream: the client wants events; usage: and a last one with the numbers of tokens.
+    urls: the addresses of pictures and videos. stream: the client wants events; usage: and a last one with the numbers of
+    tokens.
     """
 
     body: dict[str, Any]
@@ -108,7 +113,7 @@ def _message(message: Any, urls: list[str]) -> dict[str, Any]:
 
 
 def _part(part: Any, urls: list[str]) -> dict[str, Any]:
-    """A content part of one of the two types, written anew; a picture's address is noted."""
+    """A content part of one of the three types, written anew; the address of a picture or video is noted."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and set(part) == {"type", "text"} and isinstance(part["text"], str):
         return {"type": "text", "text": part["text"]}
@@ -117,12 +122,20 @@ def _part(part: Any, urls: list[str]) -> dict[str, Any]:
         if isinstance(image, dict) and set(image) <= {"url", "detail"}:
             image = image.get("url")
         if isinstance(image, str):
+            if image.startswith(VIDEO_URI):  # what it is read as must not depend on its address
+                raise CallError(403, NO_PICTURE)
             urls.append(image)
             return {"type": "image_url", "image_url": {"url": image}}
+    if kind == "video_url" and set(part) == {"type", "video_url"} and _only(part["video_url"], ("url",)):
+        video = part["video_url"]["url"]
+        if isinstance(video, str) and video.startswith(VIDEO_URI):
+            urls.append(video)
+            return {"type": "video_url", "video_url": {"url": video}}
     raise CallError(
         400,
-        'a content part must be {"type": "text", "text": "..."} or '
-        '{"type": "image_url", "image_url": {"url": "data:image/... or file:///..."}}',
+        'a content part must be {"type": "text", "text": "..."}, '
+        '{"type": "image_url", "image_url": {"url": "data:image/... or file:///..."}} or '
+        f'{{"type": "video_url", "video_url": {{"url": "{VIDEO_URI}..."}}}} with the frames in base64, separated by commas',
     )
 
 

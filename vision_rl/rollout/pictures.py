@@ -1,4 +1,4 @@
-"""The pictures of model calls: which the model server may be given, and what the trace keeps of them."""
+"""The pictures and videos of model calls: which the model server may be given, and what the trace keeps of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from urllib.parse import unquote, urlsplit
 
 from vision_rl.errors import UserError
 from vision_rl.media.images import image_size
-from vision_rl.rollout.chat_request import CallError, is_data_uri
+from vision_rl.media.references import kept_reference, video_reference
+from vision_rl.rollout.chat_request import NO_PICTURE, VIDEO_URI, CallError, is_data_uri
 
 KNOWN_PICTURES = 10_000
+MAX_FRAMES = 256
 
 
 class Pictures:
@@ -30,10 +32,12 @@ class Pictures:
         self._known: dict[bytes, str] = {}  # sha256 of a data: URI -> its reference
 
     def reference(self, url: str) -> str:
-        """What the trace keeps of a picture's address: a `data:` URI becomes `sha256:<hex>` and a file of that name.
+        """What the trace keeps of an address (`vision_rl.media.references`): what comes as a `data:` URI becomes files.
 
         Raises `CallError` for what is no picture, for one too large, and for an address that may not be read.
         """
+        if url.startswith(VIDEO_URI):
+            return video_reference([self.reference(frame) for frame in _frames(url)])
         if not is_data_uri(url):
             self._check_file(url)
             return url
@@ -46,7 +50,10 @@ class Pictures:
 
     def check(self, url: str) -> None:
         """Raise `CallError` as `reference` does; nothing is kept."""
-        if is_data_uri(url):
+        if url.startswith(VIDEO_URI):
+            for frame in _frames(url):
+                _picture(frame)
+        elif is_data_uri(url):
             _picture(url)
         else:
             self._check_file(url)
@@ -69,7 +76,7 @@ class Pictures:
         plain = parts.scheme == "file" and not (parts.netloc or parts.query or parts.fragment)
         path = unquote(parts.path)
         if not plain or not path.startswith("/") or "\0" in path or not self.may_read(Path(path)):
-            raise CallError(403, "pictures must be data: URIs, or file:// addresses in the data directory of the run")
+            raise CallError(403, NO_PICTURE)
 
     def _keep(self, content: bytes) -> str:
         digest = hashlib.sha256(content).hexdigest()
@@ -79,7 +86,15 @@ class Pictures:
             temporary = target.with_suffix(f".{os.getpid()}")
             temporary.write_bytes(content)
             os.replace(temporary, target)
-        return f"sha256:{digest}"
+        return kept_reference(digest)
+
+
+def _frames(url: str) -> list[str]:
+    """The frames of a video as pictures by `data:` URI."""
+    frames = url.removeprefix(VIDEO_URI).split(",")
+    if len(frames) > MAX_FRAMES:
+        raise CallError(400, f"a video of {len(frames)} frames is refused: at most {MAX_FRAMES}")
+    return [f"data:image/jpeg;base64,{frame}" for frame in frames]
 
 
 def _picture(url: str) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from PIL import Image
 
@@ -19,25 +18,24 @@ from vision_rl.answers.coordinates import Size, to_unit
 from vision_rl.answers.parsing import parse_boxes, parse_tool_calls
 from vision_rl.answers.zoom import View
 from vision_rl.media.images import open_image
+from vision_rl.media.references import frames_of, picture_path
 from vision_rl.rewards.grounding import answer_space
 
 
-def picture_path(run_dir: Path, ref: str) -> Path:
-    """The file behind a picture's reference in rollouts.jsonl: `file://...`, or `sha256:...` in the run's own folder."""
-    if ref.startswith("sha256:"):
-        return run_dir / "pictures" / ref.removeprefix("sha256:")
-    return Path(unquote(urlparse(ref).path))
+def picture_files(run_dir: Path, refs: Sequence[str]) -> list[Path]:
+    """The files of the pictures that a turn of rollouts.jsonl names, those of a video's frames among them."""
+    return [picture_path(frame, run_dir / "pictures") for ref in refs for frame in frames_of(ref)]
 
 
 def pictures_of(run_dir: Path, record: Mapping[str, Any]) -> list[Image.Image]:
     """All pictures of a rollout's conversation, in order. Raises `UserError` naming one that is gone."""
-    return [open_image(picture_path(run_dir, ref)) for ref in record["image_refs"][-1]]
+    return [open_image(path) for path in picture_files(run_dir, record["image_refs"][-1])]
 
 
 def views_of(record: Mapping[str, Any], settings: Mapping[str, Any], pictures: Sequence[Image.Image]) -> list[View]:
     """Where each of the conversation's pictures lies in the first, and the size at which the model saw it."""
     limits = size_limits(settings)
-    number = len(record["image_refs"][0])
+    number = sum(len(frames_of(ref)) for ref in record["image_refs"][0])
     views = [View(limits.processed(picture.size)) for picture in pictures]
     # A video's first frame stands alone and the others come by waiting; of several pictures, tools act on the first.
     frames = record["image_paths"] if number == 1 else record["image_paths"][:1]

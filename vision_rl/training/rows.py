@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from vision_rl.errors import UserError
-from vision_rl.models.pixels import Pixels
+from vision_rl.models.pixels import Pixels, count_of
 from vision_rl.models.positions import position_ids
-from vision_rl.models.processor import image_token_id
+from vision_rl.models.processor import vision_token_ids
 from vision_rl.run.failures import SampleDrop
 from vision_rl.training.samples import Sample
 
@@ -55,7 +55,6 @@ class RowBuilder:
         prompts = torch.tensor(sample.prompt_ids, dtype=torch.long)
         responses = torch.tensor(sample.response_ids[: self.max_response_length], dtype=torch.long)
         input_ids = torch.cat([prompts, responses])
-        grid = inputs.get("image_grid_thw")
         drop = self._disagreement(sample, input_ids)
         if drop is not None:
             return drop
@@ -69,7 +68,7 @@ class RowBuilder:
             "response_mask": mask,
             "loss_mask": mask,
             "input_ids": input_ids,
-            "position_ids": position_ids(self.processor, input_ids, torch.ones_like(input_ids), grid),
+            "position_ids": position_ids(self.processor, input_ids, torch.ones_like(input_ids), inputs),
             "rollout_log_probs": torch.tensor(sample.rollout_log_probs[: len(responses)]),
             "rm_scores": scores,
             "num_turns": sample.turn_index + 1,
@@ -93,7 +92,7 @@ class RowBuilder:
 
     def _disagreement(self, sample: Sample, input_ids: torch.Tensor) -> Drop | None:
         """Whether picture tokens and pictures belong together: a row where they do not would be trained blind."""
-        found = int((input_ids == image_token_id(self.processor)).sum())
+        found = count_of(input_ids, vision_token_ids(self.processor))
         expected = self.pixels.placeholders(sample.image_refs)
         if found != expected:
             text = f"{found} picture tokens where {', '.join(sample.image_refs) or 'no picture'} gives {expected}"

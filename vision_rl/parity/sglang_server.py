@@ -1,0 +1,66 @@
+"""The server's side with SGLang: the server of a run answers the cells of each job over HTTP."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from vision_rl.backends.serving import serve_sglang
+from vision_rl.config.resolve import resolve
+from vision_rl.errors import UserError
+from vision_rl.parity.cells import Cell, conversation
+from vision_rl.parity.server import CANDIDATES, REPLY_TOKENS, openai_part
+
+_SETTINGS = ("data.max_prompt_length=1536", "data.max_response_length=64", "agent.image_transport=data")
+_SECONDS = 300.0
+
+
+def answers(model: Path, updated: Path | None, cells: Sequence[Cell]) -> dict[str, Any]:
+    """The replies to every cell by its name, or one {"error": ...} where SGLang does not serve `model`.
+
+    updated: the folder of the weights that a cell with `after_update` is asked about.
+    """
+    try:
+        named = {"actor_rollout_ref.rollout.name": "sglang"}
+        resolved = resolve("cpu", list(_SETTINGS), task="vqa", model=model, flags=named, media_root=model)
+        actor_rollout = copy.deepcopy(resolved.verl["actor_rollout_ref"])
+        actor_rollout["rollout"]["engine_kwargs"]["sglang"].pop("mm_processor_kwargs", None)  # as vLLM is asked
+        with serve_sglang(actor_rollout, cpu=True) as url, httpx.Client(timeout=_SECONDS, trust_env=False) as client:
+            known = {cell.name: _ask(client, url, cell) for cell in cells if not cell.after_update}
+            later = [cell for cell in cells if cell.after_update]
+            error = _update(client, url.removesuffix("/v1"), updated) if updated and later else None
+            return known | {cell.name: {"error": error} if error else _ask(client, url, cell) for cell in later}
+    except UserError as error:
+        return {"error": str(error)}
+
+
+def _update(client: httpx.Client, server: str, folder: Path) -> str | None:
+    """New weights into the living server, by the loader that a run's weights go through; what it says where it refuses."""
+    reply = client.post(f"{server}/update_weights_from_disk", json={"model_path": str(folder)})
+    return None if reply.is_success and reply.json()["success"] else f"the update of the weights failed: {reply.text}"
+
+
+def _ask(client: httpx.Client, url: str, cell: Cell) -> dict[str, Any]:
+    """As `vision_rl.parity.server` answers: the longest of the candidates. SGLang samples no placeholder at all."""
+    body = {
+        "model": "model",
+        "messages": conversation(cell.messages, openai_part),
+        "temperature": cell.temperature,
+        "max_tokens": REPLY_TOKENS,
+        "logprobs": True,
+        "n": CANDIDATES,
+    }
+    try:
+        reply = client.post(f"{url}/chat/completions", json=body)
+    except httpx.TransportError as error:
+        return {"error": f"SGLang does not answer any more ({type(error).__name__})"}
+    if not reply.is_success:
+        return {"error": reply.json().get("message", reply.text) if reply.text.startswith("{") else reply.text}
+    content = reply.json()
+    choice = max(content["choices"], key=lambda one: len(one["token_ids"]))
+    values = [token["logprob"] for token in choice["logprobs"]["content"]]
+    return {"prompt_ids": content["prompt_token_ids"], "response_ids": choice["token_ids"], "logprobs": values}
