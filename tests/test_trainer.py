@@ -134,7 +134,7 @@ def test_the_actor_is_told_what_the_server_never_samples(
     length = len(tiny_processor.tokenizer)
     vocabulary = AutoConfig.from_pretrained(tiny_dir).get_text_config().vocab_size
     assert set(told["banned_tokens"]) == {*forbidden_token_ids(tiny_processor), *range(length, vocabulary)}
-    assert told["banned_tokens"] and told["blank"] and told["folder"].endswith("pictures")
+    assert told["banned_tokens"] and told["app"].blank_pixels and told["folder"].endswith("pictures")
     assert told["limits"] == {"min_pixels": 3136, "max_pixels": 50176}
     assert served == ["weights", ["host:1"]] and trainer.replay_buffer.rollouts is trainer.rollouts
 

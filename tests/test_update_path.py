@@ -28,7 +28,7 @@ from vision_rl.models.pixels import Pixels, join
 from vision_rl.rollout.trace import Turn
 from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import METRICS, ROLLOUTS, RunLog, read_jsonl
-from vision_rl.settings import AppSettings, Integrity, Papo
+from vision_rl.settings import AppSettings, Integrity
 from vision_rl.training import trainer as trainer_module
 from vision_rl.training import worker as worker_module
 from vision_rl.training.advantages import group_metrics, rollout_advantages
@@ -255,6 +255,7 @@ def test_only_what_the_weights_of_now_have_sampled_can_end_a_run(
     """The fixture's rows are 0.25 nats apart, the limit is 0.1."""
     monkeypatch.setattr(trainer_module, "tq", Queue(rows_of([1.0], [2])))
     monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda self, batch, metrics: batch)
+    monkeypatch.setattr(trainer_module, "one_update", lambda config, rows: False)
     trainer.config = OmegaConf.create({"actor_rollout_ref": {"actor": {"calculate_sum_pi_squared": True}}})
     trainer.local_trigger_step = 1  # the sight gauge looks at the first of a sync's updates only
     batch = KVBatchMeta(partition_id="train", keys=["g_0_0"], tags=[{"min_global_steps": version}])
@@ -376,12 +377,13 @@ def test_actor_and_reference_both_get_pictures_and_banned_tokens(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranks = [SimpleNamespace(engine=SimpleNamespace()) for _ in range(2)]
+    loss = SimpleNamespace(keywords={"config": SimpleNamespace(entropy_coeff=0.0)})
     worker: Any = SimpleNamespace(
-        config=OmegaConf.create({"model": {"path": str(tiny_dir)}}), actor=ranks[0], ref=ranks[1]
+        config=OmegaConf.create({"model": {"path": str(tiny_dir)}}), actor=ranks[0], ref=ranks[1], loss_fn=loss
     )
     limits = {"max_pixels": 3136}
     VisionWorker.open_pictures(
-        worker, str(tmp_path), limits, blank=True, papo=Papo(), banned_tokens=[7, 9], alone=False
+        worker, str(tmp_path), limits, app=AppSettings(blank_pixels=True), banned_tokens=[7, 9], alone=False
     )
     for rank in ranks:
         assert rank.engine.banned_tokens.tolist() == [7, 9]

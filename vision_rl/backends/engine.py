@@ -38,15 +38,17 @@ from vision_rl.models.pixels import Pixels, View
 class VisionEngine(FSDPEngineWithLMHead):
     """`FSDPEngineWithLMHead` for models that see.
 
-    The worker sets `freezes_tower` before the model is built, `pixels` and `banned_tokens` before the first batch, and `papo`,
-    a loss that takes what the model says of masked pictures too, for a run with it.
+    The worker sets `freezes_tower` before the model is built, `pixels`, `banned_tokens` and `on_policy` before the first
+    batch, and `papo`, a loss that takes what the model says of masked pictures too, for a run with it.
     """
 
     freezes_tower = False
     pixels: Pixels | None = None
     papo: Any = None
     banned_tokens: torch.Tensor | None = None
+    on_policy: Any = None
     every_rank_sees: EveryRankSees | None = None
+    _watched = _with_reference = False
 
     def _build_module(self) -> Any:
         module = super()._build_module()
@@ -105,7 +107,10 @@ class VisionEngine(FSDPEngineWithLMHead):
         return model_inputs | token_types(self.module, model_inputs["input_ids"]), output_args
 
     def forward_step(self, micro_batch: Any, loss_function: Any, forward_only: bool) -> Any:
-        """As upstream; in an update with PAPO's terms, after a forward pass of the same rows with masked pictures."""
+        """As upstream; an update without `old_log_probs` takes its own, and one with PAPO's terms comes after a forward pass of
+        the same rows with masked pictures."""
+        if self.on_policy is not None and not forward_only:
+            loss_function = self.on_policy.over(micro_batch, loss_function)
         if self.papo is None or forward_only:
             return super().forward_step(micro_batch, loss_function, forward_only)
         masked: dict[str, torch.Tensor] = {}
@@ -120,6 +125,23 @@ class VisionEngine(FSDPEngineWithLMHead):
         seeing = torch.tensor([bool(picture_refs(one)) for one in micro_batch["multi_modal_inputs"]])
         loss = partial(self.papo, inner=loss_function, masked=masked, seeing=seeing)
         return super().forward_step(micro_batch, loss, forward_only)
+
+    def train_batch(self, data: Any, loss_function: Any) -> Any:
+        """As upstream; a batch without `old_log_probs` also tells how far its rollouts are from the policy before the update."""
+        self._watched = self.on_policy is not None and "old_log_probs" not in data
+        self._with_reference = "ref_log_prob" in data
+        output = super().train_batch(data, loss_function)
+        if self._watched:
+            output["metrics"].update(self.on_policy.metrics)
+        return output
+
+    def optimizer_step(self) -> float:
+        """As upstream, unless actor and rollout are too far apart: then nothing is learnt, and the trainer ends the run."""
+        group = self.get_data_parallel_group()
+        if self._watched and not self.on_policy.may_update(group, with_reference=self._with_reference):
+            self.optimizer_zero_grad()
+            return 0.0
+        return float(super().optimizer_step())
 
     def get_per_tensor_param(self, *args: Any, **kwargs: Any) -> Any:
         """As upstream, under the names that the model server knows."""

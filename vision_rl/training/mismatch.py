@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from verl import DataProto
@@ -37,13 +39,22 @@ def reference_metrics(batch: DataProto) -> dict[str, float]:
     return {"train/kl": kl[batch.batch["response_mask"].bool()].mean().item()}
 
 
-def check_mismatch(metrics: dict[str, float], limits: Integrity, step: int) -> None:
-    """Raise `UserError` when actor and rollout disagree by more than the run allows."""
+def over_limit(metrics: Mapping[str, float], limits: Integrity) -> tuple[str, float, float] | None:
+    """(which, value, limit) of the first of the two figures that is more than the run allows; None if neither is."""
     for name, limit in (("max", limits.logprob_mismatch_max), ("mean", limits.logprob_mismatch_mean)):
         value = metrics.get(f"mismatch/logprob_{name}", 0.0)
         if limit is not None and not value <= limit:
-            raise UserError(
-                f"step {step}: the actor's log-probabilities are off from the rollout's by {value:.3g} ({name}), more than "
-                f"app.integrity.logprob_mismatch_{name}={limit:g}: it does not see what the server saw (pixels, positions or "
-                "weights differ); see docs/troubleshooting.md, or raise the limit if the precision is to blame"
-            )
+            return name, value, limit
+    return None
+
+
+def check_mismatch(metrics: Mapping[str, float], limits: Integrity, step: int) -> None:
+    """Raise `UserError` when actor and rollout disagree by more than the run allows."""
+    found = over_limit(metrics, limits)
+    if found is not None:
+        name, value, limit = found
+        raise UserError(
+            f"step {step}: the actor's log-probabilities are off from the rollout's by {value:.3g} ({name}), more than "
+            f"app.integrity.logprob_mismatch_{name}={limit:g}: it does not see what the server saw (pixels, positions or "
+            "weights differ); see docs/troubleshooting.md, or raise the limit if the precision is to blame"
+        )

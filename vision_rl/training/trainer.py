@@ -63,6 +63,8 @@ class VisionTrainer(PPOTrainer):
 
     worker_class: type = VisionWorker
     role_worker_mapping: dict[Any, Any]
+    update_watches = False
+    """Whether this step's update brings its own `old_log_probs`, and with them what is watched before an update."""
 
     def __init__(self, config: Any, run: RunContext, store: Any, train: list[str], val: list[str]) -> None:
         self.run, self.store = run, store
@@ -120,8 +122,7 @@ class VisionTrainer(PPOTrainer):
         self.actor_rollout_wg.open_pictures(
             str(self.run.run_dir / "pictures"),
             limits,
-            blank=self.run.app.blank_pixels,
-            papo=self.run.app.papo,
+            app=self.run.app,
             banned_tokens=banned_tokens(self.config.actor_rollout_ref.model.path, self.processor),
             alone=self.trainer_mode == "sync",
         )
@@ -215,6 +216,10 @@ class VisionTrainer(PPOTrainer):
         return super()._balance_batch(batch, metrics, **kwargs)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        """As upstream, where the update does not bring them itself (`vision_rl.training.on_policy`)."""
+        self.update_watches = one_update(self.config, len(batch)) and not self.sight.due(self.global_steps)
+        if self.update_watches:
+            return batch
         actor = self.config.actor_rollout_ref.actor
         batch.extra_info["calculate_sum_pi_squared"] = bool(actor.get("calculate_sum_pi_squared", False))
         batch = super()._compute_old_log_prob(batch, metrics)
@@ -229,7 +234,19 @@ class VisionTrainer(PPOTrainer):
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         batch = super()._compute_ref_log_prob(batch, metrics)
+        if self.update_watches:
+            return batch
         metrics.update(reference_metrics(self._padded(batch, ["old_log_probs", "ref_log_prob", "response_mask"])))
+        return batch
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        batch = super()._update_actor(batch, metrics)
+        if self.update_watches:
+            for name in ("mismatch/logprob_max", "mismatch/logprob_mean", "train/kl"):
+                if f"actor/{name}" in metrics:
+                    metrics[name] = metrics.pop(f"actor/{name}")
+            metrics["actor/entropy"] = metrics["actor/entropy_loss"]
+            check_mismatch(metrics, self.run.app.integrity, self.global_steps)
         return batch
 
     def _padded(self, batch: KVBatchMeta, fields: list[str]) -> DataProto:
@@ -253,7 +270,7 @@ class VisionTrainer(PPOTrainer):
         rows.non_tensor_batch["rollout_id"] = np.array([key.rsplit("_", 1)[0] for key in batch.keys], dtype=object)
         written = ["advantages", "returns"]
         correction = algorithm.get("rollout_correction", None)
-        if correction is not None and not correction.get("bypass_mode", False):
+        if correction is not None and not correction.get("bypass_mode", False) and not self.update_watches:
             rows, corrected = compute_rollout_correction_and_add_to_batch(rows, correction)
             metrics.update(corrected)
             written += ["response_mask", *(["rollout_is_weights"] if "rollout_is_weights" in rows.batch else [])]
@@ -420,6 +437,22 @@ class VisionTrainerSync(VisionTrainer, PPOTrainerSync):
 
 class VisionTrainerOneStepOff(VisionTrainer, PPOTrainerColocateAsync):
     """The next step's rollouts begin before this one's update (`trainer.v1.trainer_mode=colocate_async`)."""
+
+
+def one_update(config: Any, rows: int) -> bool:
+    """Whether a step of so many rows is one update by the weights that sampled them, and nothing asks before it what the actor
+    says: then `old_log_probs` are the update's own."""
+    algorithm, actor, rollout = config.algorithm, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    single = rows <= actor.ppo_mini_batch_size * rollout.n and actor.ppo_epochs == 1
+    correction = algorithm.get("rollout_correction", None) or {}
+    asked = (
+        algorithm.use_kl_in_reward
+        or correction.get("rollout_is", None)
+        or correction.get("rollout_rs", None)
+        or algorithm.adv_estimator in TOKEN_LEVEL
+        or actor.get("calculate_sum_pi_squared", False)
+    )
+    return single and not asked and config.trainer.v1.trainer_mode == "sync"
 
 
 def task_loader(tasks: list[str], data: Any, batch_size: int) -> StatefulDataLoader:

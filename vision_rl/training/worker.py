@@ -21,7 +21,8 @@ from vision_rl.backends.rendezvous import workers_meet_by_file
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor
-from vision_rl.settings import Papo
+from vision_rl.settings import AppSettings
+from vision_rl.training.on_policy import OnPolicy
 from vision_rl.training.papo import papo_loss
 
 WEIGHT_SECONDS = float(os.environ.get("VISION_RL_WEIGHT_SECONDS", "300"))
@@ -104,8 +105,7 @@ class VisionWorker(ActorRolloutRefWorker):
         picture_dir: str,
         limits: dict[str, int],
         *,
-        blank: bool,
-        papo: Papo,
+        app: AppSettings,
         banned_tokens: list[int],
         alone: bool,
     ) -> None:
@@ -118,10 +118,15 @@ class VisionWorker(ActorRolloutRefWorker):
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // torch.distributed.get_world_size()))
         model = self.config.model
         processor = load_processor(model.path, trust_remote_code=model.get("trust_remote_code", False))
-        pixels = Pixels(processor, Path(picture_dir), limits=limits, blank=blank, masked=papo.mask_ratio)
+        blank, masked = app.blank_pixels, app.papo.mask_ratio
+        pixels = Pixels(processor, Path(picture_dir), limits=limits, blank=blank, masked=masked)
         for worker in (self.actor, self.ref):
             if worker is not None:
                 worker.engine.pixels = pixels
                 worker.engine.banned_tokens = torch.tensor(banned_tokens, dtype=torch.long)
-        if self.actor is not None and papo.kl_coef:
-            self.actor.engine.papo = partial(papo_loss, papo=papo, config=self.loss_fn.keywords["config"])
+        if self.actor is None:
+            return
+        settings = self.loss_fn.keywords["config"]
+        self.actor.engine.on_policy = OnPolicy(app.integrity, settings.entropy_coeff)
+        if app.papo.kl_coef:
+            self.actor.engine.papo = partial(papo_loss, papo=app.papo, config=settings)

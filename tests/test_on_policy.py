@@ -1,0 +1,172 @@
+"""A step of one update that brings its own `old_log_probs`: the same weights as by verl's way, and the same limit before them."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+from verl.workers.utils.losses import ppo_loss
+
+from tests.actor import actor, log_probs, weights
+from tests.test_rows import builder, make_sample, rows_of  # noqa: F401  (fixtures)
+from vision_rl.config.resolve import resolve
+from vision_rl.errors import UserError
+from vision_rl.settings import AppSettings, Integrity
+from vision_rl.tiny import checkpoint_dir
+from vision_rl.training.on_policy import OnPolicy
+from vision_rl.training.rows import RowBuilder
+from vision_rl.training.trainer import VisionTrainerSync, one_update
+
+ADVANTAGES = [1.0, -0.5, 0.25]
+_ACTOR = "actor_rollout_ref.actor"
+
+
+def nested(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+
+def batch_of(rows: list[dict[str, Any]], **computed: torch.Tensor) -> Any:
+    """What an update gets; computed: (rows, longest response), cut to each response."""
+    lengths = [len(row["responses"]) for row in rows]
+    data = list_of_dict_to_tensordict([dict(row) for row in rows])
+    for name in list(data.keys()):
+        if isinstance(data[name], torch.Tensor) and not data[name].is_nested:
+            data[name] = nested(list(data[name]))
+    data["advantages"] = nested([torch.full((n,), a) for n, a in zip(lengths, ADVANTAGES, strict=True)])
+    for name, values in computed.items():
+        data[name] = nested([row[:n] for row, n in zip(values, lengths, strict=True)])
+    tu.assign_non_tensor(
+        data,
+        calculate_entropy="old_log_probs" in computed,
+        temperature=1.0,
+        global_token_num=None,
+        global_batch_size=len(rows),
+    )
+    return data
+
+
+def summed(values: Any) -> float:
+    """A metric that verl adds up over micro-batches."""
+    return sum(one.aggregate() for one in (values if isinstance(values, list) else [values]))
+
+
+def updated(rows: list[dict[str, Any]], pixels: Any, limits: Integrity | None, **computed: torch.Tensor) -> Any:
+    """(metrics, weights before, weights after) of one update of the tiny model; limits: None trains by verl's way."""
+    worker = actor("actor", None, f"{_ACTOR}.ppo_micro_batch_size_per_gpu=2", f"{_ACTOR}.optim.lr=0.01")
+    config: Any = OmegaConf.create(resolve("cpu", [], task="vqa", model=str(checkpoint_dir())).verl)
+    worker.set_loss_fn(partial(ppo_loss, config=omega_conf_to_dataclass(config.actor_rollout_ref.actor)))
+    worker.engine.pixels = pixels
+    worker.engine.on_policy = OnPolicy(limits or Integrity(), 0.0)
+    before = weights(worker)
+    output = worker.train_batch(batch_of(rows, **computed))
+    output = output.get() if hasattr(output, "get") and not hasattr(output, "keys") else output
+    return tu.get(output, "metrics"), before, weights(worker)
+
+
+def test_weights_and_figures_are_those_of_verls_way(builder: RowBuilder, make_sample: Any, vqa_rows: Any) -> None:  # noqa: F811
+    """In micro-batches of one row, one of them without a picture, and with a reference policy."""
+    paths = [row["image_paths"][0] for row in vqa_rows]
+    rows = rows_of(builder, [make_sample([paths[0]], "red"), make_sample(paths[1:3], "blue"), make_sample([], "2")])
+    old = log_probs(actor(), rows, builder.pixels)
+    reference = old - 0.5
+    for row, known in zip(rows, old, strict=True):
+        row["rollout_log_probs"] = known[: len(row["responses"])] + 0.05
+    theirs, before, expected = updated(rows, builder.pixels, None, old_log_probs=old, ref_log_prob=reference)
+    ours, _, found = updated(rows, builder.pixels, Integrity(logprob_mismatch_max=0.1), ref_log_prob=reference)
+    assert any(not torch.equal(expected[name], before[name]) for name in before)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=1e-6, rtol=1e-5)
+    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+
+    assert max(ours["mismatch/logprob_max"]) == pytest.approx(0.05, abs=1e-5)
+    assert max(ours["mismatch/logprob_mean"]) == pytest.approx(0.05, abs=1e-5)
+    assert max(ours["train/kl"]) == pytest.approx(math.exp(-0.5) - 1 + 0.5, abs=1e-4)
+    for name in ("actor/entropy_loss", "actor/pg_loss"):
+        assert summed(ours[name]) == pytest.approx(summed(theirs[name]), abs=1e-5), name
+
+
+def test_nothing_is_learnt_from_rollouts_that_are_too_far_off(
+    builder: RowBuilder,  # noqa: F811
+    make_sample: Any,  # noqa: F811
+    vqa_rows: Any,
+) -> None:
+    """The limit holds before the optimizer's step, as it does by verl's way; one token of one row is enough."""
+    paths = [row["image_paths"][0] for row in vqa_rows]
+    rows = rows_of(builder, [make_sample([path], "red") for path in paths[:3]])
+    old = log_probs(actor(), rows, builder.pixels)
+    for row, known in zip(rows, old, strict=True):
+        row["rollout_log_probs"] = known[: len(row["responses"])].clone()
+    rows[1]["rollout_log_probs"][0] += 0.2
+    metrics, before, after = updated(rows, builder.pixels, Integrity(logprob_mismatch_max=0.1))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert max(metrics["mismatch/logprob_max"]) == pytest.approx(0.2, abs=1e-4) and metrics["grad_norm"] == 0.0
+    _, before, after = updated(rows, builder.pixels, Integrity(logprob_mismatch_max=0.3))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("override", "rows", "expected"),
+    [
+        ("", 128, True),
+        ("", 120, True),  # some were dropped
+        ("", 136, False),  # turns that are samples of their own: a second mini-batch
+        (f"{_ACTOR}.ppo_mini_batch_size=8", 128, False),
+        (f"{_ACTOR}.ppo_epochs=2", 128, False),
+        (f"{_ACTOR}.use_kl_loss=true", 128, True),
+        ("algorithm.rollout_correction.rollout_is=token", 128, False),
+        ("algorithm.rollout_correction.rollout_rs=token_k1", 128, False),
+        ("algorithm.adv_estimator=optimal_token_baseline", 128, False),
+        ("algorithm.adv_estimator=rloo", 128, True),
+        ("trainer.v1.trainer_mode=colocate_async", 128, False),
+    ],
+)
+def test_which_steps_are_one_update(override: str, rows: int, expected: bool) -> None:
+    extra = ["algorithm.rollout_correction.rollout_rs_threshold=0.5_2.0"] if "rollout_rs" in override else []
+    extra += ["algorithm.rollout_correction.rollout_is=token"] if "colocate" in override else []
+    overrides = [*([override] if override else []), *extra]
+    config = OmegaConf.create(resolve("cpu", overrides, task="vqa", model=str(checkpoint_dir())).verl)
+    assert one_update(config, rows) is expected
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> VisionTrainerSync:
+    made = VisionTrainerSync.__new__(VisionTrainerSync)
+    made.run = SimpleNamespace(app=AppSettings(integrity=Integrity(logprob_mismatch_max=0.1)))  # type: ignore[assignment]
+    made.config = OmegaConf.create(resolve("cpu", [], task="vqa", model=str(checkpoint_dir())).verl)
+    made.global_steps = 4
+    made.sight = SimpleNamespace(due=lambda step: step == 5)  # type: ignore[assignment]
+    monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda *_: pytest.fail("a pass of its own"))
+    return made
+
+
+def test_what_the_update_tells_is_logged_and_watched(
+    trainer: VisionTrainerSync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"actor/mismatch/logprob_max": 0.05, "actor/mismatch/logprob_mean": 0.01, "actor/entropy_loss": 2.0}
+    monkeypatch.setattr(PPOTrainer, "_update_actor", lambda self, batch, metrics: metrics.update(said) or batch)
+    batch = KVBatchMeta(partition_id="train", keys=["a_0_0"], tags=[{}])
+    metrics: dict[str, Any] = {}
+    trainer._update_actor(trainer._compute_old_log_prob(batch, metrics), metrics)
+    assert metrics == {
+        **{"mismatch/logprob_max": 0.05, "mismatch/logprob_mean": 0.01},
+        **{"actor/entropy_loss": 2.0, "actor/entropy": 2.0},
+    }
+    said["actor/mismatch/logprob_max"] = 0.25
+    with pytest.raises(UserError, match=r"step 4.*off from the rollout's by 0\.25"):
+        trainer._update_actor(batch, metrics)
+
+
+def test_a_step_with_a_look_at_black_pictures_has_its_own_pass(trainer: VisionTrainerSync) -> None:
+    trainer.global_steps = 5
+    with pytest.raises(pytest.fail.Exception, match="a pass of its own"):
+        trainer._compute_old_log_prob(KVBatchMeta(partition_id="train", keys=["a"], tags=[{}]), {})
