@@ -132,7 +132,8 @@ class VisionEngine(FSDPEngineWithLMHead):
         self._with_reference = "ref_log_prob" in data
         output = super().train_batch(data, loss_function)
         if self._watched:
-            output["metrics"].update(self.on_policy.metrics)
+            # in a list, as what every micro-batch adds to: verl joins those of the mini-batches and ranks
+            output["metrics"].update({name: [value] for name, value in self.on_policy.metrics.items()})
         return output
 
     def optimizer_step(self) -> float:
