@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 from agentlightning.types import AttemptedRollout, EnqueueRolloutRequest, RolloutConfig, Span
 
 from tests import fake_backend
@@ -37,6 +38,7 @@ class Stack:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.backend, self.picture_dir = backend, picture_dir
+        self._http = httpx.Client(trust_env=False)  # a client's first request costs 50 ms
         self.memory = VisionStore()
         self.store = VisionStoreServer(self.memory, host="127.0.0.1", port=free_port(), token=token)
         self.call(self.store.start())
@@ -76,7 +78,12 @@ class Stack:
     def spans(self, rollout: AttemptedRollout) -> list[Span]:
         return list(self.call(self.store.query_spans(rollout.rollout_id)))
 
+    def stats(self) -> dict[str, Any]:
+        """What the model server counted so far."""
+        return dict(self._http.get(self.backend.removesuffix("/v1") + "/stats").json())
+
     def close(self) -> None:
+        self._http.close()
         self.call(self.proxy.stop())
         self.call(self.store.stop())
         self.loop.call_soon_threadsafe(self.loop.stop)

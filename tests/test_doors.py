@@ -77,7 +77,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, media: Path) -> Iterator[Sta
             yield running
 
 
-@pytest.fixture()
+@pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     with httpx.Client(headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False, timeout=20) as one:
         yield one
@@ -93,7 +93,7 @@ def body(content: Any = "What?", **fields: Any) -> dict[str, Any]:
 
 def seen(stack: Stack) -> dict[str, Any]:
     """What the model server was asked so far."""
-    return dict(httpx.get(stack.backend.removesuffix("/v1") + "/stats", trust_env=False).json())
+    return stack.stats()
 
 
 def refused(

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import aiohttp
-import httpx
 import openai
 import pytest
 from agentlightning.types import AttemptedRollout, EnqueueRolloutRequest
@@ -51,7 +50,7 @@ def claimed_of(stack: Stack, names: Sequence[str]) -> list[tuple[AttemptedRollou
 
 def asked(stack: Stack) -> list[int]:
     """The `n` of every request that reached the model server so far."""
-    return list(httpx.get(stack.backend.removesuffix("/v1") + "/stats", trust_env=False).json()["n"])
+    return list(stack.stats()["n"])
 
 
 def call(addresses: Sequence[str], texts: Sequence[str], **parameters: Any) -> list[Any]:

@@ -321,14 +321,14 @@ def test_no_call_brings_a_bad_picture_to_the_model_server(
     stack: Stack, content: bytes, reason: str, traced: bool
 ) -> None:
     address = stack.claim()[1] if traced else f"{stack.address}/v1"
-    before = httpx.get(f"{stack.backend.removesuffix('/v1')}/stats").json()["requests"]
+    before = stack.stats()["requests"]
     with (
         openai.OpenAI(base_url=address, api_key=TOKEN, max_retries=0) as client,
         pytest.raises(openai.BadRequestError, match=reason),
     ):
         messages: Any = [user_message("What?", [data_uri(content)])]
         client.chat.completions.create(model=fake_backend.MODEL, messages=messages)
-    assert httpx.get(f"{stack.backend.removesuffix('/v1')}/stats").json()["requests"] == before
+    assert stack.stats()["requests"] == before
 
 
 def test_a_request_that_is_too_large_is_refused(stack: Stack) -> None:
