@@ -6,7 +6,7 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vision_rl.models.table import PARITY_RESULTS, TABLE, ModelFamily
 from vision_rl.parity.compare import LIMIT
@@ -33,14 +33,36 @@ The cells above ask the trainer's forward alone. Here the engine of a run, shard
 modes; the LoRA adapter has random weights, and for the frozen tower the server took an update of everything else.
 Rerun it with `python benchmarks/parity.py --modes`."""
 
+SGLANG = """\
+The cells above, asked of this project's SGLang server over HTTP, as in a run. A family that SGLang does not serve here is refused
+before it is started; it takes pictures only, so that there is no video.
+Rerun it with `make sglang` and `python benchmarks/parity.py --engine sglang`."""
+
 Matrix = dict[str, dict[str, Mapping[str, Any]]]
+
+
+class Section(NamedTuple):
+    """One of the smaller matrices: what it is, how it was made, its results by family and column, and when."""
+
+    title: str
+    text: str
+    matrix: Matrix
+    columns: list[str]
+    measured: str
 
 
 def write_docs(folder: Path = DOCS) -> list[Path]:
     """Write both pages; returns their paths."""
     matrix, names, when = _read(PARITY_RESULTS)
-    modes = _read(PARITY_RESULTS.with_name("parity_modes.json"))
-    pages = {"models.md": _markdown(matrix, names, when, modes), "models.html": _html(matrix, names, when, modes)}
+    others = [
+        Section(title, text, *_read(PARITY_RESULTS.with_name(name)))
+        for title, text, name in (
+            ("Modes of the engine", MODES, "parity_modes.json"),
+            ("SGLang as the server", SGLANG, "parity_sglang.json"),
+        )
+    ]
+    others = [section for section in others if section.matrix]
+    pages = {"models.md": _markdown(matrix, names, when, others), "models.html": _html(matrix, names, when, others)}
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")
     return [folder / name for name in pages]
@@ -72,7 +94,7 @@ def _ids(cells: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{sum(known)}/{len(known)}"
 
 
-def _markdown(matrix: Matrix, names: Sequence[str], when: str, modes: tuple[Matrix, list[str], str]) -> str:
+def _markdown(matrix: Matrix, names: Sequence[str], when: str, others: Sequence[Section]) -> str:
     legend = ", ".join(f"{MARKS[verdict]} {text}" for verdict, text in zip(COLORS, LEGEND, strict=False))
     lines = ["# Models, and whether trainer and server agree on them", "", f"Measured {when}.", "", HOW, "", legend, ""]
     lines += [
@@ -81,16 +103,17 @@ def _markdown(matrix: Matrix, names: Sequence[str], when: str, modes: tuple[Matr
     ]
     lines += ["| family | " + " | ".join(names) + " | ids |", "|---" * (len(names) + 2) + "|"]
     lines += [f"{_cells(family, cells, names)} {_ids(cells)} |" for family, cells in matrix.items()]
-    if modes[0]:
-        lines += ["", "## Modes of the engine", "", f"Measured {modes[2]}.", "", MODES, ""]
-        lines += ["| family | " + " | ".join(modes[1]) + " |", "|---" * (len(modes[1]) + 1) + "|"]
-        lines += [_cells(family, cells, modes[1]) for family, cells in modes[0].items()]
+    for title, text, other, columns, measured in others:
+        lines += ["", f"## {title}", "", f"Measured {measured}.", "", text, ""]
+        lines += ["| family | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        lines += [_cells(family, cells, columns) for family, cells in other.items()]
     lines += ["", "## Cells that are not equal", "", "| family | cell | reason |", "|---|---|---|"]
-    lines += [f"| {family} | {cells} | {reason} |" for (family, reason), cells in _reasons(matrix, modes[0]).items()]
+    reasons = _reasons(matrix, *(section.matrix for section in others))
+    lines += [f"| {family} | {cells} | {reason} |" for (family, reason), cells in reasons.items()]
     lines += ["", "## The table", ""]
     lines += ["| family | example | vLLM | SGLang | coordinates | positions | tokens per picture | memory | trained |"]
     lines += ["|---" * 9 + "|", *(_table_row(row) for row in TABLE)]
-    lines += ["", *(f"- **{row.name}**: {row.refused or row.notes}" for row in TABLE if row.refused or row.notes), ""]
+    lines += ["", *(f"- **{row.name}**: {row.remarks}" for row in TABLE if row.remarks), ""]
     return "\n".join(lines)
 
 
@@ -130,20 +153,19 @@ def _grid(matrix: Matrix, names: Sequence[str], last: str = "") -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
 
 
-def _html(matrix: Matrix, names: Sequence[str], when: str, modes: tuple[Matrix, list[str], str]) -> str:
+def _html(matrix: Matrix, names: Sequence[str], when: str, others: Sequence[Section]) -> str:
     legend = "".join(
         f'<span style="background:{color}">&nbsp;{text}&nbsp;</span> '
         for color, text in zip(COLORS.values(), LEGEND, strict=False)
     )
     reasons = "".join(
         f"<tr><th>{html.escape(family)}</th><td>{html.escape(cells)}</td><td>{html.escape(reason)}</td></tr>\n"
-        for (family, reason), cells in _reasons(matrix, modes[0]).items()
+        for (family, reason), cells in _reasons(matrix, *(section.matrix for section in others)).items()
     )
-    of_modes = (
-        f"<h2>Modes of the engine</h2><p>Measured {html.escape(modes[2])}.</p>"
-        f'<p style="max-width:60em">{html.escape(MODES)}</p>{_grid(modes[0], modes[1])}\n'
-        if modes[0]
-        else ""
+    sections = "".join(
+        f"<h2>{html.escape(title)}</h2><p>Measured {html.escape(measured)}.</p>"
+        f'<p style="max-width:60em">{html.escape(text)}</p>{_grid(other, columns)}\n'
+        for title, text, other, columns, measured in others
     )
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Parity of trainer and server</title>
@@ -152,6 +174,6 @@ thead th{{font-size:12px}}tbody th{{text-align:left;white-space:nowrap}}</style>
 <h1>Whether trainer and server agree</h1>
 <p>Measured {html.escape(when)}.</p><p style="max-width:60em">{html.escape(HOW)}</p><p>{legend}</p>
 {_grid(matrix, names, "ids")}
-{of_modes}<h2>Cells that are not equal</h2><table><tbody>
+{sections}<h2>Cells that are not equal</h2><table><tbody>
 {reasons}</tbody></table></html>
 """

@@ -92,7 +92,7 @@ def compare(jobs: Sequence[Job], folder: Path, server: Server = "vllm") -> list[
     SGLang is asked on the CPU, without `Job.engine` and `Job.adapter`.
     """
     every = cells(folder, jobs[0].scale)
-    asked = [[cell for cell in every if _has(job, cell)] for job in jobs]
+    asked = [[cell for cell in every if _has(job, cell, server)] for job in jobs]
     answers = (served if server == "vllm" else served_by_sglang)(jobs, asked, folder)
     return [
         result
@@ -109,13 +109,16 @@ def served_by_sglang(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folde
     return [answers(job.model, new, cells) for job, new, cells in zip(jobs, updated, asked, strict=True)]
 
 
-def _has(job: Job, cell: Cell) -> bool:
-    """Whether a cell is asked of a model: the update only with other weights, a video only where its processor takes one."""
+def _has(job: Job, cell: Cell, server: Server) -> bool:
+    """Whether a cell is asked of a model: the update only with other weights, a video where its processor takes one, and of vLLM
+    only, as in a run."""
     from vision_rl.models.processor import load_processor
 
     if cell.after_update and not job.updated:
         return False
-    has_video = job.videos and getattr(load_processor(str(job.model)), "video_processor", None) is not None
+    has_video = (
+        job.videos and server == "vllm" and getattr(load_processor(str(job.model)), "video_processor", None) is not None
+    )
     return has_video or not cell.shows_video
 
 

@@ -35,13 +35,13 @@ def answers(model: Path, updated: Path | None, cells: Sequence[Cell]) -> dict[st
             error = _update(client, url.removesuffix("/v1"), updated) if updated and later else None
             return known | {cell.name: {"error": error} if error else _ask(client, url, cell) for cell in later}
     except UserError as error:
-        return {"error": str(error)}
+        return {"error": str(error).replace(f" ({model})", "")}  # a folder of one machine says nothing
 
 
 def _update(client: httpx.Client, server: str, folder: Path) -> str | None:
     """New weights into the living server, by the loader that a run's weights go through; what it says where it refuses."""
-    reply = client.post(f"{server}/update_weights_from_disk", json={"model_path": str(folder)})
-    return None if reply.is_success and reply.json()["success"] else f"the update of the weights failed: {reply.text}"
+    reply = _post(client, f"{server}/update_weights_from_disk", {"model_path": str(folder)})
+    return None if reply.get("success") else f"the update of the weights failed: {reply.get('error') or reply}"
 
 
 def _ask(client: httpx.Client, url: str, cell: Cell) -> dict[str, Any]:
@@ -54,13 +54,21 @@ def _ask(client: httpx.Client, url: str, cell: Cell) -> dict[str, Any]:
         "logprobs": True,
         "n": CANDIDATES,
     }
-    try:
-        reply = client.post(f"{url}/chat/completions", json=body)
-    except httpx.TransportError as error:
-        return {"error": f"SGLang does not answer any more ({type(error).__name__})"}
-    if not reply.is_success:
-        return {"error": reply.json().get("message", reply.text) if reply.text.startswith("{") else reply.text}
-    content = reply.json()
+    content = _post(client, f"{url}/chat/completions", body)
+    if "error" in content:
+        return content
     choice = max(content["choices"], key=lambda one: len(one["token_ids"]))
     values = [token["logprob"] for token in choice["logprobs"]["content"]]
     return {"prompt_ids": content["prompt_token_ids"], "response_ids": choice["token_ids"], "logprobs": values}
+
+
+def _post(client: httpx.Client, url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The server's reply, or {"error": ...}: its own sentence, or that it is gone."""
+    try:
+        reply = client.post(url, json=body)
+        content = reply.json()
+    except httpx.TransportError as error:
+        return {"error": f"SGLang has ended ({type(error).__name__})"}
+    except ValueError:
+        return {"error": reply.text}
+    return dict(content) if reply.is_success else {"error": str(content.get("message", content))}

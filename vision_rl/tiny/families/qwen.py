@@ -37,7 +37,7 @@ def qwen2_vl() -> tuple[Any, Any]:
 
     processor, ids = _processor(14, Qwen2VLVideoProcessor, Qwen2VLProcessor)
     text = _text(processor, {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0})
-    vision = {"depth": 2, "embed_dim": 64, "num_heads": 2, "hidden_size": 64}
+    vision = {"depth": 2, "embed_dim": 64, "num_heads": 2, "hidden_size": 64, "in_chans": 3}  # published ones say so
     return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **ids)), processor
 
 
@@ -67,7 +67,7 @@ def qwen3_vl() -> tuple[Any, Any]:
 
 
 def qwen3_vl_moe() -> tuple[Any, Any]:
-    """Qwen3-VL with four experts, two per token."""
+    """Qwen3-VL with four experts, two per token, and three levels of deepstack: SGLang takes it for granted that there are."""
     from transformers import (
         Qwen3VLMoeConfig,
         Qwen3VLMoeForConditionalGeneration,
@@ -76,8 +76,9 @@ def qwen3_vl_moe() -> tuple[Any, Any]:
     )
 
     processor, ids = _processor(16, Qwen3VLVideoProcessor, Qwen3VLProcessor)
-    text = {**_text(processor, _INTERLEAVED), **_EXPERTS, "tie_word_embeddings": False}
-    config = Qwen3VLMoeConfig(text_config=text, vision_config=_VISION3, **ids)
+    text = {**_text(processor, _INTERLEAVED), **_EXPERTS, "tie_word_embeddings": False, "num_hidden_layers": 3}
+    vision = {**_VISION3, "depth": 3, "deepstack_visual_indexes": [0, 1, 2]}
+    config = Qwen3VLMoeConfig(text_config=text, vision_config=vision, **ids)
     return Qwen3VLMoeForConditionalGeneration(config), processor
 
 
