@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.data_samples import picture
 from tests.test_e2e_training import ROOT, metrics_of, run
-from vision_rl.data.schema import read_rows
+from vision_rl.data.schema import read_rows, write_rows
 from vision_rl.media.references import is_video
 from vision_rl.run.log import ROLLOUTS, read_jsonl
 from vision_rl.run.views import picture_files
@@ -68,8 +68,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_native_videos_beside_pictures_train_and_agree(data: Path, tmp_path: Path) -> None:
-    """A tiny Qwen3-VL: one video of four frames is two frames of vision tokens. All rows are of one micro-batch size."""
+    """A tiny Qwen3-VL, whose tower joins two frames; pictures and videos share micro-batches."""
     model = build("Qwen3-VL", tmp_path / "model")
+    *others, uneven = read_rows(data)
+    uneven["image_paths"], uneven["image_sizes"] = others[-1]["image_paths"], others[-1]["image_sizes"]
+    data = data.with_name("even.parquet")  # frames of several sizes are refused
+    write_rows(data, [*others, uneven])
     rows = {row["id"]: row for row in read_rows(data)}
     files = ["--data-path", str(data), "--val-data-path", str(data), "--model", str(model), "agent.video=native"]
     summary = run(tmp_path / "run", "--task", "vqa", *files, *STEPS, "app.sight.val_rows=2", "app.sight.every=1")

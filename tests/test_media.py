@@ -171,11 +171,14 @@ def test_a_video_is_shown_as_the_settings_say(media: str, video: str, kinds: lis
 
 
 def test_pictures_beside_native_videos_are_for_one_rank() -> None:
-    mixed = [{"media": "images"}, {"media": "video"}]
+    sizes = {"image_sizes": [(84, 56), (84, 56)], "id": "clip"}
+    mixed = [{"media": "images", "image_sizes": [(1, 2), (3, 4)]}, {"media": "video", **sizes}]
     check_videos(mixed, ranks=1)
     check_videos(mixed[1:] * 2, ranks=2)
     with pytest.raises(UserError, match=r"agent.video=native on 2 ranks needs a data set of videos only"):
         check_videos(mixed, ranks=2)
+    with pytest.raises(UserError, match="the frames of clip are not of one size"):
+        check_videos([{"media": "video", "image_sizes": [(84, 56), (84, 57)], "id": "clip"}], ranks=1)
 
 
 @pytest.mark.parametrize("family", ["Qwen2.5-VL", "Qwen3-VL"])

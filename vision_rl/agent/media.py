@@ -106,11 +106,18 @@ def _steps(length: float, factor: int) -> int:
 
 
 def check_videos(rows: Sequence[Mapping[str, Any]], ranks: int) -> None:
-    """Raise `UserError` for pictures beside native videos on several ranks.
+    """Raise `UserError` for what cannot be shown as native videos: frames of several sizes, and pictures beside videos on
+    several ranks.
 
     A rank that meets both calls its vision tower twice, and waits for ever for those that call theirs once (FSDP gathers
     the weights on all ranks together).
     """
+    for row in rows:
+        if row["media"] == "video" and len({tuple(size) for size in row["image_sizes"]}) > 1:
+            raise UserError(
+                f"the frames of {row['id']} are not of one size, as those of a native video must be; make them so, or use "
+                "agent.video=frames"
+            )
     if ranks > 1 and len({row["media"] for row in rows}) > 1:
         raise UserError(
             f"agent.video=native on {ranks} ranks needs a data set of videos only: a rank with both pictures and videos would "
