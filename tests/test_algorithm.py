@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from vision_rl.errors import UserError
+from vision_rl.run.last_words import TRACEBACK, in_a_sentence
 from vision_rl.settings import AppSettings
-from vision_rl.training.algorithm import TRACEBACK, VisionVERL
+from vision_rl.training.algorithm import VisionVERL
 
 
 def raised(error: Exception) -> RayError:
@@ -32,9 +33,14 @@ def algorithm(tmp_path: Path) -> VisionVERL:
     return made
 
 
+def told_of(algorithm: VisionVERL, error: RayError) -> UserError:
+    """As the algorithm tells of an error."""
+    return in_a_sentence(error, algorithm.launch.context.run_dir / "logs", algorithm._how_to_go_on())
+
+
 def test_an_error_that_the_user_can_mend_is_told_as_it_is(algorithm: VisionVERL, tmp_path: Path) -> None:
     error = UserError("row 3 has no picture; add one")
-    assert algorithm._in_a_sentence(raised(error)) is error
+    assert told_of(algorithm, raised(error)) is error
     assert not (tmp_path / "logs").exists()
 
 
@@ -44,7 +50,7 @@ def test_a_defect_is_one_sentence_and_its_traceback_is_kept(
 ) -> None:
     if checkpoint:
         (tmp_path / "checkpoints" / "global_step_7").mkdir(parents=True)
-    told = str(algorithm._in_a_sentence(raised(KeyError("rm_scores"))))
+    told = str(told_of(algorithm, raised(KeyError("rm_scores"))))
     assert "\n" not in told and len(told) < 500
     assert "KeyError: 'rm_scores'" in told and str(tmp_path / "logs" / TRACEBACK) in told
     assert ("--resume (from global_step_7)" in told) == checkpoint
@@ -59,4 +65,17 @@ def test_a_full_disk_does_not_hide_the_error(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    assert "ZeroDivisionError" in str(algorithm._in_a_sentence(raised(ZeroDivisionError("division by zero"))))
+    assert "ZeroDivisionError" in str(told_of(algorithm, raised(ZeroDivisionError("division by zero"))))
+
+
+def test_a_killed_worker_is_told_as_one_and_not_as_a_defect(algorithm: VisionVERL, tmp_path: Path) -> None:
+    told = str(told_of(algorithm, ActorDiedError()))
+    assert "died: killed, most often for want of main memory" in told and str(tmp_path / "logs") in told
+    assert "there is no checkpoint yet" in told and "defect" not in told
+
+
+def test_a_server_that_does_not_start_is_told_as_that(algorithm: VisionVERL) -> None:
+    error = raised(ValueError("no such dtype"))
+    named = RayTaskError("run", f"await server.launch_server()\n{error}", ValueError("no such dtype"))
+    told = str(told_of(algorithm, named))
+    assert told.startswith("the model server did not start: ValueError: no such dtype") and "--doctor" in told

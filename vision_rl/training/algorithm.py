@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -25,6 +24,7 @@ from vision_rl.backends.environment import SERVER_KEY
 from vision_rl.backends.rendezvous import RENDEZVOUS
 from vision_rl.config.resolve import Resolved
 from vision_rl.errors import UserError
+from vision_rl.run.last_words import in_a_sentence
 from vision_rl.run.log import RunLog
 from vision_rl.training.checkpoints import Checkpoints
 
@@ -33,17 +33,6 @@ LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for 127.0.0.1; `_node_ip_address` is resolved to the network's
     "RAY_AUTH_MODE": "token",
 }
-TRACEBACK = "traceback.txt"
-"""In logs/: the whole of what Ray said of the error that ended the run."""
-MAX_ERROR = 500
-"""Characters of an error that are worth a sentence."""
-_EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")
-FAILED_STARTS = {
-    "_check_resource_available": "Ray's cluster is too small",
-    ".launch_server()": "the model server did not start",
-    "init_model()": "the model could not be loaded",
-}
-"""What has failed, by a call as Ray names it in the traceback that it brings along."""
 
 
 @dataclass
@@ -55,13 +44,6 @@ class Launch:
     environment: dict[str, str]
     cpu: bool
     watch: Callable[[], None]
-
-
-def last_error(traceback: str) -> str:
-    """The message at the end of a traceback, on one line: all that follows the last line that begins with an exception."""
-    lines = traceback.strip().splitlines()
-    begins = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
-    return " ".join(" ".join(lines[begins[-1] if begins else -1 :]).split())[:MAX_ERROR]
 
 
 def check_shared(run_dir: Path) -> None:
@@ -119,7 +101,8 @@ class VisionVERL(agl.Algorithm):
             try:
                 ray.get(training)
             except ray.exceptions.RayError as error:
-                raise self._in_a_sentence(error) from None
+                context = self.launch.context
+                raise in_a_sentence(error, context.run_dir / "logs", self._how_to_go_on()) from None
             finally:
                 self.launch.watch()
         finally:
@@ -127,46 +110,9 @@ class VisionVERL(agl.Algorithm):
             ray.shutdown()
             shutil.rmtree(self._ranks, ignore_errors=True)
 
-    def _in_a_sentence(self, error: Exception) -> UserError:
-        """What to tell of an error that ended the training; Ray's text, pages of tracebacks, is kept in logs/."""
-        from ray.exceptions import ActorDiedError
-
-        cause = getattr(error, "cause", None) or error
-        if isinstance(cause, UserError):
-            return cause
-        logs = self.launch.context.run_dir / "logs"
-        with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
-            logs.mkdir(exist_ok=True)
-            (logs / TRACEBACK).write_text(f"{error}\n", encoding="utf-8")
-        if isinstance(cause, ActorDiedError) and not cause.actor_init_failed:
-            return UserError(self._of_the_dead(cause))
-        for call, failure in FAILED_STARTS.items():
-            if call in str(error):
-                return UserError(self._of_the_start(failure, error))
-        return UserError(
-            f"the trainer failed: {last_error(str(error))}; this is a defect of the program, or of code that the "
-            f"configuration names, not of a setting: {logs / TRACEBACK} has the whole traceback; {self._how_to_go_on()}"
-        )
-
     def _how_to_go_on(self) -> str:
         whole = Checkpoints(self.launch.context.run_dir / "checkpoints", self.launch.context.app.checkpoints).latest()
         return f"go on with --resume (from {whole.name})" if whole else "there is no checkpoint yet to go on from"
-
-    def _of_the_dead(self, error: Exception) -> str:
-        """What to tell of a worker process that was killed: Ray's reason is a page long."""
-        name = re.search(r"class_name: (\w+)", str(error))
-        return (
-            f"a process of the trainer ({name.group(1) if name else 'a Ray actor'}) died: killed, most often for want of main "
-            "memory (`dmesg | grep -i oom` says so), or crashed "
-            f"({self.launch.context.run_dir / 'logs'} has what it printed); {self._how_to_go_on()}"
-        )
-
-    def _of_the_start(self, failure: str, error: Exception) -> str:
-        """What to tell of a start that failed: the traceback is pages long, and its reason often stands in another log."""
-        return (
-            f"{failure}: {last_error(str(error))}; {self.launch.context.run_dir / 'logs'} has what was "
-            "printed, --plan estimates the memory, --doctor checks model and versions"
-        )
 
     def _keep_logs(self) -> None:
         """Copy what this run's workers on this machine printed into the run directory: Ray's own folder is soon replaced."""

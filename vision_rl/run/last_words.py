@@ -1,0 +1,64 @@
+"""What to tell of an error that ended the training: one sentence of Ray's pages, which stay in logs/ of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+from vision_rl.errors import UserError
+
+TRACEBACK = "traceback.txt"
+"""In logs/: the whole of what Ray said of the error that ended the run."""
+MAX_ERROR = 500
+"""Characters of an error that are worth a sentence."""
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")
+FAILED_STARTS = {
+    "_check_resource_available": "Ray's cluster is too small",
+    ".launch_server()": "the model server did not start",
+    "init_model()": "the model could not be loaded",
+}
+"""What has failed, by a call as Ray names it in the traceback that it brings along."""
+
+
+def last_error(traceback: str) -> str:
+    """The message at the end of a traceback, on one line: all that follows the last line that begins with an exception."""
+    lines = traceback.strip().splitlines()
+    begins = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
+    return " ".join(" ".join(lines[begins[-1] if begins else -1 :]).split())[:MAX_ERROR]
+
+
+def in_a_sentence(error: Exception, logs: Path, how_to_go_on: str) -> UserError:
+    """The error to raise in place of Ray's; its whole text is written into `logs`, the run's folder of logs."""
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, UserError):
+        return cause
+    with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
+        logs.mkdir(exist_ok=True)
+        (logs / TRACEBACK).write_text(f"{error}\n", encoding="utf-8")
+    if getattr(cause, "actor_init_failed", None) is False:  # Ray's ActorDiedError, of one that had started
+        return UserError(_of_the_dead(cause, logs, how_to_go_on))
+    for call, failure in FAILED_STARTS.items():
+        if call in str(error):
+            return UserError(_of_the_start(failure, error, logs))
+    return UserError(
+        f"the trainer failed: {last_error(str(error))}; this is a defect of the program, or of code that the "
+        f"configuration names, not of a setting: {logs / TRACEBACK} has the whole traceback; {how_to_go_on}"
+    )
+
+
+def _of_the_dead(error: Exception, logs: Path, how_to_go_on: str) -> str:
+    """A worker process that was killed: Ray's reason is a page long."""
+    name = re.search(r"class_name: (\w+)", str(error))
+    return (
+        f"a process of the trainer ({name.group(1) if name else 'a Ray actor'}) died: killed, most often for want of main "
+        f"memory (`dmesg | grep -i oom` says so), or crashed ({logs} has what it printed); {how_to_go_on}"
+    )
+
+
+def _of_the_start(failure: str, error: Exception, logs: Path) -> str:
+    """A start that failed: the traceback is pages long, and its reason often stands in another log."""
+    return (
+        f"{failure}: {last_error(str(error))}; {logs} has what was printed, --plan estimates the memory, --doctor checks "
+        "model and versions"
+    )
