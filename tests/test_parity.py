@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from PIL import Image
@@ -23,10 +25,12 @@ from vision_rl.backends.families import (
 from vision_rl.models.pixels import Pixels, join
 from vision_rl.models.processor import image_token_id, load_processor, medium_text
 from vision_rl.models.table import TABLE
+from vision_rl.parity import sglang_server
 from vision_rl.parity.actor import load_model
 from vision_rl.parity.cells import VIDEO, cells
 from vision_rl.parity.compare import LIMIT, TOGETHER, Job, Result, compare
 from vision_rl.parity.modes import MODES, compare_modes
+from vision_rl.parity.server import CANDIDATES
 from vision_rl.tiny.families import build
 from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample
@@ -242,3 +246,68 @@ def test_a_picture_is_processed_once_and_its_tiles_are_the_processors(tmp_path: 
     tiles = len(pixels.inputs([ref])["pixel_values"])
     assert tiles > 1  # the image processor alone makes one, the processor cuts
     assert pixels.placeholders([ref, ref]) == 2 * tiles * processor.image_seq_length
+
+
+# SGLang's side of the matrix
+
+
+def replies(*given: Any) -> httpx.Client:
+    """A client whose server gives these replies in order: (status, content), or an error to raise."""
+    left = iter(given)
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content))
+        one = next(left)
+        if isinstance(one, Exception):
+            raise one
+        status, content = one
+        return (
+            httpx.Response(status, json=content)
+            if not isinstance(content, str)
+            else httpx.Response(status, text=content)
+        )
+
+    asked: list[Any] = []
+    client = httpx.Client(transport=httpx.MockTransport(handle))
+    client.asked = asked  # type: ignore[attr-defined]
+    return client
+
+
+def choice(ids: list[int]) -> dict[str, Any]:
+    return {"token_ids": ids, "logprobs": {"content": [{"logprob": -0.5 * id} for id in ids]}}
+
+
+def test_sglang_is_asked_as_vllm_and_the_longest_choice_counts(tmp_path: Path) -> None:
+    cell = next(cell for cell in cells(tmp_path) if cell.name == "temperature 0.7")
+    client = replies((200, {"prompt_token_ids": [7, 8], "choices": [choice([1]), choice([1, 2]), choice([3])]}))
+    answer = sglang_server._ask(client, "http://server/v1", cell)
+    assert answer == {"prompt_ids": [7, 8], "response_ids": [1, 2], "logprobs": [-0.5, -1.0]}
+    [body] = client.asked  # type: ignore[attr-defined]
+    assert (body["temperature"], body["n"], body["logprobs"]) == (0.7, CANDIDATES, True)
+    assert body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        ((400, {"message": "two pictures"}), "two pictures"),
+        ((500, "Internal Server Error"), "Internal Server Error"),
+        (httpx.ConnectError("refused"), "SGLang has ended (ConnectError)"),
+    ],
+)
+def test_what_sglang_says_no_to_is_the_cells_result(reply: Any, error: str, tmp_path: Path) -> None:
+    cell = cells(tmp_path)[0]
+    assert sglang_server._ask(replies(reply), "http://server/v1", cell) == {"error": error}
+    said = sglang_server._update(replies(reply), "http://server", tmp_path)
+    assert said is not None and error in said
+
+
+def test_an_update_that_sglang_reports_as_failed_is_one() -> None:
+    assert sglang_server._update(replies((200, {"success": True})), "http://server", Path("x")) is None
+    said = sglang_server._update(replies((200, {"success": False, "message": "no such weight"})), "http://s", Path("x"))
+    assert said is not None and "no such weight" in said
+
+
+def test_a_family_that_sglang_does_not_serve_is_refused_before_it_is_started(tmp_path: Path) -> None:
+    answer = sglang_server.answers(build("LLaVA-1.5", tmp_path), None, cells(tmp_path))
+    assert set(answer) == {"error"} and str(tmp_path) not in answer["error"]
