@@ -132,6 +132,8 @@ def test_which_steps_are_one_update(override: str, rows: int, expected: bool) ->
     overrides = [*([override] if override else []), *extra]
     config = OmegaConf.create(resolve("cpu", overrides, task="vqa", model=str(checkpoint_dir())).verl)
     assert one_update(config, rows) is expected
+    config.actor_rollout_ref.actor.strategy = "megatron"
+    assert not one_update(config, rows), "its engine knows nothing of it"
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ class OnPolicy:
         torch.distributed.all_reduce(self._largest, torch.distributed.ReduceOp.MAX, group)
         torch.distributed.all_reduce(self._sums, torch.distributed.ReduceOp.SUM, group)
         total, kl, tokens = self._sums.tolist()
+        self.metrics = {}
         if tokens:
             self.metrics = {
                 "mismatch/logprob_max": self._largest.item(),

@@ -444,6 +444,7 @@ def one_update(config: Any, rows: int) -> bool:
     says: then `old_log_probs` are the update's own."""
     algorithm, actor, rollout = config.algorithm, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     single = rows <= actor.ppo_mini_batch_size * rollout.n and actor.ppo_epochs == 1
+    ours = actor.strategy != "megatron"  # whose engine is verl's own, and asks for `old_log_probs`
     correction = algorithm.get("rollout_correction", None) or {}
     asked = (
         algorithm.use_kl_in_reward
@@ -452,7 +453,7 @@ def one_update(config: Any, rows: int) -> bool:
         or algorithm.adv_estimator in TOKEN_LEVEL
         or actor.get("calculate_sum_pi_squared", False)
     )
-    return single and not asked and config.trainer.v1.trainer_mode == "sync"
+    return single and ours and not asked and config.trainer.v1.trainer_mode == "sync"
 
 
 def task_loader(tasks: list[str], data: Any, batch_size: int) -> StatefulDataLoader:
