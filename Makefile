@@ -11,6 +11,9 @@ RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 SGLANG := $(VENV)/.sglang
 
+# Where it is set, every one of a run's dozen processes would compile the project's own files again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install python sglang demo demo-grounding test test-fast test-slow test-e2e test-long lint clean
 install: $(STAMP)
 
@@ -18,8 +21,8 @@ $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overr
 	@test -n "$(PYTHON)" || { echo "no Python 3.12 or 3.11 that runs was found; install one, or say make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet uv==0.13.8
-# Byte-compiling at install is the largest gain at start-up where PYTHONDONTWRITEBYTECODE is set: a dozen processes import torch.
-	env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/uv pip install --python $(RUN) --compile-bytecode \
+# Byte-compiling at install saves the first start a minute: a dozen processes import torch.
+	$(VENV)/bin/uv pip install --python $(RUN) --compile-bytecode \
 	  --constraints requirements/cpu-constraints.txt --overrides requirements/cpu-overrides.txt \
 	  --editable '.[cpu,dev]' ./packaging/vllm-alias
 	touch $(STAMP)
@@ -31,7 +34,7 @@ python:
 sglang: install $(SGLANG)
 
 $(SGLANG): $(STAMP) requirements/sglang-cpu.txt packaging/sgl-kernel-stub/sgl_kernel/__init__.py
-	env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/uv pip install --python $(RUN) --compile-bytecode --no-deps \
+	$(VENV)/bin/uv pip install --python $(RUN) --compile-bytecode --no-deps \
 	  --requirement requirements/sglang-cpu.txt ./packaging/sgl-kernel-stub
 	touch $(SGLANG)
 

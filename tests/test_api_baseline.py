@@ -81,6 +81,7 @@ def test_prices_are_per_million_tokens() -> None:
     assert Prices(None, None).cost(1, 1) is None
 
 
+@pytest.mark.slow
 def test_a_run_reports_its_cost(tasks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with fake_openai("red") as fake:
         code = run(

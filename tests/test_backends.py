@@ -113,6 +113,7 @@ def test_a_model_without_a_tower_cannot_freeze_it() -> None:
         freeze_vision_tower(torch.nn.Sequential(torch.nn.Linear(2, 2)))
 
 
+@pytest.mark.slow
 def test_no_load_balancer_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """verl's is an actor that imports vLLM and verl for a question that nobody asks."""
     import asyncio

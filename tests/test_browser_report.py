@@ -82,7 +82,9 @@ def show(driver: Any, address: str, width: int = 1280, scheme: str = "light") ->
     driver.get_log("browser")
     driver.get(address)
     # On a busy machine `get` takes about:blank's last load event for this page's, and returns before its script ran.
-    until(lambda: js(driver, "document.readyState === 'complete' && location.href") == driver.current_url != "about:blank")
+    until(
+        lambda: js(driver, "document.readyState === 'complete' && location.href") == driver.current_url != "about:blank"
+    )
 
 
 def js(driver: Any, code: str, *arguments: Any) -> Any:

@@ -37,6 +37,7 @@ def race(mode: str, address: str, requests: int) -> tuple[int, int]:
     return int(asked), int(stalled)
 
 
+@pytest.mark.slow
 def test_the_shared_client_stalls_none(backend: str) -> None:
     assert race("shared", backend, 500) == (500, 0)
 

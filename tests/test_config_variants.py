@@ -257,6 +257,7 @@ def test_numbers_out_of_range_are_refused_before_anything_starts(override: str, 
     assert str(caught.value).startswith(override.split("=")[0]) or "must be a number" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_every_range_is_of_a_setting_that_exists_and_holds_for_verls_default() -> None:
     from vision_rl.config import known_keys
 

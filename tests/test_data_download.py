@@ -160,6 +160,7 @@ def test_a_cut_download_goes_on_where_it_stopped(mirror: Mirror, tmp_path: Path)
     assert len(list((tmp_path / "vqav2" / "images" / "train2014").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_a_cut_download_is_tried_again_by_itself(mirror: Mirror, tmp_path: Path) -> None:
     listing(mirror, "rootsautomation/ScreenSpot", {"data/test-00000-of-00001.parquet": os.urandom(50_000)})
     path = "/datasets/rootsautomation/ScreenSpot/resolve/main/data/test-00000-of-00001.parquet"

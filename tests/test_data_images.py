@@ -168,6 +168,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
         open_image(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "allowed"), [((30_000, 30_000), False), ((30_000, 20), True), ((20, 30_000), True)])
 def test_thirty_thousand_pixels_a_side(size: tuple[int, int], allowed: bool, tmp_path: Path) -> None:
     """What counts is the area: a tall screenshot of a whole page is a picture like others."""

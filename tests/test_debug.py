@@ -60,6 +60,7 @@ def test_a_picture_of_ones_own_has_no_reward(task: str, tmp_path: Path, capsys: 
     assert ("0.100, 0.200, 0.300, 0.400" in printed) == (task == "grounding")
 
 
+@pytest.mark.slow
 def test_an_endpoint_is_asked_without_torch(data: str) -> None:
     code = (
         "import runpy, sys; sys.argv = ['vqa_agent.py', *sys.argv[1:]]; runpy.run_path('vqa_agent.py', run_name='__main__'); "

@@ -92,8 +92,7 @@ def load(run_dir: Path, step: int) -> dict[str, Any]:
     loaded: dict[str, Any] = {
         name: torch.load(folder / f"{file}_world_size_1_rank_0.pt", weights_only=False) for file, name in files.items()
     }
-    for name in ("data", "rng"):
-        loaded[name] = torch.load(folder / f"{name}.pt", weights_only=False)
+    loaded |= torch.load(folder / "trainer.pt", weights_only=True)  # the data set's place and the random states
     return loaded
 
 

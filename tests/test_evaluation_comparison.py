@@ -111,6 +111,7 @@ def test_refusals(tmp_path: Path) -> None:
         load([first, other], ["one"])
 
 
+@pytest.mark.slow
 def test_the_command_leaves_table_picture_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = evaluation(tmp_path / "a", [boxed(n, shifted(0.3)) for n in range(12)])
     second = evaluation(tmp_path / "b", [boxed(n, shifted(0.02 * n)) for n in range(12)])

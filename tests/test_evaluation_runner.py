@@ -93,6 +93,7 @@ def test_concurrency_is_used_and_bounded(data: Path, tmp_path: Path) -> None:
     assert 3 <= fake.most_under_way <= 6
 
 
+@pytest.mark.slow
 def test_429_with_retry_after_pauses_all_requests(data: Path, tmp_path: Path) -> None:
     limited: list[float] = []
 

@@ -77,6 +77,7 @@ def test_relaxed_accuracy(reply: str, answer: str, right: bool, task: Task) -> N
     assert reward.value == reward.components["relaxed_accuracy"] == float(right)
 
 
+@pytest.mark.slow
 def test_verify_scores_its_gold_answers(charts: dict[str, Path]) -> None:
     shown = run("data_utils.py", "verify", "--task", EXAMPLE, "--file", charts["train"], "--against", charts["val"])
     assert "24 rows, 24 images, 0 bad rows" in shown.stdout
@@ -87,6 +88,7 @@ def test_a_command_that_was_not_told_the_file_says_so(charts: dict[str, Path]) -
     assert "task 'chart_qa' is unknown" in shown.stderr and "--task path/to/my_task.py" in shown.stderr
 
 
+@pytest.mark.slow
 def test_a_file_of_the_users_own_becomes_rows_of_the_task(charts: dict[str, Path], tmp_path: Path) -> None:
     picture = next((charts["train"].parent / "images" / "train").iterdir())
     (tmp_path / "mine.csv").write_text(f"image,question,answer\n{picture},How many bars are there?,3\n")

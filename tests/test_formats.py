@@ -230,6 +230,7 @@ def test_ten_thousand_random_strings_through_every_form() -> None:
         assert all(abs(number) < 1e32 for box in reading.boxes for number in box)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("piece", [*TAGS, "(", "[", "((", "<bbox>", " ", "1,", "\n"])
 def test_forms_take_linear_time(fmt: str, piece: str) -> None:

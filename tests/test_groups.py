@@ -127,6 +127,7 @@ def test_a_joint_request_that_fails_is_asked_for_again_alone(stack: Stack) -> No
     assert asked(stack)[before:] == [4, 1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_choice_that_is_cut_is_asked_for_again_alone(stack: Stack) -> None:
     claimed, before = group(stack, "cut", 4), len(asked(stack))
     replies = call([address for _, address in claimed], ["SLEEP1 CUT"] * 4)

@@ -43,6 +43,7 @@ def check(answer: Answer | None) -> None:
     asyncio.run(with_server())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [says("200 OK"), says("404 Not Found"), says("200 OK", 2.0), hangs_up])
 def test_a_server_that_is_merely_busy_is_not_dead(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "HEALTH_SECONDS", 0.5)

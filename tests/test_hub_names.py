@@ -73,6 +73,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path) -> None:
     assert "does not answer" in text and "http://127.0.0.1:9" in text and seconds < 10
 
 
+@pytest.mark.slow
 def test_a_misspelt_name_gets_the_nearest_after_one_request(tmp_path: Path, hub: tuple[str, list[str]]) -> None:
     url, asked = hub
     text, _ = said(NAME, tmp_path, HF_ENDPOINT=url)

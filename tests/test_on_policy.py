@@ -69,6 +69,7 @@ def updated(rows: list[dict[str, Any]], pixels: Any, limits: Integrity | None, *
     return tu.get(output, "metrics"), before, weights(worker)
 
 
+@pytest.mark.slow
 def test_weights_and_figures_are_those_of_verls_way(builder: RowBuilder, make_sample: Any, vqa_rows: Any) -> None:  # noqa: F811
     """In micro-batches of one row, one of them without a picture, and with a reference policy."""
     paths = [row["image_paths"][0] for row in vqa_rows]

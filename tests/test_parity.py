@@ -155,6 +155,7 @@ def test_a_micro_batch_without_pictures_goes_through_verls_forward(family: str, 
     assert logits.shape[:2] == (1, 3) and bool(logits.isfinite().all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["Qwen2.5-VL", "Qwen3-VL", "Qwen3.5", "GLM-4.1V"])
 def test_the_tower_sees_each_picture_of_a_micro_batch_once(family: str, tmp_path: Path) -> None:
     """Logits and gradients are those of a micro-batch in which every row brings its own pixels."""

@@ -400,6 +400,7 @@ HARD_UNITS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", HARD_UNITS)
 def test_time_grows_linearly(unit: str) -> None:
     def everything(text: str) -> None:

@@ -343,6 +343,7 @@ def test_a_proxy_process_that_hangs_at_its_start_is_replaced(tmp_path: Path, mon
     assert (tmp_path / "hung").exists()
 
 
+@pytest.mark.slow
 def test_a_proxy_process_that_dies_is_replaced(tmp_path: Path) -> None:
     """At the same address, which stays open: a call that comes meanwhile waits and is answered."""
     with running_stack(tmp_path) as stack:
@@ -367,6 +368,7 @@ def test_the_proxys_process_imports_little() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_token_is_in_no_process_list(tmp_path: Path) -> None:
     with running_stack(tmp_path, token="the-token-of-this-test") as stack:
         assert stack.proxy.process is not None
@@ -374,6 +376,7 @@ def test_the_token_is_in_no_process_list(tmp_path: Path) -> None:
         assert "the-token" not in " ".join(process.cmdline()) + str(process.environ())
 
 
+@pytest.mark.slow
 def test_other_model_servers_are_used_at_once(tmp_path: Path) -> None:
     with running_stack(tmp_path) as stack, fake_backend.running(free_port()) as second:
         stack.proxy.update_model_list([model_entry(second)])

@@ -168,6 +168,7 @@ def test_edges_of_all_charts_align(page: Page) -> None:
     assert len({tuple(layout["xaxis"]["range"]) for layout in layouts}) == 1
 
 
+@pytest.mark.slow
 def test_two_runs_are_laid_over_each_other(run_dir: Path, tmp_path: Path) -> None:
     other = told_run(tmp_path / "other", steps=22)
     page = run_page([run_dir, other])

@@ -308,6 +308,7 @@ def test_listing_candidates_never_beats_naming_one(name: str) -> None:
     assert METRICS["token_f1"].hole and METRICS["token_f1"].score(" ".join(words), ["red"]) > 1 / len(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["SECONDS", "WALL_SECONDS"])
 def test_math_is_stopped_in_time_in_threads_and_goes_on(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the helper's own clock, or by its end; the second limit leaves the helper no time for the first."""

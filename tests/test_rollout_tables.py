@@ -59,6 +59,7 @@ def test_tensorboard_shows_pictures_with_boxes_and_a_table(
     assert ordered[0]["question"] in lines[2] and "<script" not in table
 
 
+@pytest.mark.slow
 def test_wandb_holds_a_table_with_boxes(
     run_dir: Path, records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,7 @@ def test_the_table_can_be_read() -> None:
         table("## Ports\n\nnothing\n")
 
 
+@pytest.mark.slow
 def test_the_proxy_listens_where_the_table_says(tmp_path: Path) -> None:
     with running_stack(tmp_path) as stack:
         assert stack.proxy.process is not None

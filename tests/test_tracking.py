@@ -78,6 +78,7 @@ def test_what_the_user_has_set_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list((tmp_path / "mine").iterdir()) and not (tmp_path / "tensorboard").exists()
 
 
+@pytest.mark.slow
 def test_a_backend_that_does_not_start_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
