@@ -154,9 +154,9 @@ def test_an_exported_adapter_run_answers_as_in_its_validation(tmp_path: Path) ->
 
 
 def test_a_run_without_progress_ends_in_time(tmp_path: Path) -> None:
-    """Patience: with a learning rate of nothing every validation is the first one again."""
+    """Patience: with a learning rate of next to nothing every validation is the first one again."""
     run_dir = tmp_path / "run"
-    options = [f"{OPTIM}.lr=0", "trainer.test_freq=1", "app.validation.samples=16", "app.validation.patience=2"]
+    options = [f"{OPTIM}.lr=1e-12", "trainer.test_freq=1", "app.validation.samples=16", "app.validation.patience=2"]
     options += ["--max-steps", "20", "trainer.logger=[console,file,tensorboard]"]
     summary = run(run_dir, "--task", "vqa", *options)
     assert summary["steps"] == 2

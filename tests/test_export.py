@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from vision_rl.config.resolve import render_resolved, resolve
 from vision_rl.errors import UserError
 from vision_rl.export.__main__ import choose, export, told_step
 from vision_rl.export.checkpoint import dtype_of, written_dtype
@@ -143,12 +144,36 @@ def test_a_checkpoint_that_cannot_be_merged_leaves_nothing(tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
-@pytest.mark.parametrize(("stated", "dtype"), [("float32", "float32"), ("bfloat16", "bfloat16"), (None, "bfloat16")])
-def test_the_actors_precision_is_kept(tmp_path: Path, stated: str | None, dtype: str) -> None:
-    run = a_run(tmp_path / "run", 1, settings={"actor_rollout_ref.actor.fsdp_config.dtype": stated})
+@pytest.mark.parametrize(
+    ("mixed_precision", "of_verl_0_6", "dtype"),
+    [
+        (None, "float32", "float32"),  # a run of verl 0.6
+        (None, "bfloat16", "bfloat16"),
+        (None, None, "bfloat16"),
+        ("fp32", "bfloat16", "float32"),  # verl 0.9 has both keys and reads the first
+        ("bf16", "float32", "bfloat16"),
+        ("fp16", "bfloat16", "float32"),
+    ],
+)
+def test_the_actors_precision_is_kept(
+    tmp_path: Path, mixed_precision: str | None, of_verl_0_6: str | None, dtype: str
+) -> None:
+    key = "actor_rollout_ref.actor.fsdp_config"
+    settings = {f"{key}.mixed_precision.param_dtype": mixed_precision, f"{key}.dtype": of_verl_0_6}
+    run = a_run(tmp_path / "run", 1, settings=settings)
     assert dtype_of(run / "checkpoints" / "global_step_1") == dtype
     moved = shutil.move(run / "checkpoints" / "global_step_1", tmp_path / "global_step_1")
     assert dtype_of(Path(moved)) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("preset", "dtype"),
+    [("cpu", "float32"), ("gpu_24gb", "bfloat16"), ("8x80gb", "bfloat16"), ("megatron", "bfloat16")],
+)
+def test_a_presets_precision_is_read_from_its_run(tmp_path: Path, tiny_dir: Path, preset: str, dtype: str) -> None:
+    run = a_run(tmp_path / "run", 1)
+    (run / "config.yaml").write_text(render_resolved(resolve(preset, task="vqa", model=tiny_dir)))
+    assert dtype_of(run / "checkpoints" / "global_step_1") == dtype
 
 
 def tiny_actor(actor: Path, tiny_dir: Path, state: dict[str, torch.Tensor]) -> None:

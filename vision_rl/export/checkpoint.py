@@ -20,6 +20,9 @@ MERGED = "merged"
 """The folder beside `actor` that keeps the merged weights; it goes with its checkpoint."""
 ADAPTER = "adapter"
 """The folder of a LoRA adapter beside merged weights."""
+_PRECISION = ("fsdp_config.mixed_precision.param_dtype", "fsdp_config.dtype", "megatron.dtype")
+"""Settings of the actor that may tell its precision, the one that counts first: verl 0.9 keeps the second for nobody, in
+runs of verl 0.6 it was the one."""
 _STEP = re.compile(r"global_step_(\d+)")
 
 
@@ -58,10 +61,13 @@ def run_of(path: str | Path) -> Path | None:
 def dtype_of(step: Path) -> str:
     """The precision in which the actor of a checkpoint computed: "float32" or "bfloat16", by its run's config.yaml.
 
-    verl keeps float32 master weights for both; a bfloat16 actor never saw more than bfloat16 of them.
+    verl keeps float32 master weights for both; a bfloat16 actor never saw more than bfloat16 of them. float32 holds a
+    float16 actor's weights as they were.
     """
-    stated = _config(step).get("actor_rollout_ref.actor.fsdp_config.dtype")
-    return "float32" if stated in ("float32", "fp32") else "bfloat16"
+    config = _config(step)
+    stated = [config.get(f"actor_rollout_ref.actor.{key}") for key in _PRECISION]
+    precision = next((value for value in stated if value), "bfloat16")
+    return "bfloat16" if precision in ("bfloat16", "bf16") else "float32"
 
 
 def _config(step: Path) -> dict[str, Any]:
