@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from vision_rl.errors import UserError
+from vision_rl.run.best import best_of, judged
 from vision_rl.run.log import EVENTS, METRICS, RunLog, read_jsonl
 from vision_rl.settings import Checkpoints as CheckpointSettings
 from vision_rl.settings import Validation
-from vision_rl.training.best import best_of, judged
 from vision_rl.training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,6 +16,7 @@ from verl.workers.rollout.vllm_rollout import vllm_async_server
 from verl.workers.rollout.vllm_rollout.utils import VLLM_LORA_INT_ID, VLLM_LORA_PATH
 from vllm.lora.request import LoRARequest
 
+from vision_rl.backends import vllm_pictures
 from vision_rl.backends.gpu import cpu_build
 from vision_rl.backends.parent_death import end_with_parent
 from vision_rl.backends.rendezvous import vllm_meets_by_file
@@ -44,6 +45,7 @@ class VisionHttpServer(vllm_async_server.vLLMHttpServer):
             self.begin(**kwargs)
 
     def begin(self, **kwargs: Any) -> None:
+        os.environ["VLLM_MEDIA_CONNECTOR"] = vllm_pictures.NAME
         if cpu_build():
             fork_engine()
             vllm_meets_by_file()

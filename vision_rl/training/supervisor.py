@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from vision_rl.run.best import best_of, judged
 from vision_rl.run.collapse import CollapseWatcher, episodes, restored_steps
 from vision_rl.run.directory import STOP_FILE
 from vision_rl.run.log import EVENTS, METRICS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings
-from vision_rl.training.best import best_of, judged
 from vision_rl.training.checkpoints import Checkpoints
 
 

@@ -40,9 +40,9 @@ from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor
 from vision_rl.report.tables import log_rollout_tables
 from vision_rl.rollout.proxy import VisionProxy
+from vision_rl.run.best import VALIDATED
 from vision_rl.run.log import RunLog
 from vision_rl.training.advantages import TOKEN_LEVEL, group_metrics, rollout_advantages
-from vision_rl.training.best import VALIDATED
 from vision_rl.training.checkpoints import Checkpoints
 from vision_rl.training.context import RunContext
 from vision_rl.training.health import ModelDied
