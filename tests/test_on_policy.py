@@ -56,13 +56,20 @@ def batch_of(rows: list[dict[str, Any]], **computed: torch.Tensor) -> Any:
     return data
 
 
-def updated(rows: list[dict[str, Any]], pixels: Any, limits: Integrity | None, **computed: torch.Tensor) -> Any:
+def updated(
+    rows: list[dict[str, Any]],
+    pixels: Any,
+    limits: Integrity | None,
+    entropy_coeff: float = 0.0,
+    **computed: torch.Tensor,
+) -> Any:
     """(metrics, weights before, weights after) of one update of the tiny model; limits: None trains by verl's way."""
     worker = actor("actor", None, f"{_ACTOR}.ppo_micro_batch_size_per_gpu=2", f"{_ACTOR}.optim.lr=0.01")
-    config: Any = OmegaConf.create(resolve("cpu", [], task="vqa", model=str(checkpoint_dir())).verl)
+    overrides = [f"{_ACTOR}.entropy_coeff={entropy_coeff}"]
+    config: Any = OmegaConf.create(resolve("cpu", overrides, task="vqa", model=str(checkpoint_dir())).verl)
     worker.set_loss_fn(partial(ppo_loss, config=omega_conf_to_dataclass(config.actor_rollout_ref.actor)))
     worker.engine.pixels = pixels
-    worker.engine.on_policy = OnPolicy(limits or Integrity(), 0.0)
+    worker.engine.on_policy = OnPolicy(limits or Integrity(), entropy_coeff)
     before = weights(worker)
     output = worker.train_mini_batch(batch_of(rows, **computed))
     output = output.get() if hasattr(output, "get") and not hasattr(output, "keys") else output
@@ -70,7 +77,13 @@ def updated(rows: list[dict[str, Any]], pixels: Any, limits: Integrity | None, *
 
 
 @pytest.mark.slow
-def test_weights_and_figures_are_those_of_verls_way(builder: RowBuilder, make_sample: Any, vqa_rows: Any) -> None:  # noqa: F811
+@pytest.mark.parametrize("entropy_coeff", [0.0, 0.5])
+def test_weights_and_figures_are_those_of_verls_way(
+    builder: RowBuilder,  # noqa: F811
+    make_sample: Any,  # noqa: F811
+    vqa_rows: Any,
+    entropy_coeff: float,
+) -> None:
     """In micro-batches of one row, one of them without a picture, and with a reference policy."""
     paths = [row["image_paths"][0] for row in vqa_rows]
     rows = rows_of(builder, [make_sample([paths[0]], "red"), make_sample(paths[1:3], "blue"), make_sample([], "2")])
@@ -78,8 +91,12 @@ def test_weights_and_figures_are_those_of_verls_way(builder: RowBuilder, make_sa
     reference = old - 0.5
     for row, known in zip(rows, old, strict=True):
         row["rollout_log_probs"] = known[: len(row["responses"])] + 0.05
-    theirs, before, expected = updated(rows, builder.pixels, None, old_log_probs=old, ref_log_prob=reference)
-    ours, _, found = updated(rows, builder.pixels, Integrity(logprob_mismatch_max=0.1), ref_log_prob=reference)
+    theirs, before, expected = updated(
+        rows, builder.pixels, None, entropy_coeff, old_log_probs=old, ref_log_prob=reference
+    )
+    ours, _, found = updated(
+        rows, builder.pixels, Integrity(logprob_mismatch_max=0.1), entropy_coeff, ref_log_prob=reference
+    )
     assert any(not torch.equal(expected[name], before[name]) for name in before)
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, atol=1e-6, rtol=1e-5)
