@@ -40,12 +40,12 @@ def steps_of(run_dir: Path) -> list[int]:
     return [line["step"] for line in read_jsonl(run_dir / METRICS)[0]]
 
 
-def order_of(run_dir: Path) -> list[list[str]]:
-    """The rows of each step, in the order in which they were queued."""
-    rows: dict[int, dict[str, None]] = {}
+def order_of(run_dir: Path) -> list[set[str]]:
+    """The rows of each step; within one they stand in the record as their groups were finished."""
+    rows: dict[int, set[str]] = {}
     for rollout in read_jsonl(run_dir / ROLLOUTS)[0]:
-        rows.setdefault(rollout["step"], {})[rollout["id"]] = None
-    return [list(rows[step]) for step in sorted(rows)]
+        rows.setdefault(rollout["step"], set()).add(rollout["id"])
+    return [rows[step] for step in sorted(rows)]
 
 
 def wait_for_a_step(run_dir: Path, process: subprocess.Popen[str], timeout: float = 400) -> None:

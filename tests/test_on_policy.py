@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
@@ -126,6 +127,48 @@ def test_nothing_is_learnt_from_rollouts_that_are_too_far_off(
     assert max(metrics["mismatch/logprob_max"]) == pytest.approx(0.2, abs=1e-4) and metrics["grad_norm"] == [0.0]
     _, before, after = updated(rows, builder.pixels, Integrity(logprob_mismatch_max=0.3))
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def noted(on_policy: OnPolicy, differences: list[float], mask: list[int], reference: float = 0.0) -> None:
+    """One row of a micro-batch: |actor - rollout| by token, and the tokens that are the model's own."""
+    said = torch.full((1, len(mask)), -1.0)
+    data = TensorDict(
+        {
+            "response_mask": nested([torch.tensor(mask)]),
+            "rollout_log_probs": nested([said[0] + torch.tensor(differences)]),
+            "ref_log_prob": nested([said[0] - reference]),
+        },
+        batch_size=1,
+    )
+    on_policy._note(said, data)
+
+
+def test_the_figures_are_of_the_models_own_tokens_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tool's tokens have no log-probability; every rank has to decide alike, whoever has seen what is too far off."""
+    limits = Integrity(logprob_mismatch_max=0.5)
+    here, there = OnPolicy(limits, 0.0), OnPolicy(limits, 0.0)
+    noted(here, [0.1, 9.0, -0.3], [1, 0, 1], reference=0.5)
+    noted(here, [0.2], [1], reference=0.5)
+    noted(here, [7.0], [0])
+    noted(there, [0.6, 0.0], [1, 1], reference=0.5)
+    others = [there._largest, there._sums]
+    meets = {torch.distributed.ReduceOp.MAX: torch.maximum, torch.distributed.ReduceOp.SUM: torch.add}
+
+    def all_reduce(tensor: torch.Tensor, op: Any, group: Any) -> None:
+        assert group == "the ranks"
+        tensor.copy_(meets[op](tensor, others.pop(0)))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    assert not here.may_update("the ranks", with_reference=True)
+    assert here.metrics == pytest.approx(
+        {
+            "mismatch/logprob_max": 0.6,
+            "mismatch/logprob_mean": (0.1 + 0.3 + 0.2 + 0.6) / 5,
+            "train/kl": math.exp(-0.5) - 1 + 0.5,
+        }
+    )
+    others = [torch.zeros(()), torch.zeros(3)]
+    assert here.may_update("the ranks", with_reference=False) and here.metrics == {}, "the next update begins anew"
 
 
 @pytest.mark.parametrize(
