@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,17 +76,31 @@ def batch_of(size: dict[str, Any], samples: int, config: Any) -> Any:
         "old_log_probs": torch.zeros(samples, response),
         "advantages": torch.ones(samples, response),
     }
-    grid = torch.tensor([[1, side // PATCH, side // PATCH]])
-    pixels = [{"pixel_values": torch.randn(patches, 3 * 2 * PATCH**2), "image_grid_thw": grid} for _ in range(samples)]
-    batch = DataProto.from_dict(
-        tensors, {"multi_modal_inputs": np.array(pixels, dtype=object)}, meta_info={"temperature": 1.0}
-    )
+    refs = np.array([{"refs": [str(sample)]} for sample in range(samples)])  # of different pictures: none is shared
+    batch = DataProto.from_dict(tensors, {"multi_modal_inputs": refs}, meta_info={"temperature": 1.0})
     nested = left_right_2_no_padding(batch.to_tensordict())
     update = {"global_batch_size": samples, "mini_batch_size": samples, "epochs": 1, "seed": 1}
     tensordict_utils.assign_non_tensor(
         nested, **update, calculate_entropy=False, compute_loss=True, dataloader_kwargs={"shuffle": False}
     )
     return nested
+
+
+class SquarePictures:
+    """What the engine asks for the pixels of pictures; all are `side` pixels square."""
+
+    def __init__(self, side: int) -> None:
+        self.grid = torch.tensor([[1, side // PATCH, side // PATCH]])
+
+    def draw(self) -> None:
+        """No picture is masked here."""
+
+    def inputs(self, refs: Sequence[str], view: str = "seen") -> dict[str, torch.Tensor]:
+        patches = len(refs) * int(self.grid.prod())
+        return {
+            "pixel_values": torch.randn(patches, 3 * 2 * PATCH**2),
+            "image_grid_thw": self.grid.expand(len(refs), -1),
+        }
 
 
 def peak_of(work: Any) -> float:
@@ -149,7 +164,7 @@ def check(size: dict[str, Any], micro: int) -> tuple[float, float]:
             )
         )
         worker.reset()
-    worker.engine._opened = lambda inputs: getattr(inputs, "data", inputs)  # pixels, where a run has references to them
+    worker.engine.pixels = SquarePictures(size["side"])
     worker.set_loss_fn(partial(ppo_loss, config=actor))
     estimated = sum(parts[name] for name in ("gradients", "activations", "vision activations", "logits"))
     worker.train_mini_batch(batch_of(size, 2 * micro, config))  # so that the optimizer's state is there before

@@ -3,8 +3,7 @@
 Update: weights, gradients, optimizer state, activations of language model and vision tower, logits. Rollout: vLLM's
 weights and KV cache within its share, beside what the actor keeps on the GPU meanwhile. Formulas count bytes of
 tensors; allocator slack is the stated margin. An estimate for choosing settings, not a promise: it was held against
-verl 0.6's actor on a CPU in float32 (within a fifth), not yet against verl 0.9's engine (benchmarks/plan_check.py), and never
-on a GPU.
+verl 0.9's engine on a CPU in float32 (up to a fifth above it, benchmarks/plan_check.py), never on a GPU.
 """
 
 from __future__ import annotations
