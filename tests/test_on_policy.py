@@ -129,6 +129,22 @@ def test_nothing_is_learnt_from_rollouts_that_are_too_far_off(
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
+def test_old_log_probs_that_are_given_are_those_of_the_ratio(
+    builder: RowBuilder,  # noqa: F811
+    make_sample: Any,  # noqa: F811
+    vqa_rows: Any,
+) -> None:
+    """A step of several mini-batches has moved away from them: there the update must not bring its own."""
+    rows = rows_of(builder, [make_sample([row["image_paths"][0]], "red") for row in vqa_rows[:3]])
+    old = log_probs(actor(), rows, builder.pixels)
+    for row, known in zip(rows, old, strict=True):
+        row["rollout_log_probs"] = known[: len(row["responses"])]
+    metrics, _, _ = updated(rows, builder.pixels, Integrity(), old_log_probs=old + 0.1)
+    assert sum(metrics["actor/ppo_kl"]) / len(metrics["actor/ppo_kl"]) == pytest.approx(0.1, abs=1e-4)
+    assert not any(name.startswith("mismatch/") for name in metrics)
+
+
 def noted(on_policy: OnPolicy, differences: list[float], mask: list[int], reference: float = 0.0) -> None:
     """One row of a micro-batch: |actor - rollout| by token, and the tokens that are the model's own."""
     said = torch.full((1, len(mask)), -1.0)
