@@ -234,13 +234,14 @@ def test_a_live_page_takes_over_what_is_new_and_keeps_the_filters(driver: Any, t
             show(driver, address)
             choose(driver, "step", "1")
             RunLog(run).metrics(13, {"train/reward": 0.5, "timing_s/step": 1.0})
-            until(lambda: "13 of 40 steps" in driver.find_element("css selector", "header p").text)
+            # In one call: the paragraph that is found may be replaced before it is read.
+            until(lambda: "13 of 40 steps" in js(driver, "document.querySelector('header p').textContent"))
             assert {each["step"] for each in shown(driver)} == {"1"}
             assert js(driver, "document.querySelectorAll('.plot .main-svg').length") > 0
             assert driver.get_log("browser") == []
         finally:
             server.terminate()
-    until(lambda: "ended" in driver.find_element("id", "live").text)
+    until(lambda: "ended" in js(driver, "document.getElementById('live').textContent"))
 
 
 def _answers(address: str) -> bool:
