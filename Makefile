@@ -57,8 +57,12 @@ test-fast: install
 test-slow: install
 	$(RUN) -m pytest -m "slow and not e2e" -n 2
 
+# The tests of servers need a core each and run side by side; those of training want both cores.
+SERVERS := tests/test_e2e_groups.py tests/test_environment.py tests/test_evaluation_runner.py tests/test_parity.py tests/test_serving.py
+
 test-e2e: install
-	$(RUN) -m pytest -m "e2e and not long"
+	$(RUN) -m pytest -m "e2e and not long" -n 2 --dist loadfile $(SERVERS)
+	$(RUN) -m pytest -m "e2e and not long" --durations 12 $(SERVERS:%=--ignore %)
 
 test-long: install
 	$(RUN) -m pytest -m "e2e and long"

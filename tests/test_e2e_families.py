@@ -37,13 +37,11 @@ def check(run_dir: Path, summary: dict[str, float]) -> None:
     assert all(line["actor/grad_norm"] > 0 for line in metrics_of(run_dir))
 
 
-OFTEN = ("Qwen3-VL",)  # the matrix (test_parity.py) has five families in every CI run
 TRAINED = [row.name for row in TABLE if row.name in BUILDERS and not row.refused]
 
 
-@pytest.mark.parametrize(
-    "family", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.long) for name in TRAINED]
-)
+@pytest.mark.long  # the matrix (test_parity.py) has five families in every CI run
+@pytest.mark.parametrize("family", TRAINED)
 def test_family_trains_and_agrees(family: str, tmp_path: Path) -> None:
     """Qwen3-VL: M-RoPE with another patch size and deepstack. LLaVA: plain positions and a tower whose weights are renamed."""
     model = build(family, tmp_path / "model")
