@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overr
 	@test -n "$(PYTHON)" || { echo "no Python 3.12 or 3.11 that runs was found; install one, or say make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet uv==0.13.8
-# Byte-compiling at install saves the first start a minute: a dozen processes import torch.
+# Byte-compiled at install, or each of a dozen processes that import torch would compile it at the first start.
 	$(VENV)/bin/uv pip install --python $(RUN) --compile-bytecode \
 	  --constraints requirements/cpu-constraints.txt --overrides requirements/cpu-overrides.txt \
 	  --editable '.[cpu,dev]' ./packaging/vllm-alias
