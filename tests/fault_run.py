@@ -37,6 +37,7 @@ from vision_rl.training.launch import trainer_of
 
 AGENT_FAULTS = ["raise", "none", "nan", "text", "sysexit", "kill", "kill always"]
 SERVER_FAULTS = ["FAULT500", "FAULT400", "NOCHOICES", "NOTOKENS", "BADJSON", "TRUNCATED", "HANG"]
+KILLS = 3
 CONFIG = RolloutConfig(
     timeout_seconds=20, unresponsive_seconds=10, max_attempts=2, retry_condition=["failed", "timeout", "unresponsive"]
 )
@@ -85,6 +86,8 @@ class Scenario(agl.Algorithm):
             kinds += ["SLEEP0.2"] * 20
         resources = (await self.get_store().add_resources({"main_llm": proxy.as_resource()})).resources_id
         config = CONFIG.model_copy(update={"timeout_seconds": 6.0} if "stuck" in kinds else {})
+        if self.name == "runners die":  # the same rollout may be hit by each of the kills
+            config.max_attempts = KILLS + 1
         requests = [
             EnqueueRolloutRequest(input={"kind": kind}, mode="train", resources_id=resources, config=config)
             for kind in kinds
@@ -115,7 +118,7 @@ class Scenario(agl.Algorithm):
             await asyncio.sleep(float(self.name.split()[-1]))
             self.network = relay(self.reach)
         elif self.name == "runners die":
-            for _ in range(3):
+            for _ in range(KILLS):
                 os.kill(self.a_runner(), signal.SIGKILL)
                 await asyncio.sleep(0.5)
         elif self.name.startswith("clock jumps"):  # for every process of the run: tests/clock_jump.c
