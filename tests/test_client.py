@@ -54,6 +54,22 @@ def test_one_client_per_event_loop() -> None:
     assert first is not second, "a closed loop's client must not be used by the next loop"
 
 
+def test_a_rollouts_client_asks_no_thread_for_the_operating_system(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenAI's client does at its first request, and each rollout has a client: an eighth of its runner's time."""
+    asked: list[object] = []
+
+    async def to_thread(function: object, *_: object) -> str:
+        asked.append(function)
+        return "Linux"
+
+    monkeypatch.setattr(asyncio, "to_thread", to_thread)
+    completion = asyncio.run(chat(backend, fake_backend.MODEL, [user_message("hello")], timeout_seconds=5))
+    assert completion.choices[0].message.content == fake_backend.REPLY
+    assert not asked
+
+
 @pytest.mark.parametrize(("trainer", "direct"), [(True, True), (False, False)])
 def test_a_web_proxy_serves_the_world_and_not_the_way_to_the_trainer(
     trainer: bool, direct: bool, monkeypatch: pytest.MonkeyPatch

@@ -66,10 +66,8 @@ def served(model: Path, media_root: Path, cache_mb: int = 0) -> Iterator[str]:
     arguments = actor_rollout["rollout"]["engine_kwargs"]["sglang"]
     assert arguments["mm_embedding_cache_mb"] == 0
     arguments["mm_embedding_cache_mb"] = cache_mb
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(SERVER_KEY, KEY)  # as a run has one
-        with serve_sglang(actor_rollout, cpu=True) as url:
-            yield url.removesuffix("/v1")
+    with serve_sglang(actor_rollout, cpu=True, key=KEY) as url:  # as a run has one
+        yield url.removesuffix("/v1")
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +220,8 @@ def test_no_picture_is_answered_from_an_old_vision_tower(
     assert (said(choice) == pytest.approx(new, abs=1e-4)) == (cache_mb == 0)
 
 
-def test_the_doctor_asks_the_engine_of_the_run() -> None:
+def test_the_doctor_asks_the_engine_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SERVER_KEY, "of another server of this user")
     command = [sys.executable, "train_agent.py", "--doctor", "--rollout-engine", "sglang"]
     checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert checked.returncode == 0, checked.stdout + checked.stderr

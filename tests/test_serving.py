@@ -59,6 +59,21 @@ def test_a_server_that_ends_by_itself_says_why(tmp_path: Path, monkeypatch: pyte
         raise AssertionError("it served")
 
 
+def test_the_key_of_another_server_of_the_user_is_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM reads it from the environment; evaluation, doctor and agents, which start a server for themselves, got a 401."""
+    stub = tmp_path / "server"
+    stub.write_text("#!/bin/sh\necho the key is ${VLLM_API_KEY:-unset} >&2\nexit 3\n")
+    stub.chmod(0o755)
+    monkeypatch.setattr(serving.sys, "executable", str(stub))
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    with pytest.raises(UserError, match="the key is unset"), serving.serve("model", cpu=True):
+        raise AssertionError("it served")
+    with pytest.raises(UserError, match="the key is own"), serving.serve_sglang({}, cpu=True, key="own"):
+        raise AssertionError("it served")
+
+
 @pytest.mark.e2e
 def test_a_models_own_sampling_defaults_do_not_change_what_is_scored(tmp_path: Path, tiny_dir: Path) -> None:
     """With them the greedy reply would be another one, and samples at any temperature the same."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import agentlightning as agl
 import pytest
+from agentlightning import InMemoryLightningStore
 from agentlightning.types import AttemptedRollout, EnqueueRolloutRequest, RolloutConfig, SpanCoreFields
 
 from vision_rl.rollout import store as store_module
@@ -119,6 +120,33 @@ def test_a_worker_that_comes_back_late(store: VisionStore, taken_over: bool) -> 
         assert agl.find_final_reward(latest) == (0.5 if taken_over else 0.9)
 
     run(work())
+
+
+@pytest.mark.parametrize(("after", "timeout", "over"), [(0.05, 5.0, 2), (0.05, None, 2), (60.0, 0.1, 1), (60.0, 0, 1)])
+def test_a_wait_ends_with_the_last_rollout_or_with_its_time(
+    store: VisionStore, after: float, timeout: float | None, over: int
+) -> None:
+    """Two rollouts, of which one is over and one ends `after` so many seconds; an unknown one is never over, as upstream."""
+
+    async def work() -> int:
+        first, second = await claimed(store), await claimed(store)
+        await store.record(first.rollout_id, first.attempt.attempt_id, [], "succeeded")
+
+        async def end() -> None:
+            await asyncio.sleep(after)
+            await store.record(second.rollout_id, second.attempt.attempt_id, [], "succeeded")
+
+        ending = asyncio.create_task(end())
+        ids, began = [first.rollout_id, second.rollout_id], time.monotonic()
+        found = await store.wait_for_rollouts(rollout_ids=ids, timeout=timeout)
+        assert time.monotonic() - began < 3
+        upstreams = await InMemoryLightningStore.wait_for_rollouts(store, rollout_ids=ids, timeout=0)
+        assert [one.rollout_id for one in found] == [one.rollout_id for one in upstreams] == ids[:over]
+        assert await store.wait_for_rollouts(rollout_ids=[ids[0], "ro-none"], timeout=0) == found[:1]
+        ending.cancel()
+        return len(found)
+
+    assert run(work()) == over
 
 
 def test_the_reason_of_a_failure_is_kept(store: VisionStore) -> None:

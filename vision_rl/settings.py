@@ -57,7 +57,7 @@ class RolloutPolicy:
     )
     max_attempts: int = 2
     span_deadline_seconds: float = 10.0  # how long to wait for late spans of a finished rollout
-    poll_seconds: float = 0.1
+    poll_seconds: float = 0.1  # for the ends of rollouts 0.1 at most: Agent Lightning's client refuses to wait longer
 
 
 @dataclass(frozen=True)

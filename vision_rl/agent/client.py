@@ -14,11 +14,13 @@ import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx2 as httpx  # the client library of openai 3
 import openai
+from openai._base_client import get_platform
 from openai.types.chat import ChatCompletion
 
 from vision_rl.errors import UserError
@@ -38,13 +40,25 @@ class LLM:
     sampling_parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
+_platform = cache(get_platform)
 _Clients = dict[bool, openai.AsyncOpenAI]
 _clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Clients] = weakref.WeakKeyDictionary()
 
 
 class _CheckedClient(openai.AsyncOpenAI):
     """OpenAI's client, which looks at nothing of what a server sends: proxies and overloaded servers answer with
-    status 200 and something that is no chat completion, as they do with a broken one."""
+    status 200 and something that is no chat completion, as they do with a broken one.
+
+    Each of its copies, and a rollout has one, would look up the operating system in a thread (openai/_base_client.py,
+    `request`), an eighth of what a rollout costs its runner.
+    """
+
+    def copy(self, **options: Any) -> Self:
+        client = super().copy(**options)
+        client._platform = _platform()
+        return client
+
+    with_options = copy
 
     async def post(self, path: str, **options: Any) -> Any:
         try:

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from vision_rl.backends.environment import run_environment
+from vision_rl.backends.environment import SERVER_KEY, run_environment
 from vision_rl.backends.parent_death import end_with_parent
 from vision_rl.errors import UserError
 
@@ -66,13 +66,14 @@ def serve(
 
 
 @contextmanager
-def serve_sglang(actor_rollout: Mapping[str, Any], *, cpu: bool) -> Iterator[str]:
-    """As `serve`, by SGLang as a run would use it: `actor_rollout` is that section of a resolved configuration."""
+def serve_sglang(actor_rollout: Mapping[str, Any], *, cpu: bool, key: str = "") -> Iterator[str]:
+    """As `serve`, by SGLang as a run would use it: `actor_rollout` is that section of a resolved configuration, `key` what
+    every request must bring."""
     with tempfile.TemporaryDirectory(prefix="sglang-") as folder:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps(actor_rollout), encoding="utf-8")
         command = [sys.executable, "-m", "vision_rl.backends.sglang_serve", str(config)]
-        with _running("SGLang", command, cpu) as (server, log):
+        with _running("SGLang", command, cpu, key) as (server, log):
             _wait("SGLang", server, log, lambda: _address(log) is not None)
             yield f"{_address(log)}/v1"
 
@@ -84,14 +85,14 @@ def _address(log: Path) -> str | None:
 
 
 @contextmanager
-def _running(name: str, command: list[str], cpu: bool) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A server's process and the file of what it prints."""
+def _running(name: str, command: list[str], cpu: bool, key: str = "") -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A server's process and the file of what it prints; the key of another server, in the user's environment, is not its."""
     with tempfile.NamedTemporaryFile("w+", prefix=f"{name.lower()}-", suffix=".log") as log:
         server = subprocess.Popen(
             command,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **run_environment(cpu)},
+            env={**os.environ, **run_environment(cpu), SERVER_KEY: key},
             start_new_session=True,
             preexec_fn=end_with_parent,  # an evaluation that is killed outright must not leave it behind
         )

@@ -192,7 +192,6 @@ class RolloutManager:
         try:
             while True:
                 await self._collect_once()
-                await asyncio.sleep(self.app.rollouts.poll_seconds)
         except BaseException as error:
             self.error = error
             self.group_done.set()
@@ -200,8 +199,8 @@ class RolloutManager:
     async def _collect_once(self) -> None:
         waiting = list(self._owner)
         if not waiting:
-            return
-        done = await self.store.wait_for_rollouts(rollout_ids=waiting, timeout=0)
+            return await asyncio.sleep(self.app.rollouts.poll_seconds)
+        done = await self.store.wait_for_rollouts(rollout_ids=waiting, timeout=min(0.1, self.app.rollouts.poll_seconds))
         traces = await self.store.traces([rollout.rollout_id for rollout in done]) if done else []
         for rollout, trace in zip(done, traces, strict=True):
             await self._settle(rollout.rollout_id, await self._finished(rollout, trace))
