@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import verl.utils.fsdp_utils as fsdp_utils
+import verl.utils.torch_functional as torch_functional
 import verl.workers.engine.fsdp.transformer_impl as fsdp_engine
 from tensordict.tensorclass import NonTensorData, NonTensorStack
 from verl.utils import tensordict_utils as tu
@@ -33,6 +34,10 @@ from vision_rl.backends.families import (
 )
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels, View
+
+BLOCK = 1024
+"""Tokens whose logits are in memory twice at a time."""
+_verls_log_probs = fsdp_engine.logprobs_from_logits
 
 
 class VisionEngine(FSDPEngineWithLMHead):
@@ -164,6 +169,16 @@ def picture_refs(inputs: Any) -> list[str]:
     return list(inputs.get("refs") or []) if inputs else []
 
 
+def log_probs_by_block(logits: torch.Tensor, labels: torch.Tensor, **options: Any) -> torch.Tensor:
+    """The log-probability of each label; logits: (tokens, vocabulary), labels: (tokens,).
+
+    verl's own function, which without flash-attn goes over its first dimension in a Python loop to save memory
+    (utils/torch_functional.py:197), and `prepare_model_outputs` gives it tokens there: forty times the time of a block.
+    """
+    blocks = zip(logits.split(BLOCK), labels.split(BLOCK), strict=True)
+    return torch.cat([_verls_log_probs(block[None], ids[None], **options)[0] for block, ids in blocks])
+
+
 def mend_positions(data: Any) -> None:
     """Make M-RoPE positions, (rows, 4, length), ragged in the length, in place. Call it before rows are selected.
 
@@ -198,6 +213,8 @@ def freeze_vision_tower(module: Any) -> int:
     return frozen
 
 
+if not torch_functional.FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE:
+    fsdp_engine.logprobs_from_logits = log_probs_by_block
 fsdp_engine.extract_multi_modal_inputs = merge_pictures
 fsdp_utils._select_fsdp2_wrap_targets = sharded_layers
 ESTIMATE_FUNC["glm4v"] = count_glm_flops

@@ -42,6 +42,7 @@ from vision_rl.report.tables import log_rollout_tables
 from vision_rl.rollout.proxy import VisionProxy
 from vision_rl.run.best import VALIDATED
 from vision_rl.run.log import RunLog
+from vision_rl.run.tracking import tracking
 from vision_rl.training.advantages import TOKEN_LEVEL, group_metrics, rollout_advantages
 from vision_rl.training.checkpoints import Checkpoints
 from vision_rl.training.context import RunContext
@@ -54,7 +55,6 @@ from vision_rl.training.rows import RowBuilder
 from vision_rl.training.sight import SightGauge
 from vision_rl.training.steps import StepRecords
 from vision_rl.training.supervisor import Supervisor
-from vision_rl.training.tracking import tracking
 from vision_rl.training.worker import VisionWorker
 
 
