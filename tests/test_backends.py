@@ -13,9 +13,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 from verl.utils.flops_counter import FlopsCounter
+from verl.utils.torch_functional import logprobs_from_logits
 
 from tests.actor import actor, log_probs
-from vision_rl.backends.engine import VisionEngine, freeze_vision_tower
+from vision_rl.backends.engine import BLOCK, VisionEngine, freeze_vision_tower, log_probs_by_block
 from vision_rl.backends.families import sharded_layers
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
@@ -88,6 +89,45 @@ def test_banned_tokens_leave_the_entropy_a_number(temperature: float, rows: list
     worker.engine.banned_tokens = torch.arange(20, 200)
     entropy = log_probs(worker, rows, None, temperature=temperature, what="entropy")
     assert entropy.isfinite().all() and (entropy >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [0, 1, BLOCK, BLOCK + 7])
+def test_log_probabilities_by_the_block_are_verls(tokens: int, dtype: torch.dtype) -> None:
+    """And their gradients. verl's own cannot do without a token."""
+    generator = torch.Generator().manual_seed(tokens)
+    logits = torch.randn(tokens, 50, generator=generator).to(dtype)
+    labels = torch.randint(0, 50, (tokens,), generator=generator)
+    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    found = log_probs_by_block(ours, labels)
+    assert found.shape == (tokens,)
+    if tokens:
+        expected = logprobs_from_logits(theirs, labels)
+        torch.testing.assert_close(found, expected)
+        found.sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_actor_does_not_go_token_by_token(rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl's own function asked once for each of them, prompt and padding included: a quarter of a step's update."""
+    asked: list[torch.Size] = []
+    logsumexp = torch.logsumexp
+
+    def counted(values: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        asked.append(values.shape)
+        return logsumexp(values, *args, **kwargs)
+
+    worker = actor()
+    monkeypatch.setattr(torch, "logsumexp", counted)
+    log_probs(worker, rows * 4, None)
+    assert [shape[0] for shape in asked if len(shape) == 2 and shape[0] == 4 * 7]
+    assert not [shape for shape in asked if len(shape) == 1]
+
+
+def test_adam_takes_all_weights_in_one_call() -> None:
+    """torch's default goes over FSDP2's weights one by one on a CPU, and over the sharding rules of each."""
+    assert actor().engine.optimizer.param_groups[0]["fused"]
 
 
 def test_the_separate_trainer_can_tell_that_it_starts() -> None:

@@ -14,10 +14,10 @@ import pytest
 
 from vision_rl.errors import UserError
 from vision_rl.run.best import best_of, judged
+from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.log import EVENTS, METRICS, RunLog, read_jsonl
 from vision_rl.settings import Checkpoints as CheckpointSettings
 from vision_rl.settings import Validation
-from vision_rl.training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,7 +93,7 @@ def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from vision_rl.training.checkpoints import Checkpoints
+from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.settings import Checkpoints as Settings
 checkpoints = Checkpoints(Path(sys.argv[1]), Settings(keep_last=2))
 for step in range(1, 10_000):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.collapse import FORMAT, REWARD
 from vision_rl.run.directory import STOP_FILE
 from vision_rl.run.log import EVENTS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings, CollapseWatch, Validation
-from vision_rl.training.checkpoints import Checkpoints
 from vision_rl.training.supervisor import Supervisor
 
 RULE = Validation(metric="val/reward", patience=2)

@@ -17,7 +17,7 @@ TREE = {"trainer": {"wandb_proxy": None}}
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """`start_tracking` sets variables for its process."""
-    from vision_rl.run.tracking import places
+    from vision_rl.training.tracking import places
 
     for name in places(tmp_path, 0, ["wandb"]):
         monkeypatch.delenv(name, raising=False)
@@ -34,7 +34,7 @@ def settings(*backends: str) -> SimpleNamespace:
 def test_a_resumed_run_adds_to_its_files(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from vision_rl.run.tracking import tracking
+    from vision_rl.training.tracking import tracking
 
     with pytest.MonkeyPatch.context() as patch:
         for life, steps in ((0, (1, 2)), (2, (3,))):
@@ -50,7 +50,7 @@ def test_a_resumed_run_adds_to_its_files(tmp_path: Path) -> None:
 
 
 def test_weights_and_biases_goes_on_with_the_same_run(tmp_path: Path) -> None:
-    from vision_rl.run.tracking import places
+    from vision_rl.training.tracking import places
 
     first, second = (places(tmp_path, step, ["console", "wandb"]) for step in (0, 30))
     assert first["WANDB_RUN_ID"] == second["WANDB_RUN_ID"] and second["WANDB_RESUME"] == "allow"
@@ -62,7 +62,7 @@ def test_weights_and_biases_goes_on_with_the_same_run(tmp_path: Path) -> None:
     [((), False), (("console",), False), (("file", "tensorboard"), False), (("console", "wandb"), True)],
 )
 def test_only_weights_and_biases_leaves_its_id(tmp_path: Path, backends: tuple[str, ...], kept: bool) -> None:
-    from vision_rl.run.tracking import places
+    from vision_rl.training.tracking import places
 
     found = places(tmp_path, 0, backends)
     assert (tmp_path / "wandb_id").exists() is kept
@@ -70,7 +70,7 @@ def test_only_weights_and_biases_leaves_its_id(tmp_path: Path, backends: tuple[s
 
 
 def test_what_the_user_has_set_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vision_rl.run.tracking import tracking
+    from vision_rl.training.tracking import tracking
 
     monkeypatch.setenv("TENSORBOARD_DIR", str(tmp_path / "mine"))
     with tracking(settings("tensorboard"), TREE, tmp_path, 0):
@@ -82,7 +82,7 @@ def test_what_the_user_has_set_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_backend_that_does_not_start_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
-    from vision_rl.run.tracking import tracking
+    from vision_rl.training.tracking import tracking
 
     def refused(**_: object) -> None:
         raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.\nMore lines")

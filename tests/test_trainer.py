@@ -17,11 +17,11 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from vision_rl.models.tokens import forbidden_token_ids
+from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.directory import STOP_FILE
 from vision_rl.run.log import METRICS, RunLog, read_jsonl
 from vision_rl.settings import AgentSettings, AppSettings, Validation
 from vision_rl.training import trainer as trainer_module
-from vision_rl.training.checkpoints import Checkpoints
 from vision_rl.training.health import ModelDied
 from vision_rl.training.supervisor import Supervisor
 from vision_rl.training.trainer import VisionTrainer, VisionTrainerSync, clip_ratios

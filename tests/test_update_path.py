@@ -27,13 +27,13 @@ from vision_rl.models import pixels as pixels_module
 from vision_rl.models.pixels import Pixels, join
 from vision_rl.rollout.trace import Turn
 from vision_rl.run.best import judged
+from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import METRICS, ROLLOUTS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings, Integrity
 from vision_rl.training import trainer as trainer_module
 from vision_rl.training import worker as worker_module
 from vision_rl.training.advantages import group_metrics, rollout_advantages
-from vision_rl.training.checkpoints import Checkpoints
 from vision_rl.training.health import Health, ModelDied
 from vision_rl.training.mismatch import reference_metrics
 from vision_rl.training.rollout_manager import Group

@@ -20,9 +20,9 @@ from vision_rl.errors import UserError, cli_errors
 from vision_rl.export.checkpoint import ADAPTER, MERGED, dtype_of, merge, run_of, step_folder, written_dtype
 from vision_rl.export.model_card import base_model, model_card
 from vision_rl.models.table import image_processor_file
+from vision_rl.run.checkpoints import Checkpoints, read_best
 from vision_rl.run.directory import CONFIG
 from vision_rl.run.reader import RecordedRun, read_run
-from vision_rl.training.checkpoints import Checkpoints, read_best
 
 CARD = "README.md"
 NEEDED = ("config.json", "generation_config.json", "tokenizer_config.json")

@@ -1,1 +1,1 @@
-"""verl's side: its V1 trainer with our rollout manager, batch, advantages, mismatch limit, records and checkpoints."""
+"""verl's side: its V1 trainer with our rollout manager, batch, advantages, mismatch limit and records."""

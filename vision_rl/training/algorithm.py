@@ -24,9 +24,9 @@ from vision_rl.backends.environment import SERVER_KEY
 from vision_rl.backends.rendezvous import RENDEZVOUS
 from vision_rl.config.resolve import Resolved
 from vision_rl.errors import UserError
+from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.last_words import in_a_sentence
 from vision_rl.run.log import RunLog
-from vision_rl.training.checkpoints import Checkpoints
 
 WATCH_SECONDS = 0.1
 LOOPBACK = {

@@ -10,9 +10,9 @@ import yaml
 
 from vision_rl.config.resolve import Resolved, render_resolved
 from vision_rl.errors import UserError
+from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.log import RunLog
 from vision_rl.run.reader import RecordedRun
-from vision_rl.training.checkpoints import Checkpoints
 
 FIXED = (
     "actor_rollout_ref.model.path",

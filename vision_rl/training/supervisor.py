@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vision_rl.run.best import best_of, judged
+from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.collapse import CollapseWatcher, episodes, restored_steps
 from vision_rl.run.directory import STOP_FILE
 from vision_rl.run.log import EVENTS, METRICS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings
-from vision_rl.training.checkpoints import Checkpoints
 
 
 class Supervisor:

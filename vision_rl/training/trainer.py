@@ -41,10 +41,9 @@ from vision_rl.models.processor import load_processor
 from vision_rl.report.tables import log_rollout_tables
 from vision_rl.rollout.proxy import VisionProxy
 from vision_rl.run.best import VALIDATED
+from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.log import RunLog
-from vision_rl.run.tracking import tracking
 from vision_rl.training.advantages import TOKEN_LEVEL, group_metrics, rollout_advantages
-from vision_rl.training.checkpoints import Checkpoints
 from vision_rl.training.context import RunContext
 from vision_rl.training.health import ModelDied
 from vision_rl.training.mismatch import check_mismatch, mismatch_metrics, reference_metrics
@@ -55,6 +54,7 @@ from vision_rl.training.rows import RowBuilder
 from vision_rl.training.sight import SightGauge
 from vision_rl.training.steps import StepRecords
 from vision_rl.training.supervisor import Supervisor
+from vision_rl.training.tracking import tracking
 from vision_rl.training.worker import VisionWorker
 
 
