@@ -6,10 +6,13 @@ import os
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 from verl.trainer.constants_ppo import PPO_RAY_RUNTIME_ENV
 
 from vision_rl.backends.environment import COMMON, run_environment
 from vision_rl.config.resolve import resolve
+from vision_rl.errors import UserError
+from vision_rl.rollout.addresses import free_port
 from vision_rl.tiny import checkpoint_dir
 from vision_rl.training.algorithm import Launch, VisionVERL
 
@@ -58,9 +61,35 @@ def test_a_cpu_run_hides_the_gpus_of_its_machine(monkeypatch: pytest.MonkeyPatch
     resolved = resolve("cpu", task="vqa", model=checkpoint_dir())
     launch = Launch(resolved, None, run_environment(True), True, lambda: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", launch.environment["CUDA_VISIBLE_DEVICES"])  # as the command line does
-    VisionVERL(launch)._start_ray()
+    theirs = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
     try:
+        VisionVERL(launch)._start_ray()
         seen = ray.remote(num_gpus=1)(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
         assert set(ray.get(seen.remote()).split(",")) == {"-1"}
+        assert ray.get_runtime_context().gcs_address != theirs.address, "a cluster that somebody else has started"
     finally:
         ray.shutdown()
+        theirs.shutdown()
+
+
+@pytest.mark.parametrize("variable", [True, False])
+def test_a_cluster_that_cannot_be_reached_is_named(variable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", address if variable else "")
+    overrides = [] if variable else [f"ray_kwargs.ray_init.address={address}"]
+    resolved = resolve("cpu", overrides, task="vqa", model=checkpoint_dir())
+    with pytest.raises(UserError, match=rf"Ray does not start \(address {address}\): .*refused; .*RAY_ADDRESS"):
+        VisionVERL(Launch(resolved, None, run_environment(True), True, lambda: None))._start_ray()
+
+
+def test_what_ray_refuses_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses to be told of processors where it joins a cluster; the preset cpu tells it."""
+
+    def init(**options: object) -> None:
+        assert options["address"] == "auto" and options["num_gpus"]
+        raise ValueError("When connecting to an existing cluster,\n num_cpus must not be provided.")
+
+    monkeypatch.setattr(ray, "init", init)
+    resolved = resolve("cpu", ["ray_kwargs.ray_init.address=auto"], task="vqa", model=checkpoint_dir())
+    with pytest.raises(UserError, match=r"address auto.*: When connecting to an existing cluster, num_cpus must not"):
+        VisionVERL(Launch(resolved, None, run_environment(True), True, lambda: None))._start_ray()

@@ -12,11 +12,13 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import agentlightning as agl
 
@@ -141,17 +143,31 @@ class VisionVERL(agl.Algorithm):
         return bool(os.environ.get("RAY_ADDRESS") or ray_init.get("address"))
 
     def _start_ray(self) -> None:
-        """On one machine a fresh local cluster; on several, the one whose address the preset or RAY_ADDRESS names."""
+        """On one machine a fresh local cluster; on several, the one whose address the preset or RAY_ADDRESS names.
+
+        Raises `UserError` for what Ray refuses.
+        """
         import ray
 
         # A key of this run: on several nodes the model servers listen on the network.
         variables = {**self.launch.environment, SERVER_KEY: secrets.token_hex(16)}
+        options = dict(self.launch.resolved.verl["ray_kwargs"]["ray_init"])
         if not self._in_a_cluster():
             variables[RENDEZVOUS] = self._ranks = tempfile.mkdtemp(prefix="vision-rl-ranks-")
+            options["address"] = "local"  # else Ray joins whatever cluster somebody has started on this machine
         environment: dict[str, Any] = {"env_vars": variables}
-        options = dict(self.launch.resolved.verl["ray_kwargs"]["ray_init"])
         options.pop("runtime_env", None)  # verl's own default; ours goes to every process of the run
         ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        ray.init(**options, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+        where = os.environ.get("RAY_ADDRESS") or options["address"]
+        try:
+            place = urlsplit(where if "//" in where else f"//{where}")
+            if place.port:  # Ray itself would try for minutes
+                socket.create_connection((place.hostname, place.port), timeout=10).close()
+            ray.init(**options, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"Ray does not start (address {where}): {' '.join(str(error).split())}; ray_kwargs.ray_init.address=HOST:PORT "
+                "or RAY_ADDRESS names a cluster that runs, and without either the run starts Ray for itself"
+            ) from error
         for number, handler in ours.items():  # Ray's own for SIGTERM ends the process at once, without a checkpoint
             signal.signal(number, handler)
