@@ -2,7 +2,7 @@
 
 Subclasses 0.3.0's `InMemoryLightningStore`; nothing of its protocol changes. What is added, and why:
 - `record`: an attempt's spans and its end in one call, where upstream needs five requests a rollout;
-- `wait_for_rollouts` starts no task for each rollout of each call (half of the store's time while a step rolls out), nor a
+- `wait_for_rollouts` starts no task for each rollout of each call (half of the store's time with a thousand under way), nor a
   thread for each that is waited for;
 - `forget`: upstream keeps every rollout for ever (15 KB each); here the ones that the trainer has collected go in
   order;
