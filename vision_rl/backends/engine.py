@@ -33,6 +33,7 @@ from vision_rl.backends.families import (
     token_types,
 )
 from vision_rl.errors import UserError
+from vision_rl.models.chat_templates import check_template_names
 from vision_rl.models.pixels import Pixels, View
 
 BLOCK = 1024
@@ -148,6 +149,11 @@ class VisionEngine(FSDPEngineWithLMHead):
             self.optimizer_zero_grad()
             return 0.0
         return float(super().optimizer_step())
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As upstream, which also saves the processor or tokenizer: that of `model.tokenizer_path`, where one is set."""
+        check_template_names(self.model_config.get_processor(), self.model_config.tokenizer_path)
+        super().save_checkpoint(*args, **kwargs)
 
     def get_per_tensor_param(self, *args: Any, **kwargs: Any) -> Any:
         """As upstream, under the names that the model server knows."""

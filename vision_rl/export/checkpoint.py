@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from vision_rl.errors import UserError
+from vision_rl.models.chat_templates import check_template_files
 from vision_rl.run.directory import CONFIG
 
 MERGED = "merged"
@@ -113,7 +114,7 @@ def merge(step: Path, target: Path, dtype: str, *, keep_adapter: bool = False) -
     """Write the merged weights of `step` to the folder `target`, which appears whole or not at all.
 
     dtype: "float32" or "bfloat16". A LoRA adapter is folded in; keep_adapter also leaves it in `target`/adapter. Raises
-    `UserError` if the merger fails.
+    `UserError` if the merger fails, or would write outside `target`.
     """
     actor = step / "actor"
     if not (actor / "fsdp_config.json").exists():
@@ -121,6 +122,7 @@ def merge(step: Path, target: Path, dtype: str, *, keep_adapter: bool = False) -
             f"{actor} is no FSDP checkpoint; merge it with `python -m verl.model_merger merge --backend megatron "
             f"--local_dir {actor} --target_dir DIR` and give DIR"
         )
+    check_template_files(actor / "huggingface")
     partial = target.parent / f".{target.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     command = [sys.executable, "-m", "vision_rl.export.merge", str(actor), str(partial), dtype]

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 from vision_rl.errors import UserError
+from vision_rl.models.chat_templates import check_template_names
 
 _MROPE_METHODS = ("get_rope_index", "get_vision_position_ids")
 
@@ -20,7 +21,7 @@ def load_processor(path: str, trust_remote_code: bool = False) -> Any:
     two backends' resizing differs, and with the other one log-probabilities are off by 0.01.
 
     As in verl, the result carries `config`, and for M-RoPE families `get_rope_index`, the model class's own function.
-    Raises `UserError` when there is no multimodal processor at `path`.
+    Raises `UserError` when there is no multimodal processor at `path`, or one that must not be saved.
     """
     from transformers import AutoConfig, AutoProcessor, ProcessorMixin
 
@@ -34,6 +35,7 @@ def load_processor(path: str, trust_remote_code: bool = False) -> Any:
             f"{path} has no image processor, only {type(processor).__name__}: add preprocessor_config.json (or "
             "processor_config.json) of the original model"
         )
+    check_template_names(processor, path)
     bind_positions(processor, config)
     return processor
 

@@ -15,6 +15,7 @@ import psutil
 from vision_rl.backends.gpu import cpu_build, cuda_devices
 from vision_rl.errors import UserError
 from vision_rl.media.images import image_size
+from vision_rl.models.chat_templates import check_template_files
 from vision_rl.models.table import TABLE
 
 CPU_CORES = 2
@@ -73,7 +74,7 @@ def check_devices(verl: Mapping[str, Any], preset: str) -> None:
 def check_model(folder: Path, *, trusted: bool = False) -> None:
     """Raise `UserError` if a model folder lacks its processor or half of its weights, or a hub name cannot be had.
 
-    Also if it brings code of its own, unless that is `trusted` by name.
+    Also if it brings code of its own, unless that is `trusted` by name, or chat templates that must not be saved.
 
     The workers would say so after a minute, at length, and in their logs.
     """
@@ -90,6 +91,7 @@ def check_model(folder: Path, *, trusted: bool = False) -> None:
                 f"--model {folder}: {file.name} has {key}, which runs code from that folder or the hub; read that code, "
                 "then set actor_rollout_ref.model.trust_remote_code=true and data.trust_remote_code=true"
             )
+    check_template_files(folder)
     for file in sorted(folder.glob("*.safetensors")):
         if problem := cut_off(file):
             raise UserError(f"--model {folder}: {problem}; download the folder again")
