@@ -213,6 +213,7 @@ class Worker:
         llm = SimpleNamespace(
             endpoint=self.root + rollout["path"],
             model=rollout["model"],
+            api_key=rollout["api_key"],
             sampling_parameters=rollout["sampling_parameters"],
         )
         how = self.images

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import httpx2 as httpx  # the client library of openai 3
@@ -23,6 +23,7 @@ import openai
 from openai._base_client import get_platform
 from openai.types.chat import ChatCompletion
 
+from vision_rl.agent.rollout_key import ATTEMPT_HEADER, PREFIX, ROLLOUT_HEADER, rollout_key, split_address
 from vision_rl.errors import UserError
 from vision_rl.settings import TOKEN_VARIABLE
 
@@ -117,6 +118,28 @@ def client_for(llm: LLM, settings: Mapping[str, Any]) -> openai.AsyncOpenAI:
     return client.with_options(
         api_key=token or client.api_key, base_url=openai_base_url(llm.endpoint), timeout=settings["timeout_seconds"]
     )
+
+
+class Connection(NamedTuple):
+    """What the client of any framework needs. headers: they name the rollout beside the run's token, as its key does."""
+
+    base_url: str
+    api_key: str
+    headers: dict[str, str]
+
+
+def connection(llm: Any) -> Connection:
+    """Address and key of the model that an agent was given (`agl.LLM`, or `LLM` outside of training).
+
+    In training the address is the same for all rollouts of a run, and the key is this rollout's, so that a framework
+    that keeps its clients by address keeps one. `llm.endpoint`, which holds the rollout, makes it keep one per rollout.
+    """
+    key, named = getattr(llm, "api_key", None), split_address(llm.endpoint)
+    if named is None:
+        return Connection(openai_base_url(llm.endpoint), key or os.environ.get("OPENAI_API_KEY", "none"), {})
+    proxy, *identity = named
+    own = key if key and key.startswith(PREFIX) else rollout_key(key, *identity)
+    return Connection(openai_base_url(proxy), own, dict(zip((ROLLOUT_HEADER, ATTEMPT_HEADER), identity, strict=True)))
 
 
 def _checked(completion: Any, endpoint: str) -> ChatCompletion:

@@ -19,6 +19,8 @@ from urllib.parse import parse_qs
 
 import orjson
 
+from vision_rl.agent.rollout_key import PREFIX, rollout_of
+
 MAX_BODY_BYTES = 64 * 2**20
 MAX_REQUESTS_PER_SECOND = 2000
 """Of one client address; far above what a machine full of workers sends, low enough to stop a loop gone wild."""
@@ -49,7 +51,8 @@ def is_loopback(host: str) -> bool:
 class Access:
     """ASGI middleware: 401 without the token (if there is one), 429 above the rate, 413 for a body over its limit.
 
-    dashboard: browsers may read (GET) with the key of `dashboard_key`.
+    dashboard: browsers may read (GET) with the key of `dashboard_key`. rollout_paths: what a rollout's own key opens
+    (`agent/rollout_key.py`); the application finds (rollout, attempt) as `scope["rollout"]`.
     """
 
     def __init__(
@@ -59,11 +62,13 @@ class Access:
         *,
         open_paths: Collection[str] = (),
         dashboard: bool = False,
+        rollout_paths: re.Pattern[str] | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
         requests_per_second: float = MAX_REQUESTS_PER_SECOND,
     ) -> None:
         self.app = app
         self.token = token.encode() if token else None
+        self.rollout_paths = rollout_paths
         self.key = dashboard_key(token).encode() if token and dashboard else None
         self.open_paths = open_paths
         self.max_body_bytes = max_body_bytes
@@ -82,8 +87,9 @@ class Access:
             headers = [(b"location", scope["path"].encode()), (b"set-cookie", cookie), (b"content-length", b"0")]
             await send({"type": "http.response.start", "status": 303, "headers": headers})
             await send({"type": "http.response.body", "body": b""})
-        elif not self._known(scope):
-            await send_json(send, 401, _error("a token is needed: Authorization: Bearer <token>"))
+        elif refusal := self._refusal(scope):
+            status, message = refusal
+            await send_json(send, status, _error(message))
         elif self.token and not self._in_rate(scope):
             await send_json(send, 429, _error("too many requests"))
         else:
@@ -109,6 +115,19 @@ class Access:
             await self.app(scope, counted, send)
         except TooLarge as error:
             await send_json(send, 413, _error(str(error)))
+
+    def _refusal(self, scope: Any) -> tuple[int, str] | None:
+        """Why a request may not pass, as status and sentence; None if it may."""
+        key = _header(scope, b"authorization").removeprefix(b"Bearer ").decode("latin-1")
+        if self.rollout_paths is None or not key.startswith(PREFIX):
+            return None if self._known(scope) else (401, "a token is needed: Authorization: Bearer <token>")
+        try:
+            scope["rollout"] = rollout_of(key, self.token.decode() if self.token else None)
+        except ValueError as error:
+            return 401, str(error)
+        if not self.rollout_paths.fullmatch(scope["path"]):
+            return 403, "a rollout's key opens the model's routes only; give the run's token"
+        return None
 
     def _known(self, scope: Any) -> bool:
         if self.token is None:

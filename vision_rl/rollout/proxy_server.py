@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -27,6 +28,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from vision_rl.agent.rollout_key import ATTEMPT_HEADER, ROLLOUT_HEADER
 from vision_rl.rollout.chat_request import CallError, parse_object
 from vision_rl.rollout.http_auth import Access, TooLarge, hide_keys, read_body
 from vision_rl.rollout.model_calls import Calls, ModelServers, Server, as_stream
@@ -36,6 +38,8 @@ from vision_rl.rollout.worker_api import Claims
 
 HEALTH = "/health/liveliness"
 READY = b"ready\n"
+MODEL_PATHS = re.compile(r"(?:/rollout/[^/]+/attempt/[^/]+)?(?:/v1)?/(?:models|chat/completions)")
+"""What the key of a rollout opens."""
 
 logger = logging.getLogger(__name__)
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -50,7 +54,7 @@ class ProxyApp:
         self.store = StoreLink(config["store"], config["store_token"])
         self.servers = ModelServers()
         self.calls = Calls(self.servers, self.store, pictures)
-        self.claims = Claims(self.store, pictures)
+        self.claims = Claims(self.store, pictures, config["token"])
         self.change(config)
         traced = "/rollout/{rollout_id}/attempt/{attempt_id}"
         routes = [
@@ -66,7 +70,7 @@ class ProxyApp:
         ]
         app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route}, lifespan=self._lifespan)
         app.router.redirect_slashes = False
-        self.app = Access(app, config["token"], open_paths=(HEALTH,))
+        self.app = Access(app, config["token"], open_paths=(HEALTH,), rollout_paths=MODEL_PATHS)
 
     def change(self, config: dict[str, Any]) -> None:
         """Other model servers ("servers"), or other weights in them ("weights")."""
@@ -91,8 +95,8 @@ class ProxyApp:
     async def chat(self, request: Request) -> Response:
         """A call whose client leaves is given up: the server must not go on generating for nobody."""
         content = await read_body(request.receive)
-        path = request.path_params
-        work = self.calls.traced(path["rollout_id"], path["attempt_id"], content) if path else self.calls.plain(content)
+        rollout = rollout_of_call(request)
+        work = self.calls.traced(*rollout, content) if rollout else self.calls.plain(content)
         call = asyncio.create_task(work)
         left = asyncio.create_task(_disconnected(request))
         await asyncio.wait((call, left), return_when=asyncio.FIRST_COMPLETED)
@@ -118,6 +122,26 @@ class ProxyApp:
     async def image(self, request: Request) -> Response:
         kind, content = await self.claims.image(request.path_params["rollout_id"], request.path_params["index"])
         return Response(content, media_type=kind)
+
+
+def rollout_of_call(request: Request) -> tuple[str, str] | None:
+    """(rollout, attempt) of a call by its path, its key or its headers; None for a call without any of them.
+
+    Raises `CallError` if they name different ones, or only half of one.
+    """
+    path, headers = request.path_params, request.headers
+    named = {request.scope.get("rollout")}
+    if path:
+        named.add((path["rollout_id"], path["attempt_id"]))
+    if ROLLOUT_HEADER in headers or ATTEMPT_HEADER in headers:
+        named.add((headers.get(ROLLOUT_HEADER, ""), headers.get(ATTEMPT_HEADER, "")))
+    named.discard(None)
+    if len(named) > 1:
+        raise CallError(400, "path, key and headers of this call name different rollouts; give one of them")
+    rollout = named.pop() if named else None
+    if rollout and not all(rollout):
+        raise CallError(400, f"a call of a rollout has both headers, {ROLLOUT_HEADER} and {ATTEMPT_HEADER}")
+    return rollout
 
 
 def _told(endpoint: Endpoint) -> Endpoint:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vision_rl.agent.rollout_key import rollout_key
 from vision_rl.rollout.chat_request import CallError, is_number
 from vision_rl.rollout.http_auth import without_keys
 from vision_rl.rollout.pictures import Pictures
@@ -32,8 +33,8 @@ MAX_REASON = 300
 class Claims:
     """What a worker may ask of the store. Methods return JSON and raise `CallError`."""
 
-    def __init__(self, store: StoreLink, pictures: Pictures) -> None:
-        self.store, self.pictures = store, pictures
+    def __init__(self, store: StoreLink, pictures: Pictures, token: str | None = None) -> None:
+        self.store, self.pictures, self.token = store, pictures, token
 
     async def claim(self, body: Mapping[str, Any]) -> dict[str, Any] | None:
         """The next rollout and all that is needed to run it; None when there is none."""
@@ -52,6 +53,7 @@ class Claims:
             "mode": rollout["mode"],
             "model": llm["model"],
             "path": "/rollout/{}/attempt/{}/v1".format(*identity),
+            "api_key": rollout_key(self.token, *identity),
             "sampling_parameters": llm["sampling_parameters"],
             "timeout_seconds": rollout["config"]["timeout_seconds"],
         }
