@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from tests.data_samples import picture
 from tests.pictures import no_size
+from vision_rl.agent.messages import image_url
 from vision_rl.errors import UserError
 from vision_rl.media.images import image_size, open_image, pixel_hash, served_unchanged
 
@@ -39,8 +42,47 @@ def test_sixteen_bit_grey_is_stretched(tmp_path: Path) -> None:
     assert not served_unchanged(path)
     flat = save(Image.fromarray(np.full((3, 3), 700, dtype=np.uint16)), tmp_path / "b.png")
     assert np.asarray(open_image(flat)).max() == 0
-    floats = save(Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)), tmp_path / "c.tif")
-    assert np.asarray(open_image(floats))[0, :, 0].tolist() == [0, 128, 255]
+    floats = save(Image.fromarray(np.array([[0.0, 0.75, 1.0]], dtype=np.float32)), tmp_path / "c.tif")
+    assert np.asarray(open_image(floats))[0, :, 0].tolist() == [0, 191, 255]
+
+
+def radiograph() -> NDArray[np.uint16]:
+    """Two lungs, a spine and noise, in the 12 bits of a detector."""
+    y, x = np.mgrid[:300, :250] / np.array([300, 250]).reshape(2, 1, 1)
+    lungs = sum(np.exp(-((x - side) ** 2 / 0.02 + (y - 0.5) ** 2 / 0.08)) for side in (0.3, 0.7))
+    noise = np.random.default_rng(0).normal(0, 40, x.shape)
+    values: NDArray[np.uint16] = (3000 - 1800 * lungs + 600 * np.exp(-((x - 0.5) ** 2 / 0.005)) + noise).astype(
+        np.uint16
+    )
+    return values
+
+
+@pytest.mark.parametrize(
+    ("places", "value", "ends"),
+    [
+        ([], 0, None),
+        ([np.s_[7, 9]], 65535, 255),  # a hot pixel
+        ([np.s_[20:60, 20:80]], 65535, 255),  # a burnt-in marker
+        ([np.s_[:40]], 0, 0),  # padding
+        ([np.s_[-40:], np.s_[:, :30]], 9000, 0),  # padding of any one value, on two sides
+        ([np.s_[:40]], 65535, 0),
+        ([np.s_[:, -2:]], 31, 0),
+    ],
+)
+def test_markers_and_padding_leave_a_radiograph_its_grey_levels(
+    places: list[Any], value: int, ends: int | None, tmp_path: Path
+) -> None:
+    values, marked = radiograph(), np.zeros((300, 250), np.bool_)
+    clean = np.asarray(open_image(save(Image.fromarray(values), tmp_path / "clean.png")))[..., 0]
+    for place in places:
+        values[place], marked[place] = value, True
+    path = save(Image.fromarray(values), tmp_path / "marked.png")
+    grey = np.asarray(open_image(path))[..., 0]
+    assert len(np.unique(grey)) > 190
+    assert np.abs(grey[~marked].astype(int) - clean[~marked]).max() <= 3, "the rest looks as it does without"
+    assert set(np.unique(grey[marked])) <= {ends}
+    sent = io.BytesIO(base64.b64decode(image_url(str(path), "file").partition(",")[2]))
+    assert open_image(sent).tobytes() == open_image(path).tobytes(), "a server sees what the trainer does"
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -150,6 +151,19 @@ def test_what_rounding_costs_is_a_note(tmp_path: Path) -> None:
     report = verify(tmp_path / "x.parquet", checks=Checks(family="qwen3_vl", answer_format="native"))
     assert report.problems == []
     assert "cap the mean IoU" in report.notes[0]
+
+
+def test_few_grey_levels_are_a_note(tmp_path: Path) -> None:
+    rows = []
+    for number, levels in enumerate((31, 32)):
+        ramp = np.arange(64, dtype=np.uint8) * 2
+        Image.fromarray(np.tile(np.minimum(ramp, 2 * levels - 2), (8, 1))).save(tmp_path / f"{number}.png")
+        rows.append(grounding_row(tmp_path, number, [[0.1, 0.1, 0.5, 0.5]], image_sizes=[[64, 8]]))
+    write_rows(tmp_path / "x.parquet", rows)
+    report = verify(tmp_path / "x.parquet")
+    assert report.problems == []
+    [note] = [note for note in report.notes if "grey levels" in note]
+    assert note.startswith("1 grey pictures") and "0.png, 31" in note
 
 
 def test_disputed_questions_are_a_note_or_bad_by_choice(tmp_path: Path) -> None:

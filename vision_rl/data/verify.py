@@ -25,6 +25,8 @@ from vision_rl.rewards.grounding import takes_points
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import Task, get_task
 
+FEW_GREY_LEVELS = 32
+"""A radiograph has far more; one with fewer was converted to 8 bits by a rule that does not suit it."""
 # Six decimals of a 0..1 box lose this much IoU on the smallest boxes that are found in practice.
 GOLD_TOLERANCE = 1e-3
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -115,7 +117,7 @@ def verify(
             sizes = [pictures[image].size for image in row["image_paths"] if image in pictures] or row["image_sizes"]
             reasons += gold.reasons(row, sizes)
         report.problems += [Problem(number, row["id"], reason) for reason in reasons]
-    report.notes += gold.notes()
+    report.notes += gold.notes() + _grey_notes(pictures)
     return report
 
 
@@ -161,6 +163,16 @@ def _open_all(
         paths.update(_paths_of(file, image_base_dir))
     results = check_images(paths, workers=checks.workers, limit_pixels=checks.limit_pixels)
     return {result.path: result for result in progress(results, "images", len(paths))}
+
+
+def _grey_notes(pictures: dict[str, ImageCheck]) -> list[str]:
+    few = [check for check in pictures.values() if check.grey_levels and check.grey_levels < FEW_GREY_LEVELS]
+    if not few:
+        return []
+    return [
+        f"{len(few)} grey pictures have fewer than {FEW_GREY_LEVELS} grey levels (the first: {few[0].path}, "
+        f"{few[0].grey_levels}); were they converted from 16 bits by another program?"
+    ]
 
 
 def _contents_elsewhere(

@@ -14,12 +14,16 @@ from vision_rl.media.images import LIMIT_PIXELS, open_image, pixel_hash
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """What opening one file gave; `error` is empty when it is usable, then `size` is (width, height) in pixels."""
+    """What opening one file gave; `error` is empty when it is usable, then `size` is (width, height) in pixels.
+
+    grey_levels: how many a grey picture has; None for a picture in colour.
+    """
 
     path: str
     size: tuple[int, int] = (0, 0)
     content: str = ""
     error: str = ""
+    grey_levels: int | None = None
 
 
 def check_images(
@@ -42,4 +46,7 @@ def check_image(path: str, *, limit_pixels: int = LIMIT_PIXELS) -> ImageCheck:
         image = open_image(path, limit_pixels=limit_pixels)
     except UserError as error:
         return ImageCheck(path, error=str(error))
-    return ImageCheck(path, image.size, pixel_hash(image))
+    red, green, blue = image.split()
+    is_grey = red.tobytes() == green.tobytes() == blue.tobytes()
+    levels = sum(count > 0 for count in red.histogram()) if is_grey else None
+    return ImageCheck(path, image.size, pixel_hash(image), grey_levels=levels)

@@ -2,7 +2,7 @@
 
 Rules: the EXIF orientation is applied (boxes and sizes are those of the picture as people see it); of an animation or a
 multi-page file the first frame counts; transparency is laid over white (as vLLM does); 16-bit and float grey images are
-stretched from their own darkest to their brightest value; everything ends as 8-bit RGB. A file that is missing, empty,
+stretched between two percentiles of their values (`stretched`); everything ends as 8-bit RGB. A file that is missing, empty,
 truncated, of an unknown format or larger than a limit in pixels is refused with a `UserError` that names it.
 """
 
@@ -17,8 +17,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from vision_rl.errors import UserError
@@ -33,6 +35,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # What Pillow's decoders raise on damaged data: tests cut and corrupt a file of every format.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error)
 _STRETCHED_MODES = ("I", "F")
+_LARGEST_16 = 65535
+_PERCENTILES = (0.5, 99.5)
 _ROTATED_BY_90 = (5, 6, 7, 8)
 
 
@@ -122,7 +126,7 @@ def _has_transparency(image: Image.Image) -> bool:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if _is_deep(image):
-        return _stretched(image)
+        return Image.fromarray(stretched(np.asarray(image))).convert("RGB")
     if _has_transparency(image):
         with_alpha = image.convert("RGBA")
         flat = Image.new("RGB", image.size, (255, 255, 255))
@@ -131,9 +135,44 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _stretched(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    scaled = (values - low) / (high - low) * 255 if high > low else np.zeros_like(values)
-    return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+def stretched(values: NDArray[Any], padding: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
+    """Grey values of any range (height, width) as 8 bits: from the 0.5 to the 99.5 percentile of what the picture shows.
+
+    A burnt-in marker or a hot pixel at the type's largest value has no say in the range, and ends white; nor have
+    padding (`padding`, or a border of one value) and what is not finite, which end black.
+    """
+    finite = np.isfinite(values)
+    shown = finite & ~(_border(values) if padding is None else padding)
+    seen = values[shown]
+    if not seen.size:
+        return np.zeros(values.shape, np.uint8)
+    # Pillow gives 16 bits as int32 as well, so the largest value is that of the range in use.
+    inside = seen[seen != _LARGEST_16] if seen.max() == _LARGEST_16 else seen
+    low, high = np.percentile(inside, _PERCENTILES) if inside.size else (0.0, 0.0)
+    if high <= low:  # a few pixels on an even ground
+        low, high = float(seen.min()), float(seen.max())
+    return scaled_grey(values, low, high, ~shown)
+
+
+def scaled_grey(values: NDArray[Any], low: float, high: float, black: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Values as 8 bits, `low` being 0 and `high` 255, cut off beyond; black where `black` says so, or all if no range."""
+    if high <= low:
+        return np.zeros(values.shape, np.uint8)
+    exact = np.float32 if values.dtype.itemsize <= 2 else np.float64
+    grey = (np.where(black, exact(low), values.astype(exact, copy=False)) - exact(low)) * exact(255 / (high - low))
+    return np.clip(grey, 0, 255, out=grey).round().astype(np.uint8)
+
+
+def _border(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a margin of one value is: at least two lines of an edge, and what hangs together with them."""
+    from scipy.ndimage import label  # here, since few pictures need it and every process imports this module
+
+    border = np.zeros(values.shape, np.bool_)
+    for edge, next_to_it in ((0, 1), (-1, -2)):
+        for lines in (values, values.T):
+            found = lines[edge][0]
+            if len(lines) < 3 or not (lines[edge] == found).all() or not (lines[next_to_it] == found).all():
+                continue
+            parts, _ = label(lines == found)
+            (border if lines is values else border.T)[parts == parts[edge][0]] = True
+    return border
