@@ -21,12 +21,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vision_rl.answers.choices import ANSWER_FORMS
 from vision_rl.answers.coordinates import FAMILIES, family_for
-from vision_rl.data import box_sets, screenspot, vqav2
-from vision_rl.data.data_set import Source
-from vision_rl.data.data_set import iter_rows as set_rows
-from vision_rl.data.geometry import BOX_FORMATS, SPACES
+from vision_rl.data.convert import box_sets, screenspot, vqav2
+from vision_rl.data.convert.data_set import Source
+from vision_rl.data.convert.data_set import iter_rows as set_rows
+from vision_rl.data.convert.geometry import BOX_FORMATS, SPACES
+from vision_rl.data.convert.sets import get_set, sets_table
 from vision_rl.data.schema import iter_rows, write_rows
-from vision_rl.data.sets import get_set, sets_table
 from vision_rl.data.show import contact_sheet, save_sheet
 from vision_rl.data.split import parse_shares, write_splits
 from vision_rl.data.stats import as_text, summarise

@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from vision_rl.data import vqav2
+from vision_rl.data.convert import vqav2
 
 Measurement = tuple[float, float, int]
 """CPU seconds (of all threads), seconds, peak resident bytes."""

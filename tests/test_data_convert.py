@@ -23,13 +23,13 @@ from tests.data_samples import (
     write_vindr,
     write_vqav2,
 )
-from vision_rl.data import box_sets, screenspot, vqav2
-from vision_rl.data.box_sets import BoxOptions
-from vision_rl.data.data_set import Source, iter_rows
-from vision_rl.data.geometry import to_unit_xyxy
-from vision_rl.data.json_stream import iter_array
+from vision_rl.data.convert import box_sets, screenspot, vqav2
+from vision_rl.data.convert.box_sets import BoxOptions
+from vision_rl.data.convert.data_set import Source, iter_rows
+from vision_rl.data.convert.geometry import to_unit_xyxy
+from vision_rl.data.convert.json_stream import iter_array
+from vision_rl.data.convert.sets import get_set
 from vision_rl.data.schema import read_rows, write_rows
-from vision_rl.data.sets import get_set
 from vision_rl.errors import UserError
 from vision_rl.media.images import open_image
 

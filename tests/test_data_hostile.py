@@ -16,9 +16,9 @@ import pytest
 import data_utils
 from tests.data_samples import picture, png_bytes, write_screenspot_hf, write_screenspot_pro, write_screenspot_v2
 from tests.data_samples import write_vqav2 as write_vqav2_files
-from vision_rl.data.data_set import Source, iter_rows
+from vision_rl.data.convert.data_set import Source, iter_rows
+from vision_rl.data.convert.sets import get_set
 from vision_rl.data.schema import read_rows, write_rows
-from vision_rl.data.sets import get_set
 from vision_rl.errors import UserError
 from vision_rl.files import WriteError, replacing
 from vision_rl.media.images import open_image

@@ -14,7 +14,7 @@ import pytest
 
 import data_utils
 from tests.data_samples import picture
-from vision_rl.data.refer import plain_pickle
+from vision_rl.data.convert.refer import plain_pickle
 from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError
 

@@ -15,8 +15,8 @@ import pytest
 
 import data_utils
 from tests.data_samples import BOX, SAMPLES, Sample, picture, shot, write_vqav2
+from vision_rl.data.convert.sets import SETS, sets_table
 from vision_rl.data.schema import read_rows
-from vision_rl.data.sets import SETS, sets_table
 from vision_rl.rewards.metrics import METRICS
 
 NAMES = sorted(SAMPLES)

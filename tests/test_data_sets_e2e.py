@@ -17,8 +17,8 @@ import pytest
 
 import data_utils
 from tests.data_samples import SAMPLES, write_vqav2
+from vision_rl.data.convert.sets import SETS
 from vision_rl.data.schema import read_rows, write_rows
-from vision_rl.data.sets import SETS
 from vision_rl.run.log import METRICS, ROLLOUTS, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]

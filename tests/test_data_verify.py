@@ -22,7 +22,7 @@ from PIL import Image
 import data_utils
 from tests.data_samples import picture, write_screenspot_hf, write_vqav2
 from vision_rl.answers.coordinates import FAMILIES
-from vision_rl.data import vqav2
+from vision_rl.data.convert import vqav2
 from vision_rl.data.schema import read_rows, write_rows
 from vision_rl.data.show import contact_sheet
 from vision_rl.data.split import assign_splits, connected_groups, parse_shares

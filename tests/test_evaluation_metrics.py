@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from vision_rl.data.screenspot import platform_of
+from vision_rl.data.convert.screenspot import platform_of
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation.intervals import mean_interval, resampled_means
 from vision_rl.evaluation.summary import render_markdown, submission, summarise, write_summary

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from vision_rl.data import box_sets, layouts, screenspot
-from vision_rl.data.data_set import DataSet, Source
-from vision_rl.data.records import OnBad, Record, source_files
+from vision_rl.data.convert import box_sets, layouts, screenspot
+from vision_rl.data.convert.data_set import DataSet, Source
+from vision_rl.data.convert.records import OnBad, Record, source_files
 
 _HUB = "https://huggingface.co/datasets/"
 _LMMS = "lmms-eval, lmms_eval/tasks/"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vision_rl.answers.choices import gold_letter
-from vision_rl.data.geometry import four_numbers, to_unit_xyxy
-from vision_rl.data.records import (
+from vision_rl.data.convert.geometry import four_numbers, to_unit_xyxy
+from vision_rl.data.convert.records import (
     OnBad,
     Record,
     Unpack,

@@ -20,7 +20,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vision_rl.data.json_stream import iter_array
+from vision_rl.data.convert.json_stream import iter_array
 from vision_rl.data.schema import SCHEMA, stored_path
 from vision_rl.errors import UserError
 from vision_rl.files import replacing

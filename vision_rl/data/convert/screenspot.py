@@ -15,8 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vision_rl.data.geometry import pixel_box_to_unit
-from vision_rl.data.records import OnBad, checked, converted, extra_fields, parquet_records, read_json, source_files
+from vision_rl.data.convert.geometry import pixel_box_to_unit
+from vision_rl.data.convert.records import (
+    OnBad,
+    checked,
+    converted,
+    extra_fields,
+    parquet_records,
+    read_json,
+    source_files,
+)
 from vision_rl.errors import UserError
 from vision_rl.media.images import image_size
 from vision_rl.media.picture_files import picture_file

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vision_rl.data.json_stream import iter_array
+from vision_rl.data.convert.json_stream import iter_array
 from vision_rl.errors import UserError
 
 INSTANCES = "instances.json"

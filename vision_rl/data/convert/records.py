@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vision_rl.data.refer import refer_records
+from vision_rl.data.convert.refer import refer_records
 from vision_rl.data.schema import normalise_row, numbered_rows, open_parquet
 from vision_rl.errors import UserError
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vision_rl.data import layouts
-from vision_rl.data.data_set import DataSet
+from vision_rl.data.convert import layouts
+from vision_rl.data.convert.data_set import DataSet
 
 _HUB = "https://huggingface.co/datasets/"
 _LMMS = "lmms-eval, lmms_eval/tasks/"

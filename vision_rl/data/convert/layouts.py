@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from vision_rl.data.records import Record
+from vision_rl.data.convert.records import Record
 from vision_rl.errors import UserError
 
 _IMAGE_TOKEN = re.compile(r"<image (\d)>")

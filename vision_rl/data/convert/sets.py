@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 
-from vision_rl.data.data_set import DataSet
-from vision_rl.data.grounding_sets import GROUNDING_SETS
-from vision_rl.data.question_sets import QUESTION_SETS
+from vision_rl.data.convert.data_set import DataSet
+from vision_rl.data.convert.grounding_sets import GROUNDING_SETS
+from vision_rl.data.convert.question_sets import QUESTION_SETS
 from vision_rl.errors import UserError
 
 SETS: dict[str, DataSet] = {**QUESTION_SETS, **GROUNDING_SETS}
