@@ -24,9 +24,9 @@ from typing import Any
 
 from rich.console import Console
 
-from vision_rl.backends.environment import run_environment
-from vision_rl.backends.gpu import on_cpu
 from vision_rl.errors import UserError, cli_errors
+from vision_rl.platform.environment import run_environment
+from vision_rl.platform.gpu import on_cpu
 from vision_rl.tasks import TASK_HELP, get_task
 
 OUTPUT = Path("runs") / "evaluations"

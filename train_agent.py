@@ -24,14 +24,14 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from vision_rl.agent.media import check_pictures, check_videos  # noqa: E402
-from vision_rl.backends.environment import run_environment  # noqa: E402
-from vision_rl.backends.gpu import on_cpu  # noqa: E402
 from vision_rl.config.resolve import Resolved, presets, render_resolved, resolve_tasks, variants  # noqa: E402
 from vision_rl.data.mix import DataFile, data_file, mixed  # noqa: E402
 from vision_rl.data.schema import read_rows, task_names_of  # noqa: E402
 from vision_rl.errors import UserError, cli_errors  # noqa: E402
 from vision_rl.files import write_text  # noqa: E402
 from vision_rl.models.table import render_models  # noqa: E402
+from vision_rl.platform.environment import run_environment  # noqa: E402
+from vision_rl.platform.gpu import on_cpu  # noqa: E402
 from vision_rl.preflight.checks import check_devices, check_images, check_machine, check_model  # noqa: E402
 from vision_rl.rollout.addresses import PROXY_PORT, STORE_PORT, Reach, free_port, private, published, worker_lines  # noqa: E402
 from vision_rl.run.directory import CONFIG, check_run_dir, open_run_dir  # noqa: E402

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
-from vision_rl.backends import vllm_pictures
+from vision_rl.serving import vllm_pictures
 
 TIMES = 5
 

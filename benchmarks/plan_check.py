@@ -26,9 +26,9 @@ import psutil
 import torch
 from omegaconf import OmegaConf
 
-from vision_rl.backends.environment import run_environment
 from vision_rl.config.resolve import Resolved, resolve
 from vision_rl.models.sizes import _qwen2_5
+from vision_rl.platform.environment import run_environment
 from vision_rl.preflight.memory_plan import GB, plan
 
 # hidden, layers, heads, key-value heads, inner, vocabulary; vision inner; prompt and response length; side of the picture
@@ -138,7 +138,7 @@ def check(size: dict[str, Any], micro: int) -> tuple[float, float]:
     from verl.workers.config import HFModelConfig, TrainingWorkerConfig
     from verl.workers.utils.losses import ppo_loss
 
-    from vision_rl.training.worker import VisionTrainingWorker
+    from vision_rl.actor.rank import VisionTrainingWorker
 
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

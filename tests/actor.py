@@ -21,11 +21,11 @@ from verl.workers.config import TrainingWorkerConfig
 from verl.workers.utils.padding import response_from_nested
 
 from tests.conftest import remember_forwards
+from vision_rl.actor.rank import VisionTrainingWorker
 from vision_rl.config.resolve import resolve
 from vision_rl.models.pixels import Pixels
 from vision_rl.tiny import checkpoint_dir
 from vision_rl.training.samples import Sample
-from vision_rl.training.worker import VisionTrainingWorker
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vision_rl.backends.engine import VisionEngine
+from vision_rl.actor.engine import VisionEngine
 from vision_rl.models.pixels import View
 
 

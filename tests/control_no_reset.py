@@ -1,6 +1,6 @@
 """A control: the model server keeps its caches over weight updates. Imported by `model.external_lib` in every process."""
 
-from vision_rl.backends.vllm_server import VisionHttpServer
+from vision_rl.serving.vllm_server import VisionHttpServer
 
 
 async def nothing(_server: VisionHttpServer) -> None:

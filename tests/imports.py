@@ -19,10 +19,10 @@ PACKAGE = "vision_rl"
 PAGE = ROOT / "docs" / "layout.md"
 FRAMEWORKS: dict[str, set[str]] = {
     "agentlightning": {"rollout", "training", "preflight"},
-    "verl": {"training", "backends", "config", "export", "parity", "plugins"},
-    "vllm": {"backends", "parity"},
-    "sglang": {"backends"},
-    "ray": {"training", "backends"},
+    "verl": {"training", "serving", "actor", "platform", "config", "export", "parity", "plugins"},
+    "vllm": {"serving", "platform", "parity"},
+    "sglang": {"serving"},
+    "ray": {"training", "serving"},
 }
 """The rooms that may import a framework."""
 TEXT = """# Where things are

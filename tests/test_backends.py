@@ -1,4 +1,4 @@
-"""What verl lacks and `vision_rl/backends` adds: a CPU platform, a reference model there, banned tokens, frozen towers."""
+"""What verl lacks and `vision_rl/platform` and `vision_rl/actor` add: a CPU platform, a reference model there, banned tokens, frozen towers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from verl.utils.flops_counter import FlopsCounter
 from verl.utils.torch_functional import logprobs_from_logits
 
 from tests.actor import actor, log_probs
-from vision_rl.backends.engine import BLOCK, VisionEngine, freeze_vision_tower, log_probs_by_block
-from vision_rl.backends.families import sharded_layers
+from vision_rl.actor.engine import BLOCK, VisionEngine, freeze_vision_tower, log_probs_by_block
+from vision_rl.actor.model_patches import sharded_layers
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.tiny.families import build
@@ -161,7 +161,7 @@ def test_no_load_balancer_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
     from verl.workers.rollout.llm_server import LLMServerManager
 
-    from vision_rl.backends.vllm_server import register
+    from vision_rl.serving.vllm_server import register
     from vision_rl.training.separate import VisionTrainerSeparate
 
     def refused(*_: Any, **__: Any) -> None:
@@ -190,7 +190,7 @@ def test_the_model_server_may_fetch_nothing() -> None:
 
     from vllm.multimodal.media import MediaConnector
 
-    from vision_rl.backends.vllm_server import VisionHttpServer
+    from vision_rl.serving.vllm_server import VisionHttpServer
 
     server = VisionHttpServer.__new__(VisionHttpServer)
     server.config = SimpleNamespace(tensor_model_parallel_size=1)

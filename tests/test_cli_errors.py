@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 import train_agent
-from vision_rl.backends import gpu
 from vision_rl.config.resolve import render_resolved, resolve
 from vision_rl.errors import UserError
+from vision_rl.platform import gpu
 from vision_rl.preflight import checks
 from vision_rl.tiny import checkpoint_dir
 

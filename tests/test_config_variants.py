@@ -157,7 +157,7 @@ def gradient_of(resolved: Resolved, micro_batches: list[slice], ranks: int = 1) 
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
     from verl.utils.config import omega_conf_to_dataclass
 
-    import vision_rl.training.losses  # noqa: F401 (registers)
+    import vision_rl.actor.losses  # noqa: F401 (registers)
 
     actor = omega_conf_to_dataclass(OmegaConf.create(resolved.verl).actor_rollout_ref.actor)
     generator = torch.Generator().manual_seed(0)

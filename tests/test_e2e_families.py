@@ -51,7 +51,7 @@ def test_family_trains_and_agrees(family: str, tmp_path: Path) -> None:
 
 
 def test_lora_rollouts_use_the_adapter(tmp_path: Path) -> None:
-    """Without `backends/vllm_server.py` the HTTP server answers from the base model and the mismatch grows with every step.
+    """Without `serving/vllm_server.py` the HTTP server answers from the base model and the mismatch grows with every step.
 
     A temperature other than 1 goes along: vLLM must report log-probabilities after it.
     """

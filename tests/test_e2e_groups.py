@@ -14,8 +14,8 @@ from scipy import stats
 from tests.engine_stack import Stack
 from vision_rl.agent.messages import image_url, user_message
 from vision_rl.agent.prompts import vqa_text
-from vision_rl.backends.serving import MODEL_NAME, serve
 from vision_rl.data.schema import read_rows
+from vision_rl.serving.serve import MODEL_NAME, serve
 from vision_rl.tiny import checkpoint_dir, write_tasks
 
 pytestmark = pytest.mark.e2e

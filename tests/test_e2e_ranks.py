@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 
 from tests.test_e2e_training import ROOT, metrics_of, run
 from vision_rl.agent.messages import image_url
-from vision_rl.backends.environment import run_environment
 from vision_rl.errors import UserError
 from vision_rl.export.checkpoint import merged_checkpoint
 from vision_rl.models.processor import load_processor
+from vision_rl.platform.environment import run_environment
 from vision_rl.tiny import checkpoint_dir
 from vision_rl.tiny.families import build
 from vision_rl.training.algorithm import check_shared

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl import DataProto
 
+from vision_rl.actor.mismatch import check_mismatch, mismatch_metrics
 from vision_rl.errors import UserError
 from vision_rl.preflight.checks import check_model
 from vision_rl.rollout.trace import Turn, pack, reward_from_spans, turn_attributes, turns_from_spans, unpack
@@ -30,7 +31,6 @@ from vision_rl.run.log import METRICS, RunLog, read_jsonl
 from vision_rl.settings import Checkpoints as CheckpointSettings
 from vision_rl.settings import Integrity
 from vision_rl.training.advantages import group_metrics, rollout_advantages
-from vision_rl.training.mismatch import check_mismatch, mismatch_metrics
 from vision_rl.training.rollouts import FinishedRollout, rollout_metrics
 from vision_rl.training.samples import transition_samples
 

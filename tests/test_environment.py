@@ -9,15 +9,15 @@ import ray
 from ray.cluster_utils import Cluster
 from verl.trainer.constants_ppo import PPO_RAY_RUNTIME_ENV
 
-from vision_rl.backends.environment import COMMON, run_environment
 from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
+from vision_rl.platform.environment import COMMON, run_environment
 from vision_rl.rollout.addresses import free_port
 from vision_rl.tiny import checkpoint_dir
 from vision_rl.training.algorithm import Launch, VisionVERL
 
 OURS = {"TOKENIZERS_PARALLELISM", "VLLM_LOGGING_LEVEL"}  # runners are forked; vLLM writes to a file anyway
-# A door to load adapters over HTTP, which backends/vllm_server.py does not need; the others are for NPUs and AMD's GPUs.
+# A door to load adapters over HTTP, which serving/vllm_server.py does not need; the others are for NPUs and AMD's GPUs.
 UNUSED = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
     "HCCL_HOST_SOCKET_PORT_RANGE",

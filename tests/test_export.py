@@ -269,8 +269,8 @@ def test_a_sharded_checkpoint_is_served_by_vllm(tmp_path: Path, tiny_dir: Path, 
     """Two ranks, the command line, then the folder in transformers (exact) and in vLLM (an answer)."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from vision_rl.backends.serving import serve
     from vision_rl.rollout.addresses import free_port
+    from vision_rl.serving.serve import serve
 
     run = a_run(tmp_path / "run", 30)
     actor = run / "checkpoints" / "global_step_30" / "actor"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vision_rl.backends.gpu import GpuMeter, cuda_devices
+from vision_rl.platform.gpu import GpuMeter, cuda_devices
 
 DRIVER = """
 #include <stdlib.h>

@@ -16,7 +16,7 @@ def test_adapters_are_float32_over_a_bfloat16_base_and_step_under_fsdp2() -> Non
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from transformers import AutoModelForImageTextToText
 
-    from vision_rl.backends.engine import VisionEngine
+    from vision_rl.actor.engine import VisionEngine
 
     engine = object.__new__(VisionEngine)  # its constructor starts a process group and loads the model itself
     engine.model_config = SimpleNamespace(

@@ -20,11 +20,11 @@ from verl.workers.utils.losses import ppo_loss
 
 from tests.actor import actor, log_probs, weights
 from tests.test_rows import builder, make_sample, rows_of  # noqa: F401  (fixtures)
+from vision_rl.actor.on_policy import OnPolicy
 from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
 from vision_rl.settings import AppSettings, Integrity
 from vision_rl.tiny import checkpoint_dir
-from vision_rl.training.on_policy import OnPolicy
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.trainer import VisionTrainerSync, one_update
 

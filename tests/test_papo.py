@@ -19,11 +19,11 @@ from verl.workers.utils.losses import ppo_loss
 
 from tests.actor import actor
 from tests.test_rows import builder, make_sample, rows_of  # noqa: F401  (fixtures)
+from vision_rl.actor.papo import papo_loss
 from vision_rl.config.resolve import resolve
 from vision_rl.models.pixels import MASKED_PATCH, Pixels
 from vision_rl.settings import Papo
 from vision_rl.tiny import checkpoint_dir
-from vision_rl.training.papo import papo_loss
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.samples import Sample
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from tests.actor import actor
-from vision_rl.backends.families import (
+from vision_rl.actor.model_patches import (
     SharedPictures,
     answer_with_tensors,
     merge_pictures,

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from tests.actor import actor, log_probs
+from vision_rl.actor.rank import VisionTrainingWorker
 from vision_rl.agent.messages import image_url
 from vision_rl.models.pixels import Pixels
 from vision_rl.training.rows import Drop, RowBuilder, tag_of
 from vision_rl.training.samples import Sample
-from vision_rl.training.worker import VisionTrainingWorker
 
 REPLIES = ["red", "2", "blue square"]
 

@@ -13,12 +13,12 @@ import httpx
 import psutil
 import pytest
 
-from vision_rl.backends import serving
 from vision_rl.errors import UserError
+from vision_rl.serving import serve as serving
 
 SERVE = """
 import sys
-from vision_rl.backends import serving
+from vision_rl.serving import serve as serving
 serving.sys.executable = sys.argv[1]
 with serving.serve("model", cpu=True):
     pass

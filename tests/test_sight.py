@@ -18,6 +18,7 @@ from transfer_queue import KVBatchMeta
 
 from tests.actor import actor, log_probs
 from tests.test_rows import builder, make_sample, rows_of  # noqa: F401  (fixtures)
+from vision_rl.actor.rank import VisionTrainingWorker
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor
@@ -32,7 +33,6 @@ from vision_rl.training.rollouts import FinishedRollout
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.samples import Sample
 from vision_rl.training.sight import SightGauge, blind_tasks, sight_metrics
-from vision_rl.training.worker import VisionTrainingWorker
 
 
 @pytest.fixture(scope="module")

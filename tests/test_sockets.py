@@ -15,7 +15,7 @@ import pytest
 
 from tests.engine_stack import running_stack
 from tests.sockets import LOOPBACK, NETWORK, Listening, Row, complaints, listening_sockets, processes_of, table
-from vision_rl.backends.rendezvous import RENDEZVOUS
+from vision_rl.platform.rendezvous import RENDEZVOUS
 
 LISTEN = """
 import socket, sys
@@ -105,7 +105,7 @@ def test_the_proxy_listens_where_the_table_says(tmp_path: Path) -> None:
 
 RANK = """
 import os, sys
-from vision_rl.backends.rendezvous import workers_meet_by_file
+from vision_rl.platform.rendezvous import workers_meet_by_file
 from verl.utils.distributed import initialize_global_process_group_ray
 workers_meet_by_file()
 initialize_global_process_group_ray(backend="gloo")

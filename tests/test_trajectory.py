@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.actor import actor, as_batch, log_probs
+from vision_rl.actor.mismatch import mismatch_metrics
+from vision_rl.actor.rank import VisionTrainingWorker
 from vision_rl.agent.grounding_prompts import system_text
 from vision_rl.agent.tools import TOOLS
 from vision_rl.models.pixels import Pixels
@@ -23,12 +25,10 @@ from vision_rl.rollout.trace import Turn
 from vision_rl.run.failures import RolloutFailure
 from vision_rl.tiny.zoom_warmstart import call_text, zoom_processor
 from vision_rl.training.advantages import rollout_advantages
-from vision_rl.training.mismatch import mismatch_metrics
 from vision_rl.training.rollouts import FinishedRollout
 from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample, trajectory_samples, transition_samples
 from vision_rl.training.trainer import sample_limits
-from vision_rl.training.worker import VisionTrainingWorker
 
 LONG = {"max_prompt_length": 512, "max_response_length": 512}
 REPLIES = ["red", "blue square", "2"]

@@ -22,6 +22,9 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from tests.test_engine_small import ALGORITHM, TASK, TURN, batch_of
+from vision_rl.actor import rank as worker_module
+from vision_rl.actor.mismatch import reference_metrics
+from vision_rl.actor.rank import VisionWorker, _fit_micro_batches
 from vision_rl.errors import UserError
 from vision_rl.models import pixels as pixels_module
 from vision_rl.models.pixels import Pixels, join
@@ -32,16 +35,13 @@ from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import METRICS, ROLLOUTS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings, Integrity
 from vision_rl.training import trainer as trainer_module
-from vision_rl.training import worker as worker_module
 from vision_rl.training.advantages import group_metrics, rollout_advantages
 from vision_rl.training.health import Health, ModelDied
-from vision_rl.training.mismatch import reference_metrics
 from vision_rl.training.rollout_manager import Group
 from vision_rl.training.rollouts import FinishedRollout, rollout_metrics
 from vision_rl.training.steps import StepRecords
 from vision_rl.training.supervisor import Supervisor
 from vision_rl.training.trainer import VisionTrainer, VisionTrainerOneStepOff, VisionTrainerSync, task_loader
-from vision_rl.training.worker import VisionWorker, _fit_micro_batches
 
 SECOND = Turn([1, 2, 3, 4, 5, 6], [7, 8, 9], [-0.1] * 3, ["file:///a.png"], "no", "length")
 

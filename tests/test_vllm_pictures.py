@@ -21,7 +21,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The sizes in bytes of what vLLM's decoder is given; nothing is kept from before."""
     from vllm.multimodal.media.image import ImageMediaIO
 
-    from vision_rl.backends.vllm_pictures import KeptImages
+    from vision_rl.serving.vllm_pictures import KeptImages
 
     sizes: list[int] = []
     decode = ImageMediaIO.load_bytes
@@ -46,7 +46,7 @@ def fetch(root: Path, *urls: str, name: str = "vision_rl", **options: Any) -> li
     """What vLLM gets for the pictures, asked for at once, each request with a connector of its own as vLLM does it."""
     from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
-    import vision_rl.backends.vllm_pictures  # noqa: F401  # registers the connector
+    import vision_rl.serving.vllm_pictures  # noqa: F401  # registers the connector
 
     async def all_of_them() -> list[Any]:
         connectors = [
@@ -109,7 +109,7 @@ def test_what_vllm_refuses_is_refused_each_time(tmp_path: Path, decoded: list[in
 def test_no_more_is_kept_than_there_is_room_for(
     tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vision_rl.backends.vllm_pictures import KeptImages
+    from vision_rl.serving.vllm_pictures import KeptImages
 
     cache: Any = KeptImages.load_bytes.cache
     paths = [draw(tmp_path / f"{seed}.png", seed) for seed in range(6)]
@@ -127,8 +127,8 @@ def test_a_server_of_a_run_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import vllm.envs
     from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
-    from vision_rl.backends import vllm_server
-    from vision_rl.backends.vllm_pictures import KeptPictures
+    from vision_rl.serving import vllm_server
+    from vision_rl.serving.vllm_pictures import KeptPictures
 
     seen: list[str] = []
     monkeypatch.setattr(

@@ -109,7 +109,7 @@ class Sight:
 
 @dataclass(frozen=True)
 class Papo:
-    """PAPO's terms in the loss (vision_rl/training/papo.py). kl_coef 0: none of them, and no second forward pass."""
+    """PAPO's terms in the loss (vision_rl/actor/papo.py). kl_coef 0: none of them, and no second forward pass."""
 
     kl_coef: float = 0.0  # gamma: what a nat between seeing and masked is worth
     entropy_coef: float = 0.03  # eta: what a nat of entropy costs, of the seeing and of the masked policy

@@ -194,7 +194,7 @@ class Derivation:
         """A machine without GPUs has none of verl's transports; ours takes the place of the variant's NCCL."""
         section = f"{_ROLLOUT}.checkpoint_engine"
         if self.get("trainer.device") == "cpu" and self.get(f"{section}.backend") == "nccl":
-            for name, value in (("backend", "file"), ("custom_backend_module", "vision_rl.backends.file_transfer")):
+            for name, value in (("backend", "file"), ("custom_backend_module", "vision_rl.platform.file_transfer")):
                 OmegaConf.update(self.tree, f"{section}.{name}", value)
                 self.origin[f"{section}.{name}"] = "derived: trainer.device=cpu"
 

@@ -107,7 +107,7 @@ def served_checkpoint(
     images: the largest number of pictures in a prompt. max_model_len: None takes the default, or the model's own limit
     where that is lower.
     """
-    from vision_rl.backends.serving import MODEL_NAME, serve
+    from vision_rl.serving.serve import MODEL_NAME, serve
 
     length = max_model_len or min(_positions(model_dir), CPU_LENGTH if cpu else GPU_LENGTH)
     with (

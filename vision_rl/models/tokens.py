@@ -19,8 +19,8 @@ def forbidden_token_ids(processor: Any) -> list[int]:
     `vision_start_token_id`, `boi_token_index`, `image_break_token` and their kin, and the lists `image_ids`, `video_ids`
     and `row_col_ids`; not the marks of text, such as `eos_token_id`.
 
-    The model server masks them before it samples (`backends/vllm_server.py`), and the actor gives them no probability
-    either (`backends/engine.py`), so that the two agree exactly.
+    The model server masks them before it samples (`serving/vllm_server.py`), and the actor gives them no probability
+    either (`actor/engine.py`), so that the two agree exactly.
     """
     tokenizer = processor.tokenizer
     vocabulary: dict[str, int] = tokenizer.get_vocab()

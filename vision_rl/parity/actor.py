@@ -22,7 +22,7 @@ def load_model(path: str, *, cpu: bool = True, trust_remote_code: bool = False) 
     from verl.models.transformers.monkey_patch import apply_monkey_patch
     from verl.utils.model import get_hf_auto_model_class
 
-    from vision_rl.backends.families import answer_with_tensors, restore_rotations
+    from vision_rl.actor.model_patches import answer_with_tensors, restore_rotations
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, attn_implementation="sdpa")
     dtype, device = (torch.float32, "cpu") if cpu else (torch.bfloat16, "cuda")
@@ -38,8 +38,8 @@ def load_model(path: str, *, cpu: bool = True, trust_remote_code: bool = False) 
 
 def bare_engine(model: Any, pixels: Pixels, banned: Sequence[int] = ()) -> Any:
     """A `VisionEngine` around `model`, without process groups and optimizer; `banned` tokens have no probability."""
-    from vision_rl.backends.engine import VisionEngine
-    from vision_rl.backends.families import SharedPictures
+    from vision_rl.actor.engine import VisionEngine
+    from vision_rl.actor.model_patches import SharedPictures
 
     engine = VisionEngine.__new__(VisionEngine)
     engine.use_ulysses_sp, engine.pad_to_length = False, None

@@ -124,9 +124,9 @@ def _has(job: Job, cell: Cell, server: Server) -> bool:
 
 def served(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str, Any]]:
     """The server's replies to every job's cells by the cell's name, or one {"error": ...} for all of them."""
-    from vision_rl.backends.environment import run_environment
     from vision_rl.models.processor import load_processor
     from vision_rl.models.tokens import forbidden_token_ids
+    from vision_rl.platform.environment import run_environment
 
     specs = []
     for number, job in enumerate(jobs):
@@ -172,7 +172,7 @@ def _synced(job: Job, folder: Path) -> Path:
     from verl.utils.model import convert_weight_keys
     from verl.workers.engine.fsdp.utils import unfuse_moe_params
 
-    from vision_rl.backends.families import server_weights
+    from vision_rl.actor.model_patches import server_weights
     from vision_rl.parity.actor import load_model
 
     model = load_model(str(job.updated), cpu=job.cpu)
@@ -186,11 +186,11 @@ def _synced(job: Job, folder: Path) -> Path:
 
 
 def _job_results(job: Job, asked: Sequence[Cell], replies: dict[str, Any], server: Server) -> list[Result]:
-    from vision_rl.backends.banned_tokens import banned_tokens
     from vision_rl.models.pixels import Pixels
     from vision_rl.models.processor import load_processor
     from vision_rl.models.table import model_info
     from vision_rl.parity.actor import bare_engine, load_model
+    from vision_rl.serving.banned_tokens import banned_tokens
     from vision_rl.training.rows import RowBuilder
 
     name = _SERVERS[server]

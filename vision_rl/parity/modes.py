@@ -110,7 +110,7 @@ def _mode_results(
 
 def _ranks(work: Path, ranks: int, jobs: int) -> list[list[list[float]] | str]:
     """The log-probabilities of each job's samples of `work`/jobs.json by so many processes, or why there are none."""
-    from vision_rl.backends.environment import run_environment
+    from vision_rl.platform.environment import run_environment
 
     environment = {**os.environ, **run_environment(True), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
     environment |= {"MASTER_PORT": "0", "DIST_INIT_METHOD": f"file://{work}/rendezvous"}
@@ -157,7 +157,7 @@ def _with_tower_of(model: Path, other: Path) -> Path:
     """`other` with the vision tower and projector of `model`, as after an update that left them alone."""
     from safetensors.torch import load_file, save_file
 
-    from vision_rl.backends.engine import VISION_TOWERS
+    from vision_rl.actor.engine import VISION_TOWERS
 
     theirs = load_file(model / "model.safetensors")
     kept = {name: tensor for name, tensor in theirs.items() if any(part in VISION_TOWERS for part in name.split("."))}

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from vision_rl.actor.rank import VisionTrainingWorker
 from vision_rl.config.resolve import resolve
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor
 from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample
-from vision_rl.training.worker import VisionTrainingWorker
 
 
 def main(folder: Path) -> None:
@@ -53,7 +53,7 @@ def actor(tree: Any) -> VisionTrainingWorker:
     from verl.utils.config import omega_conf_to_dataclass
     from verl.workers.config import TrainingWorkerConfig
 
-    from vision_rl.backends.engine import VisionEngine
+    from vision_rl.actor.engine import VisionEngine
 
     VisionEngine.freezes_tower = bool(tree.actor_rollout_ref.actor.get("freeze_vision_tower", False))
     settings = omega_conf_to_dataclass(tree.actor_rollout_ref.actor)

@@ -59,7 +59,7 @@ def _wait(child: int) -> None:
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
-    from vision_rl.backends.vllm_executor import contiguous_inputs
+    from vision_rl.serving.vllm_executor import contiguous_inputs
 
     contiguous_inputs()
     llm = LLM(model=job["model"], **job["engine"])
@@ -95,7 +95,7 @@ def _load(worker: Any, folder: str) -> None:
     from safetensors.torch import load_file
     from vllm.platforms import current_platform
 
-    from vision_rl.backends.vllm_reload import reload_on_cpu
+    from vision_rl.serving.vllm_reload import reload_on_cpu
 
     weights = load_file(Path(folder) / "model.safetensors").items()
     if current_platform.is_cpu():

@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 
-from vision_rl.backends.serving import serve_sglang
 from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
 from vision_rl.parity.cells import Cell, conversation
 from vision_rl.parity.server import CANDIDATES, REPLY_TOKENS, openai_part
+from vision_rl.serving.serve import serve_sglang
 
 _SETTINGS = ("data.max_prompt_length=1536", "data.max_response_length=64", "agent.image_transport=data")
 _SECONDS = 300.0

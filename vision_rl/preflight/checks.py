@@ -12,11 +12,11 @@ from typing import Any
 
 import psutil
 
-from vision_rl.backends.gpu import cpu_build, cuda_devices
 from vision_rl.errors import UserError
 from vision_rl.media.images import image_size
 from vision_rl.models.chat_templates import check_template_files
 from vision_rl.models.table import TABLE
+from vision_rl.platform.gpu import cpu_build, cuda_devices
 
 CPU_CORES = 2
 CPU_MEMORY_GIB = 9

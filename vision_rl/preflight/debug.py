@@ -117,7 +117,7 @@ def settings_of(task: Task, args: argparse.Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _tiny_server() -> Iterator[tuple[str, str]]:
-    from vision_rl.backends.serving import MODEL_NAME, serve
+    from vision_rl.serving.serve import MODEL_NAME, serve
     from vision_rl.tiny import checkpoint_dir
 
     with serve(checkpoint_dir(), cpu=True, max_model_len=512) as url:

@@ -15,13 +15,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from vision_rl.backends.serving import MODEL_NAME, serve, serve_sglang
 from vision_rl.config.resolve import Resolved
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor, vision_token_ids
 from vision_rl.preflight.finding import Finding
 from vision_rl.rollout.trace import Turn, turns_from_spans
+from vision_rl.serving.serve import MODEL_NAME, serve, serve_sglang
 from vision_rl.tasks import answer
 
 MISMATCH_NATS = 0.1

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vision_rl.backends.environment import run_environment
 from vision_rl.config.checks import separate
 from vision_rl.config.resolve import Resolved
 from vision_rl.models.sizes import Shape, shape_of
 from vision_rl.models.table import model_info
+from vision_rl.platform.environment import run_environment
 
 GB = 1024**3
 CONTEXT_GB = 1.5  # CUDA context, NCCL and workspaces of the actor's process

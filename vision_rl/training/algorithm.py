@@ -22,10 +22,10 @@ from urllib.parse import urlsplit
 
 import agentlightning as agl
 
-from vision_rl.backends.environment import SERVER_KEY
-from vision_rl.backends.rendezvous import RENDEZVOUS
 from vision_rl.config.resolve import Resolved
 from vision_rl.errors import UserError
+from vision_rl.platform.environment import SERVER_KEY
+from vision_rl.platform.rendezvous import RENDEZVOUS
 from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.last_words import in_a_sentence
 from vision_rl.run.log import RunLog

@@ -23,8 +23,8 @@ import transfer_queue as tq
 from agentlightning.types import EnqueueRolloutRequest, Rollout, RolloutConfig
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-from vision_rl.backends.environment import SERVER_KEY
 from vision_rl.errors import UserError
+from vision_rl.platform.environment import SERVER_KEY
 from vision_rl.rollout.proxy import VisionProxy
 from vision_rl.rollout.store import Trace
 from vision_rl.rollout.trace import reward_from_spans, turns_from_spans

@@ -3,7 +3,7 @@
 Agent Lightning 0.3.0's own batch (agentlightning/verl/daemon.py:866) never adds `multi_modal_inputs`, so that actor and
 reference compute the log-probabilities of a model that cannot see (issues 559, 441, 482, 334 there), keeps rewards in
 bfloat16 and cuts prompts through their images. verl's own agent loop copies the pixels of a picture into every row of its
-group (verl issue 7391). Here a row names its pictures; the rank that trains on it opens them (`backends/engine.py`).
+group (verl issue 7391). Here a row names its pictures; the rank that trains on it opens them (`actor/engine.py`).
 """
 
 from __future__ import annotations

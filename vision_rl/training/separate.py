@@ -7,8 +7,8 @@ import logging
 from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 
+from vision_rl.actor.rank import VisionWorker
 from vision_rl.training.trainer import VisionTrainer
-from vision_rl.training.worker import VisionWorker
 
 # verl 0.9.1 hands `flush` to logging (trainer_separate_async.py:181), a TypeError wherever it tells that line; test_backends.py.
 logging.getLogger(PPOTrainerSeparateAsync.__module__).setLevel(logging.WARNING)

@@ -23,7 +23,7 @@ class VisionTaskRunner:
         # The queue's own actors start while this process imports verl, and workers and server start.
         queue = threading.Thread(target=tq.init, args=(tree.transfer_queue,), name="queue", daemon=True)
         queue.start()
-        from vision_rl.backends.model_server import register
+        from vision_rl.serving.model_server import register
         from vision_rl.training.trainer import trainer_class
 
         import_user_modules(context.app.imports)

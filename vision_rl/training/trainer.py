@@ -31,22 +31,23 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
-from vision_rl.backends.banned_tokens import banned_tokens
-from vision_rl.backends.gpu import GpuMeter
-from vision_rl.backends.model_server import start_early
+from vision_rl.actor.mismatch import check_mismatch, mismatch_metrics, reference_metrics
+from vision_rl.actor.rank import VisionWorker
 from vision_rl.data.mix import per_source
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor
+from vision_rl.platform.gpu import GpuMeter
 from vision_rl.report.tables import log_rollout_tables
 from vision_rl.rollout.proxy import VisionProxy
 from vision_rl.run.best import VALIDATED
 from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.log import RunLog
+from vision_rl.serving.banned_tokens import banned_tokens
+from vision_rl.serving.model_server import start_early
 from vision_rl.training.advantages import TOKEN_LEVEL, group_metrics, rollout_advantages
 from vision_rl.training.context import RunContext
 from vision_rl.training.health import ModelDied
-from vision_rl.training.mismatch import check_mismatch, mismatch_metrics, reference_metrics
 from vision_rl.training.replay import replay_buffer
 from vision_rl.training.rollout_manager import RolloutManager
 from vision_rl.training.rollouts import rollout_metrics
@@ -55,7 +56,6 @@ from vision_rl.training.sight import SightGauge
 from vision_rl.training.steps import StepRecords
 from vision_rl.training.supervisor import Supervisor
 from vision_rl.training.tracking import tracking
-from vision_rl.training.worker import VisionWorker
 
 
 class VisionTrainer(PPOTrainer):
@@ -174,7 +174,7 @@ class VisionTrainer(PPOTrainer):
         model = self.config.actor_rollout_ref.model
         if not model.lora_rank or model.lora.get("merge"):
             return str(model.path)
-        from vision_rl.backends.vllm_server import ADAPTER_NAME
+        from vision_rl.serving.vllm_server import ADAPTER_NAME
 
         return ADAPTER_NAME
 
@@ -216,7 +216,7 @@ class VisionTrainer(PPOTrainer):
         return super()._balance_batch(batch, metrics, **kwargs)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        """As upstream, where the update does not bring them itself (`vision_rl.training.on_policy`)."""
+        """As upstream, where the update does not bring them itself (`vision_rl.actor.on_policy`)."""
         self.update_watches = one_update(self.config, len(batch)) and not self.sight.due(self.global_steps)
         if self.update_watches:
             return batch

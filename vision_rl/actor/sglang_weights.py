@@ -12,7 +12,7 @@ import torch
 from torch.multiprocessing import reductions
 from verl.workers.rollout.sglang_rollout import sglang_rollout
 
-from vision_rl.backends.environment import SERVER_KEY
+from vision_rl.platform.environment import SERVER_KEY
 
 
 class KeyedClient(sglang_rollout.AsyncHttpServerAdapter):

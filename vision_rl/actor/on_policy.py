@@ -17,8 +17,8 @@ from verl.trainer.ppo.core_algos import kl_penalty
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import no_padding_2_padding, response_to_nested
 
+from vision_rl.actor.mismatch import over_limit
 from vision_rl.settings import Integrity
-from vision_rl.training.mismatch import over_limit
 
 Loss = Callable[..., tuple[torch.Tensor, dict[str, Any]]]
 

@@ -10,7 +10,7 @@ from verl.workers.rollout import replica
 def register(engine: str) -> None:
     """Make verl use this project's server for `rollout.name=<engine>`."""
     if engine == "vllm":
-        from vision_rl.backends.vllm_server import register as register_vllm
+        from vision_rl.serving.vllm_server import register as register_vllm
 
         register_vllm()
     else:
@@ -19,7 +19,7 @@ def register(engine: str) -> None:
 
 def _sglang() -> Any:
     replica._load_sglang()  # SGLang cannot be imported plainly in a process without a GPU
-    from vision_rl.backends.sglang_server import VisionSGLangReplica
+    from vision_rl.serving.sglang_server import VisionSGLangReplica
 
     return VisionSGLangReplica
 
@@ -27,6 +27,6 @@ def _sglang() -> Any:
 def start_early(engine: str) -> None:
     """Start the server's process beside the actor's where that is possible: vLLM only (vllm_server.py)."""
     if engine == "vllm":
-        from vision_rl.backends.vllm_server import start_early as start_vllm
+        from vision_rl.serving.vllm_server import start_early as start_vllm
 
         start_vllm()

@@ -39,11 +39,11 @@ from sglang.srt.multimodal.processors import base_processor
 from sglang.srt.utils.auth import add_api_key_middleware
 from verl.workers.rollout.sglang_rollout import async_sglang_server
 
-from vision_rl.backends.banned_tokens import banned_tokens
-from vision_rl.backends.environment import SERVER_KEY
-from vision_rl.backends.sglang_scheduler import run_scheduler
 from vision_rl.media.images import open_image
 from vision_rl.models.processor import load_processor
+from vision_rl.platform.environment import SERVER_KEY
+from vision_rl.serving.banned_tokens import banned_tokens
+from vision_rl.serving.sglang_scheduler import run_scheduler
 
 CPU_ARGUMENTS = {
     "device": "cpu",

@@ -1,4 +1,4 @@
-"""`python -m vision_rl.backends.sglang_serve CONFIG.json` serves a model as a run with SGLang would, without verl's workers.
+"""`python -m vision_rl.serving.sglang_serve CONFIG.json` serves a model as a run with SGLang would, without verl's workers.
 
 CONFIG.json holds the `actor_rollout_ref` of a resolved configuration. The address is printed once the server answers.
 The very class that verl starts, in a process of its own, because it changes SGLang: for --doctor and for tests.
@@ -22,7 +22,7 @@ async def serve(actor_rollout: dict[str, Any]) -> None:
     from omegaconf import OmegaConf
     from verl.workers.rollout.replica import RolloutMode
 
-    from vision_rl.backends.sglang_server import VisionSGLangServer
+    from vision_rl.serving.sglang_server import VisionSGLangServer
 
     devices = ",".join(map(str, range(torch.cuda.device_count())))
     tree = OmegaConf.create(actor_rollout)

@@ -18,9 +18,9 @@ from typing import Any
 
 import httpx
 
-from vision_rl.backends.environment import SERVER_KEY, run_environment
-from vision_rl.backends.parent_death import end_with_parent
 from vision_rl.errors import UserError
+from vision_rl.platform.environment import SERVER_KEY, run_environment
+from vision_rl.platform.parent_death import end_with_parent
 
 START_SECONDS = 600.0
 MODEL_NAME = "model"
@@ -72,7 +72,7 @@ def serve_sglang(actor_rollout: Mapping[str, Any], *, cpu: bool, key: str = "") 
     with tempfile.TemporaryDirectory(prefix="sglang-") as folder:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps(actor_rollout), encoding="utf-8")
-        command = [sys.executable, "-m", "vision_rl.backends.sglang_serve", str(config)]
+        command = [sys.executable, "-m", "vision_rl.serving.sglang_serve", str(config)]
         with _running("SGLang", command, cpu, key) as (server, log):
             _wait("SGLang", server, log, lambda: _address(log) is not None)
             yield f"{_address(log)}/v1"

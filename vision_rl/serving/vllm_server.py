@@ -16,12 +16,12 @@ from verl.workers.rollout.vllm_rollout import vllm_async_server
 from verl.workers.rollout.vllm_rollout.utils import VLLM_LORA_INT_ID, VLLM_LORA_PATH
 from vllm.lora.request import LoRARequest
 
-from vision_rl.backends import vllm_pictures
-from vision_rl.backends.gpu import cpu_build
-from vision_rl.backends.parent_death import end_with_parent
-from vision_rl.backends.rendezvous import vllm_meets_by_file
 from vision_rl.models.processor import load_processor
 from vision_rl.models.tokens import forbidden_token_ids
+from vision_rl.platform.gpu import cpu_build
+from vision_rl.platform.parent_death import end_with_parent
+from vision_rl.platform.rendezvous import vllm_meets_by_file
+from vision_rl.serving import vllm_pictures
 
 ADAPTER_NAME = "adapter"
 """The model name under which the HTTP server answers with the adapter."""
@@ -58,14 +58,14 @@ class VisionHttpServer(vllm_async_server.vLLMHttpServer):
         return config
 
     def _get_worker_extension_cls(self) -> str:
-        own = "vision_rl.backends.vllm_extension.CpuExtension"
+        own = "vision_rl.serving.vllm_extension.CpuExtension"
         return own if cpu_build() else super()._get_worker_extension_cls()
 
     def _preprocess_engine_kwargs(self, engine_kwargs: dict[str, Any]) -> None:
         super()._preprocess_engine_kwargs(engine_kwargs)
         engine_kwargs["allowed_media_domains"] = [NO_DOMAIN]
         if cpu_build() and self.config.tensor_model_parallel_size == 1:
-            engine_kwargs["distributed_executor_backend"] = "vision_rl.backends.vllm_executor.OneProcessExecutor"
+            engine_kwargs["distributed_executor_backend"] = "vision_rl.serving.vllm_executor.OneProcessExecutor"
 
     async def run_server(self, args: argparse.Namespace) -> None:
         async def keep_models(engine: Any, state: Any, args: argparse.Namespace, supported_tasks: Any = None) -> None:

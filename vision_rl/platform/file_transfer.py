@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
 
-from vision_rl.backends.rendezvous import workers_meet_by_file
 from vision_rl.errors import UserError
+from vision_rl.platform.rendezvous import workers_meet_by_file
 
 MEMORY = Path("/dev/shm")
 WAIT_SECONDS = 300.0

@@ -13,7 +13,7 @@ import secrets
 
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from vision_rl.backends.rendezvous import RENDEZVOUS
+from vision_rl.platform.rendezvous import RENDEZVOUS
 
 
 class OneProcessExecutor(UniProcExecutor):

@@ -15,15 +15,15 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-import vision_rl.training.losses  # noqa: F401 (registers them)
-from vision_rl.backends.engine import VisionEngine, mend_positions
-from vision_rl.backends.rendezvous import workers_meet_by_file
+import vision_rl.actor.losses  # noqa: F401 (registers them)
+from vision_rl.actor.engine import VisionEngine, mend_positions
+from vision_rl.actor.on_policy import OnPolicy
+from vision_rl.actor.papo import papo_loss
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor
+from vision_rl.platform.rendezvous import workers_meet_by_file
 from vision_rl.settings import AppSettings
-from vision_rl.training.on_policy import OnPolicy
-from vision_rl.training.papo import papo_loss
 
 WEIGHT_SECONDS = float(os.environ.get("VISION_RL_WEIGHT_SECONDS", "300"))
 """The longest wait for a model server while weights are sent."""
@@ -79,7 +79,7 @@ class VisionWorker(ActorRolloutRefWorker):
     def init_model(self) -> None:
         VisionEngine.freezes_tower = bool(self.config.actor.get("freeze_vision_tower", False))
         if self.config.rollout.name == "sglang":
-            from vision_rl.backends.sglang_weights import prepare
+            from vision_rl.actor.sglang_weights import prepare
 
             prepare()
         super().init_model()

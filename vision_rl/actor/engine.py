@@ -19,8 +19,7 @@ from verl.utils.flops_counter import ESTIMATE_FUNC
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from vision_rl.backends.banned_tokens import BANNED_LOGIT
-from vision_rl.backends.families import (
+from vision_rl.actor.model_patches import (
     VISION_TOWERS,
     EveryRankSees,
     SharedPictures,
@@ -35,6 +34,7 @@ from vision_rl.backends.families import (
 from vision_rl.errors import UserError
 from vision_rl.models.chat_templates import check_template_names
 from vision_rl.models.pixels import Pixels, View
+from vision_rl.serving.banned_tokens import BANNED_LOGIT
 
 BLOCK = 1024
 """Tokens whose logits are in memory twice at a time."""

@@ -7,7 +7,7 @@ from typing import Any
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
-from vision_rl.backends.vllm_reload import reload_on_cpu
+from vision_rl.serving.vllm_reload import reload_on_cpu
 
 
 class CpuExtension(vLLMColocateWorkerExtension):

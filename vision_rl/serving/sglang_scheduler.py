@@ -16,7 +16,7 @@ from sglang.srt.layers.sampler import Sampler
 from sglang.srt.managers.scheduler import run_scheduler_process
 from sglang.srt.models import qwen2_5_vl, qwen2_vl
 
-from vision_rl.backends.banned_tokens import BANNED_LOGIT
+from vision_rl.serving.banned_tokens import BANNED_LOGIT
 
 
 def run_scheduler(banned: Sequence[int], *arguments: Any) -> None:

@@ -1,1 +1,0 @@
-"""What the frameworks are told of machines, model families and weights: CPU platform, engine, model servers, sockets."""
