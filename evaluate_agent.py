@@ -184,7 +184,7 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def limits_of(args: argparse.Namespace) -> Any:
     """The runner's limits; `UserError` for numbers below 1."""
-    from vision_rl.evaluation.runner import Limits
+    from vision_rl.evaluation.scorer import Limits
 
     for name in ("concurrency", "attempts"):
         if getattr(args, name) < 1:
@@ -196,7 +196,7 @@ def identity_of(
     task: str, model: str, served_by: str, data: Path, settings: dict[str, Any], sampling: dict[str, Any]
 ) -> dict[str, Any]:
     """What must be equal for an evaluation to go on."""
-    from vision_rl.evaluation.store import fingerprint
+    from vision_rl.evaluation.results import fingerprint
 
     source = get_task(task).source
     return {

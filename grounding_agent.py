@@ -17,11 +17,11 @@ from vision_rl.agent.media import show, size_limits
 from vision_rl.agent.messages import user_message
 from vision_rl.answers.zoom import WHOLE, View
 from vision_rl.media.images import image_size
-from vision_rl.plugins import is_user_reward, rewarded
 from vision_rl.rewards import Reward
 from vision_rl.rewards.grounding import DEFAULT, box_metric, gold_reply, grounding_reward, takes_points
 from vision_rl.rewards.terms import terms_of
 from vision_rl.rewards.tools import target_kind, weights_of
+from vision_rl.rewards.user import is_user_reward, rewarded
 
 
 async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
@@ -112,6 +112,6 @@ def tool_components(
 
 
 if __name__ == "__main__":
-    from vision_rl.preflight.debug import main
+    from vision_rl.evaluation.debug import main
 
     main("grounding")

@@ -11,10 +11,10 @@ from typing import Any
 from vision_rl.agent.client import LLM, client_for, was_cut
 from vision_rl.agent.media import media_message
 from vision_rl.agent.prompts import vqa_text
-from vision_rl.plugins import is_user_reward, rewarded
 from vision_rl.rewards import Reward
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.rewards.terms import terms_of
+from vision_rl.rewards.user import is_user_reward, rewarded
 from vision_rl.rewards.vqa import answer_metric, best_answer, vqa_reward
 
 
@@ -56,6 +56,6 @@ def gold(task: Mapping[str, Any]) -> tuple[str, float]:
 
 
 if __name__ == "__main__":
-    from vision_rl.preflight.debug import main
+    from vision_rl.evaluation.debug import main
 
     main("vqa")

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     from vision_rl.evaluation.comparison import compare, draw_comparison, load, render_comparison
-    from vision_rl.evaluation.store import disk_errors, write_json, write_text
+    from vision_rl.evaluation.results import disk_errors, write_json, write_text
 
     with cli_errors():
         result = compare(load(args.evaluations, args.labels))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vision_rl.models.table import PARITY_RESULTS, TABLE, ModelFamily
-from vision_rl.parity.compare import LIMIT
+from vision_rl.preflight.parity import LIMIT
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 COLORS = {"equal": "#c8e6c9", "differs": "#ffcdd2", "refused": "#ffe0b2", "": "#eeeeee"}

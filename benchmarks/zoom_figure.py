@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from vision_rl.agent.replay import answer_boxes, pictures_of, views_of
 from vision_rl.answers.boxes import Box
 from vision_rl.answers.zoom import View
 from vision_rl.run.log import METRICS, ROLLOUTS, read_jsonl
 from vision_rl.run.reader import read_run
-from vision_rl.run.views import answer_boxes, pictures_of, views_of
 
 SIZES = {"small": "#d6246e", "large": "#2f6fdb"}
 TRUE, ANSWER, ZOOMED = "#18a558", "#2f6fdb", "#e07b00"

@@ -19,8 +19,8 @@ PACKAGE = "vision_rl"
 PAGE = ROOT / "docs" / "layout.md"
 FRAMEWORKS: dict[str, set[str]] = {
     "agentlightning": {"rollout", "training", "preflight"},
-    "verl": {"training", "serving", "actor", "platform", "config", "export", "parity", "plugins"},
-    "vllm": {"serving", "platform", "parity"},
+    "verl": {"training", "serving", "actor", "platform", "config", "export", "preflight", "rewards"},
+    "vllm": {"serving", "platform", "preflight"},
     "sglang": {"serving"},
     "ray": {"training", "serving"},
 }

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from verl.utils import tensordict_utils as tu
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from benchmarks.parity_ranks import actor
 from vision_rl.config.resolve import resolve
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor
-from vision_rl.parity.ranks import actor
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.samples import Sample
 

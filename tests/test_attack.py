@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from vision_rl.preflight.attack import attack, cases_of, main, reward_of
 from vision_rl.rewards import METRICS
-from vision_rl.rewards.attack import attack, cases_of, main, reward_of
 from vision_rl.rewards.vqa import KINDS as ANSWER_KINDS
 
 NAIVE = """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vision_rl.errors import UserError
-from vision_rl.rewards.attacks import (
+from vision_rl.preflight.attack_cases import (
     GROUNDING_ATTACKS,
     TOOL_ATTACKS,
     VQA_ATTACKS,

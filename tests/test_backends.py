@@ -1,4 +1,4 @@
-"""What verl lacks and `vision_rl/platform` and `vision_rl/actor` add: a CPU platform, a reference model there, banned tokens, frozen towers."""
+"""What verl lacks and this package adds: a CPU platform, a reference model there, banned tokens, frozen towers."""
 
 from __future__ import annotations
 

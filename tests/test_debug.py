@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.fake_openai import MODEL, fake_openai
-from vision_rl.preflight.debug import main
+from vision_rl.evaluation.debug import main
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,7 +9,7 @@ import pytest
 from tests.test_evaluation_metrics import IDENTITY, TRUE, boxed, record
 from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
-from vision_rl.evaluation.benchmarks import BENCHMARKS, cells_of, cells_title
+from vision_rl.evaluation.official_tables import BENCHMARKS, cells_of, cells_title
 from vision_rl.evaluation.summary import render_markdown, summarise
 from vision_rl.evaluation.targets import agent_settings, served_pixels
 from vision_rl.rewards import vqa_reward

@@ -14,7 +14,7 @@ from baselines.compare import main
 from tests.test_evaluation_metrics import IDENTITY, boxed, record, shifted
 from vision_rl.errors import UserError
 from vision_rl.evaluation.comparison import compare, difference, load, render_comparison
-from vision_rl.evaluation.store import open_store
+from vision_rl.evaluation.results import open_store
 
 
 def evaluation(folder: Path, records: list[dict[str, Any]], **identity: Any) -> Path:

@@ -15,15 +15,15 @@ from PIL import Image, ImageDraw
 from tests.recorded_runs import HOSTILE
 from tests.test_evaluation_metrics import IDENTITY, boxed, record
 from tests.test_report import Elements
+from vision_rl.agent.replay import predicted_boxes
 from vision_rl.evaluation.report import case_card, page_of, worst_and_best, write_report
-from vision_rl.evaluation.store import open_store
+from vision_rl.evaluation.results import open_store
 from vision_rl.evaluation.summary import summarise, write_summary
 from vision_rl.report.__main__ import main
 from vision_rl.report.cards import Card
 from vision_rl.report.page import render
 from vision_rl.report.pictures import Mark, Picture
 from vision_rl.rewards.grounding import gold_reply
-from vision_rl.run.views import predicted_boxes
 
 SETTINGS: dict[str, Any] = {"answer_format": "bbox", "family": "unit", "min_pixels": None, "max_pixels": None}
 TRUE, PREDICTED = (0.25, 0.4, 0.5, 0.7), (0.6, 0.1, 0.9, 0.35)

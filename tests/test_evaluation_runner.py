@@ -23,10 +23,10 @@ from rich.console import Console
 import evaluate_agent
 from tests.fake_openai import MODEL, error, fake_openai
 from vision_rl.errors import UserError
-from vision_rl.evaluation import runner
-from vision_rl.evaluation.runner import Limits
+from vision_rl.evaluation import scorer as runner
+from vision_rl.evaluation.results import ROWS, open_store, read_records
+from vision_rl.evaluation.scorer import Limits
 from vision_rl.evaluation.session import Job, evaluate, load_rows
-from vision_rl.evaluation.store import ROWS, open_store, read_records
 from vision_rl.evaluation.targets import agent_settings
 from vision_rl.evaluation.traffic import retry_after
 from vision_rl.rewards.vqa import vqa_reward

@@ -21,7 +21,7 @@ from vision_rl.answers.zoom import View
 from vision_rl.config.resolve import resolve
 from vision_rl.data.schema import read_rows
 from vision_rl.evaluation import metrics, targets
-from vision_rl.evaluation.store import read_records
+from vision_rl.evaluation.results import read_records
 from vision_rl.rewards.tools import target_kind
 from vision_rl.tiny.zoom import zoom_checkpoint_dir
 from vision_rl.tiny.zoom_scenes import write_zoom_tasks

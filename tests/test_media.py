@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vision_rl.agent.media import check_pictures, check_videos, media_message, show
+from vision_rl.agent.replay import picture_files
 from vision_rl.answers.zoom import SizeLimits
 from vision_rl.data.schema import read_rows, write_rows
 from vision_rl.errors import UserError
@@ -24,7 +25,6 @@ from vision_rl.media.references import frames_of, is_video, picture_path, video_
 from vision_rl.media.video import sample_frames
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor
-from vision_rl.run.views import picture_files
 from vision_rl.settings import AgentSettings
 from vision_rl.tiny.families import build
 from vision_rl.training.rows import Drop, RowBuilder

@@ -80,7 +80,7 @@ def test_the_tasks_of_a_file_are_read_without_its_rows(mixed: dict[str, Path], t
     [
         ("agent.reward=anls", {"vqa": "anls", "grounding": "iou"}),
         ("agent.reward=gaussian", {"vqa": "vqa", "grounding": "gaussian"}),
-        ("agent.reward=vision_rl.starter_task:score", dict.fromkeys(BOTH, "vision_rl.starter_task:score")),
+        ("agent.reward=vision_rl.new_task.template:score", dict.fromkeys(BOTH, "vision_rl.new_task.template:score")),
     ],
 )
 def test_a_reward_holds_for_the_tasks_that_have_it(override: str, rewards: dict[str, str], mixed: Any) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from benchmarks.parity_modes import MODES, compare_modes
 from tests.actor import actor
 from vision_rl.actor.model_patches import (
     SharedPictures,
@@ -25,12 +26,11 @@ from vision_rl.actor.model_patches import (
 from vision_rl.models.pixels import Pixels, join
 from vision_rl.models.processor import image_token_id, load_processor, medium_text
 from vision_rl.models.table import TABLE
-from vision_rl.parity import sglang_server
-from vision_rl.parity.actor import load_model
-from vision_rl.parity.cells import VIDEO, cells
-from vision_rl.parity.compare import LIMIT, TOGETHER, Job, Result, compare
-from vision_rl.parity.modes import MODES, compare_modes
-from vision_rl.parity.server import CANDIDATES
+from vision_rl.preflight import parity_sglang as sglang_server
+from vision_rl.preflight.parity import LIMIT, TOGETHER, Job, Result, compare
+from vision_rl.preflight.parity_actor import load_model
+from vision_rl.preflight.parity_cells import VIDEO, cells
+from vision_rl.preflight.parity_server import CANDIDATES
 from vision_rl.tiny.families import build
 from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.test_conversation import WAIT, ZOOM, Model, pictures_of, run  # noqa: F401  (run: a fixture)
+from vision_rl.agent.replay import answer_boxes, views_of
+from vision_rl.agent.replay import pictures_of as record_pictures
 from vision_rl.answers.parsing import format_boxes
-from vision_rl.run.views import answer_boxes, views_of
-from vision_rl.run.views import pictures_of as record_pictures
 
 ANSWER = format_boxes([(0.2, 0.2, 0.4, 0.6)], "bbox")
 SECOND = ZOOM.replace("[0.5, 0.0, 1.0, 0.5]", "[0.0, 0.5, 0.3, 0.9]")

@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vision_rl import plugins, tasks
+from vision_rl import tasks
 from vision_rl.config.resolve import render_resolved, resolve
 from vision_rl.data.schema import read_rows
 from vision_rl.data.verify import verify
 from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
 from vision_rl.rewards import Reward
+from vision_rl.rewards import user as plugins
 from vision_rl.rewards.grounding import KINDS
 from vision_rl.run.log import RunLog
 from vision_rl.run.reader import read_run

@@ -160,7 +160,7 @@ BUILT_IN = {
             measures="vision_rl.evaluation.metrics:GROUNDING_MEASURES",
             headline=("point accuracy", "IoU", "ACC@0.5"),
             breakdowns="vision_rl.evaluation.metrics:grounding_breakdowns",
-            drawing="vision_rl.run.views:predicted_boxes",
+            drawing="vision_rl.agent.replay:predicted_boxes",
         ),
     )
 }

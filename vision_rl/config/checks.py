@@ -12,8 +12,8 @@ from typing import Any
 from vision_rl.config.ranges import check_ranges
 from vision_rl.errors import UserError
 from vision_rl.models.table import ModelInfo, check_pairing
-from vision_rl.plugins import check_reward
 from vision_rl.rewards.grounding import KINDS, box_metric, checked_kind, takes_points
+from vision_rl.rewards.user import check_reward
 from vision_rl.settings import AgentSettings, AppSettings
 from vision_rl.tasks import Task
 

@@ -28,7 +28,7 @@ from vision_rl.config import checks, known_keys, refused_keys
 from vision_rl.config.derived import Derivation
 from vision_rl.config.known_keys import VLLM_KWARGS, Key
 from vision_rl.errors import UserError
-from vision_rl.plugins import is_user_reward
+from vision_rl.rewards.user import is_user_reward
 from vision_rl.settings import AgentSettings, AppSettings
 from vision_rl.tasks import Task, get_task
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from vision_rl.evaluation.benchmarks import QUESTION_TABLES, benchmark_of, cells_of, cells_title, values_of
 from vision_rl.evaluation.intervals import mean_interval
-from vision_rl.evaluation.store import Record
+from vision_rl.evaluation.official_tables import QUESTION_TABLES, benchmark_of, cells_of, cells_title, values_of
+from vision_rl.evaluation.results import Record
 from vision_rl.rewards.calibration import brier_score, correlation, expected_calibration_error
 from vision_rl.rewards.metrics import METRICS
 from vision_rl.rewards.tools import target_kind

@@ -16,7 +16,7 @@ from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation import summary as texts
 from vision_rl.evaluation.metrics import Figure, headline
-from vision_rl.evaluation.store import IDENTITY, Record, read_records, write_text
+from vision_rl.evaluation.results import IDENTITY, Record, read_records, write_text
 from vision_rl.media.images import image_size
 from vision_rl.report.cards import Answer, Card, Turn, card_pictures, gold_text
 from vision_rl.report.charts import COLOURS, frame

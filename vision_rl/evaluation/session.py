@@ -19,8 +19,8 @@ from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation.report import write_report
-from vision_rl.evaluation.runner import Limits, check_endpoint, run_rows
-from vision_rl.evaluation.store import EvaluationStore, Record, disk_errors, open_store, write_json
+from vision_rl.evaluation.results import EvaluationStore, Record, disk_errors, open_store, write_json
+from vision_rl.evaluation.scorer import Limits, check_endpoint, run_rows
 from vision_rl.evaluation.summary import summarise, write_summary
 from vision_rl.preflight.checks import check_images
 from vision_rl.tasks import answer

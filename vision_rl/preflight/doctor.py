@@ -275,8 +275,8 @@ def processor(name: str, family: str) -> list[Finding]:
 
 def parity(patient: Patient) -> list[Finding]:
     """The cells of the parity matrix, asked of this very model: where trainer and server would see different things."""
-    from vision_rl.parity.cells import TOOL_REPLY
-    from vision_rl.parity.compare import parity_cells
+    from vision_rl.preflight.parity import parity_cells
+    from vision_rl.preflight.parity_cells import TOOL_REPLY
 
     actor_rollout = patient.resolved.verl["actor_rollout_ref"]
     name = str(actor_rollout["model"]["path"])

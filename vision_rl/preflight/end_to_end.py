@@ -112,7 +112,7 @@ def logprob_difference(name: str, turn: Turn, pixels: Pixels, *, cpu: bool) -> t
     """Mean and largest |trainer - server| log-probability of the response tokens, in nats, at temperature 1."""
     import torch
 
-    from vision_rl.parity.actor import bare_engine, load_model, log_probs
+    from vision_rl.preflight.parity_actor import bare_engine, load_model, log_probs
     from vision_rl.training.rows import RowBuilder
     from vision_rl.training.samples import Sample
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.evaluation.report import evaluation_page
-from vision_rl.evaluation.store import IDENTITY
+from vision_rl.evaluation.results import IDENTITY
 from vision_rl.files import replacing
 from vision_rl.report.index import RolloutIndex
 from vision_rl.report.page import Page, render

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vision_rl.agent.replay import answer_boxes, picture_files, pictures_of, predicted_boxes, views_of
 from vision_rl.answers.boxes import Box
 from vision_rl.errors import UserError
 from vision_rl.media.images import image_size, open_image
 from vision_rl.report.index import Rollout, lost
 from vision_rl.report.pictures import Picture, picture, row_pictures
-from vision_rl.run.views import answer_boxes, picture_files, pictures_of, predicted_boxes, views_of
 
 VALIDATION_ROWS = 6
 _TURN_SIDE = 260

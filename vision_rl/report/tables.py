@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vision_rl.agent.replay import answer_boxes, pictures_of, predicted_boxes, views_of
 from vision_rl.answers.boxes import Box
 from vision_rl.errors import UserError
 from vision_rl.media.images import open_image
 from vision_rl.report.cards import gold_text
 from vision_rl.run.reader import RecordedRun, read_run
-from vision_rl.run.views import answer_boxes, pictures_of, predicted_boxes, views_of
 
 ROWS = 16
 """Of a validation; pictures of hundreds would fill the trackers' disks."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from vision_rl.plugins import check_estimator, import_user_modules
+from vision_rl.rewards.user import check_estimator, import_user_modules
 
 
 @ray.remote(num_cpus=1)

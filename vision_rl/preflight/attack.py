@@ -1,4 +1,4 @@
-"""The attack suite as a command for any reward: `python -m vision_rl.rewards.attack my_reward.py --task vqa`.
+"""The attack suite as a command for any reward: `python -m vision_rl.preflight.attack my_reward.py --task vqa`.
 
 The reward is a file with a function `reward(reply, row)` (or FILE.py:function), "module:function", or a reward's name,
 such as `anls` or `gaussian`. Prints a table of what pays more than the honest answer, and what breaks the reward: a
@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_rl.errors import UserError, cli_errors
-from vision_rl.plugins import user_reward
-from vision_rl.rewards.attacks import (
+from vision_rl.preflight.attack_cases import (
     BOXES_ONLY,
     GROUNDING_ATTACKS,
     QUESTIONS,
@@ -31,6 +30,7 @@ from vision_rl.rewards.attacks import (
 )
 from vision_rl.rewards.grounding import KINDS, grounding_reward, takes_points
 from vision_rl.rewards.terms import Reward
+from vision_rl.rewards.user import user_reward
 from vision_rl.rewards.vqa import KINDS as ANSWER_KINDS
 from vision_rl.rewards.vqa import vqa_reward
 from vision_rl.settings import AgentSettings

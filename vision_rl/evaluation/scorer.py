@@ -13,7 +13,7 @@ import openai
 
 from vision_rl.agent.client import LLM, openai_base_url, shared_client
 from vision_rl.errors import UserError
-from vision_rl.evaluation.store import EvaluationStore, Record
+from vision_rl.evaluation.results import EvaluationStore, Record
 from vision_rl.evaluation.traffic import Traffic, Usage, metered, retry_after
 from vision_rl.rewards import Reward
 

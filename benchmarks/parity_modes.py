@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vision_rl.parity.cells import Cell, cells
-from vision_rl.parity.compare import Job, Result, sample_of, served, verdict
+from vision_rl.preflight.parity import Job, Result, sample_of, served, verdict
+from vision_rl.preflight.parity_cells import Cell, cells
 
 _MODEL, _ACTOR = "actor_rollout_ref.model", "actor_rollout_ref.actor"
 RANK = 8
@@ -119,7 +119,7 @@ def _ranks(work: Path, ranks: int, jobs: int) -> list[list[list[float]] | str]:
         with open(work / f"{rank}.log", "w") as log:
             running.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "vision_rl.parity.ranks", str(work)],
+                    [sys.executable, "-m", "benchmarks.parity_ranks", str(work)],
                     env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                     stdout=log,
                     stderr=log,
@@ -141,7 +141,7 @@ def adapter(model: Path, folder: Path) -> Path:
     from peft import LoraConfig, get_peft_model
 
     from vision_rl.models.table import model_info
-    from vision_rl.parity.actor import load_model
+    from vision_rl.preflight.parity_actor import load_model
 
     torch.manual_seed(0)
     exclude = f".*{model_info(model).family.tower}.*|.*multi_modal_projector.*"

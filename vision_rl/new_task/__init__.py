@@ -8,10 +8,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from vision_rl import starter_task
 from vision_rl.data.schema import write_row_sets
 from vision_rl.errors import UserError
 from vision_rl.files import write_text
+from vision_rl.new_task import template
 from vision_rl.tasks import get_task, task_names
 
 ROWS = {"train": 8, "val": 2}
@@ -45,7 +45,7 @@ def init(name: str, parent: Path | None = None) -> str:
     folder = (parent or Path()) / name
     if folder.exists():
         raise UserError(f"init {name}: {folder} is there already; remove it, or give another name")
-    source = Path(starter_task.__file__).read_text(encoding="utf-8")
+    source = Path(template.__file__).read_text(encoding="utf-8")
     file = folder / f"{module}.py"
     own = source.replace('name="starter"', f'name="{module}"').replace("FILE", str(file)).replace("FOLDER", str(folder))
     rows = {folder / f"{split}.parquet": _rows(folder, split, module) for split in ROWS}
@@ -78,7 +78,7 @@ def _rows(folder: Path, split: str, task: str) -> list[dict[str, Any]]:
     """Rows with their pictures, which are written."""
     rng, rows = random.Random(split), []
     for number in range(ROWS[split]):
-        picture, fields = starter_task.draw(rng)
+        picture, fields = template.draw(rng)
         path = folder / "images" / f"{split}-{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)

@@ -1,4 +1,4 @@
-"""The server's side: `python -m vision_rl.parity.server jobs.json` answers the cells of each job with vLLM, as in a run.
+"""The server's side: `python -m vision_rl.preflight.parity_server jobs.json` answers each job's cells with vLLM.
 
 Every job is forked from a process that has imported vLLM, which takes ten seconds; an engine for a tiny model takes two.
 The chat path is the server's own (`LLM.chat` parses, applies the template and processes the pictures as `vllm serve` does).
@@ -17,7 +17,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from vision_rl.parity.cells import conversation
+from vision_rl.preflight.parity_cells import conversation
 
 REPLY_TOKENS, CANDIDATES, SECONDS = 12, 8, 300.0
 

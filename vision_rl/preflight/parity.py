@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from vision_rl.parity.cells import VIDEO, Cell, cells, conversation
+from vision_rl.preflight.parity_cells import VIDEO, Cell, cells, conversation
 
 LIMIT = 1e-4
 """The largest |actor - server| log-probability, in nats, that float32 on both sides may show."""
@@ -103,7 +103,7 @@ def compare(jobs: Sequence[Job], folder: Path, server: Server = "vllm") -> list[
 
 def served_by_sglang(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str, Any]]:
     """As `served`, by SGLang's server of a run, one job after the other."""
-    from vision_rl.parity.sglang_server import answers
+    from vision_rl.preflight.parity_sglang import answers
 
     updated = [_synced(job, folder / f"{n}.synced") if job.updated else None for n, job in enumerate(jobs)]
     return [answers(job.model, new, cells) for job, new, cells in zip(jobs, updated, asked, strict=True)]
@@ -158,7 +158,7 @@ def served(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -
     (folder / "jobs.json").write_text(json.dumps(specs))
     environment = {**os.environ, **run_environment(jobs[0].cpu), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    command = [sys.executable, "-m", "vision_rl.parity.server", str(folder / "jobs.json")]
+    command = [sys.executable, "-m", "vision_rl.preflight.parity_server", str(folder / "jobs.json")]
     with open(folder / "server.log", "w") as log:
         subprocess.run(command, env=environment, stdout=log, stderr=log, check=False)
     answers = [folder / f"{number}.answers.json" for number in range(len(jobs))]
@@ -173,7 +173,7 @@ def _synced(job: Job, folder: Path) -> Path:
     from verl.workers.engine.fsdp.utils import unfuse_moe_params
 
     from vision_rl.actor.model_patches import server_weights
-    from vision_rl.parity.actor import load_model
+    from vision_rl.preflight.parity_actor import load_model
 
     model = load_model(str(job.updated), cpu=job.cpu)
     parameters = convert_weight_keys(model.state_dict(), model).items()
@@ -189,7 +189,7 @@ def _job_results(job: Job, asked: Sequence[Cell], replies: dict[str, Any], serve
     from vision_rl.models.pixels import Pixels
     from vision_rl.models.processor import load_processor
     from vision_rl.models.table import model_info
-    from vision_rl.parity.actor import bare_engine, load_model
+    from vision_rl.preflight.parity_actor import bare_engine, load_model
     from vision_rl.serving.banned_tokens import banned_tokens
     from vision_rl.training.rows import RowBuilder
 
@@ -237,7 +237,7 @@ def _measured(
     prompt_equal: bool | None = None,
 ) -> Result:
     """The differences of all `pairs`, computed in one micro-batch."""
-    from vision_rl.parity.actor import log_probs
+    from vision_rl.preflight.parity_actor import log_probs
 
     samples = [sample_of(cell, reply) for cell, reply in pairs]
     try:

@@ -1,4 +1,4 @@
-"""One rank of the trainer, without Ray: `python -m vision_rl.parity.ranks FOLDER` answers FOLDER/jobs.json into RANK.json.
+"""One rank of the trainer, without Ray: `python -m benchmarks.parity_ranks FOLDER` answers FOLDER/jobs.json into RANK.json.
 
 Torch's environment variables name the rank and where it meets the others. Worker, engine and configuration are a run's.
 """

@@ -1,6 +1,6 @@
 """An attack suite against the rewards: what a policy under optimisation finds sooner or later, tried in advance.
 
-`python -m vision_rl.rewards.attacks` prints its tables, `--write docs/rewards.md` puts them between the file's markers.
+`python -m vision_rl.preflight.attack_cases` prints its tables, `--write docs/rewards.md` puts them between the file's markers.
 Two questions are asked. Does an attack that *knows* the answer get more than the plain right answer? Does one that does
 *not* know it, and has k candidates, get more by listing them than by naming one at random?
 """

@@ -67,6 +67,6 @@ TASK = Task(
 )
 
 if __name__ == "__main__":
-    from vision_rl.preflight.debug import main
+    from vision_rl.evaluation.debug import main
 
     main(__file__)

@@ -11,8 +11,8 @@ import httpx
 
 from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
-from vision_rl.parity.cells import Cell, conversation
-from vision_rl.parity.server import CANDIDATES, REPLY_TOKENS, openai_part
+from vision_rl.preflight.parity_cells import Cell, conversation
+from vision_rl.preflight.parity_server import CANDIDATES, REPLY_TOKENS, openai_part
 from vision_rl.serving.serve import serve_sglang
 
 _SETTINGS = ("data.max_prompt_length=1536", "data.max_response_length=64", "agent.image_transport=data")
@@ -45,7 +45,7 @@ def _update(client: httpx.Client, server: str, folder: Path) -> str | None:
 
 
 def _ask(client: httpx.Client, url: str, cell: Cell) -> dict[str, Any]:
-    """As `vision_rl.parity.server` answers: the longest of the candidates. SGLang samples no placeholder at all."""
+    """As `vision_rl.preflight.parity_server` answers: the longest of the candidates. SGLang samples no placeholder at all."""
     body = {
         "model": "model",
         "messages": conversation(cell.messages, openai_part),
