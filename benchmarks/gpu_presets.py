@@ -28,9 +28,9 @@ from transformers.initialization import no_init_weights
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from scripts.tiny_models.model import build_processor  # noqa: E402
 from vision_rl.run.log import EVENTS, METRICS, read_jsonl  # noqa: E402
 from vision_rl.tiny import checkpoint_dir, write_tasks  # noqa: E402
-from vision_rl.tiny.model import build_processor  # noqa: E402
 
 VISION = {
     "depth": 32,

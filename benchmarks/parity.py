@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from parity_docs import write_docs
 
 from benchmarks.parity_modes import MODES, compare_modes
+from scripts.tiny_models.families import BUILDERS, build
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.models.table import PARITY_RESULTS, TABLE
 from vision_rl.preflight.parity import Job, Result, Server, compare
 from vision_rl.preflight.parity_cells import VIDEO
-from vision_rl.tiny.families import BUILDERS, build
 
 MODE_RESULTS = PARITY_RESULTS.with_name("parity_modes.json")
 SGLANG_RESULTS = PARITY_RESULTS.with_name("parity_sglang.json")

@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from verl.utils.flops_counter import FlopsCounter
 from verl.utils.torch_functional import logprobs_from_logits
 
+from scripts.tiny_models.families import build
 from tests.actor import actor, log_probs
 from vision_rl.actor.engine import BLOCK, VisionEngine, freeze_vision_tower, log_probs_by_block
 from vision_rl.actor.model_patches import sharded_layers
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
-from vision_rl.tiny.families import build
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.samples import Sample
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts.tiny_models.families import BUILDERS, build
 from tests.test_e2e_training import metrics_of, run
 from vision_rl.models.table import TABLE
-from vision_rl.tiny.families import BUILDERS, build
 
 QUICK = ["--max-steps", "3", "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1"]
 # Random models earn nothing; the entropy term gives them a gradient, so that weights change and must be synchronised.

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.tiny_models.families import build
 from tests.data_samples import picture
 from tests.test_e2e_training import ROOT, metrics_of, run
 from vision_rl.agent.replay import picture_files
 from vision_rl.data.schema import read_rows, write_rows
 from vision_rl.media.references import is_video
 from vision_rl.run.log import ROLLOUTS, read_jsonl
-from vision_rl.tiny.families import build
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 

@@ -19,6 +19,7 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
+from scripts.tiny_models.families import build
 from tests.test_e2e_training import ROOT, metrics_of, run
 from vision_rl.agent.messages import image_url
 from vision_rl.errors import UserError
@@ -26,7 +27,6 @@ from vision_rl.export.checkpoint import merged_checkpoint
 from vision_rl.models.processor import load_processor
 from vision_rl.platform.environment import run_environment
 from vision_rl.tiny import checkpoint_dir
-from vision_rl.tiny.families import build
 from vision_rl.training.algorithm import check_shared
 from vision_rl.training.samples import Sample
 

@@ -19,6 +19,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from scripts.tiny_models.families import build
 from tests.data_samples import picture
 from tests.test_e2e_training import ROOT, metrics_of, run
 from vision_rl.config.resolve import resolve
@@ -27,7 +28,6 @@ from vision_rl.models.processor import load_processor
 from vision_rl.platform.environment import SERVER_KEY
 from vision_rl.serving.banned_tokens import BANNED_LOGIT, banned_tokens
 from vision_rl.serving.serve import serve_sglang
-from vision_rl.tiny.families import build
 
 needs_sglang = pytest.mark.skipif(importlib.util.find_spec("sglang") is None, reason="make sglang installs it")
 pytestmark = [pytest.mark.e2e, pytest.mark.long, needs_sglang]

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from scripts.tiny_models.zoom import zoom_checkpoint_dir
+from scripts.tiny_models.zoom_scenes import write_zoom_tasks
 from tests.test_e2e_training import ROOT, metrics_of, run
 from vision_rl.report import REPORT
 from vision_rl.run.log import DETAILS, ROLLOUTS, read_jsonl
 from vision_rl.run.tool_metrics import FILES
-from vision_rl.tiny.zoom import zoom_checkpoint_dir
-from vision_rl.tiny.zoom_scenes import write_zoom_tasks
 
 TWO_STEPS = ["--max-steps", "2", "trainer.test_freq=-1", "trainer.val_before_train=false"]
 LEVEL = "agentlightning.trace_aggregator"

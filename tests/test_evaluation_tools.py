@@ -15,6 +15,8 @@ from PIL import Image
 import evaluate_agent
 from baselines import api_baseline
 from baselines.budget import PictureBudget, Prices, estimate
+from scripts.tiny_models.zoom import zoom_checkpoint_dir
+from scripts.tiny_models.zoom_scenes import write_zoom_tasks
 from tests.fake_openai import MODEL, fake_openai
 from vision_rl.answers.parsing import format_boxes
 from vision_rl.answers.zoom import View
@@ -23,8 +25,6 @@ from vision_rl.data.schema import read_rows
 from vision_rl.evaluation import metrics, targets
 from vision_rl.evaluation.results import read_records
 from vision_rl.rewards.tools import target_kind
-from vision_rl.tiny.zoom import zoom_checkpoint_dir
-from vision_rl.tiny.zoom_scenes import write_zoom_tasks
 
 ROWS = 12
 TOOLS = ["agent.max_turns=3", "agent.max_tool_calls=2", "agent.reward=arc", "agent.answer_view=last"]

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from scripts.tiny_models.families import build
 from vision_rl.agent.media import check_pictures, check_videos, media_message, show
 from vision_rl.agent.replay import picture_files
 from vision_rl.answers.zoom import SizeLimits
@@ -26,7 +27,6 @@ from vision_rl.media.video import sample_frames
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor
 from vision_rl.settings import AgentSettings
-from vision_rl.tiny.families import build
 from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample
 

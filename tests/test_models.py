@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForImageTextToText
 
+from scripts.tiny_models.families import BUILDERS, build
 from vision_rl.answers.coordinates import FAMILIES
 from vision_rl.config.known_keys import package_dir
 from vision_rl.config.resolve import resolve
@@ -18,7 +19,6 @@ from vision_rl.models.positions import rope_index_of
 from vision_rl.models.processor import image_token_id, load_processor
 from vision_rl.models.table import TABLE, ModelFamily, check_pairing, measured, model_info, render_models
 from vision_rl.models.tokens import forbidden_token_ids
-from vision_rl.tiny.families import BUILDERS, build
 
 TINY = Path(__file__).resolve().parents[1] / "vision_rl" / "tiny" / "checkpoint"
 ROWS = {row.name: row for row in TABLE}

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from benchmarks.parity_modes import MODES, compare_modes
+from scripts.tiny_models.families import build
 from tests.actor import actor
 from vision_rl.actor.model_patches import (
     SharedPictures,
@@ -31,7 +32,6 @@ from vision_rl.preflight.parity import LIMIT, TOGETHER, Job, Result, compare
 from vision_rl.preflight.parity_actor import load_model
 from vision_rl.preflight.parity_cells import VIDEO, cells
 from vision_rl.preflight.parity_server import CANDIDATES
-from vision_rl.tiny.families import build
 from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample
 

@@ -16,6 +16,7 @@ from PIL import Image
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
+from scripts.tiny_models.families import build
 from tests.actor import actor, log_probs
 from tests.test_rows import builder, make_sample, rows_of  # noqa: F401  (fixtures)
 from vision_rl.actor.rank import VisionTrainingWorker
@@ -27,7 +28,6 @@ from vision_rl.rollout.pictures import Pictures
 from vision_rl.rollout.worker_api import Claims
 from vision_rl.run.failures import RolloutFailure
 from vision_rl.settings import Sight
-from vision_rl.tiny.families import build
 from vision_rl.training import sight
 from vision_rl.training.rollouts import FinishedRollout
 from vision_rl.training.rows import RowBuilder

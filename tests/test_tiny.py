@@ -18,16 +18,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from scripts.tiny_models import __main__ as recipe
+from scripts.tiny_models import warmstart
+from scripts.tiny_models.alignment import FACETS, token_labels
+from scripts.tiny_models.model import SPECIAL_TOKENS, build_model, build_processor, round_weights, save_checkpoint
+from scripts.tiny_models.warmstart import Lesson, chat_prompt, reply_text, supervised_batch, user_text
 from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError
 from vision_rl.models.tokens import forbidden_token_ids
 from vision_rl.rewards import gold_reply, grounding_reward, vqa_accuracy, vqa_reward
-from vision_rl.tiny import __main__ as recipe
-from vision_rl.tiny import checkpoint_dir, warmstart, write_tasks
-from vision_rl.tiny.alignment import FACETS, token_labels
-from vision_rl.tiny.model import SPECIAL_TOKENS, build_model, build_processor, round_weights, save_checkpoint
+from vision_rl.tiny import checkpoint_dir, write_tasks
 from vision_rl.tiny.scenes import COLORS, COUNTS, ELEMENTS, SHAPES, TASKS, draw_example, unit_box
-from vision_rl.tiny.warmstart import Lesson, chat_prompt, reply_text, supervised_batch, user_text
 
 SIZES = {"train": 40, "val": 24, "test": 16}
 

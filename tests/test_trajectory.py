@@ -15,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from scripts.tiny_models.zoom_warmstart import call_text, zoom_processor
 from tests.actor import actor, as_batch, log_probs
 from vision_rl.actor.mismatch import mismatch_metrics
 from vision_rl.actor.rank import VisionTrainingWorker
@@ -23,7 +24,6 @@ from vision_rl.agent.tools import TOOLS
 from vision_rl.models.pixels import Pixels
 from vision_rl.rollout.trace import Turn
 from vision_rl.run.failures import RolloutFailure
-from vision_rl.tiny.zoom_warmstart import call_text, zoom_processor
 from vision_rl.training.advantages import rollout_advantages
 from vision_rl.training.rollouts import FinishedRollout
 from vision_rl.training.rows import Drop, RowBuilder

@@ -11,6 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.tiny_models.zoom_scenes import INSTRUCTION, ZoomScene, draw_scene, write_zoom_tasks
+from scripts.tiny_models.zoom_warmstart import (
+    LIMITS,
+    call_text,
+    dialogue_batch,
+    single_look,
+    with_tools,
+    zoom_processor,
+)
 from vision_rl.agent.grounding_prompts import request, system_text
 from vision_rl.agent.tools import ToolBox
 from vision_rl.answers.parsing import parse_boxes, parse_tool_calls
@@ -21,15 +30,6 @@ from vision_rl.rewards.tools import target_kind
 from vision_rl.run.directory import CONFIG
 from vision_rl.run.log import ROLLOUTS
 from vision_rl.settings import AgentSettings
-from vision_rl.tiny.zoom_scenes import INSTRUCTION, ZoomScene, draw_scene, write_zoom_tasks
-from vision_rl.tiny.zoom_warmstart import (
-    LIMITS,
-    call_text,
-    dialogue_batch,
-    single_look,
-    with_tools,
-    zoom_processor,
-)
 
 
 def hatching(picture: Image.Image, scene: ZoomScene, view: View) -> list[float]:

@@ -10,5 +10,5 @@ __all__ = ["checkpoint_dir", "write_tasks"]
 
 
 def checkpoint_dir() -> Path:
-    """The folder of the warm-started checkpoint that ships with the package; `python -m vision_rl.tiny` makes it anew."""
+    """The folder of the warm-started checkpoint that ships with the package; `python -m scripts.tiny_models` makes it anew."""
     return Path(__file__).resolve().parent / "checkpoint"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from vision_rl.tiny.families.parts import SEED, save
+from scripts.tiny_models.families.parts import SEED, save
 
 BUILDERS = {
     "Qwen2-VL": "qwen.qwen2_vl",

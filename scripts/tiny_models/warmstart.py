@@ -24,11 +24,11 @@ import torch
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from scripts.tiny_models.alignment import Alignment
+from scripts.tiny_models.model import END
+from scripts.tiny_models.optimizer import adamw, schedule, update
 from vision_rl.models.tokens import forbidden_token_ids
 from vision_rl.tasks import get_task
-from vision_rl.tiny.alignment import Alignment
-from vision_rl.tiny.model import END
-from vision_rl.tiny.optimizer import adamw, schedule, update
 from vision_rl.tiny.scenes import PLACES, TASKS, Box, Example, draw_example, place, unit_box
 
 BATCH = 64

@@ -1,25 +1,24 @@
-"""The tool-using tiny model and its data: `python -m vision_rl.tiny.zoom data DIR` and `... model [--output DIR]`."""
+"""The tool-using tiny model and its data: `python -m scripts.tiny_models.zoom data DIR` and `... model [--output DIR]`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from scripts.tiny_models.build import build_checkpoint
+from scripts.tiny_models.zoom_scenes import write_zoom_tasks
+from scripts.tiny_models.zoom_warmstart import zoom_processor, zoom_warm_start
 from vision_rl.errors import cli_errors
-from vision_rl.tiny.build import build_checkpoint
-from vision_rl.tiny.zoom_scenes import write_zoom_tasks
-from vision_rl.tiny.zoom_warmstart import zoom_processor, zoom_warm_start
 
 
 def zoom_checkpoint_dir() -> Path:
-    """The folder of the warm-started checkpoint that ships with the package; `python -m vision_rl.tiny.zoom model` makes
-    it anew."""
+    """The folder of the warm-started checkpoint beside this file; `python -m scripts.tiny_models.zoom model` makes it anew."""
     return Path(__file__).resolve().parent / "zoom_checkpoint"
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m vision_rl.tiny.zoom", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m scripts.tiny_models.zoom", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     data = commands.add_parser("data", help="write train.parquet and val.parquet with their pictures")
     data.add_argument("directory", type=Path)

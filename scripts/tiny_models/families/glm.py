@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vision_rl.tiny.families.parts import TEXT, template, tokenizer
+from scripts.tiny_models.families.parts import TEXT, template, tokenizer
 
 _IDS = {
     "image_start_token_id": "<|begin_of_image|>",

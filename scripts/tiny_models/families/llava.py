@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vision_rl.tiny.families.parts import TEXT, template, tokenizer
+from scripts.tiny_models.families.parts import TEXT, template, tokenizer
 
 _CLIP = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
 _PIXTRAL_TOKENS = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")

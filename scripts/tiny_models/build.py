@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from scripts.tiny_models.model import build_model, round_weights, save_checkpoint
 from vision_rl.errors import UserError
-from vision_rl.tiny.model import build_model, round_weights, save_checkpoint
 
 WarmStart = Callable[
     [Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, int, Callable[[int, int, float], None]], None

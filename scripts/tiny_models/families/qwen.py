@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vision_rl.tiny.families.parts import TEXT, template, tokenizer
+from scripts.tiny_models.families.parts import TEXT, template, tokenizer
 
 _IDS = {
     "vision_start_token_id": "vision_start",

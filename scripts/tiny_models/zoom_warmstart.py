@@ -21,14 +21,14 @@ from tokenizers import AddedToken
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from scripts.tiny_models.model import END, PIXELS, build_processor
+from scripts.tiny_models.optimizer import adamw, schedule, update
+from scripts.tiny_models.zoom_scenes import INSTRUCTION, ZoomScene, draw_scene
 from vision_rl.agent.grounding_prompts import LAST_TURN, request, results_text, system_text
 from vision_rl.agent.tools import region_text
 from vision_rl.answers.boxes import Box
 from vision_rl.answers.zoom import WHOLE, SizeLimits, View, zoom
 from vision_rl.models.tokens import forbidden_token_ids
-from vision_rl.tiny.model import END, PIXELS, build_processor
-from vision_rl.tiny.optimizer import adamw, schedule, update
-from vision_rl.tiny.zoom_scenes import INSTRUCTION, ZoomScene, draw_scene
 
 BATCH = 48
 WARM_UP_STEPS = 30

@@ -1,0 +1,1 @@
+"""Recipes: the two checkpoints that the repository holds, and a tiny model of every family for tests."""
