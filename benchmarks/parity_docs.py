@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vision_rl.models.table import PARITY_RESULTS, TABLE, ModelFamily
+from vision_rl.models.family import ModelFamily
+from vision_rl.models.table import PARITY_RESULTS, TABLE
 from vision_rl.preflight.parity import LIMIT
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

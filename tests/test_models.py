@@ -15,9 +15,10 @@ from vision_rl.answers.coordinates import FAMILIES
 from vision_rl.config.known_keys import package_dir
 from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
+from vision_rl.models.family import ModelFamily
 from vision_rl.models.positions import rope_index_of
 from vision_rl.models.processor import image_token_id, load_processor
-from vision_rl.models.table import TABLE, ModelFamily, check_pairing, measured, model_info, render_models
+from vision_rl.models.table import TABLE, check_pairing, measured, model_info, render_models
 from vision_rl.models.tokens import forbidden_token_ids
 
 TINY = Path(__file__).resolve().parents[1] / "vision_rl" / "tiny" / "checkpoint"
