@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from vision_rl.parity.server import _load
 
 OPTIONS = {

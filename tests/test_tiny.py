@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import vision_rl.tasks
 from scripts.tiny_models import __main__ as recipe
 from scripts.tiny_models import warmstart
 from scripts.tiny_models.alignment import FACETS, token_labels
@@ -27,6 +28,7 @@ from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError
 from vision_rl.models.tokens import forbidden_token_ids
 from vision_rl.rewards import gold_reply, grounding_reward, vqa_accuracy, vqa_reward
+from vision_rl.tasks import get_task
 from vision_rl.tiny import checkpoint_dir, write_tasks
 from vision_rl.tiny.scenes import COLORS, COUNTS, ELEMENTS, SHAPES, TASKS, draw_example, unit_box
 
@@ -254,6 +256,88 @@ def test_equal_pictures_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     paths = write_tasks(tmp_path, "vqa", train=2, val=2, test=2)
     images = [Path(row["image_paths"][0]).read_bytes() for path in paths.values() for row in read_rows(path)]
     assert len(set(images)) == 6
+
+
+TASK_FILE = """
+import random
+from pathlib import Path
+from PIL import Image
+from vision_rl.tasks import Task
+
+async def answer(task, llm):
+    raise NotImplementedError
+
+def draw(rng):
+    {drawing}
+
+TASK = Task(name="{name}", answer=answer, synthetic=draw)
+"""
+DOTS = 'return Image.new("L", (1 + rng.randrange({pictures}), 8)), {{"question": "{question}", "answers": ["a"]}}'
+"""Pictures that differ in their width alone."""
+
+
+def task_file(folder: Path, name: str, drawing: str) -> str:
+    """The spec of a task of the test's own, loaded anew."""
+    vision_rl.tasks._loaded.pop(name, None)
+    (folder / f"{name}.py").write_text(TASK_FILE.format(name=name, drawing=drawing))
+    return get_task(str(folder / f"{name}.py")).name
+
+
+@pytest.mark.parametrize(
+    ("pictures", "shares"), [(640, (384, 128, 128)), (381, (229, 76, 76)), (21, (13, 4, 4)), (20, (12, 4, 4))]
+)
+def test_a_task_with_few_pictures_trains_on_what_there_is(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    pictures: int,
+    shares: tuple[int, ...],
+) -> None:
+    """With no bound this drew for ever; here the width is counted, so that every picture there is comes up."""
+    monkeypatch.setattr("vision_rl.tiny.tasks.PATIENCE", 20 * pictures)
+    task = task_file(tmp_path, "few", DOTS.format(pictures=pictures, question="q"))
+    for _ in range(2):  # the second time it is read from the disk, and said again
+        paths = write_tasks(tmp_path / "data", task)
+        rows = {split: read_rows(path) for split, path in paths.items()}
+        assert tuple(map(len, rows.values())) == shares
+        widths = [row["image_sizes"][0][0] for part in rows.values() for row in part]
+        assert sorted(widths) == list(range(1, pictures + 1)), "each picture once, in one split"
+        said = capsys.readouterr().err
+        assert (said == "") == (pictures == 640)
+        if said:
+            assert f"draws {pictures} different pictures, 640 were wanted: {' / '.join(map(str, shares))} rows" in said
+
+
+@pytest.mark.parametrize(
+    ("drawing", "words"),
+    [
+        (
+            DOTS.format(pictures=19, question="q"),
+            r"task bad draws only 19 different pictures .* at least 20 are needed: let",
+        ),
+        ('return Image.new("L", (8, 8)), {"question": "q", "answers": ["a"]}', "only 1 different picture \\("),
+        ("raise ValueError('no font')", r"task bad fails: ValueError: no font \(.*bad\.py:11\); it must return"),
+        ("return 1, {}", "task bad fails: AttributeError"),
+        ('return Image.new("L", (8, 8))', "task bad fails: TypeError"),
+        ('return Image.new("L", (8, 8)), 3', "task bad fails: TypeError"),
+    ],
+)
+def test_a_task_that_draws_too_little_or_fails_is_one_sentence(tmp_path: Path, drawing: str, words: str) -> None:
+    task = task_file(tmp_path, "bad", drawing)
+    with pytest.raises(UserError, match=words):
+        write_tasks(tmp_path / "data", task)
+    assert not list((tmp_path / "data").rglob("tasks.json"))
+
+
+def test_an_edited_question_is_asked_in_its_new_form(tmp_path: Path) -> None:
+    sizes = {"train": 12, "val": 4, "test": 4}
+    for question in ("How wide?", "How wide is it?"):
+        task = task_file(tmp_path, "edited", DOTS.format(pictures=400, question=question))
+        path = write_tasks(tmp_path / "data", task, **sizes)["train"]
+        assert {row["question"] for row in read_rows(path)} == {question}
+    kept = path.stat().st_mtime_ns
+    write_tasks(tmp_path / "data", task, **sizes)
+    assert path.stat().st_mtime_ns == kept, "the same code is not asked twice"
 
 
 def test_gold_answers_score_full_marks(written: tuple[str, dict[str, Path]]) -> None:
