@@ -2,7 +2,8 @@
 
 `python tests/fake_backend.py PORT [KEEP_ALIVE_SECONDS]` serves it under uvicorn and uvloop as vLLM does. Words in the
 last message choose a fault: FAULT500, FAULT400, HANG, SLEEP<seconds>, NOCHOICES, NOTOKENS, BADJSON, TRUNCATED, REDIRECT; of
-requests for several choices FAULTN fails all and CUT cuts off all choices but the first. DICE answers by chance.
+requests for several choices FAULTN fails all and CUT cuts off all choices but the first. DICE answers by chance. TOOL calls
+the first of the request's tools, once in a conversation.
 `/stats` counts; `/block?<seconds>` holds the event loop, as a large image does in a real server.
 """
 
@@ -24,6 +25,7 @@ MODEL = "fake/vlm"
 RESPONSE_IDS = [7, 8, 9, 2]
 LOGPROBS = [-0.1, -0.2, -0.3, -0.4]
 REPLY = "red"
+ARGUMENTS = '{"x1": 0.25, "y1": 0.25, "x2": 0.75, "y2": 0.75}'
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -41,6 +43,12 @@ def reply(body: dict[str, Any], text: str) -> dict[str, Any]:
     """The reply to a request, with what the request asked for and nothing else, as vLLM does it."""
     prompt = prompt_ids(len(text.split()))
     choices = [_choice(body, text, index) for index in range(body.get("n", 1))]
+    if "TOOL" in text and body.get("tools"):
+        function = {"name": body["tools"][0]["function"]["name"], "arguments": ARGUMENTS}
+        for choice in choices:
+            call = {"id": f"call-{time.time_ns()}", "type": "function", "function": function}
+            choice["message"] |= {"content": None, "tool_calls": [call]}
+            choice["finish_reason"] = "tool_calls"
     answer = {
         "id": f"chatcmpl-{time.time_ns()}",
         "object": "chat.completion",

@@ -396,7 +396,7 @@ ROUTES = (
             "/chat/completions",
             "/v1/completions",
             "/v1/messages",
-            "/v1/responses",
+            "/responses",
             "/v1/embeddings",
             "/v1/files",
             "/v1/images/generations",

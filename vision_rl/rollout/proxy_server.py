@@ -1,7 +1,7 @@
 """The LLM proxy's process: `python -m vision_rl.rollout.proxy_server`, started and fed by `proxy.VisionProxy`.
 
-An allow-list of routes and nothing behind it: models, chat completions (plain, and under a rollout's own path), the
-workers' routes, health. It imports neither Agent Lightning nor torch, and starts in a second. Its configuration comes
+An allow-list of routes and nothing behind it: models, chat completions and responses (plain, and under a rollout's own
+path), the workers' routes, health. It imports neither Agent Lightning nor torch, and starts in a second. Its configuration comes
 as one JSON line on standard input (a token on the command line could be read by all), later lines change it, and the
 end of the input, which is the end of the trainer, ends it.
 """
@@ -29,16 +29,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from vision_rl.agent.rollout_key import ATTEMPT_HEADER, ROLLOUT_HEADER
-from vision_rl.rollout.chat_request import CallError, parse_object
+from vision_rl.rollout.chat_request import CallError, ChatRequest, parse_object
 from vision_rl.rollout.http_auth import Access, TooLarge, hide_keys, read_body
 from vision_rl.rollout.model_calls import Calls, ModelServers, Server, as_stream
 from vision_rl.rollout.pictures import Pictures
+from vision_rl.rollout.responses import chat_body, events, response
 from vision_rl.rollout.store_link import StoreLink
 from vision_rl.rollout.worker_api import Claims
 
 HEALTH = "/health/liveliness"
 READY = b"ready\n"
-MODEL_PATHS = re.compile(r"(?:/rollout/[^/]+/attempt/[^/]+)?(?:/v1)?/(?:models|chat/completions)")
+MODEL_PATHS = re.compile(r"(?:/rollout/[^/]+/attempt/[^/]+)?(?:/v1)?/(?:models|chat/completions|responses)")
 """What the key of a rollout opens."""
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,9 @@ class ProxyApp:
             Route("/v1/chat/completions", _told(self.chat), methods=["POST"]),
             Route(traced + "/chat/completions", _told(self.chat), methods=["POST"]),
             Route(traced + "/v1/chat/completions", _told(self.chat), methods=["POST"]),
+            Route("/v1/responses", _told(self.responses), methods=["POST"]),
+            Route(traced + "/responses", _told(self.responses), methods=["POST"]),
+            Route(traced + "/v1/responses", _told(self.responses), methods=["POST"]),
             Route("/v1/rollouts/claim", _told(self.claim), methods=["POST"]),
             Route("/v1/rollouts/heartbeat", _told(self.heartbeat), methods=["POST"]),
             Route("/v1/rollouts/report", _told(self.report), methods=["POST"]),
@@ -93,8 +97,19 @@ class ProxyApp:
         return _json({"object": "list", "data": models})
 
     async def chat(self, request: Request) -> Response:
+        asked, reply = await self._call(request, await read_body(request.receive))
+        if asked.stream:
+            return Response(as_stream(reply, asked.usage), media_type="text/event-stream")
+        return _json(reply)
+
+    async def responses(self, request: Request) -> Response:
+        wanted = await _body(request)
+        asked, reply = await self._call(request, orjson.dumps(chat_body(wanted)))
+        answer = response(reply, wanted)
+        return Response(events(answer), media_type="text/event-stream") if asked.stream else _json(answer)
+
+    async def _call(self, request: Request, content: bytes) -> tuple[ChatRequest, dict[str, Any]]:
         """A call whose client leaves is given up: the server must not go on generating for nobody."""
-        content = await read_body(request.receive)
         rollout = rollout_of_call(request)
         work = self.calls.traced(*rollout, content) if rollout else self.calls.plain(content)
         call = asyncio.create_task(work)
@@ -104,10 +119,7 @@ class ProxyApp:
         if not call.done():
             call.cancel()
             raise ConnectionError("the client left")
-        asked, reply = await call
-        if asked.stream:
-            return Response(as_stream(reply, asked.usage), media_type="text/event-stream")
-        return _json(reply)
+        return await call
 
     async def claim(self, request: Request) -> Response:
         rollout = await self.claims.claim(await _body(request))
