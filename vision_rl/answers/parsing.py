@@ -188,6 +188,19 @@ def box_format(fmt: str) -> str:
     return format_row(fmt).name
 
 
+def answer_space(answer_format: str, family: str) -> tuple[str, str]:
+    """(format of the answer, family whose space its numbers are in) for an `agent.answer_format`.
+
+    A row of `vision_rl.answers.formats.FORMATS` is in the space that it names ("bbox" and "click" in unit space whatever the
+    model), or else in the family's; "native" is the family's own format and space.
+    """
+    name = FAMILIES[family].native if answer_format == "native" and family in FAMILIES else answer_format
+    if name not in FORMATS:
+        known = f"choose native or one of {', '.join(FORMATS)}"
+        raise UserError(f"agent.answer_format={answer_format} does not exist (agent.family={family}); {known}")
+    return name, FORMATS[name].space or family
+
+
 def read_boxes(text: str, fmt: str, *, truncated: bool = False) -> BoxReading:
     """All boxes of a reply's final text, what was malformed, and whether it says that there is nothing to find.
 
@@ -279,7 +292,7 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not a number in JSON")
 
 
-def _loads(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """JSON of finite numbers only; raises ValueError for anything else, too deep nesting included."""
     try:
         return json.loads(text, parse_float=_finite_float, parse_int=_small_int, parse_constant=_no_constant)
@@ -293,9 +306,9 @@ def _call(tag: str, body: str) -> ToolCall:
         return ToolCall("", error=f"The tool call is longer than {MAX_CALL_CHARS} characters.")
     named = _NAMED_CALL.fullmatch(body) if tag == "use_tool" else None
     try:
-        value = {"name": named[1], "arguments": _loads(named[2] or "{}")} if named else _loads(body)
+        value = {"name": named[1], "arguments": parse_json(named[2] or "{}")} if named else parse_json(body)
         if isinstance(value, dict) and isinstance(value.get("arguments"), str):
-            value = {**value, "arguments": _loads(value["arguments"])}
+            value = {**value, "arguments": parse_json(value["arguments"])}
     except ValueError as error:
         return ToolCall(named[1] if named else "", error=f"The tool call is not valid JSON: {error}")
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:

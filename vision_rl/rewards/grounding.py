@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from vision_rl.answers.boxes import SIMILARITIES, Box, iou_pair, match, point_in_box, point_in_polygon
-from vision_rl.answers.coordinates import FAMILIES, Size, from_unit, get_family, in_space, space_size
+from vision_rl.answers.coordinates import Size, from_unit, get_family, in_space, space_size
 from vision_rl.answers.formats import FORMATS
-from vision_rl.answers.parsing import BoxReading, format_boxes, read_boxes, reasoning_is_closed
+from vision_rl.answers.parsing import BoxReading, answer_space, format_boxes, read_boxes, reasoning_is_closed
 from vision_rl.errors import UserError
 from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms, with_terms
 from vision_rl.rewards.tools import DEFAULT_WEIGHTS, ArcWeights, Call, arc_reward
@@ -34,19 +34,6 @@ _FLOORS = {"giou": -1.0, "diou": -1.0, "ciou": -1.0, "ranked": -1.0}
 _SLACK = 0.02
 _STRAIGHT = 1e-6
 """Points that lie this close to one line, in unit space, are a sweep and no candidates."""
-
-
-def answer_space(answer_format: str, family: str) -> tuple[str, str]:
-    """(format of the answer, family whose space its numbers are in) for an `agent.answer_format`.
-
-    A row of `vision_rl.answers.formats.FORMATS` is in the space that it names ("bbox" and "click" in unit space whatever the
-    model), or else in the family's; "native" is the family's own format and space.
-    """
-    name = FAMILIES[family].native if answer_format == "native" and family in FAMILIES else answer_format
-    if name not in FORMATS:
-        known = f"choose native or one of {', '.join(FORMATS)}"
-        raise UserError(f"agent.answer_format={answer_format} does not exist (agent.family={family}); {known}")
-    return name, FORMATS[name].space or family
 
 
 def box_metric(reward: str, metric_of_row: str, points: bool) -> str:
