@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 from collections.abc import Callable
 from functools import partial
@@ -20,11 +22,14 @@ from scripts.tiny_models.families import build
 from tests.actor import actor, log_probs
 from tests.test_rows import builder, make_sample, rows_of  # noqa: F401  (fixtures)
 from vision_rl.actor.rank import VisionTrainingWorker
+from vision_rl.agent.messages import picture_url, user_message
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor
-from vision_rl.rollout.chat_request import CallError
+from vision_rl.rollout.chat_request import CallError, checked
+from vision_rl.rollout.model_calls import BLIND, Calls, ModelServers
 from vision_rl.rollout.pictures import Pictures
+from vision_rl.rollout.store_link import StoreLink
 from vision_rl.rollout.worker_api import Claims
 from vision_rl.run.failures import RolloutFailure
 from vision_rl.settings import Sight
@@ -32,7 +37,7 @@ from vision_rl.training import sight
 from vision_rl.training.rollouts import FinishedRollout
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.samples import Sample
-from vision_rl.training.sight import SightGauge, blind_tasks, sight_metrics
+from vision_rl.training.sight import SightGauge, seeing_tasks, sight_metrics
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +115,7 @@ def test_gap_and_kl_are_means_over_the_models_own_tokens() -> None:
 
 
 def gauge(tmp_path: Path, **rule: Any) -> SightGauge:
-    return SightGauge(Sight(**rule), tmp_path)
+    return SightGauge(Sight(**rule))
 
 
 def tags(*pictures: int, padding: int = 0) -> list[dict[str, Any]]:
@@ -221,21 +226,36 @@ def test_a_step_of_text_alone_is_not_checked(tmp_path: Path) -> None:
     assert gauge(tmp_path).look(batch, Workers(), 1.0, 1) == {}
 
 
-def task(path: str, **more: Any) -> str:
-    return json.dumps({"image_paths": [path] if path else [], "settings": {"image_transport": "file"}, **more})
+def task(path: str, **meta: Any) -> str:
+    return json.dumps({"image_paths": [path] if path else [], "meta": meta})
 
 
-def test_blind_tasks_show_black_pictures_of_the_same_sizes(tmp_path: Path) -> None:
+def test_rows_with_pictures_of_their_own_or_of_an_environment_are_asked_again() -> None:
+    tasks = [task("a.png"), task(""), task("", seed=3), task("a.png"), task("b.png")]
+    assert seeing_tasks(tasks, 2) == [0, 3] and seeing_tasks(tasks, 9) == [0, 2, 3, 4]
+    assert seeing_tasks(tasks, 0) == seeing_tasks([task("")], 9) == []
+
+
+def picture_part(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def test_the_proxy_blackens_every_picture_of_a_blind_call(tmp_path: Path) -> None:
+    """Those of rows, of tools and of environments: whatever an agent sends."""
     Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
-    path = str(tmp_path / "a.png")
-    tasks = [task(path), task(""), task(path, whole_paths=[path], question="?"), task(path)]
-    found = blind_tasks(tasks, tmp_path / "pictures", 2)
-    assert list(found) == [0, 2]
-    shown = json.loads(found[2])
-    assert shown["question"] == "?" and shown["settings"] == {"image_transport": "data"}
-    for name in (*shown["image_paths"], *shown["whole_paths"]):
-        assert Image.open(name).size == (30, 20) and Image.open(name).getextrema() == ((0, 0),) * 3
-    assert blind_tasks(tasks, tmp_path, 0) == blind_tasks([task("")], tmp_path, 9) == {}
+    urls = [(tmp_path / "a.png").as_uri(), picture_url(Image.new("RGB", (56, 84), "blue"))]
+    body = {"model": "m" + BLIND, "messages": [user_message("?", urls), {"role": "user", "content": "Go on."}]}
+    calls = Calls(ModelServers(), StoreLink("http://unused", None), Pictures(tmp_path / "kept", [tmp_path]))
+    seen = calls._seen(checked(body, traced=True))
+    assert seen.body["model"] == "m" and len(seen.urls) == 2
+    shown = [part["image_url"]["url"] for part in seen.body["messages"][0]["content"][:2]]
+    assert shown == seen.urls
+    for url, size in zip(shown, ((30, 20), (56, 84)), strict=True):
+        picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+        assert picture.size == size and picture.getextrema() == ((0, 0),) * 3
+    assert calls._seen(checked({**body, "model": "m"}, traced=True)).urls == urls
+    with pytest.raises(CallError, match="data directory of the run"):
+        calls._seen(checked({**body, "messages": [user_message("?", ["file:///etc/passwd"])]}, traced=True))
 
 
 def test_the_reward_gap_is_over_rows_that_neither_side_failed(tmp_path: Path) -> None:
@@ -264,7 +284,7 @@ def test_the_reward_gap_is_over_rows_that_neither_side_failed(tmp_path: Path) ->
     assert gauge(tmp_path, val_rows=0).reward_gap(Rollouts(), tasks, seeing, 7) == {}  # type: ignore[arg-type]
 
 
-def test_a_worker_elsewhere_may_fetch_the_runs_own_pictures_and_no_others(tmp_path: Path) -> None:
+def test_a_worker_elsewhere_may_not_fetch_what_lies_outside_of_the_data(tmp_path: Path) -> None:
     kept, other = tmp_path / "pictures", tmp_path / "other"
     for folder in (kept, other, kept / "below"):
         folder.mkdir()
@@ -281,7 +301,6 @@ def test_a_worker_elsewhere_may_fetch_the_runs_own_pictures_and_no_others(tmp_pa
             return paths
 
     claims = Claims(Store(), Pictures(kept, []))  # type: ignore[arg-type]
-    assert asyncio.run(claims.image("r", 0))[1] == b"x"
-    for index in (1, 2, 3):
+    for index in range(4):
         with pytest.raises(CallError, match="not in the data directory"):
             asyncio.run(claims.image("r", index))

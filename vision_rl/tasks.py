@@ -34,9 +34,13 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "vision_rl.tasks"
 TASK_HELP = "vqa, grounding, an installed task's name, or path/to/my_task.py"
-TRUTHS = ("answers", "boxes")
-"""The columns of a row that can hold what is right: accepted texts, or boxes in unit space."""
+TRUTHS = ("answers", "boxes", "environment")
+"""What says what is right: a column of the row, with accepted texts or boxes in unit space; or the task's environment."""
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
+"""In a checkout, the tasks in folders there (`NAME/task.py`) are known by their names."""
+TURN_REWARD = "turn_reward/"
+"""Prefix of the components that hold what an environment gave at each turn, counted from 1, where the turns are to have it."""
 _REFERENCE = re.compile(r"[\w.]+:\w+")
 Row = Mapping[str, Any]
 """A row of `vision_rl.data.schema`, absolute paths; agents get it with `settings`, an `AgentSettings` as a dict."""
@@ -53,7 +57,7 @@ class Task:
 
     name: str
     """What `--task`, the `task` column of data files and the run's configuration call it."""
-    answer: Callable[[dict[str, Any], LLM], Awaitable[tuple[str, Reward]]] | str
+    answer: Callable[[dict[str, Any], LLM], Awaitable[tuple[str, Reward]]] | str = ""
     """The agent: asks the model about a row and scores its last reply. Training, workers, evaluation and baselines call it."""
     truth: str = "answers"
     """One of `TRUTHS`; the other column must be empty in rows of this task."""
@@ -61,6 +65,8 @@ class Task:
     """What `agent.reward` may be, beside a function of the user's own ("module:function"); the first is the default."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Settings (dotted keys) that this task sets before the preset does."""
+    environment: Any = None
+    """A `vision_rl.agent.environment.Environments`, in place of `answer` and `truth`: the loop and the score are its own."""
     prompt: str = ""
     """The user's text, as a template: what a question becomes."""
 
@@ -90,6 +96,13 @@ class Task:
     """The file that the task was loaded from; "" for a built-in or an installed one. Filled in on loading."""
 
     def __post_init__(self) -> None:
+        if self.environment is not None:
+            own = {"answer": "vision_rl.agent.environment:play", "metric": "success"}
+            for name, value in (("truth", "environment"), *own.items()):
+                if name == "truth" or getattr(self, name) == type(self).__dataclass_fields__[name].default:
+                    object.__setattr__(self, name, value)
+        if not self.answer:
+            raise UserError(f"task {self.name!r} has no agent; give `answer` or `environment`")
         if self.truth not in TRUTHS:
             raise UserError(f"task {self.name!r} has truth={self.truth!r}; choose one of {', '.join(TRUTHS)}")
         if not self.rewards:
@@ -121,7 +134,8 @@ class Task:
 
     def layer(self) -> dict[str, Any]:
         """The task's settings as a layer of the configuration."""
-        return {"agent.reward": self.rewards[0], **self.defaults}
+        turns = {} if self.environment is None else {"agent.max_turns": self.environment.turns}
+        return {"agent.reward": self.rewards[0], **turns, **self.defaults}
 
 
 BUILT_IN = {
@@ -183,6 +197,9 @@ def get_task(spec: str) -> Task:
         except Exception as error:  # whatever another package's import raises
             raise UserError(f"--task {spec}: {installed[spec].value} does not load ({_said(error)})") from error
         return _register(_checked(task, f"{installed[spec].value} (entry point {spec})"))
+    example = EXAMPLES / spec / "task.py"
+    if spec.isidentifier() and example.is_file():
+        return _register(_from_file(example))
     names = task_names()
     near = difflib.get_close_matches(spec, names, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
@@ -190,6 +207,19 @@ def get_task(spec: str) -> Task:
         f"task {spec!r} is unknown{hint} (there are {', '.join(names)}; a task of your own is named by its file, "
         "--task path/to/my_task.py)"
     )
+
+
+def episode_of(row: Row) -> tuple[int, dict[str, Any]]:
+    """(seed, options) of an environment's row, from its meta. Raises `ValueError` for a row that is no episode."""
+    seed = row["meta"].get("seed")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError("its meta has no whole number `seed`; data_utils.py episodes writes such rows")
+    return seed, {name: value for name, value in row["meta"].items() if name not in ("seed", "turns")}
+
+
+def is_episode(row: Row) -> bool:
+    """Whether a row is one of an environment; it may be asked where the task itself is not loaded."""
+    return not row["image_paths"] and "seed" in row["meta"]
 
 
 async def answer(row: dict[str, Any], llm: LLM) -> tuple[str, Reward]:

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 CALL_SECONDS = 600.0
 """The longest model call. The agents' own time-outs are shorter; this one bounds what a lost client leaves behind."""
+BLIND = "@blind"
+"""Behind a model's name: all pictures of the call become black ones of the same size, whichever agent sends them."""
 KNOWN_REQUESTS = 64
 SPARE_LOAD = 4
 """Choices that the server of a picture may be sampling above the least busy one before another server is asked."""
@@ -132,7 +134,7 @@ class Calls:
         """A call of a rollout; its span is in the store when this returns."""
         key = hashlib.blake2b(content, digest_size=16).digest()
         if key not in self._checked:
-            request = checked(parse_object(content), traced=True)
+            request = self._seen(checked(parse_object(content), traced=True))
             self._checked[key] = request, [self.pictures.reference(url) for url in request.urls]
             if len(self._checked) > KNOWN_REQUESTS:
                 self._checked.popitem(last=False)
@@ -145,6 +147,19 @@ class Calls:
         now = time.time()
         await self.store.record(rollout_id, attempt_id, [span(SPAN_NAME, turn_attributes(turn), now)], None)
         return request, for_agent(reply, request.body)
+
+    def _seen(self, request: ChatRequest) -> ChatRequest:
+        """The request as the model is to see it: with black pictures, if its model's name ends in `BLIND`."""
+        name = request.body["model"]
+        if not name.endswith(BLIND):
+            return request
+        black = ChatRequest({**request.body, "model": name.removesuffix(BLIND)}, [], request.stream, request.usage)
+        for message in black.body["messages"]:
+            for part in message["content"] if isinstance(message.get("content"), list) else ():
+                if part["type"] in ("image_url", "video_url"):
+                    part[part["type"]] = {"url": self.pictures.black(part[part["type"]]["url"])}
+                    black.urls.append(part[part["type"]]["url"])
+        return black
 
 
 def turn_of(reply: dict[str, Any], image_refs: list[str]) -> Turn:

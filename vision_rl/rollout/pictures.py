@@ -7,8 +7,11 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from PIL import Image
 
 from vision_rl.errors import UserError
 from vision_rl.media.images import image_size
@@ -58,14 +61,19 @@ class Pictures:
         else:
             self._check_file(url)
 
+    def black(self, url: str) -> str:
+        """A black picture, or video of black frames, of the same size as that at an address; raises `CallError` as above."""
+        if url.startswith(VIDEO_URI):
+            frames = (self.black(frame).partition(",")[2] for frame in _frames(url))
+            return VIDEO_URI + ",".join(frames)
+        self.check(url)
+        content = _picture(url) if is_data_uri(url) else unquote(urlsplit(url).path)
+        return _black(*image_size(io.BytesIO(content) if isinstance(content, bytes) else content))
+
     def may_read(self, path: Path) -> bool:
         """Whether a file lies in the run's media roots, symbolic links followed."""
         real = Path(os.path.realpath(path))
         return self.roots is None or any(real.is_relative_to(root) for root in self.roots)
-
-    def keeps(self, path: Path) -> bool:
-        """Whether a file is one of the run's own pictures."""
-        return Path(os.path.realpath(path)).parent == Path(os.path.realpath(self.folder))
 
     def _check_file(self, url: str) -> None:
         try:
@@ -87,6 +95,13 @@ class Pictures:
             temporary.write_bytes(content)
             os.replace(temporary, target)
         return kept_reference(digest)
+
+
+@lru_cache(maxsize=64)
+def _black(width: int, height: int) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _frames(url: str) -> list[str]:

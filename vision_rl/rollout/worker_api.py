@@ -78,13 +78,12 @@ class Claims:
         return {"accepted": await self.store.record(*identity, spans, "succeeded")}
 
     async def image(self, rollout_id: str, index: int) -> tuple[str, bytes]:
-        """(content type, bytes) of a picture: only what the task names, and only from the run's media roots and its folder
-        of pictures, where the sight gauge's black ones are."""
+        """(content type, bytes) of a picture: only what the task names, and only from the run's media roots."""
         paths = await self.store.image_paths(rollout_id)
         if index >= len(paths):
             raise CallError(404, f"rollout {rollout_id} has {len(paths)} pictures")
         path = Path(paths[index])
-        if not (self.pictures.may_read(path) or self.pictures.keeps(path)):
+        if not self.pictures.may_read(path):
             raise CallError(403, "this picture is not in the data directory of the run")
         try:
             content = path.read_bytes()

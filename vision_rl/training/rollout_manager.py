@@ -25,6 +25,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from vision_rl.errors import UserError
 from vision_rl.platform.environment import SERVER_KEY
+from vision_rl.rollout.model_calls import BLIND
 from vision_rl.rollout.proxy import VisionProxy
 from vision_rl.rollout.store import Trace
 from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
@@ -150,14 +151,16 @@ class RolloutManager:
     # --- queueing ----------------------------------------------------------------------------------------------------
 
     def queue(self, tasks: dict[str, str], mode: str, step: int) -> None:
-        """Queue tasks by group: `n` rollouts each for "train", one for other modes, which is greedy."""
+        """Queue tasks by group: `n` rollouts each for "train", one for other modes, which is greedy; "test" is blind."""
         self._call(self._enqueue(tasks, mode, step))
 
     async def _enqueue(self, tasks: dict[str, str], mode: str, step: int) -> None:
         await self.store.forget(self._forget)
         self._forget.clear()
         sampling = self.sampling if mode == "train" else {"temperature": 0.0}
-        resources = await self.store.add_resources({"main_llm": self.proxy.as_resource(sampling_parameters=sampling)})
+        model = self.model + BLIND if mode == "test" else None
+        resource = self.proxy.as_resource(model, sampling_parameters=sampling)
+        resources = await self.store.add_resources({"main_llm": resource})
         requests = []
         for uid, text in tasks.items():
             self.groups[uid] = Group(uid, json.loads(text), mode, step, self.version)
@@ -354,7 +357,7 @@ class RolloutManager:
         self.raise_error()
 
     def validate(self, tasks: Sequence[str], step: int, mode: str = "val") -> list[FinishedRollout]:
-        """One greedy rollout of every task. mode "test": all of them may fail without ending the run."""
+        """One greedy rollout of every task. mode "test": with black pictures; all may fail without ending the run."""
         uids = {uuid.uuid4().hex: task for task in tasks}
         self.queue(uids, mode, step)
         while not all(self.groups[uid].done for uid in uids):

@@ -11,29 +11,26 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import transfer_queue as tq
-from PIL import Image
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.core_algos import kl_penalty
 from verl.workers.utils.padding import response_from_nested
 
 from vision_rl.errors import UserError
-from vision_rl.files import replacing
-from vision_rl.media.images import image_size
 from vision_rl.settings import Sight
+from vision_rl.tasks import is_episode
 from vision_rl.training.rollout_manager import RolloutManager
 from vision_rl.training.rollouts import FinishedRollout
 
 
 class SightGauge:
-    """When to check, on which rows, and when it has been dark for too long. `folder`: for the black pictures of validation."""
+    """When to check, on which rows, and when it has been dark for too long."""
 
-    def __init__(self, rule: Sight, folder: Path) -> None:
-        self.rule, self.folder = rule, folder
+    def __init__(self, rule: Sight) -> None:
+        self.rule = rule
         self.spent = 0.0
         self.dark: list[float] = []
         self._started = time.monotonic()
@@ -104,11 +101,13 @@ class SightGauge:
     ) -> dict[str, float]:
         """The reward of some validation rows, `seeing`, beside that of the same rows with black pictures.
 
+        The proxy blackens what goes to the model: pictures of rows, of tools and of environments alike.
+
         Over the rows that neither side failed. A model that knows nothing yet earns nothing either way, so that no gap here
         ends a run; these rollouts are counted nowhere else.
         """
-        blind = blind_tasks(tasks, self.folder, self.rule.val_rows)
-        finished = rollouts.validate(list(blind.values()), step, mode="test") if blind else []
+        blind = seeing_tasks(tasks, self.rule.val_rows)
+        finished = rollouts.validate([tasks[place] for place in blind], step, mode="test") if blind else []
         pairs = [
             (seeing[place].reward["reward"], one.reward["reward"])
             for place, one in zip(blind, finished, strict=True)
@@ -146,26 +145,8 @@ def sight_metrics(seeing: torch.Tensor, blind: torch.Tensor, mask: torch.Tensor)
     }
 
 
-def blind_tasks(tasks: Sequence[str], folder: Path, most: int) -> dict[int, str]:
-    """Up to `most` of the tasks, spread over them, whose pictures are black ones of the same sizes, by their place in `tasks`.
-
-    Any agent that shows what its task names shows those, and any tool cuts from them. They are sent as `data:` URIs, since
-    the model server may read files of the data folder only. Tasks without pictures are left out.
-    """
-    seeing = {place: task for place, text in enumerate(tasks) if (task := json.loads(text))["image_paths"]}
-    found = {}
-    for place in spread(list(seeing), min(most, len(seeing))):
-        task = seeing[place]
-        names = [name for name in ("image_paths", "whole_paths") if task.get(name)]
-        black = {name: [str(_black(folder, path)) for path in task[name]] for name in names}
-        found[place] = json.dumps({**task, **black, "settings": {**task["settings"], "image_transport": "data"}})
-    return found
-
-
-def _black(folder: Path, path: str) -> Path:
-    width, height = image_size(path)
-    target = folder / f"black-{width}x{height}.png"
-    if not target.exists():
-        with replacing(target) as temporary:
-            Image.new("RGB", (width, height)).save(temporary, format="PNG")
-    return target
+def seeing_tasks(tasks: Sequence[str], most: int) -> list[int]:
+    """The places of up to `most` of the tasks, spread over them, in which the model is shown a picture."""
+    rows = map(json.loads, tasks)
+    seeing = [place for place, row in enumerate(rows) if row["image_paths"] or is_episode(row)]
+    return spread(seeing, min(most, len(seeing)))

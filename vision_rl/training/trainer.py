@@ -133,7 +133,7 @@ class VisionTrainer(PPOTrainer):
         self.rollouts.serve(self._server_addresses())
         self.replay_buffer.rollouts = self.rollouts
         self.records = StepRecords(self.log, self.rollouts, self.run.app.integrity)
-        self.sight = SightGauge(self.run.app.sight, self.run.run_dir / "pictures")
+        self.sight = SightGauge(self.run.app.sight)
 
     def _server_addresses(self) -> list[str]:
         return list(self.llm_server_manager.server_addresses)
