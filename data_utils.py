@@ -26,6 +26,7 @@ from vision_rl.data.convert.data_set import Source
 from vision_rl.data.convert.data_set import iter_rows as set_rows
 from vision_rl.data.convert.geometry import BOX_FORMATS, SPACES
 from vision_rl.data.convert.sets import get_set, sets_table
+from vision_rl.data.episodes import write_episodes
 from vision_rl.data.schema import iter_rows, write_rows
 from vision_rl.data.show import contact_sheet, save_sheet
 from vision_rl.data.split import parse_shares, write_splits
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert_screenspot(commands)
     _add_convert_boxes(commands)
     _add_split(commands)
+    _add_episodes(commands)
     _add_readers(commands)
     _add_verify(commands)
     return parser
@@ -284,6 +286,33 @@ def _write_and_print_splits(args: argparse.Namespace, rows: Any) -> None:
     )
     for path, count in written.items():
         print(f"{path}: {count} rows")
+
+
+def _add_episodes(commands: Any) -> None:
+    text = "rows for a task with an environment: a seed with options each -> train and val parquet"
+    parser = _command(commands, "episodes", write_task_episodes, text)
+    parser.add_argument("task", metavar="TASK", help=f"{TASK_HELP}; one with an environment")
+    parser.add_argument("--envs", nargs="+", default=[], metavar="NAME[:TURNS]", help="which of its environments")
+    parser.add_argument("--train", type=int, default=256, help="training episodes (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=64, help="validation episodes (default: %(default)s)")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="of every reset; JSON or text"
+    )
+    parser.add_argument("--output", type=Path, help="folder of train.parquet and val.parquet (default: data/TASK)")
+
+
+def write_task_episodes(args: argparse.Namespace) -> int:
+    task, options = get_task(args.task), {}
+    for option in args.option:
+        key, _, value = option.partition("=")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    folder = args.output or Path("data") / task.name
+    for path, count in write_episodes(folder, task, args.envs, {"train": args.train, "val": args.val}, options).items():
+        print(f"{path}: {count} episodes")
+    return 0
 
 
 def _add_readers(commands: Any) -> None:

@@ -242,9 +242,11 @@ def rows_of_run(path: Path, tasks: Sequence[str]) -> list[Row]:
     return rows
 
 
-def media_root_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The deepest folder that holds every image: vLLM may read there and nowhere else."""
-    return os.path.commonpath([os.path.dirname(path) for row in rows for path in row["image_paths"]])
+def media_root_of(rows: Sequence[Mapping[str, Any]], data: Path) -> str:
+    """The deepest folder that holds every image: vLLM may read there and nowhere else. data: a file of rows, whose folder
+    stands in where no row names an image."""
+    folders = [os.path.dirname(path) for row in rows for path in row["image_paths"]]
+    return os.path.commonpath(folders) if folders else str(data.absolute().parent)
 
 
 def data_files(args: argparse.Namespace) -> tuple[list[DataFile], list[DataFile]]:
@@ -276,7 +278,7 @@ def prepared(args: argparse.Namespace, cpu: bool) -> tuple[Resolved, list[Row], 
     sets, val_sets = ([rows_of_run(file.path, tasks) for file in part] for part in files)
     rows = mixed(sets, [file.weight for file in files[0]])
     val_rows = [row for part in val_sets for row in part]
-    media_root = media_root_of([*rows, *val_rows])
+    media_root = media_root_of([*rows, *val_rows], files[0][0].path)
     resolved = configure(args, cpu, media_root=media_root)
     if args.data_path is None:
         name_data(resolved, *files, origin="synthetic tasks")

@@ -32,7 +32,7 @@ class AgentSettings:
     video: str = "frames"  # how questions about a video show it: as pictures, or "native", as the family's own video
     max_tokens: int = 512
     timeout_seconds: float = 120.0
-    max_turns: int = 1  # replies of the model in one rollout; more than one only makes sense with tool calls
+    max_turns: int = 1  # replies of the model in one rollout; more than one needs tools or an environment
     max_tool_calls: int = 0  # 0: the agent has no tools
     tool_protocol: str = "text"  # "text": <tool_call> in the reply; "function": OpenAI's function tools
     answer_view: str = "original"  # with tools, whose space answers are in: the first picture's, or the "last" one's
@@ -89,6 +89,7 @@ class Integrity:
 
     logprob_mismatch_max: float | None = None
     logprob_mismatch_mean: float | None = 0.1
+    group_pictures: float | None = 0.1  # share of a step's groups whose rollouts may begin with different pictures
     drop_rate: float = 0.25  # share of a step's samples that may be dropped (failed, cut image, inconsistent)
 
 

@@ -384,7 +384,7 @@ def _ours(task: Task, agent: AgentSettings, app: AppSettings) -> None:
             f"app.rollouts.unresponsive_seconds={app.rollouts.unresponsive_seconds} must be at least "
             f"agent.timeout_seconds={agent.timeout_seconds}, or a slow answer is taken for a dead runner"
         )
-    if (agent.max_turns > 1) != (agent.max_tool_calls > 0):
+    if task.truth != "environment" and (agent.max_turns > 1) != (agent.max_tool_calls > 0):
         raise UserError(
             f"agent.max_turns={agent.max_turns} and agent.max_tool_calls={agent.max_tool_calls} do not fit: a tool call "
             "takes a turn of its own, and a further turn follows a tool call only (--variant tools sets both)"

@@ -25,7 +25,7 @@ from vision_rl.errors import UserError
 from vision_rl.files import replacing
 from vision_rl.media.picture_files import picture_file
 from vision_rl.rewards.metrics import METRICS
-from vision_rl.tasks import get_task
+from vision_rl.tasks import Task, episode_of, get_task
 
 MEDIA = ("images", "video")
 
@@ -195,7 +195,7 @@ def numbered_rows(
 def _require_columns(path: str | Path, columns: Sequence[str]) -> None:
     have = {ALIASES.get(name, name) for name in columns}
     for name in ("image_paths", "question"):
-        if name not in have:
+        if name not in have and "seed" not in have:  # an environment's rows need no more than a seed
             names = " or ".join([name, *(alias for alias, target in ALIASES.items() if target == name)])
             raise UserError(
                 f"{path} has no column {names}; its columns are {', '.join(columns) or 'none'}: "
@@ -267,7 +267,9 @@ def _check(row: dict[str, Any]) -> None:
     for name, known in (("media", MEDIA), ("metric", ("", *METRICS))):
         if row[name] not in known:
             raise ValueError(f"{name} is {row[name]!r}{_suggestion(row[name], known)}")
-    if not row["image_paths"] or not all(row["image_paths"]):
+    if task.truth == "environment":
+        _check_episode(row, task)
+    elif not row["image_paths"] or not all(row["image_paths"]):
         raise ValueError("it names no image; fill in image_paths (or image_path)")
     if not isinstance(row["question"], str) or not row["question"].strip():
         raise ValueError("its question (or instruction) is empty")
@@ -282,6 +284,17 @@ def _check(row: dict[str, Any]) -> None:
         raise ValueError(f"{len(row['labels'])} labels for {len(row['boxes'])} boxes, expected one label per box")
     if row["image_sizes"] and len(row["image_sizes"]) != len(row["image_paths"]):
         raise ValueError(f"{len(row['image_sizes'])} image_sizes for {len(row['image_paths'])} images")
+
+
+def _check_episode(row: dict[str, Any], task: Task) -> None:
+    """An environment's row is a seed with options; its pictures are the environment's own."""
+    seed, options = episode_of(row)
+    names, env = task.environment.names, options.get("env", "")
+    if names and env not in names:
+        raise ValueError(f"meta.env is {env!r}{_suggestion(env, names[:20])}")
+    if row["image_paths"]:
+        raise ValueError(f"a {task.name} row names pictures, which its environment makes; remove them")
+    row["question"] = row["question"] or f"{env or task.name}, seed {seed}"
 
 
 def _check_text(row: dict[str, Any]) -> None:

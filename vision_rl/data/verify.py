@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_rl.answers.coordinates import get_family, smart_resize
+from vision_rl.data.episodes import EpisodeChecks
 from vision_rl.data.schema import iter_raw_rows, normalise_row, with_absolute_paths, write_rows
 from vision_rl.errors import UserError
 from vision_rl.media.check_images import ImageCheck, check_images
@@ -97,7 +98,7 @@ def verify(
     elsewhere = _contents_elsewhere(against, image_base_dir, pictures)
     report = Report(images=len(_paths_of(path, image_base_dir)))
     seen = _Seen()
-    gold = _GoldScores(checks)
+    gold, episodes = _GoldScores(checks), EpisodeChecks(against, open_them=checks.open_images)
     for number, raw in progress(iter_raw_rows(path), "rows", 0):
         report.rows += 1
         try:
@@ -115,9 +116,10 @@ def verify(
             reasons += [f"its picture is also in {elsewhere[c]}" for c in dict.fromkeys(contents) if c in elsewhere]
             reasons += seen.reasons(number, row, contents)
             sizes = [pictures[image].size for image in row["image_paths"] if image in pictures] or row["image_sizes"]
-            reasons += gold.reasons(row, sizes)
+            reasons += episodes.reasons(row) if get_task(row["task"]).environment else gold.reasons(row, sizes)
         report.problems += [Problem(number, row["id"], reason) for reason in reasons]
-    report.notes += gold.notes() + _grey_notes(pictures)
+    report.notes += gold.notes() + _grey_notes(pictures) + episodes.notes()
+    episodes.close()
     return report
 
 
@@ -219,7 +221,7 @@ class _Seen:
         if first != number:
             reasons.append(f"its id occurs already in row {first}")
         told = [row[name] for name in ("question", "choices", "answers", "boxes", "labels")]
-        identity = [contents or row["image_paths"], *told]
+        identity = [contents or row["image_paths"] or row["meta"], *told]
         first = self._rows.setdefault(hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).digest(), number)
         if first != number:
             reasons.append(f"it repeats row {first} (same picture, question and answer)")

@@ -92,7 +92,7 @@ def difference(reference: Evaluation, other: Evaluation, name: str) -> Figure:
     measure = metrics.measures(str(reference.identity["task"]))[name]
     rows = list(reference.records)
     gaps = [measure(other.records[n]) - measure(reference.records[n]) for n in rows]
-    means = resampled_means(gaps, [reference.records[n]["image_paths"][0] for n in rows])
+    means = resampled_means(gaps, [metrics.cluster(reference.records[n]) for n in rows])
     low, high = (float(value) for value in np.quantile(means, [0.025, 0.975]))
     p = min(1.0, 2 * min(float(np.mean(means <= 0)), float(np.mean(means >= 0))))
     sign = -1 if name in _WORSE_IF_HIGHER else 1

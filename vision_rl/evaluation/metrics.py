@@ -80,7 +80,7 @@ def scored(records: Iterable[Record]) -> list[Record]:
     return [
         record
         for record in records
-        if not record["failure"] and (record["answers"] or get_task(record["task"]).truth == "boxes")
+        if not record["failure"] and (record["answers"] or get_task(record["task"]).truth != "answers")
     ]
 
 
@@ -185,12 +185,17 @@ def tool_figures(records: Sequence[Record]) -> dict[str, float] | None:
     return {name.removeprefix("all/").removeprefix("tools/"): value for name, value in figures.items()} or None
 
 
+def cluster(record: Record) -> str:
+    """What makes rows depend on each other: their first picture; an episode stands alone."""
+    return str(record["image_paths"][0] if record["image_paths"] else record["id"])
+
+
 def figure(records: Sequence[Record], measure: Measure) -> Figure:
     """Mean of a measure with its interval, drawn by picture; value None for no rows."""
     if not records:
         return {"value": None, "low": None, "high": None, "n": 0}
     values = [measure(record) for record in records]
-    interval = mean_interval(values, [record["image_paths"][0] for record in records])
+    interval = mean_interval(values, [cluster(record) for record in records])
     low, high = interval or (None, None)
     return {"value": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
 

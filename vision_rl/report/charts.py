@@ -104,9 +104,14 @@ _PLANS = (
         },
     ),
     _Plan(
-        "Success with tools to hand",
+        "Success",
         "share of rollouts",
-        {"train/success": "all", "train/success_small": "small targets", "train/success_large": "large targets"},
+        {
+            "train/success": "training",
+            "train/success_small": "training, small targets",
+            "train/success_large": "training, large targets",
+            "val/success": "validation",
+        },
     ),
     _Plan("Entropy", "nats per token", {collapse.ENTROPY: "entropy"}),
     _Plan("Distance to the reference", "nats per token", {collapse.KL: "KL"}),

@@ -43,7 +43,8 @@ class RowBuilder:
         """The fields of one sequence, unpadded, as verl's V1 trainer reads them (verl/trainer/ppo/v1/agent_loop_tq.py).
 
         `prompts`, `responses`, `response_mask`, `rollout_log_probs`, `rm_scores`: (length,). `position_ids`: (length,), or
-        (4, length) for M-RoPE. The reward stands on the last token, in float32.
+        (4, length) for M-RoPE. The reward stands on the last token, in float32, less what an
+        environment gave at earlier turns, which stands at their ends.
         """
         drop = self._refused(sample)
         if drop is not None:
@@ -61,6 +62,10 @@ class RowBuilder:
         mask = torch.tensor(sample.response_mask[: len(responses)], dtype=torch.long)
         scores = torch.zeros(len(responses))
         scores[-1] = sample.reward
+        for place, earned in sample.placed:
+            if place < len(scores) - 1:
+                scores[place] += earned
+                scores[-1] -= earned
         return {
             "uid": sample.data_id,
             "prompts": prompts,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vision_rl.rollout.trace import Turn
+from vision_rl.tasks import TURN_REWARD
 from vision_rl.training.rollouts import FinishedRollout
 
 
@@ -27,6 +28,8 @@ class Sample:
     data_id: str
     rollout_id: str
     turn_index: int
+    placed: tuple[tuple[int, float], ...] = ()
+    """Parts of the reward that an environment gave at a turn: (the turn's last response token, how much)."""
 
 
 def transition_samples(rollouts: Iterable[FinishedRollout]) -> list[Sample]:
@@ -107,12 +110,15 @@ def _chain_sample(rollout: FinishedRollout, chain: Sequence[Turn], turn_index: i
     response: list[int] = []
     mask: list[int] = []
     log_probs: list[float] = []
+    placed: list[tuple[int, float]] = []
     start = len(chain[0].prompt_ids)
-    for turn in chain:
+    for number, turn in enumerate(chain, start=turn_index + 1):
         given = turn.prompt_ids[start + len(response) :]
         response += given + turn.response_ids
         mask += [0] * len(given) + [1] * len(turn.response_ids)
         log_probs += [0.0] * len(given) + turn.logprobs
+        if turn.response_ids and (earned := rollout.reward.get(f"{TURN_REWARD}{number}")):
+            placed.append((len(response) - 1, earned))
     return Sample(
         prompt_ids=chain[0].prompt_ids,
         response_ids=response,
@@ -123,4 +129,5 @@ def _chain_sample(rollout: FinishedRollout, chain: Sequence[Turn], turn_index: i
         data_id=rollout.data_id,
         rollout_id=rollout.rollout_id,
         turn_index=turn_index,
+        placed=tuple(placed) if len(chain) == len(rollout.turns) else (),
     )

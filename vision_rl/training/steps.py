@@ -15,6 +15,7 @@ from vision_rl.run.failures import GroupDrop
 from vision_rl.run.log import RunLog
 from vision_rl.run.tool_metrics import write_tool_logs
 from vision_rl.settings import Integrity
+from vision_rl.tasks import is_episode
 from vision_rl.training.rollout_manager import Group, RolloutManager
 from vision_rl.training.rollouts import failures, rollout_metrics
 
@@ -74,6 +75,7 @@ class StepRecords:
                 f"app.integrity.drop_rate={self.limits.drop_rate}; see rollouts.jsonl"
             )
         metrics = rollout_metrics(rollouts, "train")
+        metrics.update(self._same_pictures(groups))
         metrics.update(per_source((one.record(self.step, "train") for one in rollouts), "train"))
         metrics["train/samples"] = samples
         metrics["train/samples_dropped"] = dropped.total()
@@ -85,6 +87,25 @@ class StepRecords:
         breaks = sum((group.breaks for group in groups), Counter[str]())
         metrics.update({f"train/turns_unmerged/{reason}": count for reason, count in breaks.items()})
         return metrics
+
+    def _same_pictures(self, groups: Iterable[Group]) -> dict[str, float]:
+        """How many groups of an environment's rollouts do not begin with the same pictures; empty where there are none.
+
+        Raises `UserError` for too many: their rewards are then compared over different episodes.
+        """
+        played = [group for group in groups if is_episode(group.task)]
+        if not played:
+            return {}
+        firsts = [{tuple(one.turns[0].image_refs) for one in group.finished.values() if one.turns} for group in played]
+        differ = [group.task["id"] for group, seen in zip(played, firsts, strict=True) if len(seen) > 1]
+        limit = self.limits.group_pictures
+        if limit is not None and len(differ) > limit * len(played):
+            raise UserError(
+                f"step {self.step}: {len(differ)} of {len(played)} groups do not begin with the same picture, {differ[0]} for "
+                f"one, more than app.integrity.group_pictures={limit:g}: the environment's reset must give the same "
+                "episode for the same seed and options"
+            )
+        return {"environment/groups_differ": len(differ)}
 
     def _example(self) -> str:
         """One of the reasons in words, if a sample was dropped."""

@@ -1,0 +1,316 @@
+"""Environments: the loop over turns, what rewards come to, which pictures a prompt holds, instances and their failures."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests import toy_environment
+from tests.fake_openai import MODEL, fake_openai
+from tests.toy_environment import SIDE, SQUARE, TASK, Squares
+from vision_rl import tasks
+from vision_rl.agent.client import LLM
+from vision_rl.agent.environment import LEFT_OUT, NEXT, UNREAD, Environments, play
+from vision_rl.agent.keeper import EnvironmentFailed, close_all
+from vision_rl.data.schema import normalise_row, read_rows
+from vision_rl.errors import UserError
+from vision_rl.rollout.trace import Turn
+from vision_rl.settings import AgentSettings, Integrity
+from vision_rl.tasks import Task, is_episode
+from vision_rl.training.rollouts import FinishedRollout
+from vision_rl.training.samples import trajectory_samples
+from vision_rl.training.steps import StepRecords
+
+ROOT = Path(__file__).resolve().parents[1]
+Server = Callable[[dict[str, Any]], str]
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tasks, "_loaded", {"squares": TASK})
+    for name in ("made", "closed", "resets"):
+        monkeypatch.setattr(Squares, name, 0)
+    yield
+    close_all()
+
+
+def use(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Environments:
+    setup = dataclasses.replace(TASK.environment, **changes)
+    monkeypatch.setattr(tasks, "_loaded", {"squares": dataclasses.replace(TASK, environment=setup)})
+    return setup
+
+
+def row(seed: int = 1, max_turns: int = 3, **meta: Any) -> dict[str, Any]:
+    settings = {**asdict(AgentSettings()), "max_turns": max_turns, "max_tokens": 24}
+    return {
+        **normalise_row({"id": f"s{seed}", "task": "squares", "meta": {"seed": seed, **meta}}),
+        "settings": settings,
+    }
+
+
+def pictures(body: dict[str, Any]) -> list[Image.Image]:
+    """Those of a request, in order."""
+    parts = [
+        part for message in body["messages"] if isinstance(message["content"], list) for part in message["content"]
+    ]
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    return [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls]
+
+
+def seeing(body: dict[str, Any]) -> str:
+    """The box of the red square in the last picture: a model that looks."""
+    picture = pictures(body)[-1]
+    red = [n for n, (r, g, _) in enumerate(picture.get_flattened_data()) if r > 200 and g < 100]
+    x, y = red[0] % SIDE, red[0] // SIDE
+    corners = (x / SIDE, y / SIDE, (x + SQUARE) / SIDE, (y + SQUARE) / SIDE)
+    return "<bbox>[" + ", ".join(f"{one:.2f}" for one in corners) + "]</bbox>"
+
+
+def miss(body: dict[str, Any]) -> str:
+    x1, y1, *_ = (float(one) for one in re.findall(r"\d\.\d+", seeing(body)))
+    return f"<bbox>[{(x1 + 0.5) % 1:.2f}, {y1}, {(x1 + 0.5) % 1:.2f}, {y1}]</bbox>"
+
+
+def outcome(server: Server, task: dict[str, Any]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """(components with the reward, requests) of one episode."""
+    with fake_openai(server) as fake:
+        _, reward = asyncio.run(play(task, LLM(fake.url, MODEL)))
+    return {"value": reward.value, **reward.components}, fake.requests
+
+
+@pytest.mark.parametrize(
+    ("server", "meta", "value", "success", "requests"),
+    [
+        (seeing, {}, 1.0, 1.0, 1),
+        (seeing, {"clicks": 2}, 1.0, 1.0, 2),
+        (seeing, {"clicks": 3, "turns": 2}, 2 / 3, 0.0, 2),
+        (miss, {}, 0.0, 0.0, 3),
+        (miss, {"turns": 1}, 0.0, 0.0, 1),
+        (lambda body: "I cannot say.", {}, -0.1, 0.0, 3),
+        (lambda body: "<bbox>[1.2, 0, 1.4, 0.1]</bbox>", {"turns": 1}, -0.1, 0.0, 1),
+    ],
+)
+def test_an_episode_ends_at_its_end_or_at_the_last_turn(
+    server: Server, meta: dict[str, Any], value: float, success: float, requests: int
+) -> None:
+    found, asked = outcome(server, row(**meta))
+    assert found["value"] == pytest.approx(value) and found["success"] == success and len(asked) == requests
+    assert found["environment/steps"] == (0 if value < 0 else requests)
+
+
+def test_what_is_said_goes_on_from_what_was_said() -> None:
+    """Each request begins with the one before, so that the turns of a rollout can be one sequence."""
+    _, asked = outcome(seeing, row(clicks=3))
+    texts = [
+        [message["content"][-1]["text"] for message in body["messages"] if message["role"] == "user"] for body in asked
+    ]
+    assert texts[0][0].startswith("Click the red square.\nAnswer with <bbox>") and texts[2][1:] == [NEXT, NEXT]
+    for before, after in pairwise(asked):
+        assert after["messages"][: len(before["messages"])] == before["messages"]
+    unread, asked = outcome(lambda body: "?", row())
+    assert asked[1]["messages"][-1]["content"][0]["text"].startswith(UNREAD) and len(pictures(asked[2])) == 1
+    assert unread["format/ok"] == 0
+
+
+@pytest.mark.parametrize(
+    ("history", "limits", "shown"),
+    [("all", {}, [1, 2, 3]), (1, {}, [1, 1, 1]), (2, {}, [1, 2, 2]), ("all", {"max_images": 2}, [1, 2, 2]),
+     ("all", {"max_total_pixels": 84 * 84 + 1}, [1, 1, 1]), ("all", {"max_total_pixels": 10}, [1, 1, 1])],
+)  # fmt: skip
+def test_only_the_latest_pictures_are_shown_where_not_all_may(
+    history: Any, limits: dict[str, int], shown: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, history=history)
+    task = row(clicks=3)
+    task["settings"] |= limits
+    found, asked = outcome(seeing, task)
+    assert [len(pictures(body)) for body in asked] == shown and found["success"] == 1
+    text = asked[-1]["messages"][0]["content"][-1]["text"]
+    assert text.startswith(LEFT_OUT) == (shown[-1] < 3) and "Click the red square." in text
+
+
+@pytest.mark.parametrize(
+    ("reward", "value", "prefix"),
+    [("sum", 2 / 3, "step_reward/"), ("last", 1 / 3, "step_reward/"), ("turns", 2 / 3, "turn_reward/")],
+)
+def test_what_the_steps_earned_is_the_reward_and_stands_in_the_record(
+    reward: str, value: float, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, reward=reward)
+    answers = iter((miss, seeing, seeing))
+    found, _ = outcome(lambda body: next(answers)(body), row(clicks=3))
+    assert found["value"] == pytest.approx(value) and found["environment/return"] == pytest.approx(2 / 3)
+    assert [found[f"{prefix}{turn}"] for turn in (1, 2, 3)] == pytest.approx([0, 1 / 3, 1 / 3])
+
+
+def finished(rewards: dict[str, float], refs: str = "sha256:a", turns: int = 2) -> FinishedRollout:
+    made, prompt = [], [1, 2]
+    for turn in range(turns):
+        made.append(Turn(prompt, [7, 8, 9], [0.0] * 3, [refs] * (turn + 1), "", "stop"))
+        prompt = [*prompt, 7, 8, 9, 3]
+    return FinishedRollout("r", "g", row(), turns=made, reward=rewards)
+
+
+def test_rewards_of_turns_stand_at_their_ends() -> None:
+    one = finished({"reward": 0.9, "turn_reward/1": 0.5, "turn_reward/2": 0.4})
+    [sample] = trajectory_samples([one], max_prompt_length=9, max_response_length=9).samples
+    assert sample.placed == ((2, 0.5), (6, 0.4)) and sample.reward == 0.9
+    cut = trajectory_samples([one], max_prompt_length=9, max_response_length=4).samples
+    assert [each.placed for each in cut] == [(), ()], "turns that are samples of their own have the rollout's reward"
+
+
+def test_groups_that_begin_differently_are_counted_and_too_many_end_the_run() -> None:
+    def group(*refs: str) -> Any:
+        return SimpleNamespace(
+            task=row(), finished={str(n): finished({"reward": 0.0}, ref) for n, ref in enumerate(refs)}
+        )
+
+    same, other = group("sha256:a", "sha256:a"), group("sha256:a", "sha256:b")
+    records = StepRecords(None, None, Integrity(group_pictures=0.25))  # type: ignore[arg-type]
+    assert records._same_pictures([same] * 3 + [other]) == {"environment/groups_differ": 1}
+    with pytest.raises(
+        UserError, match=r"1 of 2 groups do not begin with the same picture, s1 for one, .*group_pictures=0.25"
+    ):
+        records._same_pictures([same, other])
+    rowed = SimpleNamespace(task={"image_paths": ["a.png"], "meta": {"seed": 1}}, finished={})
+    assert records._same_pictures([rowed]) == {}
+
+
+# --- instances -----------------------------------------------------------------------------------------------------
+
+
+async def several(fake_url: str, episodes: list[dict[str, Any]]) -> list[Any]:
+    results = await asyncio.gather(*(play(one, LLM(fake_url, MODEL)) for one in episodes), return_exceptions=True)
+    return [one if isinstance(one, BaseException) else one[1].components["success"] for one in results]
+
+
+def test_instances_are_shared_replaced_after_a_failure_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, instances=2)
+    with fake_openai(seeing, delay=0.02) as fake:
+        assert asyncio.run(several(fake.url, [row(n) for n in range(6)])) == [1.0] * 6
+        assert Squares.made == 2
+        died, lived = asyncio.run(several(fake.url, [row(7, fault="death"), row(8)]))
+        assert isinstance(died, EnvironmentFailed) and "the browser has ended" in str(died) and lived == 1.0
+        assert asyncio.run(several(fake.url, [row(n) for n in range(4)])) == [1.0] * 4, "and in another event loop"
+        assert Squares.made == 3
+    close_all()
+    assert Squares.closed == 3
+
+
+def test_an_instance_that_dies_before_the_episode_is_replaced_at_once() -> None:
+    with fake_openai(seeing) as fake:
+        assert asyncio.run(several(fake.url, [row(fault="start")])) == [1.0]
+    assert Squares.made == 2
+
+
+def test_one_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, seconds=0.5, instances=1)
+    with fake_openai(seeing) as fake:
+        hung, after = asyncio.run(several(fake.url, [row(1, fault="hang"), row(2)]))
+    assert str(hung) == "no answer to step within 0.5 s" and after == 1.0
+
+
+def test_a_group_shares_a_picture_where_the_environment_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, instances=1)
+    monkeypatch.setattr(Squares, "repeats", lambda self, options: True)
+    monkeypatch.setattr(
+        Squares, "restore", lambda self, *, seed, options: Squares.reset(self, seed=seed, options=options)
+    )
+    with fake_openai(seeing) as fake:
+        assert asyncio.run(several(fake.url, [row(5)] * 4)) == [1.0] * 4
+        monkeypatch.setattr(Squares, "restore", lambda self, *, seed, options: 1 / 0)
+        [failed] = asyncio.run(several(fake.url, [row(5)]))
+    assert "ZeroDivisionError" in str(failed), "what fails while the model thinks fails the episode"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"reader": "telepathy"}, "choose one of click"),
+        ({"reward": "mean"}, "choose one of sum"),
+        ({"history": 0}, "history is 0"),
+        ({"turns": 0}, "at least one turn"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Environments(Squares, **wrong)
+    with pytest.raises(UserError, match="give `answer` or `environment`"):
+        Task(name="nothing")
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"meta": {}}, "no whole number `seed`"),
+        ({"meta": {"seed": "7"}}, "no whole number `seed`"),
+        ({"meta": {"seed": True}}, "no whole number `seed`"),
+        ({"image_path": "a.png", "meta": {"seed": 1}}, "names pictures"),
+        ({"answers": ["yes"], "meta": {"seed": 1}}, "a squares row has answers"),
+    ],
+)
+def test_a_row_that_is_no_episode_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        normalise_row({"task": "squares", **fields})
+
+
+def test_a_row_needs_a_seed_and_nothing_else() -> None:
+    made = normalise_row({"seed": 7, "env": "easy"}, task="squares")
+    assert made["question"] == "easy, seed 7" and made["meta"] == {"seed": 7, "env": "easy"} and is_episode(made)
+    with pytest.raises(ValueError, match="it names no image"):
+        normalise_row({"seed": 7, "question": "?"}, task="vqa")
+
+
+def command(*arguments: Any, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "data_utils.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_episodes_are_written_opened_and_played(tmp_path: Path) -> None:
+    spec, sizes = toy_environment.__file__, ("--train", 6, "--val", 4, "--output", tmp_path)
+    command("episodes", spec, "--envs", "a:1", "b", "--option", "clicks=2", *sizes)
+    train, val = (read_rows(tmp_path / f"{split}.parquet") for split in ("train", "val"))
+    assert [one["meta"] for one in val][1:3] == [
+        {"env": "a", "seed": 10_000_001, "turns": 1, "clicks": 2}, {"env": "b", "seed": 10_000_002, "clicks": 2},
+    ]  # fmt: skip
+    assert len({one["meta"]["seed"] for one in train + val}) == 10
+    said = command(
+        "verify", "--task", spec, "--file", tmp_path / "val.parquet", "--against", tmp_path / "train.parquet"
+    )
+    assert (
+        "4 episodes were opened (2 of a 84 x 84 pixels, 2 of b 84 x 84 pixels)" in said and "solves 4 of them" in said
+    )
+    said = command(
+        "verify", "--task", spec, "--file", tmp_path / "val.parquet", "--against", tmp_path / "val.parquet", code=1
+    )
+    assert said.count("its episode is also in") == 4
+    table = pq.read_table(tmp_path / "val.parquet").to_pylist()
+    assert all(one["image_paths"] == [] for one in table)
+    command("episodes", spec, "--option", 'fault="chance"', *sizes)
+    assert "look different when they are opened again" in command(
+        "verify", "--task", spec, "--file", tmp_path / "val.parquet"
+    )
+    assert "has no environment" in command("episodes", "vqa", code=2)
+    assert "less than one episode for each of 2" in command("episodes", spec, "--envs", "a", "b", "--val", 1, code=2)
