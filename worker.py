@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import mimetypes
 import os
 import random
 import signal
@@ -228,12 +229,13 @@ class Worker:
         return reward
 
     async def _fetch(self, rollout: dict[str, Any], folder: Path) -> list[str]:
-        """The pictures of a task, from the trainer, as files with their own suffixes."""
+        """The pictures of a task, from the trainer, as files whose suffix says what they are."""
         paths = []
         for index, path in enumerate(rollout["task"]["image_paths"]):
             reply = await self.http.get(f"/{rollout['rollout_id']}/images/{index}")
             reply.raise_for_status()
-            paths.append(str(folder / f"{index}{Path(path).suffix}"))
+            suffix = mimetypes.guess_extension(reply.headers.get("content-type", "")) or Path(path).suffix
+            paths.append(str(folder / f"{index}{suffix}"))
             Path(paths[-1]).write_bytes(reply.content)
         return paths
 

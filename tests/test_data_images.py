@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from tests.data_samples import picture
-from tests.pictures import no_size
-from vision_rl.agent.messages import image_url
+from tests.pictures import ODD_PICTURES, no_size, odd_picture
+from vision_rl.agent import messages
+from vision_rl.agent.messages import image_url, sent_file
 from vision_rl.errors import UserError
 from vision_rl.media.images import image_size, open_image, pixel_hash, served_unchanged
 
@@ -134,6 +135,41 @@ def test_sixteen_bit_would_not_be_served_unchanged(tmp_path: Path) -> None:
     path = save(Image.fromarray(np.array([[0, 2000, 4000]], dtype=np.uint16)), tmp_path / "a.png")
     with Image.open(path) as plain:
         assert plain.convert("RGB").tobytes() != open_image(path).tobytes()
+
+
+@pytest.mark.parametrize("kind", ODD_PICTURES)
+def test_what_is_sent_is_what_every_loader_sees(kind: str, tmp_path: Path) -> None:
+    """By Pillow alone, without a look at rotation or transparency. A JPEG that is written again may be off by its rounding."""
+    path = odd_picture(kind, tmp_path)
+    seen = open_image(path)
+    mime, content = sent_file(str(path))
+    with Image.open(io.BytesIO(content)) as plain:
+        assert mime == f"image/{plain.format}".lower() and plain.format in ("PNG", "JPEG")
+        assert (plain.mode == "RGBA") == (kind == "RGBA"), "white below RGBA is what every server knows"
+        if kind != "RGBA":
+            off = np.abs(np.asarray(plain.convert("RGB")).astype(int) - np.asarray(seen))
+            assert plain.size == seen.size and off.mean() < (1 if "JPEG" in kind else 1e-9)
+    assert image_url(str(path), "data") == f"data:{mime};base64,{base64.b64encode(content).decode()}"
+    by_name = image_url(str(path), "file") == path.as_uri()
+    assert (
+        by_name
+        == served_unchanged(path, by_vllm=True)
+        == (not ("bit" in kind or "float" in kind or "RGB with" in kind))
+    )
+
+
+def test_a_large_rotated_photo_is_written_anew_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC).save(path, quality=90, exif=exif)
+    opened: list[object] = []
+    monkeypatch.setattr(messages, "open_image", lambda file: opened.append(file) or open_image(file))
+    assert image_url(str(path), "file") == path.as_uri() and not opened
+    sent = [image_url(str(path), "data") for _ in range(3)]
+    assert len(opened) == 1 and len(set(sent)) == 1
+    assert len(sent[0]) < 4 * path.stat().st_size, "as a PNG it has ten times the size of the file"
 
 
 @pytest.mark.parametrize(

@@ -13,24 +13,33 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.pictures import ODD_PICTURES, odd_picture
+from vision_rl.media.images import open_image, served_unchanged
+
 pytestmark = pytest.mark.slow  # imports vLLM
 
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The sizes in bytes of what vLLM's decoder is given; nothing is kept from before."""
+    """The sizes in bytes of what our decoder or vLLM's is given; nothing is kept from before."""
     from vllm.multimodal.media.image import ImageMediaIO
 
+    from vision_rl.serving import vllm_pictures
     from vision_rl.serving.vllm_pictures import KeptImages
 
     sizes: list[int] = []
-    decode = ImageMediaIO.load_bytes
+    decode, opened = ImageMediaIO.load_bytes, vllm_pictures.open_image
 
     def counted(self: Any, data: bytes) -> Any:
         sizes.append(len(data))
         return decode(self, data)
 
+    def counted_too(file: Any) -> Any:
+        sizes.append(len(file.getvalue()))
+        return opened(file)
+
     monkeypatch.setattr(ImageMediaIO, "load_bytes", counted)
+    monkeypatch.setattr(vllm_pictures, "open_image", counted_too)
     KeptImages.load_bytes.cache.clear()
     yield sizes
     KeptImages.load_bytes.cache.clear()
@@ -42,7 +51,7 @@ def draw(path: Path, seed: int, size: tuple[int, int] = (96, 64), mode: str = "R
     return path
 
 
-def fetch(root: Path, *urls: str, name: str = "vision_rl", **options: Any) -> list[Any]:
+def fetch(root: Path, *urls: str, name: str = "vision_rl", kind: str = "image", **options: Any) -> list[Any]:
     """What vLLM gets for the pictures, asked for at once, each request with a connector of its own as vLLM does it."""
     from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
@@ -54,7 +63,8 @@ def fetch(root: Path, *urls: str, name: str = "vision_rl", **options: Any) -> li
             for _ in urls
         ]
         return await asyncio.gather(
-            *(each.fetch_image_async(url) for each, url in zip(connectors, urls, strict=True)), return_exceptions=True
+            *(getattr(each, f"fetch_{kind}_async")(url) for each, url in zip(connectors, urls, strict=True)),
+            return_exceptions=True,
         )
 
     return asyncio.run(all_of_them())
@@ -76,6 +86,21 @@ def test_it_is_what_vllms_own_connector_gives(tmp_path: Path, decoded: list[int]
     assert np.array_equal(np.asarray(ours.media), np.asarray(theirs.media)) and ours.media.mode == "RGB"
     assert ours.original_bytes == theirs.original_bytes == path.read_bytes()
     assert len(decoded) == 2
+
+
+@pytest.mark.parametrize("kind", ODD_PICTURES)
+def test_the_server_sees_what_the_actor_does(tmp_path: Path, kind: str) -> None:
+    """By file, by value, and as frames of a video; stock vLLM where `served_unchanged` says so, and only there."""
+    path = odd_picture(kind, tmp_path)
+    seen, content = open_image(path), base64.b64encode(path.read_bytes()).decode()
+    for url in (path.as_uri(), f"data:image/png;base64,{content}"):
+        [got] = fetch(tmp_path, url)
+        assert got.media.mode == "RGB" and got.media.tobytes() == seen.tobytes()
+    [(frames, _)] = fetch(tmp_path, f"data:video/jpeg;base64,{content},{content}", kind="video")
+    assert all(frame.tobytes() == seen.tobytes() for frame in frames) and len(frames) == 2
+
+    [stock] = fetch(tmp_path, path.as_uri(), name="http")
+    assert (stock.media.tobytes() == seen.tobytes()) == served_unchanged(path, by_vllm=True)
 
 
 def test_a_file_that_was_written_anew_is_another_picture(tmp_path: Path, decoded: list[int]) -> None:

@@ -26,8 +26,8 @@ from PIL import Image
 import worker
 from tests import fake_backend
 from tests.engine_stack import Stack, model_entry, running_stack
-from tests.pictures import data_uri, no_size
-from vision_rl.agent.messages import user_message
+from tests.pictures import data_uri, no_size, odd_picture
+from vision_rl.agent.messages import sent_file, user_message
 from vision_rl.errors import UserError
 from vision_rl.rollout.addresses import Reach, free_port, worker_lines
 from vision_rl.rollout.proxy import VisionProxy
@@ -242,6 +242,16 @@ def test_nothing_is_served_without_the_token(stack: Stack, key: str | None) -> N
             f"{stack.store.endpoint}/v1/traces",
         ):
             assert client.post(address, json={}).status_code == 401, address
+
+
+@pytest.mark.parametrize("kind", ["16-bit grey TIFF", "RGB with a transparent colour", "JPEG with EXIF orientation 6"])
+def test_pictures_are_served_as_agents_send_them(stack: Stack, trainer: httpx.Client, media: Path, kind: str) -> None:
+    path = odd_picture(kind, media)
+    [queued] = stack.queue([task(path)])
+    reply = trainer.get(f"/v1/rollouts/{queued}/images/0")
+    assert (reply.headers["content-type"], reply.content) == sent_file(str(path))
+    assert reply.content != path.read_bytes()
+    claim(trainer)
 
 
 def test_pictures_are_served_from_the_data_directory_only(stack: Stack, trainer: httpx.Client, media: Path) -> None:

@@ -27,30 +27,43 @@ _PASS_THROUGH = {"image/png", "image/jpeg"}
 def image_url(path: str, transport: Transport) -> str:
     """The address of the picture at `path` for an `image_url` part.
 
-    A picture that a server would not decode to the same pixels as `open_image` (EXIF rotation, 16 bits, transparency)
-    is always sent as a `data:` URI of its RGB pixels. Raises `UserError` naming a file that cannot be opened.
+    transport "file": for a vLLM on the same disk. A picture that the server would not decode to the same pixels as
+    `open_image` (`served_unchanged`) is always sent by value, as `sent_file` writes it. Raises `UserError` naming a file
+    that cannot be opened.
     """
-    modified = os.stat(path).st_mtime_ns if os.path.exists(path) else 0
-    if not _served_unchanged(path, modified):
-        return picture_url(open_image(path))
-    if transport == "file":
+    if transport == "file" and _served_by_vllm(path, _modified(path)):
         return Path(path).absolute().as_uri()
-    mime = mimetypes.guess_type(path)[0]
-    if mime not in _PASS_THROUGH:
-        return picture_url(open_image(path))
-    return _data_uri(path, modified, mime)
+    mime, content = sent_file(path)
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def sent_file(path: str) -> tuple[str, bytes]:
+    """(content type, bytes) of the picture at `path` in a form that every server decodes to what `open_image` gives: the
+    file itself, or a PNG of its RGB pixels. A rotated JPEG becomes a JPEG of quality 95: as a PNG a photo of 48 megapixels
+    would be larger than the proxy takes. Raises `UserError` as `open_image`."""
+    return _sent_file(path, _modified(path))
 
 
 @lru_cache(maxsize=4)
-def _data_uri(path: str, modified: int, mime: str) -> str:
-    """Remembered for the rollouts of a group, which share their picture."""
-    return f"data:{mime};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+def _sent_file(path: str, modified: int) -> tuple[str, bytes]:
+    """Remembered for the rollouts of a group, which share their picture: a large one takes seconds to write anew."""
+    mime = mimetypes.guess_type(path)[0]
+    if mime in _PASS_THROUGH and served_unchanged(path):
+        return mime, Path(path).read_bytes()
+    form, options = ("JPEG", {"quality": 95, "subsampling": 0}) if mime == "image/jpeg" else ("PNG", {})
+    buffer = io.BytesIO()
+    open_image(path).save(buffer, format=form, **options)
+    return f"image/{form.lower()}", buffer.getvalue()
 
 
 @lru_cache(maxsize=4096)
-def _served_unchanged(path: str, modified: int) -> bool:
-    """Remembered per file and version: to look for a PNG's orientation decodes all of it, and a group has one picture."""
-    return served_unchanged(path)
+def _served_by_vllm(path: str, modified: int) -> bool:
+    """Remembered per file and version: a group has one picture."""
+    return served_unchanged(path, by_vllm=True)
+
+
+def _modified(path: str) -> int:
+    return os.stat(path).st_mtime_ns if os.path.exists(path) else 0
 
 
 def picture_url(picture: Image.Image) -> str:

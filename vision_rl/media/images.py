@@ -55,14 +55,19 @@ def image_size(path: str | Path | io.BytesIO, *, limit_pixels: int = LIMIT_PIXEL
         return (height, width) if _orientation(image) in _ROTATED_BY_90 else (width, height)
 
 
-def served_unchanged(path: str | Path) -> bool:
-    """Whether a server that opens the file itself (vLLM with a `file://` address) sees the same pixels as `open_image`.
+def served_unchanged(path: str | Path, *, by_vllm: bool = False) -> bool:
+    """Whether a server that opens the file itself sees the same pixels as `open_image`; else it must be given those.
 
-    False for a picture with an EXIF rotation, more than 8 bits or palette/grey transparency: vLLM 0.11
-    (`vllm/multimodal/image.py`, `ImageMediaIO`) ignores those. Such a picture must be sent as `data:` instead.
+    by_vllm: stock vLLM 0.24 (`vllm/multimodal/media/image.py`), which applies an EXIF rotation and lays transparency over
+    white; it cuts more than 8 bits off, and does not look for the transparent colour of an RGB picture. Of other servers
+    nothing is supposed: rotation, depth and any transparency but RGBA's are said no to.
     """
     with _opened(path, LIMIT_PIXELS) as image:
-        return _orientation(image) == 1 and (image.mode == "RGBA" or not (_is_deep(image) or _has_transparency(image)))
+        if _is_deep(image):
+            return False
+        if by_vllm:
+            return image.mode != "RGB" or not _has_transparency(image)
+        return _orientation(image) == 1 and (image.mode == "RGBA" or not _has_transparency(image))
 
 
 def pixel_hash(image: Image.Image) -> str:

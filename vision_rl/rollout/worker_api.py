@@ -11,13 +11,15 @@ shows the protocol with curl. Workers and Agent Lightning's runners draw from th
 
 from __future__ import annotations
 
-import mimetypes
+import asyncio
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vision_rl.agent.messages import sent_file
 from vision_rl.agent.rollout_key import rollout_key
+from vision_rl.errors import UserError
 from vision_rl.rollout.chat_request import CallError, is_number
 from vision_rl.rollout.http_auth import without_keys
 from vision_rl.rollout.pictures import Pictures
@@ -78,7 +80,8 @@ class Claims:
         return {"accepted": await self.store.record(*identity, spans, "succeeded")}
 
     async def image(self, rollout_id: str, index: int) -> tuple[str, bytes]:
-        """(content type, bytes) of a picture: only what the task names, and only from the run's media roots."""
+        """(content type, bytes) of a picture as agents send it: only what the task names, and only from the run's media
+        roots."""
         paths = await self.store.image_paths(rollout_id)
         if index >= len(paths):
             raise CallError(404, f"rollout {rollout_id} has {len(paths)} pictures")
@@ -86,10 +89,9 @@ class Claims:
         if not self.pictures.may_read(path):
             raise CallError(403, "this picture is not in the data directory of the run")
         try:
-            content = path.read_bytes()
-        except OSError as error:
+            return await asyncio.to_thread(sent_file, str(path))
+        except (OSError, UserError) as error:
             raise CallError(404, f"picture {index} of rollout {rollout_id} cannot be read") from error
-        return mimetypes.guess_type(path)[0] or "application/octet-stream", content
 
 
 def _identity(body: Mapping[str, Any]) -> tuple[str, str]:
