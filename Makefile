@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overr
 # Byte-compiled at install, or each of a dozen processes that import torch would compile it at the first start.
 	$(VENV)/bin/uv pip install --python $(RUN) --compile-bytecode \
 	  --constraints requirements/cpu-constraints.txt --overrides requirements/cpu-overrides.txt \
-	  --editable '.[cpu,dev]' ./packaging/vllm-alias
+	  --editable '.[cpu,dev,dicom]' ./packaging/vllm-alias
 	touch $(STAMP)
 
 # The Python that `make install` takes.

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from tests.data_samples import picture
+from tests.dicom_files import radiograph
 from tests.pictures import ODD_PICTURES, no_size, odd_picture
 from vision_rl.agent import messages
 from vision_rl.agent.messages import image_url, sent_file
@@ -45,17 +45,6 @@ def test_sixteen_bit_grey_is_stretched(tmp_path: Path) -> None:
     assert np.asarray(open_image(flat)).max() == 0
     floats = save(Image.fromarray(np.array([[0.0, 0.75, 1.0]], dtype=np.float32)), tmp_path / "c.tif")
     assert np.asarray(open_image(floats))[0, :, 0].tolist() == [0, 191, 255]
-
-
-def radiograph() -> NDArray[np.uint16]:
-    """Two lungs, a spine and noise, in the 12 bits of a detector."""
-    y, x = np.mgrid[:300, :250] / np.array([300, 250]).reshape(2, 1, 1)
-    lungs = sum(np.exp(-((x - side) ** 2 / 0.02 + (y - 0.5) ** 2 / 0.08)) for side in (0.3, 0.7))
-    noise = np.random.default_rng(0).normal(0, 40, x.shape)
-    values: NDArray[np.uint16] = (3000 - 1800 * lungs + 600 * np.exp(-((x - 0.5) ** 2 / 0.005)) + noise).astype(
-        np.uint16
-    )
-    return values
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,8 @@ def _has_transparency(image: Image.Image) -> bool:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if _is_deep(image):
-        return Image.fromarray(stretched(np.asarray(image))).convert("RGB")
+        values = np.asarray(image)
+        return Image.fromarray(stretched(values, border_of(values))).convert("RGB")
     if _has_transparency(image):
         with_alpha = image.convert("RGBA")
         flat = Image.new("RGB", image.size, (255, 255, 255))
@@ -140,19 +141,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def stretched(values: NDArray[Any], padding: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
+def stretched(
+    values: NDArray[Any], padding: NDArray[np.bool_], saturated: NDArray[np.bool_] | None = None
+) -> NDArray[np.uint8]:
     """Grey values of any range (height, width) as 8 bits: from the 0.5 to the 99.5 percentile of what the picture shows.
 
-    A burnt-in marker or a hot pixel at the type's largest value has no say in the range, and ends white; nor have
-    padding (`padding`, or a border of one value) and what is not finite, which end black.
+    A burnt-in marker or a hot pixel has no say in the range and ends white: `saturated`, by default the largest value of
+    16 bits. Nor have padding (see `border_of`) and what is not finite, which end black.
     """
-    finite = np.isfinite(values)
-    shown = finite & ~(_border(values) if padding is None else padding)
+    shown = np.isfinite(values) & ~padding
     seen = values[shown]
     if not seen.size:
         return np.zeros(values.shape, np.uint8)
-    # Pillow gives 16 bits as int32 as well, so the largest value is that of the range in use.
-    inside = seen[seen != _LARGEST_16] if seen.max() == _LARGEST_16 else seen
+    inside = seen[seen != _LARGEST_16] if saturated is None else seen[~saturated[shown]]
+    if saturated is None and seen.max() > _LARGEST_16:  # of a wider type, where that value is one like others
+        inside = seen
     low, high = np.percentile(inside, _PERCENTILES) if inside.size else (0.0, 0.0)
     if high <= low:  # a few pixels on an even ground
         low, high = float(seen.min()), float(seen.max())
@@ -168,7 +171,7 @@ def scaled_grey(values: NDArray[Any], low: float, high: float, black: NDArray[np
     return np.clip(grey, 0, 255, out=grey).round().astype(np.uint8)
 
 
-def _border(values: NDArray[Any]) -> NDArray[np.bool_]:
+def border_of(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Where a margin of one value is: at least two lines of an edge, and what hangs together with them."""
     from scipy.ndimage import label  # here, since few pictures need it and every process imports this module
 

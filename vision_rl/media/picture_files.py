@@ -1,4 +1,7 @@
-"""Where the picture of a record is: a file that it names, or bytes that it embeds and that are written out once."""
+"""Where the picture of a record is: a file that it names, or bytes that it embeds and that are written out once.
+
+A DICOM file becomes a PNG, once: what trains, serves and shows reads plain pictures only.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,18 @@ from PIL import Image
 
 from vision_rl.errors import UserError
 from vision_rl.files import write_bytes
+from vision_rl.media.dicom import DICOM_SUFFIXES, dicom_png, is_dicom
 from vision_rl.media.images import FORMATS, image_size
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
-def picture_file(value: Any, image_dir: Path, extract_dir: Path, where: str) -> Path:
+def picture_file(value: Any, image_dir: Path, extract_dir: Path, where: str, frame: int | None = None) -> Path:
     """The absolute path of a record's picture.
 
     A text names a file in `image_dir`, as it stands or with a known suffix added. Bytes, or Hugging Face's struct of
-    `bytes` and `path`, are written into `extract_dir`; a struct without bytes names a file by its path. Raises
-    `UserError` starting with `where` for a picture that is not there.
+    `bytes` and `path`, are written into `extract_dir`; a struct without bytes names a file by its path. DICOM is written
+    there as PNG; frame: see `dicom_picture`. Raises `UserError` starting with `where` for a picture that is not there.
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -30,7 +34,13 @@ def picture_file(value: Any, image_dir: Path, extract_dir: Path, where: str) -> 
         return _extracted(value, extract_dir, where)
     if not isinstance(value, (str, int, os.PathLike)) or isinstance(value, bool) or value == "":
         raise UserError(f"{where} names no picture and embeds none; fill it in, or remove the record")
-    return _named(str(value), image_dir, where)
+    file = _named(str(value), image_dir, where)
+    if file.suffix.lower() in IMAGE_SUFFIXES or not is_dicom(file):
+        return file
+    try:
+        return dicom_png(file, extract_dir, frame)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _extracted(data: bytes, directory: Path, where: str) -> Path:
@@ -46,12 +56,13 @@ def _extracted(data: bytes, directory: Path, where: str) -> Path:
 
 def _named(name: str, image_dir: Path, where: str) -> Path:
     path = image_dir / name
-    for suffix in ("", *IMAGE_SUFFIXES):
+    for suffix in ("", *IMAGE_SUFFIXES, *DICOM_SUFFIXES):
         candidate = f"{path}{suffix}"
         if os.path.isfile(candidate):
             return Path(candidate).absolute()
     shown = str(path)[:200].encode(errors="replace").decode()
-    raise UserError(f"{where}: {shown} does not exist; check --image-dir (DICOM must be exported to PNG first)")
+    endings = ", ".join((*IMAGE_SUFFIXES, *DICOM_SUFFIXES))
+    raise UserError(f"{where}: {shown} does not exist, nor with {endings} behind it; check --image-dir")
 
 
 def _suffix(data: bytes, where: str) -> str:
