@@ -16,6 +16,7 @@ from vision_rl.rewards.judge import shared_judge
 from vision_rl.rewards.terms import terms_of
 from vision_rl.rewards.user import is_user_reward, rewarded
 from vision_rl.rewards.vqa import answer_metric, best_answer, vqa_reward
+from vision_rl.rewards.vqa_accuracy import textvqa_accuracy
 
 
 async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
@@ -42,6 +43,7 @@ def score(task: Mapping[str, Any], reply: str, *, truncated: bool = False) -> Re
         kind="vqa" if own else kind,
         metric=task.get("metric", ""),
         choices=task.get("choices", ()),
+        meta=task.get("meta", {}),
         terms=terms_of(task["settings"]),
         truncated=truncated,
     )
@@ -50,8 +52,11 @@ def score(task: Mapping[str, Any], reply: str, *, truncated: bool = False) -> Re
 
 def gold(task: Mapping[str, Any]) -> tuple[str, float]:
     """The reply of a perfect model and its score, which is below 1 where the annotators of a VQA row disagree."""
-    if answer_metric(task["settings"]["reward"], task.get("metric", "")) in ("vqa", "official_2021"):
+    metric = answer_metric(task["settings"]["reward"], task.get("metric", ""))
+    if metric in ("vqa", "official_2021"):
         return best_answer(task["answers"])
+    if metric == "textvqa":
+        return best_answer(task["answers"], textvqa_accuracy)
     return task["answers"][0], 1.0
 
 

@@ -219,7 +219,6 @@ MATH = {
     "unit": None,
     "precision": 1.0,
     "metadata": {"source": "FigureQA", "grade": "high school"},
-    "query": "Hint: ...",
 }
 GEOMETRY = "Find x. Round to the nearest tenth."
 UI = {"image_path": "a.png", "image_size": [200, 100], "instruction": "open the menu", "GUI_types": ["Button", "Icon"]}
@@ -237,7 +236,7 @@ SAMPLES: dict[str, Sample] = {
             "data": [{"question_id": 3, "image_id": "003a", "question": "which brand?", "answers": TEN}],
             "version": "0.5.1",
         },
-        [{"id": "3", "answers": TEN, "metric": "vqa"}],
+        [{"id": "3", "answers": TEN, "metric": "textvqa"}],
         pictures=("train_images/003a.jpg",),
     ),
     "docvqa": Sample(
@@ -361,7 +360,7 @@ SAMPLES: dict[str, Sample] = {
         ],
         [
             {"choices": ["$1", "a'b"], "answers": ["B"], "metric": "multiple_choice"},
-            {"choices": [], "answers": ["5", "five"], "metric": "exact_match"},
+            {"choices": [], "answers": ["5", "five"], "metric": "mmmu_open"},
         ],
     ),
     "mathvista": Sample(
@@ -378,6 +377,7 @@ SAMPLES: dict[str, Sample] = {
                 "answer_type": "float",
                 **MATH,
                 "unit": "m",
+                "query": None,
             },
             {
                 "pid": "2",
@@ -388,12 +388,26 @@ SAMPLES: dict[str, Sample] = {
                 "answer": "yes",
                 "question_type": "multi_choice",
                 "answer_type": "text",
+                "query": "Hint: Please answer and provide the letter.\nQuestion: Which?\nChoices:\n(A) no\n(B) yes",
                 **MATH,
             },
         ],
         [
-            {"question": "How tall? (Unit: m)", "answers": ["1.2"], "metric": "math", "meta": {"source": "FigureQA"}},
-            {"answers": ["B"], "choices": ["no", "yes"], "metric": "multiple_choice"},
+            {
+                "question": (
+                    "Hint: Please answer the question requiring a floating-point number with one decimal place and provide "
+                    "the final value, e.g., 1.2, 1.3, 1.4, at the end.\nQuestion: How tall? (Unit: m)"
+                ),
+                "answers": ["1.2"],
+                "metric": "mathvista",
+                "meta": {"source": "FigureQA", "answer_type": "float", "precision": 1.0},
+            },
+            {
+                "question": "Hint: Please answer and provide the letter.\nQuestion: Which?",
+                "answers": ["B"],
+                "choices": ["no", "yes"],
+                "metric": "mathvista",
+            },
         ],
     ),
     "geo3k": Sample(

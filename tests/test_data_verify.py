@@ -176,6 +176,19 @@ def test_disputed_questions_are_a_note_or_bad_by_choice(tmp_path: Path) -> None:
     assert set(reasons(tmp_path / "x.parquet", strict=True)) == {0}
 
 
+def test_choices_that_no_form_tells_apart_are_a_note(tmp_path: Path) -> None:
+    choices = {"twins": ["cat", "dog", "cat "], "signs": ["-5", "5", "5!"]}
+    rows = [
+        vqa_row(tmp_path, n, id=name, answers=["A"], choices=given) for n, (name, given) in enumerate(choices.items())
+    ]
+    write_rows(tmp_path / "x.parquet", rows)
+    report = verify(tmp_path / "x.parquet", checks=Checks(task="vqa"))
+    assert not report.problems
+    assert report.notes == [
+        "1 questions have choices that read alike, so that only a letter can name them (row twins: A and C)"
+    ]
+
+
 def test_unanswered_rows_are_allowed_for_test_splits(tmp_path: Path) -> None:
     write_rows(tmp_path / "x.parquet", [vqa_row(tmp_path, 1, answers=[])])
     assert reasons(tmp_path / "x.parquet", allow_unanswered=True) == {}

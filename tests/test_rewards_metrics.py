@@ -24,7 +24,7 @@ from vision_rl.errors import UserError
 from vision_rl.rewards import METRICS, math_equality, metric, vqa_reward
 from vision_rl.rewards.grounding import KINDS as BOX_KINDS
 from vision_rl.rewards.grounding import gold_reply, grounding_reward, point_score, ranked_score
-from vision_rl.rewards.multiple_choice import named_choices
+from vision_rl.rewards.multiple_choice import alike, multiple_choice, named_choices
 from vision_rl.rewards.text_metrics import chart_number
 from vision_rl.rewards.vqa import KINDS, answer_metric
 from vision_rl.tasks import get_task
@@ -85,13 +85,102 @@ TEXTS = WORDS.map(" ".join)
         ("math", "", ["1"], 0.0),
         ("math", "x" * 5000, ["1"], 0.0),
         ("math", "__import__('os').system('true')", ["1"], 0.0),
+        ("math", "2", ["3 1/2"], 0.0),  # a mixed number
+        ("math", "3.5", ["3 1/2"], 1.0),
+        ("math", r"\frac{7}{2}", ["3 1/2"], 1.0),
+        ("math", r"-3\frac{1}{2}", ["-3.5"], 1.0),
+        ("math", "x + 5/2", ["2 1/2 + x"], 1.0),
+        ("math", "4:10", ["12:30"], 0.0),  # a clock time
+        ("math", "04:10", ["4:10"], 1.0),
+        ("math", "4:10 am", ["4:10 pm"], 0.0),
+        ("math", "4:6", ["2:3"], 1.0),  # no time: a ratio
+        ("math", "6/8/2020", ["3/4/2020"], 0.0),  # a date
+        ("math", "06/08/2020", ["6/8/2020"], 1.0),
+        ("math", "seat", ["east"], 0.0),  # a word
+        ("math", "East", ["east"], 1.0),
+        ("math", r"\text{even}", ["even"], 1.0),
+        ("math", "no", ["on"], 0.0),
+        ("math", "yx", ["xy"], 1.0),  # two variables
+        ("math", r"\boxed{50\%}", ["0.5"], 1.0),  # a percentage
+        ("math", "0.50", [r"50\%"], 1.0),
+        ("math", "50", ["50%"], 1.0),
+        ("math", "5%", ["0.5"], 0.0),
+        ("math", "1e3", ["1000"], 1.0),
+        ("math", "x<3", ["x>3"], 0.0),
+        ("relaxed_accuracy", "+3.5", ["3.5"], 1.0),
+        ("relaxed_accuracy", "1e3", ["1000"], 1.0),
+        ("relaxed_accuracy", "-1.5E-3", ["-0.0015"], 1.0),
+        ("relaxed_accuracy", "1_000", ["1000"], 0.0),
+        ("medical", "是的", ["是"], 1.0),
+        ("medical", "没有。", ["否"], 1.0),
+        ("medical", "不是", ["是"], 0.0),
+        ("medical", "是的\uff0c有肿瘤", ["是"], 1.0),
+        ("medical", "是\uff0c没有", ["是"], 0.0),
+        ("medical", "左肺。", ["左肺"], 1.0),
+        ("mmmu_open", "3.43", ["3.429"], 1.0),
+        ("mmmu_open", "the voltage is 3.43 V", ["3.429"], 1.0),
+        ("mmmu_open", "x = 1,200", ["1200"], 1.0),
+        ("mmmu_open", "The answer is a red cat", ["Red Cat"], 1.0),
+        ("mmmu_open", "3.44", ["3.429"], 0.0),
+        ("mmmu_open", "-3.43", ["3.43"], 0.0),
+        ("mmmu_open", "b", ["a"], 0.0),
+        ("textvqa", "John's pizza", ["johns pizza"], 0.0),
+        ("textvqa", "john 's pizza", ["John's, pizza"], 1.0),
+        ("textvqa", "1,000", ["1000"], 1.0),
+        ("squad_em", "-5", ["5"], 1.0),
+        ("squad_f1", "x>0", ["x<0"], 1.0),
     ],
 )
 def test_answers(name: str, prediction: str, answers: list[str], score: float) -> None:
     assert metric(name).of_answer(prediction, answers) == pytest.approx(score)
 
 
+OPPOSITES = [
+    *[("-5", "5"), ("1.5", "15"), (".5", "5"), ("x>0", "x<0"), ("x > 0", "x < 0"), ("x >= 1", "x <= 1"), ("1/2", "12")],
+    *[("y = x - 3", "y = x + 3"), ("4:10", "410"), ("(1, 2)", "(1, -2)"), ("AB > CD", "AB < CD"), ("2^3", "23")],
+    *[("H+", "H-"), ("A+", "A-"), ("it is -5 degrees", "it is 5 degrees"), ("\N{MINUS SIGN}5", "5"), ("5-10", "510")],
+    *[("-$3", "$3"), ("3 - 2", "3 + 2"), (r"x \leq 5", r"x \geq 5"), ("-x", "x"), ("Cl-", "Cl"), ("2*3", "23")],
+]
+"""Answers that VQA's and SQuAD's normalisations make one: a mark of theirs changes the value."""
+
+
+@pytest.mark.parametrize("pair", OPPOSITES)
+@pytest.mark.parametrize("name", ["exact_match", "token_f1", "similarity", "medical"])
+def test_a_sign_a_point_and_a_comparison_belong_to_the_answer(name: str, pair: tuple[str, str]) -> None:
+    score = metric(name).of_answer
+    for said, truth in (pair, pair[::-1]):
+        assert score(said, [truth]) < 1.0 == score(said, [said]) == score(f"{said}.", [said])
+
+
+@pytest.mark.parametrize(
+    ("said", "truth"),
+    [
+        *[
+            ("+5", "5"),
+            ("x>0", "x > 0"),
+            ("5 - 10", "5\N{EN DASH}10"),
+            ("1,234", "1234"),
+            ("\uff0d\uff15", "-5"),
+            ("0.5", ".5"),
+        ],
+        *[
+            ("X-ray.", "x-ray"),
+            ("Yes!", "yes"),
+            ("- cat", "cat"),
+            ("> cat", "cat"),
+            ("F16", "F-16"),
+            ("(1,2)", "(1, 2)"),
+        ],
+        *[("well-known", "Well-Known"), ("salt + pepper", "salt pepper"), ("**cat**", "cat"), ("U.S.", "us")],
+    ],
+)
+def test_prose_marks_and_ways_of_writing_make_no_difference(said: str, truth: str) -> None:
+    assert metric("exact_match").of_answer(said, [truth]) == metric("token_f1").of_answer(said, [truth]) == 1.0
+
+
 CATS = ["cat", "dark red", "red", "2"]
+PETS = ["dog", "cat", "bird"]
+LISTED = "A. dog\nB. cat\nC. bird\n"
 
 
 @pytest.mark.parametrize(
@@ -124,10 +213,97 @@ CATS = ["cat", "dark red", "red", "2"]
         ("C", [], "C"),
         ("either C or D", [], "CD"),
         ("a", ["b", "a"], "A"),  # a lone letter is a letter
+        *[
+            (form, PETS, "B")
+            for form in (
+                *(
+                    "B.cat",
+                    "Answer: B.cat",
+                    "b.cat",
+                    "**B.cat**",
+                    "'B'",
+                    '"B"',
+                    "`B`",
+                    "<B>",
+                    "\uff22",
+                    "\uff08\uff22\uff09",
+                    "B\u3002",
+                ),
+                *(
+                    "答案是B",
+                    "答案\uff1aB",
+                    "选B",
+                    "应选B。",
+                    "故选 B",
+                    "选项B",
+                    "B\uff0ccat",
+                    "答案是B\uff0c因为",
+                    "정답은 B",
+                    "답: B",
+                    "答えはB",
+                ),
+                *(
+                    r"\boxed{\text{(B)}}",
+                    r"$\boxed{B}$",
+                    "**Answer:** B",
+                    "Answer: **(B)**",
+                    "the answer is b.",
+                    "I choose B",
+                ),
+                *("The correct option is (B).", "The answer is B because a dog has no whiskers", "b) cat", "(b) cat"),
+                *(f"{LISTED}The answer is (B).", f"{LISTED}\nB", "(A) dog (B) cat (C) bird\nAnswer: B. cat"),
+                *("B\n\nExplanation: A cat has whiskers.", "Therefore, the answer is cat."),
+            )
+        ],
+        ("B、dark red", CATS, "B"),
+        ("B、red", ["green", "red", "dark red"], "B"),
+        (LISTED, PETS, "ABC"),
+        ("A, B", ["w", "x", "y", "z"], "AB"),
+        ("A, B", ["A", "B", "C", "D"], "AB"),  # without articles it would be "b"
+        ("A and B", PETS, "AB"),
+        ("The answer is A or B", PETS, "AB"),
+        ("The answer is A. The answer is B.", PETS, "AB"),
+        ("答案是A或B", PETS, "AB"),
+        ("The answer is a bird", PETS, "C"),
+        ("The answer is not A but B", PETS, "B"),
     ],
 )
 def test_which_choices_a_reply_names(reply: str, choices: list[str], named: str) -> None:
     assert named_choices(reply, choices) == set(named)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        *[["-5", "5"], ["x>0", "x<0"], ["+1", "-1"], ["(1, 2)", "(1, -2)"], ["AB > CD", "AB < CD"], ["5!", "5"]],
+        *[["y = x - 3", "y = x + 3"], ["H+", "H-"], ["1.5", "15"], ["x\u00b2", "x2"], ["mL", "ML"], ["$x>0$", "$x<0$"]],
+        *[
+            ["[0, 1]", "(0, 1)"],
+            ["f'(x)", "f(x)"],
+            ["A+", "A-"],
+            ["10", "-10", "100"],
+            ["none", "0"],
+            ["the cat", "cat"],
+        ],
+        *[["x = -1", "x = 1"], ["I and II only", "II and III only", "I, II and III"], ["5%", "5"], ["Aa", "aa", "AA"]],
+    ],
+)
+def test_choices_that_a_normalisation_makes_one_are_told_apart(choices: list[str]) -> None:
+    for letter, choice in zip("ABC", choices, strict=False):
+        for form in (
+            choice,
+            f"{letter}. {choice}",
+            f"{letter}.{choice}",
+            f"({letter}) {choice}",
+            f"**{letter}. {choice}**",
+        ):
+            assert named_choices(form, choices) == {letter}, form
+            assert named_choices(f"The answer is {form}.", choices) == {letter}, form
+        assert multiple_choice(choice, [choice], choices) == multiple_choice(letter, [choice], choices) == 1.0
+        others = [multiple_choice(choice, [other], choices) for other in choices if other != choice]
+        assert not any(others)
+    assert alike(choices) == [] and alike(["cat", "dog", "cat"]) == ["A", "C"]
+    assert named_choices("cat", ["cat", "dog", "cat"]) == set() and named_choices("C", ["cat", "dog", "cat"]) == {"C"}
 
 
 def test_multiple_choice_pays_one_choice_only() -> None:
@@ -176,9 +352,9 @@ def pix2struct_relaxed(target: str, prediction: str) -> bool:
 @given(prediction=TEXTS, truths=st.lists(TEXTS, min_size=1, max_size=3))
 def test_text_metrics_equal_their_definitions(prediction: str, truths: list[str]) -> None:
     if all(squad(text) for text in (prediction, *truths)):
-        assert METRICS["exact_match"].score(prediction, truths) == float(squad(prediction) in map(squad, truths))
+        assert METRICS["squad_em"].score(prediction, truths) == float(squad(prediction) in map(squad, truths))
         expected = max(squad_f1(prediction, truth) for truth in truths)
-        assert METRICS["token_f1"].score(prediction, truths) == pytest.approx(expected)
+        assert METRICS["squad_f1"].score(prediction, truths) == pytest.approx(expected)
     scores = []
     for truth in truths:
         left, right = (" ".join(text.strip().lower().split()) for text in (prediction, truth))
@@ -210,8 +386,13 @@ def test_relaxed_accuracy_equals_pix2struct(said: str, truth: str, percent: bool
             ("-$3", -3.0),
             ("45 %", 0.45),
             ("\N{MINUS SIGN}2", -2.0),
+            ("+3.5", 3.5),
+            ("1e3", 1000.0),  # pix2struct reads it as float() does
         ],
-        *[(text, None) for text in ("1,23", "12 m", "--1", "1e3", "nan", "%", "", "5%%", "$-3", "٣", "1" * 40)],
+        *[
+            (text, None)
+            for text in ("1,23", "12 m", "--1", "1e309", "nan", "inf", "1_0", "%", "", "5%%", "$-3", "٣", "1" * 40)
+        ],
     ],
 )
 def test_number_forms_of_chartqa(text: str, value: float | None) -> None:
@@ -298,14 +479,15 @@ def test_every_metric_is_total_and_bounded() -> None:
         assert metric("math").of_answer(random_text(generator), [random_text(generator)]) in (0.0, 1.0)
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "token_f1"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in ("token_f1", "squad_f1", "mmmu_open")])
 def test_listing_candidates_never_beats_naming_one(name: str) -> None:
     words = ["red", "blue", "green", "yellow"]
     score = metric(name).of_answer
     for mark in (" ", ", ", " or ", "/", "\n"):
         listed = [score(mark.join(words), [word], words) for word in words]
         assert sum(listed) / len(words) <= 1 / len(words) + 1e-9, mark
-    assert METRICS["token_f1"].hole and METRICS["token_f1"].score(" ".join(words), ["red"]) > 1 / len(words)
+    for gamed in ("token_f1", "squad_f1", "mmmu_open"):
+        assert METRICS[gamed].hole and METRICS[gamed].score(" ".join(words), ["red"]) > 1 / len(words)
 
 
 @pytest.mark.slow
@@ -343,3 +525,80 @@ def test_math_works_in_a_thread_of_a_forked_process() -> None:
     assert queue.get(timeout=60) == 1.0
     child.join(10)
     assert metric("math").of_answer("5/10", ["0.5"]) == 1.0
+
+
+def mathvista_script(said: str, answer: str, choices: list[str], kind: str, precision: float | None) -> bool:
+    """What `normalize_extracted_answer` and `safe_equal` of MathVista's calculate_score.py say, written from their text."""
+    if choices:
+        letters = re.findall(r"\(([a-zA-Z])\)", said)
+        said = letters[0].upper() if letters else said.strip()
+        options = string.ascii_uppercase[: len(choices)]
+        said = choices[options.index(said)] if said in options else min(choices, key=lambda c: levenshtein(said, c))
+        return said == choices[options.index(answer)]
+    try:
+        if kind == "integer":
+            said = str(int(float(said)))
+        elif kind == "float":
+            said = str(round(float(said), int(precision or 0)))
+    except (ValueError, OverflowError):
+        return False
+    return said == answer
+
+
+def test_two_thousand_rows_score_as_mathvistas_script() -> None:
+    generator = random.Random(7)
+    words = ["triangle", "square", "12", "12.5", "yes", "no", "Tokyo", "Kyoto", "3/11", "8/11"]
+    differing = []
+    for _ in range(2000):
+        kind = generator.choice(["integer", "float", "list", "choice"])
+        choices, precision, answer = [], None, ""
+        if kind == "choice":
+            choices = generator.sample(words, 4)
+            answer = generator.choice("ABCD")
+            text = choices["ABCD".index(generator.choice("ABCD"))]
+            said = generator.choice(
+                [generator.choice("ABCD"), f"({generator.choice('ABCD')}) {text}", text, text[:-1] + "x"]
+            )
+            if said.startswith("("):  # the letter decides there, the letter and its text here
+                said = f"({'ABCD'[choices.index(text)]}) {text}"
+        elif kind == "list":
+            answer, said = (str(generator.sample(range(4), 2)) for _ in range(2))
+        else:
+            precision = float(generator.choice([1, 2]))
+            number = generator.uniform(-20, 20)
+            answer = str(int(number)) if kind == "integer" else str(round(number, int(precision)))
+            near = number + generator.choice([0, 0.004, -0.04, 0.4, 1])
+            said = generator.choice(
+                [str(near), f"{near:.3f}", f"{near:.1f}", str(round(near)), f"{near:e}", "nan", "many"]
+            )
+        meta = {"answer_type": "text" if choices else kind, "precision": precision}
+        got = METRICS["mathvista"].of_answer(said, [answer], choices, meta)
+        if got != mathvista_script(said, answer, choices, kind, precision):
+            differing.append((said, answer, choices, meta))
+    assert not differing
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "meta", "score"),
+    [
+        ("1.26", "1.3", {"answer_type": "float", "precision": 1.0}, 1.0),
+        ("1.2", "1.3", {"answer_type": "float", "precision": 1.0}, 0.0),
+        ("5.7", "5", {"answer_type": "integer"}, 1.0),
+        ("The answer is 5.", "5", {"answer_type": "integer"}, 1.0),
+        ("$1,200", "1200", {"answer_type": "integer"}, 1.0),
+        ("5 or 6", "5", {"answer_type": "integer"}, 0.0),  # two answers
+        ("3 + 2 = 5", "5", {"answer_type": "integer"}, 1.0),
+        ("[2007,2008]", "[2007, 2008]", {"answer_type": "list"}, 1.0),
+        ("[2008, 2007]", "[2007, 2008]", {"answer_type": "list"}, 0.0),
+        ("1.26", "1.3", {}, 1.0),  # the form of the true answer, where the row says none
+        ("", "5", {"answer_type": "integer"}, 0.0),
+    ],
+)
+def test_mathvista_rounds_as_its_rows_say(said: str, answer: str, meta: dict[str, object], score: float) -> None:
+    assert vqa_reward(said, [answer], metric="mathvista", meta=meta).components["mathvista"] == score
+
+
+def test_mathvista_takes_the_nearest_choice_and_no_two() -> None:
+    score = METRICS["mathvista"].of_answer
+    assert score("Tokio", ["B"], ["Osaka", "Tokyo"]) == score("(B) Tokyo", ["B"], ["Osaka", "Tokyo"]) == 1.0
+    assert score("A or B", ["B"], ["Osaka", "Tokyo"]) == score("", ["A"], ["a", "Tokyo"]) == 0.0

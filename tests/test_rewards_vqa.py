@@ -260,7 +260,7 @@ def test_stated_confidence_is_a_component() -> None:
 
 @pytest.mark.parametrize("kind", ["judge", "iou", ""])
 def test_other_kinds_are_refused(kind: str) -> None:
-    with pytest.raises(UserError, match="use vqa, official_2021, exact_match"):
+    with pytest.raises(UserError, match="use vqa, official_2021, textvqa, exact_match"):
         vqa_reward("yes", ["yes"], kind=kind)
 
 

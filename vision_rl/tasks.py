@@ -145,8 +145,9 @@ BUILT_IN = {
             name="vqa",
             answer="vqa_agent:answer",
             rewards=(
-                *("vqa", "official_2021", "exact_match", "anls", "relaxed_accuracy", "multiple_choice", "token_f1"),
-                *("medical", "math", "similarity", "judge", "official"),  # "official": the old name of "vqa"
+                *("vqa", "official_2021", "textvqa", "exact_match", "squad_em", "anls", "relaxed_accuracy"),
+                *("multiple_choice", "mmmu_open", "mathvista", "token_f1", "squad_f1", "medical", "math"),
+                *("similarity", "judge", "official"),  # "official": the old name of "vqa"
             ),
             prompt="vision_rl.agent.prompts:VQA_PROMPT",
             score="vqa_agent:score",

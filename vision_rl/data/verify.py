@@ -23,6 +23,7 @@ from vision_rl.media.check_images import ImageCheck, check_images
 from vision_rl.media.images import LIMIT_PIXELS
 from vision_rl.rewards import gold_reply, grounding_reward
 from vision_rl.rewards.grounding import takes_points
+from vision_rl.rewards.multiple_choice import alike
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import Task, get_task
 
@@ -237,6 +238,7 @@ class _GoldScores:
         self._ceilings: list[float] = []
         self._rounded: list[float] = []
         self._unscored: set[str] = set()
+        self._alike: dict[str, list[str]] = {}
 
     def reasons(self, row: dict[str, Any], sizes: Sequence[Sequence[int]]) -> list[str]:
         task = get_task(row["task"])
@@ -246,6 +248,8 @@ class _GoldScores:
             return ["a box is empty (no width or no height)"]
         if task.truth == "boxes" and not sizes:
             return ["the size of its picture is unknown: fill in image_sizes or let verify open the pictures"]
+        if same := alike(row["choices"]):
+            self._alike[row["id"]] = same
         gold, score = task.part("gold"), task.part("score")
         if gold is None or score is None:
             self._unscored.add(task.name)
@@ -296,6 +300,12 @@ class _GoldScores:
 
     def notes(self) -> list[str]:
         notes = [f"gold answers of {name} were not scored: its task has no gold or score" for name in self._unscored]
+        if self._alike:
+            first, letters = next(iter(self._alike.items()))
+            notes.append(
+                f"{len(self._alike)} questions have choices that read alike, so that only a letter can name them (row {first}: "
+                f"{' and '.join(letters)})"
+            )
         if self._disputed:
             ceiling = sum(self._ceilings) / len(self._ceilings)
             notes.append(

@@ -23,6 +23,8 @@ import threading
 from collections.abc import Sequence
 from functools import lru_cache
 
+from vision_rl.rewards.math_forms import decided, for_math_verify, unwrapped
+
 SECONDS = 3.0
 WALL_SECONDS = 30.0
 START_SECONDS = 60.0
@@ -112,17 +114,20 @@ def _verified(prediction: str, answers: tuple[str, ...]) -> bool:
 def math_equal(prediction: str, answers: Sequence[str]) -> float:
     """1.0 if the answer equals one of the true ones as mathematics: 1/2 and 0.5, \\frac{1}{2}, x+1 and 1+x.
 
-    math-verify 0.9 (Hugging Face) reads LaTeX, \\boxed{} and plain expressions and compares with SymPy.
+    Words, times, dates, percentages and plain numbers are decided here (`math_forms`). For the rest math-verify 0.9
+    (Hugging Face) reads LaTeX, \\boxed{} and plain expressions and compares with SymPy.
     """
     said = prediction.strip()
     if not said or len(said) > MAX_CHARS:
         return 0.0
     # math-verify takes any part of a list; an answer with more parts than the true one is a list of guesses.
     parts = len(_LIST.findall(said))
-    truths = tuple(
-        text for text in (answer.strip() for answer in answers) if text and len(_LIST.findall(text)) >= parts
-    )
-    return float(said in truths or (bool(truths) and _verified(said, truths)))
+    truths = [text for text in (answer.strip() for answer in answers) if text and len(_LIST.findall(text)) >= parts]
+    if said in truths:
+        return 1.0
+    verdicts = [decided(unwrapped(said), unwrapped(truth)) for truth in truths]
+    open_ones = tuple(for_math_verify(truth) for truth, known in zip(truths, verdicts, strict=True) if known is None)
+    return float(any(verdicts) or (bool(open_ones) and _verified(for_math_verify(said), open_ones)))
 
 
 def _forms(text: str) -> list[object]:

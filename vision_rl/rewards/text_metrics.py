@@ -5,13 +5,15 @@ Several true answers are alternatives: the best one counts. Every metric is tota
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
 from collections.abc import Sequence
 
-from vision_rl.answers.parsing import parse_number
-from vision_rl.rewards.vqa_accuracy import comparable
+from vision_rl.answers.formats import MAX_NUMBER_CHARS
+from vision_rl.answers.formulas import keep_marks, narrow
+from vision_rl.rewards.vqa_accuracy import careful
 
 ANLS_THRESHOLD = 0.5
 RELAXED_TOLERANCE = 0.05
@@ -19,7 +21,9 @@ RELAXED_TOLERANCE = 0.05
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _THOUSANDS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?")
-_SIGNS = "$€£¥"
+_CHART_NUMBER = re.compile(
+    r"([+-]?)\s{0,4}[$€£¥]?\s{0,4}([0-9][0-9,]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)\s{0,4}(%?)"
+)
 
 
 def squad_normal(text: str) -> str:
@@ -31,11 +35,24 @@ def _squad(text: str) -> str:
     return squad_normal(text) or " ".join(text.lower().split())
 
 
-def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 for one of the answers after SQuAD's normalisation (Rajpurkar et al. 2016, arXiv 1606.05250).
+def _kept(text: str) -> str:
+    """SQuAD's normalisation with the signs, decimal points and operators of numbers and formulas kept."""
+    words = keep_marks(text).lower().translate(_PUNCTUATION).split()
+    return " ".join(word for word in words if word not in ("a", "an", "the")) or " ".join(text.lower().split())
 
-    An answer of which the normalisation leaves nothing ("A", "?") is compared in lower case instead.
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 for one of the answers without regard to case, articles and punctuation, as SQuAD compares.
+
+    Unlike SQuAD's, the comparison keeps what belongs to a number or formula: "-5" is not "5", "1.5" not "15", "x>0" not
+    "x<0" (`vision_rl.answers.formulas`). An answer of which nothing is left ("A", "?") is compared in lower case.
     """
+    normal = _kept(prediction)
+    return float(bool(normal) and any(normal == _kept(answer) for answer in answers))
+
+
+def squad_em(prediction: str, answers: Sequence[str]) -> float:
+    """SQuAD's own exact match (Rajpurkar et al. 2016, arXiv 1606.05250), which drops every mark: "-5" equals "5"."""
     normal = _squad(prediction)
     return float(bool(normal) and any(normal == _squad(answer) for answer in answers))
 
@@ -46,15 +63,21 @@ def _f1(prediction: Sequence[str], truth: Sequence[str]) -> float:
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
-    """The F1 of the words after SQuAD's normalisation, as SQuAD and PathVQA print it.
+    """The F1 of the words, normalised as in `exact_match`; a number with its sign, and a formula, are one word.
 
     As a reward it has a hole: a list of k one-word candidates gets 2 / (k + 1), and naming one at random 1 / k.
     """
+    words = _kept(prediction).split()
+    return max((_f1(words, _kept(answer).split()) for answer in answers), default=0.0)
+
+
+def squad_f1(prediction: str, answers: Sequence[str]) -> float:
+    """The F1 of the words as SQuAD's script and PathVQA print it, marks dropped; it has the hole of `token_f1`."""
     words = _squad(prediction).split()
     return max((_f1(words, _squad(answer).split()) for answer in answers), default=0.0)
 
 
-def _edit_distance(a: str, b: str, limit: int) -> int:
+def edit_distance(a: str, b: str, limit: int) -> int:
     """The Levenshtein distance, or any number above `limit` where it is larger."""
     above = list(range(len(b) + 1))
     for i, left in enumerate(a, start=1):
@@ -81,25 +104,25 @@ def anls(prediction: str, answers: Sequence[str]) -> float:
         longer, shorter = max(len(shown), len(truth)), min(len(shown), len(truth))
         if not longer or 2 * shorter < longer:
             continue  # the difference of the lengths alone is too far
-        away = _edit_distance(shown, truth, longer // 2)
+        away = edit_distance(shown, truth, longer // 2)
         score = 1 - away / longer
         best = max(best, score if 1 - score < ANLS_THRESHOLD else 0.0)
     return best
 
 
 def chart_number(text: str) -> float | None:
-    """A number as ChartQA writes it: 12, -0.5, 1,234.5, $3.20, 45% (as 0.45); None for anything else."""
-    text = text.strip().replace("\N{MINUS SIGN}", "-")
-    negative = text.startswith("-")
-    text = text[negative:].strip().lstrip(_SIGNS).strip()
-    percent = text.endswith("%")
-    text = text.removesuffix("%").rstrip()
-    if text[:1] in "+-" or text.count("%"):
+    """A number as charts and models write it: 12, -0.5, +3, 1,234.5, 1e3, $3.20, 45% (as 0.45); None for anything else.
+
+    A finite number of at most 32 ASCII characters: "nan", "inf", "1e309" and "1_000", which float() takes, are none.
+    """
+    found = _CHART_NUMBER.fullmatch(narrow(text).strip())
+    if found is None or len(found[0]) > MAX_NUMBER_CHARS:
         return None
-    value = parse_number(text.replace(",", "") if _THOUSANDS.fullmatch(text) else text)
-    if value is None:
+    sign, number, percent = found.groups()
+    if "," in number and not _THOUSANDS.fullmatch(number):
         return None
-    return (-value if negative else value) / (100 if percent else 1)
+    value = float(number.replace(",", "")) / (100 if percent else 1)
+    return (-value if sign == "-" else value) if math.isfinite(value) else None
 
 
 def relaxed_accuracy(prediction: str, answers: Sequence[str]) -> float:
@@ -120,15 +143,27 @@ def _relaxed(prediction: str, answer: str) -> bool:
     return bool(shown) and shown == " ".join(answer.lower().split()).rstrip(".")
 
 
+_YES = frozenset(("yes", "yeah", "yep", "true", "是", "是的", "有", "对", "对的", "正确", "可以", "能", "会", "包含"))
+_NO = frozenset(
+    ("no", "nope", "false", "否", "不是", "没有", "无", "不", "不对", "错", "错误", "不可以", "不能", "不会", "不包含")
+)
+
+
+def _yes_or_no(text: str) -> set[str]:
+    """Which of yes and no the words of a text name, in English or in Chinese (SLAKE), where a clause is a word."""
+    words = set(re.findall(r"[^\W_]+", text))
+    return {name for name, forms in (("yes", _YES), ("no", _NO)) if not forms.isdisjoint(words)}
+
+
 def medical_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Accuracy of medical VQA, as VQA-RAD, SLAKE and PathVQA print it for open and for closed questions.
 
-    Closed (every answer is yes or no): the reply's words hold exactly one of the two, the right one. Open: one of the
-    answers after the VQA normalisation.
+    Closed (every answer is yes or no, in English or Chinese): the reply's words hold exactly one of the two, the right one.
+    Open: one of the answers after the VQA normalisation, which keeps the signs and decimal points of numbers.
     """
-    truths = {comparable(answer) for answer in answers}
-    said = comparable(prediction)
-    if truths and truths <= {"yes", "no"}:
-        named = {"yes", "no"} & set(re.findall(r"[^\W_]+", said))
-        return float(len(named) == 1 and named <= truths)
+    truths = {careful(answer) for answer in answers}
+    said = careful(prediction)
+    if truths and truths <= _YES | _NO:
+        named = _yes_or_no(said)
+        return float(len(named) == 1 and named <= set().union(*map(_yes_or_no, truths)))
     return float(bool(said) and said in truths)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from vision_rl.answers.parsing import count_answers, parse_answer, reasoning_is_closed
 from vision_rl.errors import UserError
@@ -56,13 +58,15 @@ def vqa_reward(
     kind: str = DEFAULT,
     metric: str = "",
     choices: Sequence[str] = (),
+    meta: Mapping[str, Any] = MappingProxyType({}),
     terms: Terms = DEFAULT_TERMS,
     truncated: bool = False,
 ) -> Reward:
     """The reward of a whole reply to a question.
 
     kind: one of `KINDS`, the metrics of answers (`vision_rl.rewards.metrics`). metric: the row's own, see
-    `answer_metric`. choices: those of a multiple choice question. truncated: the length limit cut the reply off. "judge"
+    `answer_metric`. choices: those of a multiple choice question. meta: the row's, of which "mathvista" reads the form of the
+    answer. truncated: the length limit cut the reply off. "judge"
     needs a server: use `vision_rl.rewards.judge.Judge`; it and any other kind raise `UserError`.
     value = score + the terms, which are 0 for a brief, well-formed reply, so that there the value is the metric.
     Components: accuracy, official_2021, the kind and the row's metric under their own names, format/ok, format/term,
@@ -74,7 +78,7 @@ def vqa_reward(
     answer = parse_answer(reply)
     components = accuracies(answer, answers)
     for name in {kind, metric if metric in KINDS else kind} - {"vqa", "official_2021"}:
-        components[name] = METRICS[name].of_answer(answer, answers, choices)
+        components[name] = METRICS[name].of_answer(answer, answers, choices, meta)
     score = components["accuracy" if kind == "vqa" else kind]
     return with_terms(score, components, reply, vqa_format_ok(reply, answer), terms, truncated)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from vision_rl.answers.formulas import keep_marks
 from vision_rl.rewards.contractions import CONTRACTIONS
 
 HUMANS = 10
@@ -72,10 +73,24 @@ def comparable(text: str) -> str:
     return normalise_answer(text) or _clean(text).lower()
 
 
+def careful(text: str) -> str:
+    """`comparable`, with the signs, decimal points and operators of numbers and formulas kept: "-5" is not "5"."""
+    return normalise_answer(keep_marks(text)) or _clean(text).lower()
+
+
+def textvqa_normal(text: str) -> str:
+    """An answer as TextVQA's evaluation compares it (EvalAIAnswerProcessor of Pythia, MMF and lmms-eval).
+
+    Its tokenizer comes before the steps of VQA's: lower case, no commas and question marks, and "'s" as a word of its own.
+    """
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    return _process_digit_article(_process_punctuation(_clean(text)))
+
+
 @lru_cache(maxsize=8192)
-def _counts(answers: tuple[str, ...]) -> Counter[str]:
+def _counts(answers: tuple[str, ...], normal: Callable[[str], str] = comparable) -> Counter[str]:
     """How often each answer is given, normalised."""
-    return Counter(map(comparable, answers))
+    return Counter(map(normal, answers))
 
 
 @lru_cache(maxsize=8192)
@@ -106,6 +121,16 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     return _by_matches(matches, total) if total >= HUMANS else float(matches > 0)
 
 
+def textvqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """The VQA accuracy after TextVQA's own tokenizer (Singh et al. 2019, arXiv 1904.08920); fewer than ten are alternatives.
+
+    Where the normalisation leaves nothing of an answer ("the"), nothing equals it.
+    """
+    said, counts = textvqa_normal(prediction), _counts(tuple(answers), textvqa_normal)
+    matches, total = counts[said], counts.total()
+    return _by_matches(matches, total) if total >= HUMANS else float(matches > 0 and bool(said))
+
+
 def official_2021_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """`vqa_accuracy` exactly as the evaluation code of 2021 has it, to reproduce its figures.
 
@@ -130,9 +155,11 @@ def by_frequency(answers: Sequence[str]) -> list[tuple[str, int]]:
     return [(written[key], count) for key, count in counts.most_common()]
 
 
-def best_answer(answers: Sequence[str]) -> tuple[str, float]:
+def best_answer(
+    answers: Sequence[str], score: Callable[[str, Sequence[str]], float] = vqa_accuracy
+) -> tuple[str, float]:
     """(answer, accuracy) of the human answer that scores highest: what a perfect model can reach on this question."""
-    scored = [(vqa_accuracy(answer, answers), answer) for answer in dict.fromkeys(answers)]
+    scored = [(score(answer, answers), answer) for answer in dict.fromkeys(answers)]
     if not scored:
         return "", 0.0
     accuracy, answer = max(scored, key=lambda pair: pair[0])
@@ -143,12 +170,12 @@ def answer_similarity(predicted: str, expected: str) -> float:
     """The guide's similarity in [0, 1], by words: 1.0 equal, 0.8 if the expected words stand in it in a row, else
     overlap.
 
-    Both sides are normalised as in the official metric; the overlap is shared words / all words. Longer predictions get
+    Both sides are normalised by `careful`; the overlap is shared words / all words. Longer predictions get
     more from this than they should: `vqa_reward(kind="similarity")` takes it back by brevity.
     """
-    left, right = normalise_answer(predicted), normalise_answer(expected)
+    left, right = careful(predicted), careful(expected)
     if not left or not right:
-        return float(left == right and bool(expected.strip()) and bool(predicted.strip()))
+        return 0.0
     if left == right:
         return 1.0
     if f" {right} " in f" {left} ":
@@ -163,10 +190,10 @@ def brief_similarity(prediction: str, answers: Sequence[str]) -> float:
         return 0.0
     common = [answer for answer, _ in by_frequency(answers)]
     expected = common[:1] if len(answers) >= HUMANS else common
-    words = max(1, len(normalise_answer(prediction).split()))
+    words = max(1, len(careful(prediction).split()))
     best = 0.0
     for answer in expected:
         # A list of k candidates gets at most 0.8 / k, so that naming one of them at random is never worse.
-        brevity = min(1.0, max(1, len(normalise_answer(answer).split())) / words)
+        brevity = min(1.0, max(1, len(careful(answer).split())) / words)
         best = max(best, answer_similarity(prediction, answer) * brevity)
     return best

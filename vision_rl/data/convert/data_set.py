@@ -29,6 +29,7 @@ from vision_rl.errors import UserError
 from vision_rl.media.images import image_size
 from vision_rl.media.picture_files import picture_file
 from vision_rl.media.video import sample_frames
+from vision_rl.rewards.metrics import metric
 from vision_rl.tasks import get_task
 
 Fields = tuple[str, ...]
@@ -216,7 +217,8 @@ def _answer(data_set: DataSet, source: Source, record: Record, where: str) -> Re
         letters = [gold_letter(answer, choices, source.answer_as or data_set.answer_as) for answer in answers]
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
-    return {"metric": "multiple_choice", "choices": choices, "answers": letters}
+    own = {} if data_set.metric and "choices" in metric(data_set.metric).takes else {"metric": "multiple_choice"}
+    return {**own, "choices": choices, "answers": letters}
 
 
 def _answers(data_set: DataSet, source: Source, record: Record, where: str) -> list[str]:

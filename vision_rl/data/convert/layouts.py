@@ -40,15 +40,29 @@ def mmmu(record: Record) -> Iterable[Record]:
     return [flat]
 
 
+_FLOAT = "a floating-point number with {} and provide the final value, e.g., {}"
+_MATHVISTA_HINTS = {
+    "integer": "an integer answer and provide the final value, e.g., 1, 2, 3",
+    "float 1": _FLOAT.format("one decimal place", "1.2, 1.3, 1.4"),
+    "float 2": _FLOAT.format("two decimal places", "1.23, 1.34, 1.45"),
+    "list": "a Python list as an answer and provide the final list, e.g., [1, 2, 3], [1.2, 1.3, 1.4]",
+}
+"""What the set's own `query` says about the form of the answer (evaluation/build_query.py), for copies without one."""
+
+
 def mathvista(record: Record) -> Iterable[Record]:
-    """Its `metadata` is the breakdown of the paper; the unit of an answer belongs to the question."""
-    unit = f" (Unit: {record['unit']})" if record.get("unit") else ""
-    return [{**record.get("metadata", {}), **record, "question": f"{record['question']}{unit}"}]
+    """The question is the set's own `query`, which says the form of the answer; its list of choices is the prompt's to write.
 
-
-def mathvista_metric(record: Record) -> str:
-    """Of a question without choices: numbers and lists are compared as mathematics."""
-    return "exact_match" if record.get("answer_type") == "text" else "math"
+    Its `metadata` is the breakdown of the paper; the unit of an answer belongs to the question.
+    """
+    query = str(record.get("query") or "").partition("\nChoices:")[0].removesuffix("\nSolution:").strip()
+    if not query:
+        unit = f" (Unit: {record['unit']})" if record.get("unit") else ""
+        kind = str(record.get("answer_type"))
+        hint = _MATHVISTA_HINTS.get(f"{kind} {int(record.get('precision') or 0)}" if kind == "float" else kind)
+        query = f"Hint: Please answer the question requiring {hint}, at the end.\n" if hint else ""
+        query += f"Question: {record['question']}{unit}"
+    return [{**record.get("metadata", {}), **record, "question": query}]
 
 
 def scienceqa(record: Record) -> Iterable[Record]:
