@@ -56,7 +56,7 @@ def test_a_megapixel_image_costs_few_bytes() -> None:
 
 
 def test_turns_come_back_exact_and_in_order() -> None:
-    second = Turn([9], [8], [-1.0], [], "no", "length")
+    second = Turn([9], [8], [-1.0], [], "no", "length", {"temperature": 0.3, "stop": ["."]})
     spans: Any = [Span(second, 7), Span(TURN, 3)]
     assert turns_from_spans(spans) == [TURN, second]
 
@@ -141,15 +141,17 @@ def test_equal_rewards_have_exactly_no_advantage(estimator: str, reward: float) 
     assert (advantages[8:, 0] != 0).any()
 
 
+@pytest.mark.parametrize("asked", [{}, {"temperature": 8, "seed": 2}])
 @pytest.mark.parametrize(("value", "fits"), [(0.05, True), (0.2, False), (float("nan"), False)])
-def test_a_run_stops_when_actor_and_rollout_disagree(value: float, fits: bool) -> None:
+def test_a_run_stops_when_actor_and_rollout_disagree(value: float, fits: bool, asked: dict[str, int]) -> None:
     metrics = {"mismatch/logprob_max": value, "mismatch/logprob_mean": 0.0}
     limits = Integrity(logprob_mismatch_max=0.1, logprob_mismatch_mean=None)
     if fits:
-        check_mismatch(metrics, limits, 3)
+        check_mismatch(metrics, limits, 3, asked)
     else:
-        with pytest.raises(UserError, match=r"step 3.*logprob_mismatch_max=0.1"):
-            check_mismatch(metrics, limits, 3)
+        with pytest.raises(UserError, match=r"step 3.*logprob_mismatch_max=0.1") as error:
+            check_mismatch(metrics, limits, 3, asked)
+        assert ("Requests set seed (2 rollouts), temperature (8 rollouts)" in str(error.value)) is bool(asked)
 
 
 def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:

@@ -110,6 +110,27 @@ def test_weights_and_figures_are_those_of_verls_way(
         assert ours[name] == pytest.approx(theirs[name], abs=1e-5), name
 
 
+def test_an_update_takes_each_row_at_its_own_temperature(
+    builder: RowBuilder,  # noqa: F811
+    make_sample: Any,  # noqa: F811
+    vqa_rows: Any,
+) -> None:
+    """Rollouts of three temperatures in one micro-batch are the actor's own, and the same update as by verl's way."""
+    paths = [row["image_paths"][0] for row in vqa_rows]
+    asked = zip(paths, ("red", "blue", "2"), (None, 0.3, 1.7), strict=False)
+    rows = rows_of(builder, [make_sample([path], reply, temperature=one) for path, reply, one in asked])
+    old = log_probs(actor(), rows, builder.pixels)
+    for row, known in zip(rows, old, strict=True):
+        row["rollout_log_probs"] = known[: len(row["responses"])]
+    _, before, expected = updated(rows, builder.pixels, None, old_log_probs=old)
+    ours, _, found = updated(rows, builder.pixels, Integrity(logprob_mismatch_max=1e-4))
+    assert max(ours["mismatch/logprob_max"]) < 1e-5
+    assert any(not torch.equal(expected[name], before[name]) for name in before)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_nothing_is_learnt_from_rollouts_that_are_too_far_off(
     builder: RowBuilder,  # noqa: F811
     make_sample: Any,  # noqa: F811

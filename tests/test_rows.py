@@ -244,3 +244,25 @@ def test_blank_pixels_are_a_black_picture_of_the_same_size(
     assert torch.equal(blind["pixel_values"], black["pixel_values"])
     assert not torch.equal(blind["pixel_values"], seeing["pixel_values"])
     assert torch.equal(blind["image_grid_thw"], seeing["image_grid_thw"])
+
+
+@pytest.mark.parametrize("what", ["log_probs", "entropy"])
+def test_each_row_is_computed_at_its_own_temperature(
+    builder: RowBuilder, make_sample: Callable[..., Sample], worker: VisionTrainingWorker, vqa_rows: Any, what: str
+) -> None:
+    """Against verl's own single temperature for a batch of one row; None is the run's."""
+    paths = [row["image_paths"][0] for row in vqa_rows]
+    asked = [None, 0.3, 2.0]
+    samples = [
+        make_sample([path], reply, temperature=temperature)
+        for path, reply, temperature in zip(paths, REPLIES, asked, strict=False)
+    ]
+    builder.temperature = 0.7
+    rows = rows_of(builder, samples)
+    together = log_probs(worker, rows, builder.pixels, what=what)
+    for row, found, temperature in zip(rows, together, (0.7, 0.3, 2.0), strict=True):
+        assert row.pop("sampling_temperature") == temperature
+        alone = log_probs(worker, [row], builder.pixels, temperature=temperature, what=what)[0]
+        torch.testing.assert_close(found[: len(alone)], alone, atol=1e-5, rtol=1e-5)
+        other = log_probs(worker, [row], builder.pixels, temperature=1.0, what=what)[0]
+        assert (other - alone).abs().max() > 1e-2

@@ -255,6 +255,12 @@ def test_other_pictures_in_the_history_break_it_too(rollout: FinishedRollout) ->
     assert result.breaks == {"pictures": 2}
 
 
+def test_a_turn_at_another_temperature_stays_apart(rollout: FinishedRollout) -> None:
+    result = trajectory_samples([changed(rollout, 2, sampling={"temperature": 0.3, "seed": 1})], **LONG)
+    assert result.breaks == {"temperature": 1}
+    assert [(sample.turn_index, sample.temperature) for sample in result.samples] == [(0, None), (2, 0.3)]
+
+
 def test_what_would_be_too_long_stays_apart(rollout: FinishedRollout) -> None:
     first, second = rollout.turns[:2]
     room = len(second.prompt_ids) + len(second.response_ids) - len(first.prompt_ids)

@@ -48,13 +48,18 @@ def over_limit(metrics: Mapping[str, float], limits: Integrity) -> tuple[str, fl
     return None
 
 
-def check_mismatch(metrics: Mapping[str, float], limits: Integrity, step: int) -> None:
-    """Raise `UserError` when actor and rollout disagree by more than the run allows."""
+def check_mismatch(metrics: Mapping[str, float], limits: Integrity, step: int, own_sampling: Mapping[str, int]) -> None:
+    """Raise `UserError` when actor and rollout disagree by more than the run allows.
+
+    own_sampling: fields that requests set other than the run does, and in how many rollouts.
+    """
     found = over_limit(metrics, limits)
     if found is not None:
         name, value, limit = found
+        fields = ", ".join(f"{field} ({count} rollouts)" for field, count in sorted(own_sampling.items()))
+        asked = f" Requests set {fields} other than the run does: try without." if fields else ""
         raise UserError(
             f"step {step}: the actor's log-probabilities are off from the rollout's by {value:.3g} ({name}), more than "
             f"app.integrity.logprob_mismatch_{name}={limit:g}: it does not see what the server saw (pixels, positions or "
-            "weights differ); see docs/troubleshooting.md, or raise the limit if the precision is to blame"
+            f"weights differ); see docs/troubleshooting.md, or raise the limit if the precision is to blame.{asked}"
         )

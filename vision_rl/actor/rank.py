@@ -52,11 +52,13 @@ class VisionTrainingWorker(TrainingWorker):
 
     def infer_batch(self, data: Any) -> Any:
         mend_positions(data)
+        use_row_temperatures(data)
         _fit_micro_batches(data, self.engine_config.infer_micro_batch_size_per_gpu)
         return super().infer_batch(data)
 
     def train_batch(self, data: Any) -> Any:
         mend_positions(data)
+        use_row_temperatures(data)
         _fit_micro_batches(data, self.engine_config.micro_batch_size_per_gpu)
         return super().train_batch(data)
 
@@ -67,6 +69,21 @@ def _fit_micro_batches(data: Any, most: int | None) -> None:
     if most is not None:
         fitting = next(size for size in range(min(most, len(data)), 0, -1) if len(data) % size == 0)
         tu.assign_non_tensor(data, micro_batch_size_per_gpu=fitting)
+
+
+def use_row_temperatures(data: Any) -> None:
+    """Let the engine divide each row's logits by the temperature at which its reply was sampled, in place.
+
+    verl's trainer names one temperature for a batch, the run's; its engines also take one for each row. An agent may ask for
+    its own. Rows of one temperature keep verl's single number, which saves a copy of the logits where it is 1.
+    """
+    temperatures = tu.get(data, "sampling_temperature", default=None)
+    if temperatures is None:
+        return
+    if len(set(temperatures)) == 1:
+        tu.assign_non_tensor(data, temperature=temperatures[0])
+    else:
+        data.set("temperature", torch.tensor(temperatures, device=data["input_ids"].device))
 
 
 class VisionWorker(ActorRolloutRefWorker):

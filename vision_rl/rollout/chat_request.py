@@ -15,6 +15,8 @@ from typing import Any
 
 import orjson
 
+from vision_rl.rollout.sampling_fields import untrainable
+
 MAX_DEPTH = 32
 """Nested lists and objects of a body; a tool's JSON schema has about ten."""
 MAX_CHOICES = 64
@@ -42,13 +44,14 @@ class ChatRequest:
     """A request that was checked. body: what the model server gets.
 
     urls: the addresses of pictures and videos. stream: the client wants events; usage: and a last one with the numbers of
-    tokens.
+    tokens. untrainable: why a training rollout may not make it, "" if it may.
     """
 
     body: dict[str, Any]
     urls: list[str] = field(default_factory=list)
     stream: bool = False
     usage: bool = False
+    untrainable: str = ""
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
@@ -92,8 +95,19 @@ def checked(body: dict[str, Any], *, traced: bool) -> ChatRequest:
         raise CallError(400, "a rollout's call has one choice: n must be 1")
     usage = bool(given.pop("stream_options", {}).get("include_usage"))
     request = ChatRequest(given, stream=bool(given.pop("stream", False)), usage=usage)
+    if traced:
+        request.untrainable = untrainable(given)
+        if "tools" in given:
+            given["tools"] = [_not_strict(tool) for tool in given["tools"]]
     given["messages"] = [_message(message, request.urls) for message in given["messages"]]
     return request
+
+
+def _not_strict(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool whose calls no grammar makes right: vLLM compiles one as soon as a tool is `strict`, and masks the reply by it
+    (tool_parsers/structural_tag_registry.py). openai-agents and pydantic-ai say so of every tool."""
+    function = {name: value for name, value in tool["function"].items() if name != "strict"}
+    return {**tool, "function": function}
 
 
 def _message(message: Any, urls: list[str]) -> dict[str, Any]:
@@ -196,6 +210,19 @@ def _is_tool_choice(value: Any) -> bool:
     return _only(value, ("type", "function")) and value["type"] == "function" and _only(value["function"], ("name",))
 
 
+def _is_response_format(value: Any) -> bool:
+    if _only(value, ("type",)):
+        return value["type"] in ("text", "json_object")
+    if not (_only(value, ("type", "json_schema")) and value["type"] == "json_schema"):
+        return False
+    named = value["json_schema"]
+    return (
+        _only(named, ("name", "schema"), ("description", "strict"))
+        and isinstance(named["name"], str)
+        and isinstance(named["schema"], dict)
+    )
+
+
 def _is_bias(value: Any) -> bool:
     return (
         isinstance(value, dict)
@@ -215,7 +242,7 @@ FIELDS: dict[str, tuple[Check, str]] = {
     "tools": (lambda value: isinstance(value, list) and all(map(_is_tool, value)), "a list of functions"),
     "tool_choice": (_is_tool_choice, '"auto", "none", "required" or a function\'s name'),
     "parallel_tool_calls": _SWITCH,
-    "temperature": _number(0, 100),
+    "temperature": _number(0, 2),
     "top_p": _number(0, 1),
     "top_k": _whole(-1, 2**31 - 1),
     "min_p": _number(0, 1),
@@ -238,10 +265,10 @@ FIELDS: dict[str, tuple[Check, str]] = {
     "logprobs": _SWITCH,
     "top_logprobs": _whole(0, 20),
     "return_token_ids": _SWITCH,
-    # Not "json_schema": it compiles a grammar of the caller's choice in the model server.
     "response_format": (
-        lambda value: _only(value, ("type",)) and value["type"] in ("text", "json_object"),
-        '{"type": "text"} or {"type": "json_object"}',
+        _is_response_format,
+        '{"type": "text"}, {"type": "json_object"} or '
+        '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}',
     ),
     "stream": _SWITCH,
     "stream_options": (lambda value: _only(value, (), ("include_usage",)), 'an object with "include_usage"'),

@@ -21,6 +21,7 @@ from vision_rl.agent.messages import reply_text
 from vision_rl.rollout.chat_request import CallError, ChatRequest, checked, parse_object
 from vision_rl.rollout.groups import Groups
 from vision_rl.rollout.pictures import Pictures
+from vision_rl.rollout.sampling_fields import asked_sampling
 from vision_rl.rollout.store_link import IDLE_SECONDS, StoreLink
 from vision_rl.rollout.trace import SPAN_NAME, Turn, span, turn_attributes
 
@@ -139,9 +140,11 @@ class Calls:
             if len(self._checked) > KNOWN_REQUESTS:
                 self._checked.popitem(last=False)
         request, refs = self._checked[key]
+        if request.untrainable and await self.store.is_training(rollout_id):
+            raise CallError(400, request.untrainable)
         reply = await self.groups.reply(rollout_id, key, request, refs)
         try:
-            turn = turn_of(reply, refs)
+            turn = turn_of(reply, refs, asked_sampling(request.body))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CallError(502, f"{type(error).__name__}: {error}") from error
         now = time.time()
@@ -162,7 +165,7 @@ class Calls:
         return black
 
 
-def turn_of(reply: dict[str, Any], image_refs: list[str]) -> Turn:
+def turn_of(reply: dict[str, Any], image_refs: list[str], sampling: dict[str, Any]) -> Turn:
     """Raises `ValueError` if the server returned no token ids: without them nothing can be trained."""
     if not reply.get("choices"):
         raise ValueError("the model server answered without choices")
@@ -180,6 +183,7 @@ def turn_of(reply: dict[str, Any], image_refs: list[str]) -> Turn:
         image_refs=image_refs,
         text=reply_text(choice["message"]),
         finish_reason=choice.get("finish_reason") or "",
+        sampling=sampling,
     )
 
 

@@ -141,12 +141,19 @@ class VisionStore(InMemoryLightningStore):
         ]
         return str(group), members
 
+    async def mode(self, rollout_id: str) -> str | None:
+        """What a rollout is for: "train", "val", "test", or not said. Raises `UnknownAttempt` for an unknown rollout."""
+        return (await self._rollout(rollout_id)).mode
+
     async def image_paths(self, rollout_id: str) -> list[str]:
         """The pictures of a rollout's task. Raises `UnknownAttempt` for an unknown rollout."""
+        return list((await self._rollout(rollout_id)).input["image_paths"])
+
+    async def _rollout(self, rollout_id: str) -> Rollout:
         rollout = await self.get_rollout_by_id(rollout_id)
         if rollout is None:
             raise UnknownAttempt(f"there is no rollout {rollout_id}")
-        return list(rollout.input["image_paths"])
+        return rollout
 
     async def traces(self, rollout_ids: Sequence[str]) -> list[Trace]:
         """What the trainer needs of rollouts that are over, in one call: upstream needs two requests for each."""

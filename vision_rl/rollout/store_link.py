@@ -20,7 +20,7 @@ IDLE_SECONDS = 3
 REQUEST_SECONDS = 60.0
 MAX_WAIT_SECONDS = 20.0
 """The longest that a claim may wait for a task."""
-_KEPT_RESOURCES = 8
+_KEPT_RESOURCES, _KEPT_MODES = 8, 4096
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class StoreLink:
             self.headers["authorization"] = f"Bearer {token}"
         self._session: aiohttp.ClientSession | None = None
         self._resources: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._training: OrderedDict[str, bool] = OrderedDict()
 
     async def claim(self, worker_id: str, wait_seconds: float) -> dict[str, Any] | None:
         """The next rollout with its attempt. Not retried: a reply that is lost leaves a task to its deadline."""
@@ -70,6 +71,16 @@ class StoreLink:
         """The group of a rollout; None for one that was queued alone. Raises `CallError` 404 for an unknown one."""
         found = await self._ask("/vision/group", {"rollout_id": rollout_id})
         return Membership(found["group"], found["members"]) if found["group"] else None
+
+    async def is_training(self, rollout_id: str) -> bool:
+        """Whether what a rollout does is trained on. Raises `CallError` 404 for an unknown one."""
+        if rollout_id not in self._training:
+            self._training[rollout_id] = (await self._ask("/vision/mode", {"rollout_id": rollout_id}))[
+                "mode"
+            ] == "train"
+            if len(self._training) > _KEPT_MODES:
+                self._training.popitem(last=False)
+        return self._training[rollout_id]
 
     async def image_paths(self, rollout_id: str) -> list[str]:
         """The pictures of a rollout's task. Raises `CallError` 404 for an unknown rollout."""

@@ -107,6 +107,7 @@ class StoreRoutes:
             PREFIX + "/vision/forget": self.forget,
             PREFIX + "/vision/group": self.group,
             PREFIX + "/vision/pictures": self.pictures,
+            PREFIX + "/vision/mode": self.mode,
         }
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -150,6 +151,9 @@ class StoreRoutes:
 
     async def pictures(self, body: dict[str, Any]) -> dict[str, Any]:
         return {"image_paths": await self.store.image_paths(body["rollout_id"])}
+
+    async def mode(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"mode": await self.store.mode(body["rollout_id"])}
 
     async def record(self, body: dict[str, Any]) -> dict[str, bool]:
         spans = [SpanCoreFields.model_validate(span) for span in body["spans"]]

@@ -11,7 +11,7 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ class Turn:
     image_refs: list[str]
     text: str
     finish_reason: str
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """The fields by which the request asked for a way of sampling; what it leaves out is the run's."""
 
 
 def pack(values: Sequence[int] | Sequence[float], dtype: str) -> str:
@@ -58,6 +60,7 @@ def turn_attributes(turn: Turn) -> dict[str, str]:
         "image_refs": json.dumps(turn.image_refs),
         "text": turn.text,
         "finish_reason": turn.finish_reason,
+        "sampling": json.dumps(turn.sampling),
     }
 
 
@@ -95,6 +98,7 @@ def _turn(attributes: Mapping[str, Any]) -> Turn:
         image_refs=json.loads(attributes["image_refs"]),
         text=attributes["text"],
         finish_reason=attributes["finish_reason"],
+        sampling=json.loads(attributes.get("sampling", "{}")),
     )
 
 

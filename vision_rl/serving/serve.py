@@ -57,6 +57,7 @@ def serve(
         *("--limit-mm-per-prompt", json.dumps({"image": images_per_prompt, "video": int(videos)})),
         *("--media-io-kwargs", json.dumps({"video": {"num_frames": -1}})),
         *("--override-generation-config", json.dumps(PLAIN_SAMPLING)),
+        *("--logprobs-mode", "processed_logprobs"),  # of what was sampled from, as in training
         *(("--enable-auto-tool-choice", "--tool-call-parser", "hermes") if function_tools else ()),
         *(("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32") if cpu else ()),
     ]

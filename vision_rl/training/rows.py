@@ -31,20 +31,33 @@ class Drop:
 
 
 class RowBuilder:
-    """Turns samples into rows; what cannot be trained on is dropped with its reason, never mended."""
+    """Turns samples into rows; what cannot be trained on is dropped with its reason, never mended.
 
-    def __init__(self, processor: Any, pixels: Pixels, *, max_prompt_length: int, max_response_length: int) -> None:
+    temperature: the run's, at which the server samples what a request says nothing about.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        pixels: Pixels,
+        *,
+        max_prompt_length: int,
+        max_response_length: int,
+        temperature: float = 1.0,
+    ) -> None:
         self.processor = processor
         self.pixels = pixels
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
+        self.temperature = temperature
 
     def row(self, sample: Sample) -> dict[str, Any] | Drop:
         """The fields of one sequence, unpadded, as verl's V1 trainer reads them (verl/trainer/ppo/v1/agent_loop_tq.py).
 
         `prompts`, `responses`, `response_mask`, `rollout_log_probs`, `rm_scores`: (length,). `position_ids`: (length,), or
         (4, length) for M-RoPE. The reward stands on the last token, in float32, less what an
-        environment gave at earlier turns, which stands at their ends.
+        environment gave at earlier turns, which stands at their ends. `sampling_temperature` is what the
+        rank divides this row's logits by (`actor/rank.py`).
         """
         drop = self._refused(sample)
         if drop is not None:
@@ -78,6 +91,7 @@ class RowBuilder:
             "rm_scores": scores,
             "num_turns": sample.turn_index + 1,
             "multi_modal_inputs": {"refs": list(sample.image_refs)},
+            "sampling_temperature": float(self.temperature if sample.temperature is None else sample.temperature),
         }
 
     def _refused(self, sample: Sample) -> Drop | None:

@@ -17,6 +17,7 @@ class Sample:
 
     `rollout_log_probs` holds one value per response token (0 where the mask is 0). `data_id` names the group,
     `rollout_id` the rollout; a rollout of several turns may give several samples, all with the rollout's one reward.
+    `temperature` is what its requests asked for, None for the run's.
     """
 
     prompt_ids: list[int]
@@ -30,6 +31,7 @@ class Sample:
     turn_index: int
     placed: tuple[tuple[int, float], ...] = ()
     """Parts of the reward that an environment gave at a turn: (the turn's last response token, how much)."""
+    temperature: float | None = None
 
 
 def transition_samples(rollouts: Iterable[FinishedRollout]) -> list[Sample]:
@@ -45,6 +47,7 @@ def transition_samples(rollouts: Iterable[FinishedRollout]) -> list[Sample]:
             data_id=rollout.data_id,
             rollout_id=rollout.rollout_id,
             turn_index=index,
+            temperature=turn.sampling.get("temperature"),
         )
         for rollout in rollouts
         if not rollout.failure
@@ -66,11 +69,11 @@ def trajectory_samples(
     """Every usable rollout as one sample: the first turn's prompt, then all that followed, the model's tokens marked.
 
     A turn joins the one before it if its prompt begins with that turn's prompt and response, token by token, and its
-    pictures with that turn's pictures. Where a template has tokenised earlier turns anew, or the whole would be longer
-    than the limits, the turn starts a sample of its own, as at the "transition" level, and the break is counted:
-    "tokens", "pictures" or "length". Agent Lightning 0.3.0 refuses this level for M-RoPE models
-    (agentlightning/verl/daemon.py:916); positions and pixels are exact here because the last turn of a sample holds its
-    whole sequence and all its pictures.
+    pictures with that turn's pictures. Where a template has tokenised earlier turns anew, the whole would be longer than
+    the limits, or another temperature was asked for, the turn starts a sample of its own, as at the "transition" level, and
+    the break is counted: "tokens", "pictures", "length" or "temperature". Agent Lightning 0.3.0 refuses this level for
+    M-RoPE models (agentlightning/verl/daemon.py:916); positions and pixels are exact here because the last turn of a sample
+    holds its whole sequence and all its pictures.
     """
     merged = Merged()
     for rollout in rollouts:
@@ -99,6 +102,8 @@ def _break(chain: Sequence[Turn], turn: Turn, max_prompt_length: int, max_respon
         return "tokens"
     if turn.image_refs[: len(chain[-1].image_refs)] != chain[-1].image_refs:
         return "pictures"
+    if turn.sampling.get("temperature") != chain[-1].sampling.get("temperature"):
+        return "temperature"
     prompt = len(chain[0].prompt_ids)
     if prompt > max_prompt_length or len(turn.prompt_ids) + len(turn.response_ids) - prompt > max_response_length:
         return "length"
@@ -130,4 +135,5 @@ def _chain_sample(rollout: FinishedRollout, chain: Sequence[Turn], turn_index: i
         rollout_id=rollout.rollout_id,
         turn_index=turn_index,
         placed=tuple(placed) if len(chain) == len(rollout.turns) else (),
+        temperature=chain[0].sampling.get("temperature"),
     )

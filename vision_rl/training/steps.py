@@ -128,6 +128,16 @@ class StepRecords:
         names = sorted({name for row in rows for name in row} - {"reward"})
         return {name: [row.get(name, 0.0) for row in rows] for name in names}
 
+    def own_sampling(self) -> Counter[str]:
+        """Fields by which requests asked for other sampling than the run's, and in how many rollouts of the step."""
+        run = self.rollouts.sampling
+        found = Counter[str]()
+        for one in (one for group in self.groups.values() for one in group.finished.values()):
+            found.update(
+                {name for turn in one.turns for name, value in turn.sampling.items() if value != run.get(name)}
+            )
+        return found
+
     def write(self) -> None:
         """Write the records of the step, those of groups that were thrown away included."""
         records = self._of(self.groups.values(), None, self.step)

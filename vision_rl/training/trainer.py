@@ -162,6 +162,7 @@ class VisionTrainer(PPOTrainer):
                 Pixels(self.processor, pictures, limits=run.agent.pixel_limits()),
                 max_prompt_length=longest_prompt,
                 max_response_length=longest_response,
+                temperature=rollout.temperature,
             ),
             n=rollout.n,
             model=self._served_model(),
@@ -226,7 +227,7 @@ class VisionTrainer(PPOTrainer):
         data = self._padded(batch, ["old_log_probs", "rollout_log_probs", "response_mask"])
         fresh = np.array([tag["min_global_steps"] >= self.rollouts.version for tag in batch.tags])
         metrics.update(mismatch_metrics(data, fresh))
-        check_mismatch(metrics, self.run.app.integrity, self.global_steps)
+        check_mismatch(metrics, self.run.app.integrity, self.global_steps, self.records.own_sampling())
         if self.local_trigger_step == 0:
             temperature = self.config.actor_rollout_ref.rollout.temperature
             metrics.update(self.sight.look(batch, self.actor_rollout_wg, temperature, self.global_steps))
@@ -246,7 +247,7 @@ class VisionTrainer(PPOTrainer):
                 if f"actor/{name}" in metrics:
                     metrics[name] = metrics.pop(f"actor/{name}")
             metrics["actor/entropy"] = metrics["actor/entropy_loss"]
-            check_mismatch(metrics, self.run.app.integrity, self.global_steps)
+            check_mismatch(metrics, self.run.app.integrity, self.global_steps, self.records.own_sampling())
         return batch
 
     def _padded(self, batch: KVBatchMeta, fields: list[str]) -> DataProto:

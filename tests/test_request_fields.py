@@ -1,0 +1,131 @@
+"""Every field that the proxy serves, in a training rollout's call: served as it is, dropped, or refused by name.
+
+Through the real proxy, before a fake model server that shows what arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import fake_backend
+from tests.engine_stack import Stack, running_stack
+from vision_rl.rollout.chat_request import FIELDS
+from vision_rl.rollout.trace import turns_from_spans
+
+SERVED, DROPPED, REFUSED = "served", "dropped", "refused"
+TOOL = {"type": "function", "function": {"name": "zoom", "parameters": {"type": "object"}}}
+NAMED = {"type": "function", "function": {"name": "zoom"}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}, "strict": True}}
+REQUIRED = {"model": fake_backend.MODEL, "messages": [{"role": "user", "content": "What?"}]}
+
+TRAINING: dict[str, list[tuple[Any, str]]] = {
+    "model": [(fake_backend.MODEL, SERVED)],
+    "messages": [(REQUIRED["messages"], SERVED)],
+    "tools": [([TOOL], SERVED)],
+    "tool_choice": [("auto", SERVED), ("none", SERVED), ("required", REFUSED), (NAMED, REFUSED)],
+    "parallel_tool_calls": [(False, SERVED)],
+    "temperature": [(1.0, SERVED), (0.3, SERVED), (2, SERVED), (0, REFUSED), (0.001, REFUSED)],
+    "top_p": [(1, SERVED), (0.9, REFUSED)],
+    "top_k": [(-1, SERVED), (0, SERVED), (20, REFUSED)],
+    "min_p": [(0, SERVED), (0.05, REFUSED)],
+    "frequency_penalty": [(0, SERVED), (0.5, REFUSED)],
+    "presence_penalty": [(0, SERVED), (-0.5, REFUSED)],
+    "repetition_penalty": [(1.0, SERVED), (1.05, REFUSED)],
+    "logit_bias": [({}, SERVED), ({"5": 1}, REFUSED)],
+    "max_tokens": [(16, SERVED)],
+    "max_completion_tokens": [(16, SERVED)],
+    "min_tokens": [(0, SERVED), (4, REFUSED)],
+    "stop": [("red", SERVED), (["red", "blue"], SERVED)],
+    "stop_token_ids": [([7], SERVED)],
+    "ignore_eos": [(True, SERVED)],
+    "skip_special_tokens": [(False, SERVED)],
+    "seed": [(1, SERVED)],
+    "n": [(1, SERVED)],
+    "logprobs": [(True, SERVED)],
+    "top_logprobs": [(2, SERVED)],
+    "return_token_ids": [(True, SERVED)],
+    "response_format": [({"type": "text"}, SERVED), ({"type": "json_object"}, REFUSED), (SCHEMA, REFUSED)],
+    "stream": [(True, DROPPED)],
+    "stream_options": [({"include_usage": True}, DROPPED)],
+    "user": [("somebody", SERVED)],
+}
+"""A value of each kind, and what becomes of it."""
+CASES = [(name, value, outcome) for name, values in TRAINING.items() for value, outcome in values]
+NAMES = [f"{name}={value}"[:60] for name, value, _ in CASES]
+RECORDED = {"temperature", "stop", "stop_token_ids", "ignore_eos", "seed"}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("pictures")) as running:
+        yield running
+
+
+def ask(stack: Stack, mode: str | None, **fields: Any) -> tuple[httpx.Response, Any]:
+    """The reply to a call of a rollout in this mode (None: of no rollout), and the rollout."""
+    if mode is None:
+        return httpx.post(f"{stack.address}/v1/chat/completions", json={**REQUIRED, **fields}, trust_env=False), None
+    rollout = stack.call(stack.store.start_rollout(input={}, mode=mode))  # type: ignore[arg-type]
+    path = f"/rollout/{rollout.rollout_id}/attempt/{rollout.attempt.attempt_id}/v1/chat/completions"
+    return httpx.post(stack.address + path, json={**REQUIRED, **fields}, trust_env=False), rollout
+
+
+def test_the_table_has_every_field() -> None:
+    """A field that is served one day must be thought about here first."""
+    assert set(TRAINING) == set(FIELDS)
+
+
+@pytest.mark.parametrize(("name", "value", "outcome"), CASES, ids=NAMES)
+def test_a_training_rollouts_field(stack: Stack, name: str, value: Any, outcome: str) -> None:
+    before = stack.stats()["requests"]
+    reply, rollout = ask(stack, "train", **{name: value})
+    if outcome == REFUSED:
+        assert reply.status_code == 400 and stack.stats()["requests"] == before
+        message = reply.json()["error"]["message"]
+        assert message.startswith(f"{name}=") and "cannot be trained on" in message and f"Leave {name} out" in message
+        assert len(message) < 280, "a failure's reason is cut at 300 characters"
+        return
+    assert reply.status_code == 200, reply.text
+    arrived = {**stack.stats()["last"], "messages": stack.stats()["messages"]}
+    assert (arrived.get(name) == value) is (outcome == SERVED)
+    [turn] = turns_from_spans(stack.spans(rollout))
+    assert turn.sampling == ({name: value} if name in RECORDED else {})
+
+
+@pytest.mark.parametrize("mode", ["val", "test", None])
+@pytest.mark.parametrize(
+    ("name", "value", "outcome"), [case for case in CASES if case[2] == REFUSED], ids=lambda value: str(value)[:40]
+)
+def test_what_is_not_trained_on_may_have_it(
+    stack: Stack, mode: str | None, name: str, value: Any, outcome: str
+) -> None:
+    reply, rollout = ask(stack, mode, **{name: value})
+    assert reply.status_code == 200, reply.text
+    assert stack.stats()["last"][name] == value
+    if rollout is not None:
+        [turn] = turns_from_spans(stack.spans(rollout))
+        assert turn.sampling == {name: value}
+
+
+@pytest.mark.parametrize("mode", ["train", "val", None])
+def test_a_strict_tool_brings_no_grammar_into_a_rollout(stack: Stack, mode: str | None) -> None:
+    """vLLM masks the whole reply as soon as one tool is strict, also where tool_choice is "auto"."""
+    strict = {**TOOL, "function": {**TOOL["function"], "strict": True}}  # type: ignore[dict-item]
+    ask(stack, mode, tools=[strict])
+    assert stack.stats()["last"]["tools"] == [TOOL if mode else strict]
+
+
+def test_a_temperature_that_the_server_refuses_is_refused_at_once(stack: Stack) -> None:
+    for mode in ("train", "val", None):
+        reply, _ = ask(stack, mode, temperature=2.1)
+        assert reply.status_code == 400 and "temperature must be a number from 0 to 2" in reply.text
+
+
+def test_an_unknown_rollout_is_told_so(stack: Stack) -> None:
+    address = f"{stack.address}/rollout/ro-none/attempt/at-none/chat/completions"
+    reply = httpx.post(address, json={**REQUIRED, "top_p": 0.5}, trust_env=False)
+    assert reply.status_code == 404 and "no rollout ro-none" in reply.text
