@@ -22,8 +22,10 @@ from vision_rl.answers.parsing import format_boxes
 from vision_rl.answers.zoom import View
 from vision_rl.config.resolve import resolve
 from vision_rl.data.schema import read_rows
+from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics, targets
 from vision_rl.evaluation.results import read_records
+from vision_rl.models.table import TABLE
 from vision_rl.rewards.tools import target_kind
 
 ROWS = 12
@@ -146,11 +148,11 @@ def test_without_tools_the_same_rows_are_told_apart_by_size(data: Path, tmp_path
 
 def test_a_server_of_ones_own_is_told_to_take_function_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM answers 400 to a request with tools unless it was started for them."""
-    wanted: list[bool] = []
+    wanted: list[str] = []
 
     class Served:
-        def __init__(self, *args: Any, function_tools: bool, **kwargs: Any) -> None:
-            wanted.append(function_tools)
+        def __init__(self, *args: Any, tool_parser: str, **kwargs: Any) -> None:
+            wanted.append(tool_parser)
 
         def __enter__(self) -> str:
             return "http://model/v1"
@@ -166,7 +168,7 @@ def test_a_server_of_ones_own_is_told_to_take_function_tools(monkeypatch: pytest
         )
         with targets.served_checkpoint(folder, settings, cpu=True, images=2, max_model_len=None):
             pass
-    assert wanted == [False, False, True]
+    assert wanted == ["", "", "hermes"]
 
 
 def test_training_starts_its_vllm_for_function_tools() -> None:
@@ -180,6 +182,21 @@ def test_training_starts_its_vllm_for_function_tools() -> None:
         )
         arguments = resolved.verl["actor_rollout_ref"]["rollout"]["engine_kwargs"]["vllm"]
         assert {name: value for name, value in arguments.items() if "tool" in name} == expected
+
+
+def test_every_familys_parser_of_calls_is_one_of_vllms() -> None:
+    from vllm.tool_parsers import ToolParserManager
+
+    known = {*ToolParserManager.lazy_parsers, *ToolParserManager.tool_parsers}
+    named = {family.name: family.tool_parser for family in TABLE if family.tool_parser}
+    assert set(named.values()) <= known
+    assert named["Qwen3.5"] == "qwen3_xml" != named["Qwen2.5-VL"] and named["GLM-4.5V"] == "glm45"
+    by_name = {family.name: family for family in TABLE}
+    assert by_name["Qwen2.5-VL"].parser_of("sglang") == "qwen25"
+    with pytest.raises(
+        UserError, match=r"no parser is known for the calls of LLaVA-1\.5; use agent\.tool_protocol=text"
+    ):
+        by_name["LLaVA-1.5"].parser_of("vllm")
 
 
 def test_sizes_are_those_of_the_reward() -> None:

@@ -345,7 +345,7 @@ def test_vllm_reads_the_same_tokens_by_either_protocol(tmp_path: Path) -> None:
         {**SAID, "content": [{"type": "output_text", "text": "blue", "annotations": []}]},
         message("user", "And now?"),
     ]
-    with serve(checkpoint_dir(), cpu=True, max_model_len=1024, media_root=str(tmp_path), function_tools=True) as url:
+    with serve(checkpoint_dir(), cpu=True, max_model_len=1024, media_root=str(tmp_path), tool_parser="hermes") as url:
         stack = Stack(url, tmp_path / "pictures", media_roots=[tmp_path])
         parameters = {"model": f"hosted_vllm/{MODEL_NAME}", "api_base": url}
         stack.proxy.update_model_list([{"model_name": MODEL_NAME, "litellm_params": parameters}])

@@ -229,9 +229,7 @@ class Derivation:
         reason = "the model's generation_config.json would change what is sampled, not the log-probabilities"
         self.put(f"{SGLANG_KWARGS}.sampling_defaults", "openai", reason)
         if tools:
-            self.put(
-                f"{SGLANG_KWARGS}.tool_call_parser", "qwen25", "agent.tool_protocol=function, as Qwen writes calls"
-            )
+            self._tool_parser(SGLANG_KWARGS, "sglang")
         self.notes.append(
             "SGLang: what stands under engine_kwargs.vllm, rollout.enable_prefix_caching and max_num_batched_tokens does not "
             "reach it; it keeps a prefix cache, which verl empties at every weight update"
@@ -245,6 +243,13 @@ class Derivation:
             reason = "agent.video=native; vLLM would cut a video to 32 frames, and the actor sees all of them"
             self.put(f"{VLLM_KWARGS}.media_io_kwargs", {"video": {"num_frames": -1}}, reason)
         if tools:
-            # else vLLM refuses every request with tools; the parser of another model is a matter of an override
+            # else vLLM refuses every request with tools
             self.put(f"{VLLM_KWARGS}.enable_auto_tool_choice", True, "agent.tool_protocol=function")
-            self.put(f"{VLLM_KWARGS}.tool_call_parser", "hermes", "agent.tool_protocol=function, as Qwen writes calls")
+            self._tool_parser(VLLM_KWARGS, "vllm")
+
+    def _tool_parser(self, section: str, engine: str) -> None:
+        """The reader of function calls, by the model's family, unless the user names one."""
+        key = f"{section}.tool_call_parser"
+        if self.model is not None and self.is_weak(key):
+            family = self.model.family
+            self.put(key, family.parser_of(engine), f"agent.tool_protocol=function, as {family.name} writes calls")

@@ -17,7 +17,7 @@ from vision_rl.answers.coordinates import get_family
 from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
 from vision_rl.export.checkpoint import run_of
-from vision_rl.models.table import image_processor_file
+from vision_rl.models.table import image_processor_file, model_info
 from vision_rl.rewards.grounding import KINDS, answer_space, box_metric, checked_kind, takes_points
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.run.directory import CONFIG
@@ -109,6 +109,7 @@ def served_checkpoint(
     """
     from vision_rl.serving.serve import MODEL_NAME, serve
 
+    functions = has_tools(settings) and settings["tool_protocol"] == "function"
     length = max_model_len or min(_positions(model_dir), CPU_LENGTH if cpu else GPU_LENGTH)
     with (
         _with_pixel_limits(model_dir, settings) as folder,
@@ -118,7 +119,7 @@ def served_checkpoint(
             max_model_len=length,
             images_per_prompt=images,
             videos=settings["video"] == "native",
-            function_tools=has_tools(settings) and settings["tool_protocol"] == "function",
+            tool_parser=model_info(model_dir).family.parser_of("vllm") if functions else "",
         ) as url,
     ):
         yield url, MODEL_NAME

@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from vision_rl.errors import UserError
+
 QWEN_TOKENS, QWEN3_TOKENS = "width x height / 784 after resizing", "width x height / 1024 after resizing"
 
 Precision = Literal["float32", "bfloat16"]
+
+
+_SGLANG_PARSERS = {"hermes": "qwen25", "qwen3_xml": "qwen3_coder", "llama4_pythonic": "pythonic"}
+"""SGLang's names of vLLM's parsers, where they differ (srt/function_call/function_call_parser.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +21,8 @@ class ModelFamily:
     """One family, everything about it in one row.
 
     examples: hub names. model_types: what its config.json says. architectures: its classes in the servers' registries.
-    pattern: how a hub name is recognised. vllm, sglang: whether that server knows them. coordinates: a row of
+    pattern: how a hub name is recognised. tool_parser: vLLM's name of the way in which its chat template has it write function
+    calls, "" where it has none. vllm, sglang: whether that server knows them. coordinates: a row of
     vision_rl.answers.coordinates.FAMILIES. positions: "mrope" (3-D, computed by the model's own class) or "plain". tower: the
     name of its vision part below `model`, which LoRA leaves alone because vLLM cannot serve adapters there. precision: in
     which trainer and server are compared, "bfloat16" where vLLM's kernels for it take no float32. no_video: why it is not
@@ -35,6 +42,7 @@ class ModelFamily:
     pattern: str
     tokens_per_image: str
     memory: str
+    tool_parser: str = ""
     vllm: bool = True
     sglang: bool = False
     coordinates: str = "unit"
@@ -46,6 +54,15 @@ class ModelFamily:
     refused: str = ""
     unproven: str = ""
     notes: str = ""
+
+    def parser_of(self, engine: str) -> str:
+        """The name of `tool_parser` on "vllm" or "sglang"; `UserError` for a family that writes no function calls."""
+        if not self.tool_parser:
+            raise UserError(
+                f"agent.tool_protocol=function: no parser is known for the calls of {self.name}; use agent.tool_protocol=text, "
+                f"or name one that {engine} has under actor_rollout_ref.rollout.engine_kwargs.{engine}.tool_call_parser"
+            )
+        return self.tool_parser if engine == "vllm" else _SGLANG_PARSERS.get(self.tool_parser, self.tool_parser)
 
     @property
     def trained(self) -> bool:

@@ -22,6 +22,7 @@ REFUSED: tuple[ModelFamily, ...] = (
         tokens_per_image=QWEN3_TOKENS,
         memory="8x80 GB: 35B (3B active)",
         pattern=r"Qwen3\.[56]-\d+B-A\d+B",
+        tool_parser="qwen3_xml",
         tower="visual",
         refused=_GATED_DELTA,
     ),
@@ -36,6 +37,7 @@ REFUSED: tuple[ModelFamily, ...] = (
         tokens_per_image=QWEN3_TOKENS,
         memory="40 GB: 4B",
         pattern=r"Qwen3\.[56]",
+        tool_parser="qwen3_xml",
         tower="visual",
         refused=_GATED_DELTA,
     ),
@@ -59,6 +61,7 @@ REFUSED: tuple[ModelFamily, ...] = (
         tokens_per_image="up to 256 per tile of 512",
         memory="24 GB: 1.6B",
         pattern="LFM2-VL",
+        tool_parser="lfm2",
         refused="vLLM 0.24's CPU build cannot run its short convolutions (triton is absent there, causal_conv1d.py; vllm issue "
         "25771, pull 35059), so that its parity has not been measured",
     ),

@@ -39,12 +39,12 @@ def serve(
     images_per_prompt: int = 4,
     videos: bool = False,
     media_root: str = "/",
-    function_tools: bool = False,
+    tool_parser: str = "",
 ) -> Iterator[str]:
     """Yield the base URL (ending in /v1) of a vLLM server for `model`; it is stopped at the end of the block.
 
-    videos: answer about a video too, one in a prompt, all of its frames. function_tools: accept requests with OpenAI's
-    function tools, called in Qwen's (Hermes') format.
+    videos: answer about a video too, one in a prompt, all of its frames. tool_parser: accept requests with OpenAI's
+    function tools, and read the calls by that parser of vLLM.
     Raises `UserError` with the last lines of vLLM's log if the server does not come up.
     """
     with socket.socket() as probe:
@@ -58,7 +58,7 @@ def serve(
         *("--media-io-kwargs", json.dumps({"video": {"num_frames": -1}})),
         *("--override-generation-config", json.dumps(PLAIN_SAMPLING)),
         *("--logprobs-mode", "processed_logprobs"),  # of what was sampled from, as in training
-        *(("--enable-auto-tool-choice", "--tool-call-parser", "hermes") if function_tools else ()),
+        *(("--enable-auto-tool-choice", "--tool-call-parser", tool_parser) if tool_parser else ()),
         *(("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32") if cpu else ()),
     ]
     with _running("vLLM", command, cpu) as (server, log):
