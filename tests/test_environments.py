@@ -6,6 +6,7 @@ import asyncio
 import base64
 import dataclasses
 import io
+import json
 import re
 import subprocess
 import sys
@@ -27,8 +28,10 @@ from vision_rl import tasks
 from vision_rl.agent.client import LLM
 from vision_rl.agent.environment import LEFT_OUT, NEXT, UNREAD, Environments, play
 from vision_rl.agent.keeper import EnvironmentFailed, close_all
+from vision_rl.agent.replay import episode_pictures, episode_strip, is_played
 from vision_rl.data.schema import normalise_row, read_rows
 from vision_rl.errors import UserError
+from vision_rl.report.cards import Source, group_cards
 from vision_rl.rollout.trace import Turn
 from vision_rl.settings import AgentSettings, Integrity
 from vision_rl.tasks import Task, is_episode
@@ -314,3 +317,96 @@ def test_episodes_are_written_opened_and_played(tmp_path: Path) -> None:
     )
     assert "has no environment" in command("episodes", "vqa", code=2)
     assert "less than one episode for each of 2" in command("episodes", spec, "--envs", "a", "b", "--val", 1, code=2)
+
+
+# --- what is shown of an episode -----------------------------------------------------------------------------------
+
+
+def recorded(tmp_path: Path, refs: list[list[str]], replies: list[str]) -> dict[str, Any]:
+    """A line of rollouts.jsonl whose pictures lie in the run's folder."""
+    (tmp_path / "pictures").mkdir(exist_ok=True)
+    for number, ref in enumerate(dict.fromkeys(ref for turn in refs for ref in turn)):
+        Image.new("RGB", (40, 20), (10 * number, 0, 0)).save(
+            tmp_path / "pictures" / ref.removeprefix("sha256:"), format="PNG"
+        )
+    turns = [Turn([1], [2], [0.0], turn, reply, "stop") for turn, reply in zip(refs, replies, strict=True)]
+    return FinishedRollout("r", "g", row(), turns=turns, reward={"reward": 1.0, "success": 1.0}).record(1, "train")
+
+
+A, B, C = ("sha256:" + letter * 64 for letter in "abc")
+
+
+@pytest.mark.parametrize(
+    ("refs", "new"),
+    [
+        ([[A], [A, B], [A, B, C]], ["a", "b", "c"]),
+        ([[A], [B], [C]], ["a", "b", "c"]),
+        ([[A], [A, B], [B, C]], ["a", "b", "c"]),
+        ([[A], [A, A], [A, A, B]], ["a", "a", "b"]),
+        ([[A], [A]], ["a", "a"]),
+        ([[A, B], [A, B, C]], ["ab", "c"]),
+    ],
+)
+def test_each_turn_has_its_own_pictures(refs: list[list[str]], new: list[str], tmp_path: Path) -> None:
+    record = recorded(tmp_path, refs, ["?"] * len(refs))
+    assert is_played(record)
+    assert ["".join(file.name[0] for file in files) for files in episode_pictures(tmp_path, record)] == new
+
+
+def test_a_strip_and_a_card_show_every_turn_with_its_click(tmp_path: Path) -> None:
+    replies = ["<bbox>[0.4, 0.4, 0.6, 0.6]</bbox>", "click(0.25, 0.75)", "wait()"]
+    record = recorded(tmp_path, [[A], [A, B], [A, B, C]], replies)
+    whole = episode_strip(tmp_path, record, row()["settings"])
+    assert whole.size == (3 * 320 + 2 * 6, 160)
+    red = [n for n, (r, g, _) in enumerate(whole.get_flattened_data()) if r > 200 and g < 60]
+    columns = {n % whole.width for n in red}
+    assert {160, 326 + 80} <= columns and max(columns) < 652, "two crosses, and none where nothing was pointed at"
+    source = Source(tmp_path, row()["settings"], lambda record: "environment")
+    [card] = group_cards([{**record, "step": 1}], source, 1)
+    turns = card.answers[0].turns
+    marks = [[(mark.x / 2, mark.y / 2) for picture in turn.pictures for mark in picture.marks] for turn in turns]
+    assert [turn.reply for turn in turns] == replies and card.pictures == () and card.problem == ""
+    assert [len(turn.pictures) for turn in turns] == [1, 1, 1]
+    shown = turns[0].pictures[0]
+    assert marks[0] == [(shown.width / 4, shown.height / 4)] and len(marks[1]) == 1 and marks[2] == []
+    (tmp_path / "pictures" / ("b" * 64)).unlink()
+    with pytest.raises(UserError):
+        episode_strip(tmp_path, record, row()["settings"])
+    [card] = group_cards([{**record, "step": 1}], source, 1)
+    assert [len(turn.pictures) for turn in card.answers[0].turns] == [1, 0, 1], (
+        "what is gone is left out, its reply stays"
+    )
+
+
+@pytest.mark.slow
+def test_an_evaluation_keeps_a_strip_of_each_episode(tmp_path: Path) -> None:
+    spec, out = toy_environment.__file__, tmp_path / "out"
+    command("episodes", spec, "--option", "clicks=2", "--train", 1, "--val", 3, "--output", tmp_path)
+    with fake_openai(seeing) as fake:
+        arguments = (
+            "--task",
+            spec,
+            "--data",
+            tmp_path / "val.parquet",
+            "--endpoint",
+            fake.url,
+            "--model",
+            MODEL,
+            "--output",
+            out,
+        )
+        done = subprocess.run(
+            [sys.executable, "evaluate_agent.py", *map(str, arguments)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["metrics"]["success"]["value"] == 1.0 and summary["scored"] == 3
+    strips = [Image.open(file).size for file in sorted((out / "episodes").glob("*.png"))]
+    assert strips == [(2 * 160 + 6, 160)] * 3
+    page = (out / "report.html").read_text()
+    assert "the environment&#39;s own: seed 10000000" in page or "the environment's own: seed 10000000" in page
+    assert page.count("data:image/") >= 3

@@ -15,7 +15,9 @@ What is done here: the loop over turns, the reading of actions (`vision_rl.answe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -35,6 +37,20 @@ NEXT = "This is how it looks now. Go on."
 UNREAD = "No action could be read from that."
 LEFT_OUT = "(An earlier picture is left out.)"
 REWARDS = ("sum", "last", "turns")
+
+
+_watched: ContextVar[list[tuple[Image.Image, str]] | None] = ContextVar("watched", default=None)
+
+
+@contextmanager
+def watched() -> Iterator[list[tuple[Image.Image, str]]]:
+    """(picture, reply) of each turn of the episodes that are played inside the block, in this task of asyncio's."""
+    seen: list[tuple[Image.Image, str]] = []
+    token = _watched.set(seen)
+    try:
+        yield seen
+    finally:
+        _watched.reset(token)
 
 
 class Observation(NamedTuple):
@@ -166,6 +182,8 @@ class _Episode:
 
     def __post_init__(self) -> None:
         self.settings = self.task["settings"]
+        if (watching := _watched.get()) is not None:
+            watching.clear()  # of an attempt before this one
         turns = self.task["meta"].get("turns")
         self.turns = min(self.settings["max_turns"], turns) if isinstance(turns, int) else self.settings["max_turns"]
 
@@ -195,6 +213,8 @@ class _Episode:
     async def _act(self, how: str, last: bool) -> None:
         """Read the reply, carry its action out, and write the next message."""
         size = self.picture.size
+        if (seen := _watched.get()) is not None:
+            seen.append((self.picture, self.reply))
         action = self.setup.actions.read(self.reply, self.settings, size, size_limits(self.settings).processed(size))
         if action is None:
             self.unread += 1

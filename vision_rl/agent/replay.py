@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from vision_rl.agent.media import size_limits
 from vision_rl.agent.tools import ToolBox
+from vision_rl.answers.actions import READERS
 from vision_rl.answers.boxes import Box
 from vision_rl.answers.coordinates import Size, to_unit
 from vision_rl.answers.parsing import parse_boxes, parse_tool_calls
@@ -69,3 +70,63 @@ def predicted_boxes(record: Mapping[str, Any], settings: Mapping[str, Any], size
     form, space = answer_space(settings["answer_format"], settings["family"])
     seen = size_limits(settings).processed(size)
     return [to_unit(box, space, size, seen) for box in parse_boxes(record["reply"], form)]
+
+
+def is_played(record: Mapping[str, Any]) -> bool:
+    """Whether a rollout was an episode of an environment: its pictures are those of its trace."""
+    return not record["image_paths"] and any(map(len, record["image_refs"]))
+
+
+def episode_pictures(run_dir: Path, record: Mapping[str, Any]) -> list[list[Path]]:
+    """The files of the pictures that an episode showed before each reply; the last one is what its action was about.
+
+    A prompt may hold all of them or the latest: what is new in a turn begins where the turn before ended, and where nothing
+    has changed it is the last one again.
+    """
+    turns: list[list[Path]] = []
+    before: list[str] = []
+    for refs in record["image_refs"]:
+        kept = next(n for n in range(min(len(before), len(refs)), -1, -1) if before[len(before) - n :] == refs[:n])
+        turns.append(picture_files(run_dir, refs[kept:] or refs[-1:]))
+        before = refs
+    return turns
+
+
+def acted_at(reply: str, settings: Mapping[str, Any], size: Size) -> list[tuple[float, float]]:
+    """The places of a reply's action, in unit space of the picture of `size` that it is about; none for other actions."""
+    seen = size_limits(settings).processed(size)
+    for reader in (READERS["gui"], READERS["click"]):
+        action = reader.read(reply, settings, size, seen)
+        if action is not None and action.point is not None:
+            return [point for point in (action.point, action.to) if point is not None]
+    return []
+
+
+def strip(turns: Sequence[tuple[Image.Image, Sequence[tuple[float, float]]]], side: int = 160) -> Image.Image:
+    """An episode as a strip of its pictures (RGB) in order, each `side` pixels high, with a cross where it was acted."""
+    shown = []
+    for picture, places in turns:
+        scale = side / picture.height
+        frame = picture.resize((max(1, round(picture.width * scale)), side), Image.Resampling.LANCZOS)
+        pen = ImageDraw.Draw(frame)
+        for x, y in ((x * frame.width, y * frame.height) for x, y in places):
+            for width, colour in ((5, "white"), (3, "#d62728")):
+                pen.line((x - 7, y, x + 7, y), fill=colour, width=width)
+                pen.line((x, y - 7, x, y + 7), fill=colour, width=width)
+        shown.append(frame)
+    gap = 6
+    whole = Image.new("RGB", (sum(frame.width + gap for frame in shown) - gap if shown else 1, side), "white")
+    left = 0
+    for frame in shown:
+        whole.paste(frame, (left, 0))
+        left += frame.width + gap
+    return whole
+
+
+def episode_strip(run_dir: Path, record: Mapping[str, Any], settings: Mapping[str, Any]) -> Image.Image:
+    """The strip of a recorded episode. Raises `UserError` naming a picture that is gone."""
+    turns = []
+    for files, reply in zip(episode_pictures(run_dir, record), record["replies"], strict=True):
+        picture = open_image(files[-1])
+        turns.append((picture, acted_at(reply, settings, picture.size)))
+    return strip(turns)

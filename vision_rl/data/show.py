@@ -56,7 +56,9 @@ def _pictures(row: dict[str, Any]) -> Image.Image:
     width = _CELL - 2 * _MARGIN
     strip = Image.new("RGB", (width, _PICTURE), "#eeeeee")
     paths = row["image_paths"][:_MOST_PICTURES]
-    share = width // len(paths)
+    if not paths:
+        _write(strip, (4, 4), ["an episode: its environment shows it"])
+    share = width // max(1, len(paths))
     for index, path in enumerate(paths):
         try:
             picture = open_image(path)
@@ -89,7 +91,10 @@ def _caption(row: dict[str, Any]) -> list[str]:
     wide = 46
     asked = "  ".join([row["question"], *lettered(row.get("choices", ()))])
     question = textwrap.wrap(asked, wide, max_lines=2, placeholder=" ...")
-    if get_task(row["task"]).truth == "answers":
+    truth = get_task(row["task"]).truth
+    if truth == "environment":
+        answer = f"seed {row['meta']['seed']}"
+    elif truth == "answers":
         counts = {answer: row["answers"].count(answer) for answer in row["answers"]}
         ordered = sorted(counts, key=lambda answer: -counts[answer])
         shown = ", ".join(f"{answer} ({counts[answer]})" if counts[answer] > 1 else answer for answer in ordered)

@@ -184,7 +184,8 @@ def shown(
         table.add_row("boxes", plain("\n".join(map(_numbers, boxes)) or "none"))
     truth = row["boxes"] if task.truth == "boxes" else list(dict.fromkeys(row["answers"]))
     gold = "\n".join(_numbers(one) if task.truth == "boxes" else _counted(one, row["answers"]) for one in truth)
-    table.add_row("gold", plain(gold or "nothing to find") if known else "not known, so there is no reward")
+    nothing = "the environment's own" if task.truth == "environment" else "nothing to find"
+    table.add_row("gold", plain(gold or nothing) if known else "not known, so there is no reward")
     if known:
         table.add_row("reward", f"{reward.value:.4f}")
         width = max((len(name) for name in reward.components), default=0)

@@ -92,8 +92,14 @@ def case_card(record: Record, settings: Mapping[str, Any], end: str) -> Card:
             boxes = drawing(record, settings, image_size(record["image_paths"][0]))
     facets = {"end": end, "source": record["source"], "outcome": metrics.outcome(record) if with_boxes else ""}
     reward = {"reward": record["reward"], **record["components"]}
-    answer = Answer(1, (Turn(record["reply"]),), reward, boxes=tuple(boxes), facets=facets)
-    pictures, problem = card_pictures(record["image_paths"], true, [answer])
+    turns = tuple(map(Turn, record.get("replies") or [record["reply"]]))
+    answer = Answer(1, turns, reward, boxes=tuple(boxes), facets=facets)
+    paths = [record["episode"]] if record.get("episode") else record["image_paths"]
+    pictures, problem = card_pictures(paths, true, [answer])
+    if task.truth == "environment":
+        gold = f"the environment's own: seed {record['meta'].get('seed')}"
+        heading = f"{end}, row {record['row']}"
+        return Card(record["id"], heading, record["question"], gold, (answer,), "", pictures, problem)
     answered = "" if with_boxes else f"; answered {parse_answer(record['reply'])[:200] or 'nothing'}"
     gold = gold_text(record["answers"], record["boxes"]) + answered
     return Card(record["id"], f"{end}, row {record['row']}", record["question"], gold, (answer,), "", pictures, problem)

@@ -7,18 +7,25 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import openai
 
 from vision_rl.agent.client import LLM, openai_base_url, shared_client
+from vision_rl.agent.environment import watched
+from vision_rl.agent.keeper import EnvironmentFailed
+from vision_rl.agent.replay import acted_at, strip
 from vision_rl.errors import UserError
-from vision_rl.evaluation.results import EvaluationStore, Record
+from vision_rl.evaluation.results import EvaluationStore, Record, disk_errors
 from vision_rl.evaluation.traffic import Traffic, Usage, metered, retry_after
+from vision_rl.files import replacing
 from vision_rl.rewards import Reward
 
 Answer = Callable[[dict[str, Any], LLM], Awaitable[tuple[str, Reward]]]
 Row = dict[str, Any]
+EPISODES = "episodes"
+"""Folder with a strip of pictures for each episode of an environment."""
 _LONGEST_BACKOFF = 30.0
 _REFUSED = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 
@@ -111,7 +118,7 @@ async def run_rows(
     async def worker() -> None:
         nonlocal failed_in_a_row
         for number, row in queue:
-            record = await _one(number, row, answer, llm, limits, prepare)
+            record = await _one(number, row, answer, llm, limits, prepare, store.directory)
             store.add(record)
             on_done(record)
             failed_in_a_row = failed_in_a_row + 1 if record["failure"] else 0
@@ -133,13 +140,21 @@ async def run_rows(
 
 
 async def _one(
-    number: int, row: Row, answer: Answer, llm: LLM, limits: Limits, prepare: Callable[[Row], Row]
+    number: int, row: Row, answer: Answer, llm: LLM, limits: Limits, prepare: Callable[[Row], Row], folder: Path
 ) -> Record:
     started = time.monotonic()
     with metered() as usage:
         task = await asyncio.to_thread(prepare, row)
-        reply, reward, failure = await _tried(task, answer, llm, limits)
-    return record_of(number, row, reply, reward, failure, usage, time.monotonic() - started)
+        with watched() as turns:
+            reply, reward, failure = await _tried(task, answer, llm, limits)
+    record = record_of(number, row, reply, reward, failure, usage, time.monotonic() - started)
+    if turns:
+        kept = folder / EPISODES / f"{number}.png"
+        with disk_errors(kept), replacing(kept) as temporary:
+            shown = [(picture, acted_at(said, task["settings"], picture.size)) for picture, said in turns]
+            strip(shown).save(temporary, format="PNG")
+        record |= {"replies": [said for _, said in turns], "episode": str(kept)}
+    return record
 
 
 async def _tried(task: Row, answer: Answer, llm: LLM, limits: Limits) -> tuple[str, Reward | None, str]:
@@ -163,7 +178,7 @@ async def _tried(task: Row, answer: Answer, llm: LLM, limits: Limits) -> tuple[s
             ) from error
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             return "", None, f"the server refuses the request: {_said(error)}"
-        except (openai.APIError, ValueError) as error:
+        except (openai.APIError, ValueError, EnvironmentFailed) as error:
             attempt += 1
             if attempt >= limits.attempts:
                 return "", None, _failure(error)

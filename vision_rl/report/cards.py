@@ -10,7 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vision_rl.agent.replay import answer_boxes, picture_files, pictures_of, predicted_boxes, views_of
+from vision_rl.agent.replay import (
+    acted_at,
+    answer_boxes,
+    episode_pictures,
+    is_played,
+    picture_files,
+    pictures_of,
+    predicted_boxes,
+    views_of,
+)
 from vision_rl.answers.boxes import Box
 from vision_rl.errors import UserError
 from vision_rl.media.images import image_size, open_image
@@ -214,7 +223,11 @@ def _answer(
     }
     return Answer(
         number=number,
-        turns=tuple(_turns(rollout, source.run_dir, views, marks)),
+        turns=tuple(
+            _episode_turns(rollout, source, number)
+            if is_played(rollout)
+            else _turns(rollout, source.run_dir, views, marks)
+        ),
         reward=rollout["reward"],
         count=count,
         failure=lost(rollout),
@@ -245,6 +258,22 @@ def _looked(rollout: Rollout, source: Source) -> tuple[tuple[Box, ...], list[Box
         record = {"reply": rollout["replies"][-1], "components": rollout["reward"]}
         return tuple(predicted_boxes(record, source.settings, image_size(rollout["image_paths"][0]))), []
     return (), []
+
+
+def _episode_turns(rollout: Rollout, source: Source, number: int) -> list[Turn]:
+    """An episode's replies in order, each with the pictures that the model saw before it, and where it acted."""
+    turns = []
+    for reply, files in zip(rollout["replies"], episode_pictures(source.run_dir, rollout), strict=True):
+        shown: list[Picture] = []
+        for place, file in enumerate(files, start=1):
+            with contextlib.suppress(UserError):
+                image = open_image(file)
+                places = acted_at(reply, source.settings, image.size) if place == len(files) else []
+                title = f"turn {len(turns) + 1}, {image.width} x {image.height} pixels"
+                marks: list[Any] = [("predicted", number, (x, y, x, y)) for x, y in places]
+                shown.append(picture(image, side=_TURN_SIDE, title=title).marked(marks))
+        turns.append(Turn(reply, tuple(shown)))
+    return turns
 
 
 def _turns(rollout: Rollout, run_dir: Path, views: Sequence[Box | None], marks: Sequence[Any]) -> list[Turn]:

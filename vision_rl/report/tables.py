@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vision_rl.agent.replay import answer_boxes, pictures_of, predicted_boxes, views_of
+from vision_rl.agent.replay import answer_boxes, episode_strip, is_played, pictures_of, predicted_boxes, views_of
 from vision_rl.answers.boxes import Box
 from vision_rl.errors import UserError
 from vision_rl.media.images import open_image
@@ -70,6 +70,8 @@ def _example(record: Mapping[str, Any], run: RecordedRun) -> Example:
     true = tuple((box[0], box[1], box[2], box[3]) for box in record["boxes"])
     predicted: list[Box] = []
     try:
+        if is_played(record):
+            return Example(record, episode_strip(run.path, record, run.settings), (), ())
         picture = open_image(record["image_paths"][0])
         if run.truth_of(record) == "boxes" and record["replies"]:
             if record["reward"].get("tools/zooms"):
