@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import binomtest
 
 from baselines.compare import main
 from tests.test_evaluation_metrics import IDENTITY, boxed, record, shifted
@@ -77,6 +78,43 @@ def test_chance_is_called_chance(tmp_path: Path) -> None:
     assert difference(runs[0], runs[1], "accuracy")["verdict"] == "no difference shown"
     same = difference(runs[0], runs[0], "accuracy")
     assert (same["value"], same["p"], same["verdict"]) == (0.0, 1.0, "no difference shown")
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "same", "p", "verdict"),
+    [
+        (8, 0, 0, 2 / 256, "better"),
+        (5, 0, 0, 2 / 32, "no difference shown"),
+        (6, 0, 4, 2 / 64, "better"),
+        (5, 1, 0, 14 / 64, "no difference shown"),
+        (1, 0, 0, 1.0, "no difference shown"),
+        (0, 0, 3, 1.0, "no difference shown"),
+    ],
+)
+def test_few_pairs_are_counted_exactly(
+    tmp_path: Path, better: int, worse: int, same: int, p: float, verdict: str
+) -> None:
+    """For answers that are right or wrong that is the sign test; resamples of eight equal differences said p < 0.001."""
+    first, second = [False] * better + [True] * worse + [True] * same, [True] * better + [False] * worse + [True] * same
+    runs = load([evaluation(tmp_path / name, answered(hits)) for name, hits in (("a", first), ("b", second))])
+    found = difference(runs[0], runs[1], "accuracy")
+    assert (found["p"], found["verdict"]) == (pytest.approx(p), verdict)
+    if better + worse:
+        assert p == pytest.approx(binomtest(better, better + worse).pvalue)
+
+
+def test_questions_about_one_picture_flip_together(tmp_path: Path) -> None:
+    rows = [{**row, "image_paths": [f"{row['row'] // 4}.png"]} for row in answered([True] * 24)]
+    wrong = [{**row, "image_paths": [f"{row['row'] // 4}.png"]} for row in answered([False] * 24)]
+    runs = load([evaluation(tmp_path / "a", wrong), evaluation(tmp_path / "b", rows)])
+    assert difference(runs[0], runs[1], "accuracy")["p"] == pytest.approx(2 / 2**6), "six pictures, not 24 rows"
+
+
+def test_an_empty_evaluation_is_named(tmp_path: Path) -> None:
+    failed = [{**row, "failure": "500", "reward": None, "components": {}} for row in answered([True])]
+    good, empty = evaluation(tmp_path / "good", answered([True])), evaluation(tmp_path / "empty", failed)
+    with pytest.raises(UserError, match=r"empty has no scored row; evaluate again, or leave it out"):
+        load([good, empty])
 
 
 def test_more_wrong_places_are_worse(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import permutation_test
 
 from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
@@ -18,6 +19,8 @@ from vision_rl.evaluation.summary import show, show_interval, show_with_interval
 from vision_rl.files import replacing
 from vision_rl.tasks import get_task
 
+FEW = 12
+"""Pictures up to which p is exact; all 4,096 ways to flip the signs of their differences are counted."""
 _WORSE_IF_HIGHER = ("wrong place", "wrong space", "wrong format")
 
 
@@ -43,6 +46,8 @@ def load(directories: Sequence[Path], labels: Sequence[str] | None = None) -> li
             raise UserError(f"{directory} does not say its {', '.join(sorted(missing))}; evaluate again")
         get_task(str(identity.get("task_source") or identity["task"]))  # known by its name from here on
         rows = {row["row"]: row for row in metrics.scored(read_records(directory).values())}
+        if not rows:
+            raise UserError(f"{directory} has no scored row; evaluate again, or leave it out")
         runs.append(Evaluation(labels[index] if labels else directory.name, identity, rows))
     if len({run.label for run in runs}) < len(runs):
         raise UserError("two of the evaluations have the same name; tell them apart with --labels")
@@ -86,20 +91,42 @@ def compare(runs: Sequence[Evaluation]) -> dict[str, Any]:
 def difference(reference: Evaluation, other: Evaluation, name: str) -> Figure:
     """Mean of other minus reference over the same rows, with its 95 % interval by paired bootstrap (drawn by picture).
 
-    p is two-sided: twice the smaller share of resamples on either side of zero. verdict: "better" or "worse" where the
-    interval leaves out zero, else "no difference shown".
+    p is two-sided: twice the smaller share of resamples on either side of zero, or of up to `FEW` pictures the exact paired
+    permutation test (resamples of eight equal differences all lie on one side). verdict: "better" or "worse" where the
+    interval leaves out zero and p is below 0.05, else "no difference shown".
     """
     measure = metrics.measures(str(reference.identity["task"]))[name]
     rows = list(reference.records)
     gaps = [measure(other.records[n]) - measure(reference.records[n]) for n in rows]
     means = resampled_means(gaps, [metrics.cluster(reference.records[n]) for n in rows])
     low, high = (float(value) for value in np.quantile(means, [0.025, 0.975]))
-    p = min(1.0, 2 * min(float(np.mean(means <= 0)), float(np.mean(means >= 0))))
+    totals: dict[Any, float] = {}
+    for n, gap in zip(rows, gaps, strict=True):
+        picture = metrics.cluster(reference.records[n])
+        totals[picture] = totals.get(picture, 0.0) + gap
+    if len(totals) <= FEW:
+        p = exact_p(list(totals.values()))
+    else:
+        p = min(1.0, 2 * min(float(np.mean(means <= 0)), float(np.mean(means >= 0))))
     sign = -1 if name in _WORSE_IF_HIGHER else 1
     verdict = "no difference shown"
-    if low > 0 or high < 0:
+    if (low > 0 or high < 0) and p < 0.05:
         verdict = "better" if (low > 0) == (sign > 0) else "worse"
     return {"value": float(np.mean(gaps)), "low": low, "high": high, "p": p, "n": len(rows), "verdict": verdict}
+
+
+def exact_p(differences: Sequence[float]) -> float:
+    """The two-sided exact p of paired differences: the share of all ways to flip their signs with a sum as far from zero."""
+    if len(differences) < 2:
+        return 1.0
+    result = permutation_test(
+        (np.asarray(differences),),
+        lambda values, axis: np.sum(values, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=2**FEW,
+    )
+    return float(result.pvalue)
 
 
 def render_comparison(result: Mapping[str, Any]) -> str:
@@ -107,7 +134,8 @@ def render_comparison(result: Mapping[str, Any]) -> str:
     lines = [
         f"# {result['task']} on {Path(result['data']).name}: {result['rows']} rows that all have scored",
         "",
-        f"Differences are to {result['reference']}, with 95 % intervals by paired bootstrap over pictures.",
+        f"Differences are to {result['reference']}, with 95 % intervals by paired bootstrap over pictures; "
+        f"p by the same, exact for {FEW} pictures or fewer.",
         "",
         "| measure | run | value | difference | p | |",
         "|---|---|---|---|---|---|",
