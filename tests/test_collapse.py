@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision_rl.run.collapse import CURES, Alarm, CollapseWatcher, episodes, restored_steps
+from vision_rl.run.collapse import REMEDIES, Alarm, CollapseWatcher, episodes, restored_steps
 from vision_rl.settings import CollapseWatch
 
 # Arc Vision report, 2.1 and 2.2: (step, value), linear in between; after step 23 nothing came back.
@@ -58,7 +58,7 @@ def test_the_reports_collapse_is_seen_when_it_happens(noise: float) -> None:
     [alarm] = [alarm for _, alarm in told if alarm.name == "reward falls" and alarm.persistent]
     assert alarm.since == begins
     assert "after a peak of 0.05" in alarm.seen and "around step 2" in alarm.seen
-    assert alarm.cures == CURES["reward falls"]
+    assert alarm.cures == REMEDIES["reward falls"].cures
 
 
 def test_the_reports_long_replies_are_told_once_the_reward_is_lost() -> None:
@@ -291,4 +291,4 @@ def test_no_metrics_break_the_watch(lines: list[dict[str, Any]], window: int) ->
     watcher = CollapseWatcher(CollapseWatch(window=window))
     for step, metrics in enumerate(lines):
         for alarm in watcher.update(step, metrics):
-            assert alarm.since <= step and alarm.name in CURES and alarm.seen
+            assert alarm.since <= step and alarm.name in REMEDIES and alarm.seen

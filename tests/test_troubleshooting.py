@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests import failures
+from tests import collapse_page, failures
 from vision_rl.config.resolve import presets, resolve, variants
-from vision_rl.run.collapse import CURES
+from vision_rl.run.collapse import REMEDIES
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-ADVICE = TEXT + "\n".join(cure for cures in CURES.values() for cure in cures)
+ADVICE = TEXT + "\n".join(cure for each in REMEDIES.values() for cure in each.cures)
 ROOTS = ("actor_rollout_ref.", "agent.", "app.", "data.", "trainer.", "algorithm.", "ray_kwargs.")
 # The guides' own settings, which the left column of that table quotes.
 FOREIGN = TEXT.split("## Settings of the guides")[1].split("\n## ")[0]
@@ -72,7 +72,7 @@ def test_links_lead_somewhere(link: str) -> None:
 
 def test_every_alarm_is_in_the_table() -> None:
     section = TEXT.split("the collapse watch\n")[1].split("\n## ")[0]
-    assert [name for name in CURES if name not in section] == []
+    assert [name for name in REMEDIES if name not in section] == []
 
 
 def test_the_reasons_of_lost_rollouts_are_those_of_the_code() -> None:
@@ -80,3 +80,15 @@ def test_the_reasons_of_lost_rollouts_are_those_of_the_code() -> None:
     assert failures.page() == TEXT, "run `python -m tests.failures`"
     assert all(one.happened and one.cause and one.cure for kind in failures.COLUMNS for one in kind)
     assert all(f"| `{one.value}` |" in TEXT for kind in failures.COLUMNS for one in kind)
+
+
+def test_the_table_of_alarms_is_the_runs_own_advice() -> None:
+    assert collapse_page.page() == TEXT, "run `python -m tests.collapse_page`"
+
+
+def test_the_presets_caches_are_as_the_advice_says() -> None:
+    """It once advised to switch them off "as the presets do", which have them on."""
+    tree = resolve("gpu_24gb", task="vqa", model="Qwen/Qwen2.5-VL-3B-Instruct").verl["actor_rollout_ref"]["rollout"]
+    assert tree["enable_prefix_caching"] is True
+    advice = " ".join(REMEDIES["actor and rollout drift"].cures)
+    assert "where all three stay on" in advice and " off" not in advice

@@ -29,53 +29,91 @@ MISMATCH_GROWTH = 4.0
 MISMATCH_FLOOR = 0.01
 """Nats. Growth below it is rounding: bfloat16 actors differ from vLLM by about 0.01, float32 ones by 1e-6."""
 
-CURES: dict[str, tuple[str, ...]] = {
-    "reward falls": (
-        "go back to the best checkpoint (app.collapse.action=restore_best)",
-        "halve actor_rollout_ref.actor.optim.lr and warm it up",
-        "hold on to the reference: --variant kl_strong (actor_rollout_ref.actor.kl_loss_coef=0.04)",
-        "larger data.train_batch_size or rollout.n for a steadier gradient",
+
+@dataclass(frozen=True)
+class Remedy:
+    """The usual cause of an alarm, and its cures, the first to try first."""
+
+    cause: str
+    cures: tuple[str, ...]
+
+
+REMEDIES: dict[str, Remedy] = {
+    "reward falls": Remedy(
+        "steps too large for a small, noisy batch",
+        (
+            "go back to the best checkpoint (app.collapse.action=restore_best)",
+            "halve actor_rollout_ref.actor.optim.lr and warm it up",
+            "hold on to the reference: --variant kl_strong (actor_rollout_ref.actor.kl_loss_coef=0.04)",
+            "larger data.train_batch_size or actor_rollout_ref.rollout.n for a steadier gradient",
+        ),
     ),
-    "replies grow": (
-        "lower agent.max_tokens, so that long replies end without a reward",
-        "--variant dr_grpo: GRPO's mean over each reply's tokens favours long wrong replies",
-        "read the longest replies in the report: repetition, or lists of answers?",
+    "replies grow": Remedy(
+        "GRPO's mean over each reply's tokens favours long wrong replies; or hope for partial rewards",
+        (
+            "--variant dr_grpo",
+            "lower agent.max_tokens, so that long replies end without a reward",
+            "read the longest replies in the report: repetition, or lists of answers?",
+        ),
     ),
-    "entropy vanishes": (
-        "--variant clip_higher (actor_rollout_ref.actor.clip_ratio_high=0.28)",
-        "a small actor_rollout_ref.actor.entropy_coeff (0.001)",
-        "halve the learning rate; sample at temperature 1.0",
+    "entropy vanishes": Remedy(
+        "nothing is left to explore: every reply of a group is the same",
+        (
+            "--variant clip_higher (actor_rollout_ref.actor.clip_ratio_high=0.28)",
+            "a small actor_rollout_ref.actor.entropy_coeff (0.001)",
+            "halve the learning rate; sample at temperature 1.0",
+        ),
     ),
-    "far from reference": (
-        "raise actor_rollout_ref.actor.kl_loss_coef (--variant kl_strong)",
-        "halve the learning rate",
+    "far from reference": Remedy(
+        "too many or too large steps",
+        (
+            "raise actor_rollout_ref.actor.kl_loss_coef (--variant kl_strong)",
+            "halve the learning rate",
+        ),
     ),
-    "equal groups": (
-        "--variant filter_groups draws such groups anew",
-        "raise actor_rollout_ref.rollout.n",
-        "all wrong: easier rows, a denser reward (agent.reward=giou, similarity); all right: harder rows",
+    "equal groups": Remedy(
+        "rows that are all right (too easy) or all wrong (too hard)",
+        (
+            "--variant filter_groups draws such groups anew",
+            "raise actor_rollout_ref.rollout.n",
+            "all wrong: easier rows, a denser reward (agent.reward=giou, similarity); all right: harder rows",
+        ),
     ),
-    "format fails": (
-        "show the format in the prompt, with an example",
-        "check agent.answer_format against what the replies in rollouts.jsonl look like",
-        "raise agent.max_tokens if replies are cut off before the answer (train/responses_truncated)",
+    "format fails": Remedy(
+        "the prompt does not show the format, or replies are cut off",
+        (
+            "show the format in the prompt, with an example",
+            "check agent.answer_format against what the replies in rollouts.jsonl look like",
+            "raise agent.max_tokens if replies are cut off before the answer (train/responses_truncated)",
+        ),
     ),
-    "wrong space": (
-        "agent.answer_format=native lets the model answer in the space it was trained on",
-        "state the space in the prompt: fractions from 0 to 1, not pixels",
-        "check agent.family: it decides how native numbers are read",
+    "wrong space": Remedy(
+        "the prompt asks for another space than the model was trained to write",
+        (
+            "agent.answer_format=native lets the model answer in the space it was trained on",
+            "state the space in the prompt: fractions from 0 to 1, not pixels",
+            "check agent.family: it decides how native numbers are read",
+        ),
     ),
-    "overconfident": (
-        "leave the confidence out of the prompt, or price it in the reward (Brier score)",
-        "see the calibration table of evaluate_agent.py before anybody trusts the number",
+    "overconfident": Remedy(
+        "stated confidence costs nothing when it is wrong",
+        (
+            "leave the confidence out of the prompt, or price it in the reward (Brier score)",
+            "see the calibration table of evaluate_agent.py before anybody trusts the number",
+        ),
     ),
-    "actor and rollout drift": (
-        "prefix caching and the multimodal cache off while the vision tower is trained (the presets' setting)",
-        "the same dtype on both sides: actor_rollout_ref.rollout.dtype and actor.fsdp_config",
-        "--variant freeze_vision; see docs/troubleshooting.md, log-probability mismatch",
+    "actor and rollout drift": Remedy(
+        "a server with old weights or old vision embeddings, or another precision than the actor's",
+        (
+            "a server that you update by yourself: empty its prefix, processor and encoder cache after each update (verl does "
+            "so for those of a run, where all three stay on)",
+            "the same dtype on both sides: actor_rollout_ref.rollout.dtype and actor_rollout_ref.actor.fsdp_config.dtype",
+            "--variant freeze_vision, if the drift began with a trained vision tower; see docs/troubleshooting.md, "
+            "log-probability mismatch",
+        ),
     ),
 }
-"""The usual cures of each alarm, the first to try first; the keys are the alarms' names."""
+"""By the alarms' names. docs/troubleshooting.md's table is made from this (`python -m tests.collapse_page`)."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +172,7 @@ class CollapseWatcher:
             before = self.active.get(name)
             since = before.since if before else step
             persistent = step - since + 1 >= self.settings.persist_steps
-            alarm = self.active[name] = Alarm(name, text, since, metric, CURES[name], persistent)
+            alarm = self.active[name] = Alarm(name, text, since, metric, REMEDIES[name].cures, persistent)
             if before is None or (persistent and not before.persistent):
                 told.append(alarm)
         return told
