@@ -213,6 +213,11 @@ def shot(seed: int = 0) -> dict[str, Any]:
     return {"bytes": png_bytes(picture((200, 100), seed)), "path": f"{seed}.png"}
 
 
+def said(user: str, assistant: str) -> list[dict[str, str]]:
+    """One turn of `messages`."""
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+
+
 TEN = ["nous les gosses", *["dakota"] * 9]
 REFERRED = {"question_id": "469306", "question": "Please describe it.", "segmentation": [1.0, 2.0], "iscrowd": 0}
 MATH = {
@@ -448,6 +453,62 @@ SAMPLES: dict[str, Sample] = {
             {"id": "33471-1", "question": "Is it empty?", "answers": ["No."], "metric": "token_f1"},
         ],
         pictures=("33471.jpg",),
+    ),
+    "messages": Sample(
+        "train.jsonl",
+        [
+            {
+                "messages": [{"role": "system", "content": "Be brief."}, *said("<image>What colour?", "Red.")],
+                "images": ["a.jpg"],
+            },
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]},
+                    {"role": "assistant", "content": [{"type": "text", "text": "Two."}]},
+                    *said("Sure?", "Yes."),
+                ],
+                "images": ["a.jpg"],
+            },
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image_url", "image_url": {"url": "a.jpg"}},
+                            {"type": "text", "text": "Who?"},
+                        ],
+                    },
+                    {"role": "assistant", "content": "Nobody."},
+                ]
+            },
+        ],
+        [
+            {"question": "What colour?", "answers": ["Red."], "metric": "token_f1"},
+            {"question": "How many?", "answers": ["Two."]},
+            {"question": "Sure?", "answers": ["Yes."]},
+            {"question": "Who?", "answers": ["Nobody."]},
+        ],
+        pictures=("a.jpg",),
+    ),
+    "messages-boxes": Sample(
+        "train.jsonl",
+        [
+            {
+                "messages": said("<image>Find the <ref-object>.", "<bbox>"),
+                "images": ["a.jpg"],
+                "objects": {"ref": ["sheep"], "bbox": [[20, 10, 60, 40]]},
+            },
+            {
+                "messages": said("<image>Find all.", "<bbox> and <bbox>"),
+                "images": ["a.jpg"],
+                "objects": {"ref": [], "bbox": [[0.1, 0.1, 0.3, 0.4], [0, 0, 0.5, 1]], "bbox_type": "norm1"},
+            },
+        ],
+        [
+            {"question": "Find the sheep.", "boxes": [[0.1, 0.1, 0.3, 0.4]], "task": "grounding"},
+            {"question": "Find all.", "boxes": [[0.1, 0.1, 0.3, 0.4], [0, 0, 0.5, 1]]},
+        ],
+        pictures=("a.jpg",),
     ),
     "vlm-r1": Sample(
         "refcoco_train.jsonl",

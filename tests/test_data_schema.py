@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vision_rl.agent.prompts import vqa_text
 from vision_rl.data.schema import SCHEMA, normalise_row, read_rows, stored_path, write_row_sets, write_rows
+from vision_rl.data.verify import Checks, verify
 from vision_rl.errors import UserError
+from vision_rl.tasks import get_task
 
+ROOT = Path(__file__).parent.parent
 VQA: dict[str, Any] = {"id": "1", "image_paths": ["a.png"], "question": "what?", "answers": ["cat"]}
 GROUNDING: dict[str, Any] = {
     "id": "2",
@@ -151,7 +156,7 @@ def test_task_limit_and_base_dir(tmp_path: Path) -> None:
     assert [row["id"] for row in read_rows(tmp_path / "x.parquet", task="vqa", limit=1)] == ["1"]
     assert read_rows(tmp_path / "x.parquet", image_base_dir="/pictures")[0]["image_paths"] == ["/pictures/a.png"]
     write_rows(tmp_path / "y.parquet", [VQA])
-    with pytest.raises(UserError, match="no rows of task 'grounding'"):
+    with pytest.raises(UserError, match="holds rows of task vqa, none of 'grounding'"):
         read_rows(tmp_path / "y.parquet", task="grounding")
 
 
@@ -242,3 +247,63 @@ def test_round_trip(question: str, answers: list[str], boxes: list[list[float]],
     row = normalise_row(record)
     assert normalise_row({**row, "meta": json.dumps(row["meta"])}) == row
     assert row["boxes"] == (boxes if grounding else [])
+
+
+def own_rows(path: Path, task: str | None, **fields: object) -> Path:
+    column = {} if task is None else {"task": task}
+    rows = [{"image_path": "a.png", "question": "q", **fields, **column} for _ in range(2)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def test_rows_of_another_task_are_read_as_the_one_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `convert custom`, `split` and `sample` write says vqa; a task of one's own with the same kind of truth takes it."""
+    get_task(str(ROOT / "examples" / "chart_qa.py"))
+    path = own_rows(tmp_path / "own.parquet", "vqa", answer="a")
+    for _ in range(2):
+        assert [row["task"] for row in read_rows(path, task="chart_qa")] == ["chart_qa"] * 2
+    assert capsys.readouterr().err == f"note: the rows of {path} are of task vqa; they are read as chart_qa\n"
+    reasons = [problem.reason for problem in verify(path, checks=Checks(task="chart_qa", open_images=False)).problems]
+    assert reasons == ["it repeats row 0 (same picture, question and answer)"], "nothing about the task"
+    assert [row["task"] for row in read_rows(path)] == ["vqa"] * 2
+    assert [row["task"] for row in read_rows(own_rows(path, None, answer="a"), task="chart_qa")] == ["chart_qa"] * 2
+
+
+@pytest.mark.parametrize(
+    ("there", "fields", "wanted", "words"),
+    [
+        (
+            "grounding",
+            {"bbox": [0.0, 0.0, 1.0, 1.0]},
+            "vqa",
+            "holds rows of task grounding, none of 'vqa', whose rows have ans",
+        ),
+        (
+            "vqa",
+            {"answer": "a"},
+            "grounding",
+            "holds rows of task vqa, none of 'grounding', whose rows have boxes; train on",
+        ),
+        ("somebodys", {"answer": "a"}, "vqa", "row 0: task 'somebodys' is unknown"),
+    ],
+)
+def test_rows_whose_truth_is_another_are_not(
+    tmp_path: Path, there: str, fields: dict[str, object], wanted: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        read_rows(own_rows(tmp_path / "own.parquet", there, **fields), task=wanted)
+
+
+def test_a_file_of_two_tasks_keeps_them(tmp_path: Path) -> None:
+    get_task(str(ROOT / "examples" / "chart_qa.py"))
+    rows = [{"image_path": "a.png", "question": "q", "answer": "a", "task": task} for task in ("vqa", "chart_qa")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "own.parquet")
+    assert len(read_rows(tmp_path / "own.parquet", task="chart_qa")) == 1
+
+
+def test_a_picture_in_a_text_is_said_to_be_one(tmp_path: Path) -> None:
+    path = own_rows(tmp_path / "own.parquet", "vqa", answer="a", image_path="data:image/png;base64,aGVsbG8=")
+    with pytest.raises(UserError, match=r"its picture is embedded as a text; data_utils\.py convert custom writes"):
+        read_rows(path)

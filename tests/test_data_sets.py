@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import json
 import re
 import sys
@@ -9,14 +11,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import data_utils
-from tests.data_samples import BOX, SAMPLES, Sample, picture, shot, write_vqav2
+from tests.data_samples import BOX, SAMPLES, Sample, picture, png_bytes, said, shot, write_vqav2
+from vision_rl.answers.choices import choices_of
 from vision_rl.data.convert.sets import SETS, sets_table
 from vision_rl.data.schema import read_rows
+from vision_rl.media.images import open_image
 from vision_rl.rewards.metrics import METRICS
 
 NAMES = sorted(SAMPLES)
@@ -135,7 +141,29 @@ def test_a_missing_picture_is_one_sentence(name: str, tmp_path: Path, run: Any) 
         ("custom", {"answer": "green"}, "neither a letter from A to B nor the text of one choice"),
         ("custom", {"choices": ["red"]}, "expected 2 to 26 texts"),
         ("scienceqa", {"image": None}, "it has no image"),
-        ("slake", {"answer": ""}, "has no answers or answer; its fields are"),
+        (
+            "slake",
+            {"answer": ""},
+            "its answer is empty; fill it in, or leave such records out with --skip-bad, or pass",
+        ),
+        ("custom", {"image": None}, "its image is empty; fill it in, or leave such records out with --skip-bad"),
+        ("custom", {"image": "https://example.org/a.png"}, "is an address in the network; download the pictures first"),
+        ("custom", {"image": "https:/example.org/a.png"}, "is an address in the network; download the pictures first"),
+        ("custom", {"image": "s3://bucket/a.png"}, "is an address in the network; download the pictures first"),
+        ("custom", {"image": "data:image/png,abc"}, "a data: URI that is not in base64"),
+        ("custom", {"image": "data:image/png;base64,abcde"}, "is base64 that is cut off or damaged"),
+        ("custom", {"image": "data:image/png;base64,aGVsbG8="}, "is not a picture in a known format"),
+        ("custom", {"choices": {"A": "red", "C": "blue"}}, "its choices go by A, C, expected the letters from A on"),
+        (
+            "custom",
+            {"question": None, "messages": []},
+            "file of conversations; read it with data_utils.py convert messages",
+        ),
+        ("custom", {"question": None, "conversations": []}, "read it with data_utils.py convert llava"),
+        ("messages", {"messages": [{"role": "assistant", "content": "x"}]}, "not in the layout of conversations"),
+        ("messages", {"objects": {}, "messages": said("Where?", "<bbox>")}, "read it with convert messages-boxes"),
+        ("messages-boxes", {"messages": said("Where?", "<bbox><bbox>")}, "2 <bbox> for 1 boxes"),
+        ("messages-boxes", {"messages": said("<bbox>?", "a cat")}, "in its question none can be used"),
     ],
 )
 def test_what_a_record_gets_wrong_is_said(
@@ -148,6 +176,56 @@ def test_what_a_record_gets_wrong_is_said(
     result = run("convert", name, "--output", output, *changed.write(tmp_path))
     one_sentence(result, reason, f"{Path(sample.file).name}, record 0")
     assert not output.exists()
+
+
+@pytest.mark.parametrize("size", [(804, 4), (3, 900)])
+def test_a_picture_that_processors_refuse_is_named_at_convert_as_at_verify(
+    size: tuple[int, int], tmp_path: Path, run: Any
+) -> None:
+    Image.new("RGB", size).save(tmp_path / "strip.png")
+    (tmp_path / "x.jsonl").write_text(json.dumps({"image": "strip.png", "question": "q", "answer": "a"}))
+    convert = ["convert", "custom", "--input", tmp_path / "x.jsonl", "--output", tmp_path / "o.parquet"]
+    said = f"strip.png is {size[0]} x {size[1]}, its aspect ratio is above 200, which processors refuse; crop it"
+    one_sentence(run(*convert), said, "x.jsonl, record 0")
+
+
+@pytest.mark.parametrize("lines", [1, 80])
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
+def test_vlmevalkits_tsv_with_pictures_in_base64(prefix: str, lines: int, tmp_path: Path, run: Any) -> None:
+    """A picture is a cell far longer than Python's csv reads by itself; base64 may be broken into lines."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    content = base64.b64encode(png_bytes(Image.fromarray(noise))).decode()
+    assert len(content) > 200_000
+    step = -(-len(content) // lines)
+    cell = prefix + "\n".join(content[place : place + step] for place in range(0, len(content), step))
+    with open(tmp_path / "set.tsv", "w", newline="") as file:
+        writer = csv.writer(file, dialect="excel-tab")
+        writer.writerow(["index", "image", "question", "A", "B", "C", "answer", "category"])
+        writer.writerow([0, cell, "Which?", "cat", "dog", "", "B", "animals"])
+        writer.writerow([1, cell, "Which?", "cat", "dog", "bird", "C", "animals"])
+    assert run("convert", "custom", "--input", tmp_path / "set.tsv", "--output", tmp_path / "o.parquet")[0] == 0
+    rows = read_rows(tmp_path / "o.parquet")
+    assert [(row["choices"], row["answers"]) for row in rows] == [
+        (["cat", "dog"], ["B"]),
+        (["cat", "dog", "bird"], ["C"]),
+    ]
+    assert rows[0]["image_paths"] == rows[1]["image_paths"], "the same picture is one file"
+    assert open_image(rows[0]["image_paths"][0]).tobytes() == noise.tobytes()
+    assert rows[0]["meta"]["category"] == "animals"
+
+
+@pytest.mark.parametrize(
+    ("given", "choices"),
+    [
+        ({"A": "cat", "B": "dog"}, ["cat", "dog"]),
+        ('{"B": "dog", "A": "cat"}', ["cat", "dog"]),
+        ({"A": "cat", "B": "dog", "C": None}, ["cat", "dog"]),
+        (["{a}", "{b}"], ["{a}", "{b}"]),
+        ("{", "{"),
+    ],
+)
+def test_choices_by_letter(given: Any, choices: Any) -> None:
+    assert choices_of(given) == choices
 
 
 def test_fields_by_name_for_anything_else(tmp_path: Path, run: Any) -> None:
@@ -364,6 +442,9 @@ def test_every_set_comes_as_parquet_with_embedded_pictures_too(name: str, tmp_pa
         content = [{"image": "a.jpg", "problem": "the left man", "solution": "<answer>[20, 10, 60, 40]</answer>"}]
     if name == "visual-genome" or any(isinstance(content[0].get(field), str) for field in NAMES_OF_PICTURES):
         content = [{k: v for k, v in one.items() if k not in NAMES_OF_PICTURES} | {"image": shot()} for one in content]
+    if name.startswith("messages"):  # the columns of a content in parts are in the test below
+        texts = [one for one in content if all(isinstance(turn["content"], str) for turn in one["messages"])]
+        content = [one | {"images": [shot()]} for one in texts]
     # Columns have one type: a list of elements, polygons and refusals are in the other tests.
     content = [one for one in content if "elements" not in one and one.get("box_type", "bbox") == "bbox"]
     file = SAMPLES[name].file.rsplit(".", 1)[0] + ".parquet"
@@ -377,3 +458,13 @@ def test_every_set_comes_as_parquet_with_embedded_pictures_too(name: str, tmp_pa
         assert row["boxes"] == [pytest.approx(box) for box in expected.get("boxes", [])]
         assert all(Path(path).parent == output.parent / "images" for path in row["image_paths"])
     assert rows
+
+
+def test_trls_parts_in_parquet_are_read(tmp_path: Path, run: Any) -> None:
+    """There a part has all fields of all parts, empty ones included."""
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "Who?"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "Ann."}]}]
+    pq.write_table(pa.Table.from_pylist([{"images": [shot()], "messages": turns}]), tmp_path / "x.parquet")
+    output = tmp_path / "o.parquet"
+    assert run("convert", "messages", "--input", tmp_path / "x.parquet", "--output", output)[0] == 0
+    assert [(row["question"], row["answers"]) for row in read_rows(output)] == [("Who?", ["Ann."])]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 LETTERS = string.ascii_uppercase
 ANSWER_FORMS = ("letter", "index", "text", "either")
@@ -29,6 +31,27 @@ def choice_letter(answer: str, choices: Sequence[str]) -> str:
             f"its answer {answer!r} is neither a letter from A to {letters[-1]} nor the text of one choice"
         )
     return same[0]
+
+
+def choices_of(given: Any) -> Any:
+    """Choices by letter, {"A": "cat", "B": "dog"} or that as JSON, as a list in the letters' order; anything else as it is.
+
+    An empty letter behind the last choice is none (parquet gives every row all of a file's letters). Raises `ValueError` for
+    names that are not A, B, C, ...
+    """
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            return given
+    if not isinstance(given, Mapping):
+        return given
+    filled = {str(name).strip(): choice for name, choice in given.items() if choice is not None}
+    if sorted(filled) != list(LETTERS[: len(filled)]):
+        raise ValueError(
+            f"its choices go by {', '.join(filled) or 'no names'}, expected the letters from A on, none left out"
+        )
+    return [filled[letter] for letter in sorted(filled)]
 
 
 def choice_list(choices: list[str]) -> list[str]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vision_rl.answers.choices import choice_letter, choice_list
+from vision_rl.answers.choices import choice_letter, choice_list, choices_of
 from vision_rl.errors import UserError
 from vision_rl.files import replacing
 from vision_rl.media.picture_files import picture_file
@@ -70,24 +72,55 @@ def read_rows(
 ) -> list[dict[str, Any]]:
     """Read and validate rows as plain dicts with absolute image paths and `meta` as a dict.
 
-    `task` keeps only the rows of that task; `limit` stops after that many. Relative image paths are taken from
-    `image_base_dir`, by default the parquet file's directory. Image files are not opened here (`data_utils.py verify`
-    does that). Raises `UserError` with the file and the row number (from 0, as `DataFrame.iloc`) of the first bad row,
-    and for a file without such rows.
+    `task` keeps only the rows of that task, or reads those of one other task as it (`relabels`); `limit` stops after that
+    many. Relative image paths are taken from `image_base_dir`, by default the parquet file's directory. Image files are not
+    opened here (`data_utils.py verify` does that). Raises `UserError` with the file and the row number (from 0, as
+    `DataFrame.iloc`) of the first bad row, and for a file without such rows.
     """
     rows = list(islice(iter_rows(path, task=task, image_base_dir=image_base_dir), limit))
     if not rows and limit != 0:
-        wanted = f" of task {task!r}" if task else ""
-        raise UserError(f"{path} holds no rows{wanted}; convert a data set into it with data_utils.py")
+        raise UserError(_no_rows(path, task))
     return rows
+
+
+def _no_rows(path: str | Path, task: str | None) -> str:
+    if task is None or not open_parquet(path).metadata.num_rows:
+        return f"{path} holds no rows; convert a data set into it with data_utils.py"
+    there, row = " and ".join(task_names_of(path)), get_task(task)
+    return (
+        f"{path} holds rows of task {there}, none of {task!r}, whose rows have {row.truth}; train on them with --task "
+        f"{there.split()[0]}, or give a file of {task}: data_utils.py convert custom --task {row.spec}"
+    )
+
+
+def relabels(path: str | Path, task: str | None) -> bool:
+    """Whether the rows of a file are read as `task`, although they name another: they all name the same one, and what is
+    right stands in the same column. Says so on stderr, once for each file."""
+    if task is None or "task" not in open_parquet(path).schema_arrow.names:
+        return False
+    names = task_names_of(path)
+    try:
+        same = len(names) == 1 and names != [task] and get_task(names[0]).truth == get_task(task).truth
+    except UserError:  # a name that nobody knows: its rows say so themselves
+        return False
+    if same:
+        _say_once(f"note: the rows of {path} are of task {names[0]}; they are read as {task}")
+    return same
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def iter_rows(
     path: str | Path, *, task: str | None = None, image_base_dir: str | Path | None = None
 ) -> Iterator[dict[str, Any]]:
     """The rows of `read_rows` one at a time, in bounded memory."""
+    other = {"task": task} if relabels(path, task) else {}
     for number, raw in iter_raw_rows(path):
         try:
+            raw = raw | other
             row = normalise_row(raw, number=number, task=task)
         except ValueError as error:
             raise UserError(f"{path}, row {number}: {error} (`data_utils.py verify` lists every bad row)") from error
@@ -230,7 +263,7 @@ def normalise_row(raw: Mapping[str, Any], *, number: int = 0, task: str | None =
     """
     fields, meta = _resolve_aliases(raw)
     boxes = _boxes(fields.get("boxes"))
-    choices = choice_list(_strings(fields.get("choices"), "choices"))
+    choices = choice_list(_strings(choices_of(fields.get("choices")), "choices"))
     answers = _strings(fields.get("answers"), "answers")
     row: dict[str, Any] = {
         "id": str(_given(fields.get("id"), number)),
@@ -271,6 +304,10 @@ def _check(row: dict[str, Any]) -> None:
         _check_episode(row, task)
     elif not row["image_paths"] or not all(row["image_paths"]):
         raise ValueError("it names no image; fill in image_paths (or image_path)")
+    if any(path.startswith("data:") for path in row["image_paths"]):
+        raise ValueError(
+            "its picture is embedded as a text; data_utils.py convert custom writes such pictures to files"
+        )
     if not isinstance(row["question"], str) or not row["question"].strip():
         raise ValueError("its question (or instruction) is empty")
     for column, truth, other in (

@@ -17,10 +17,10 @@ from typing import Any
 
 from vision_rl.answers.coordinates import get_family, smart_resize
 from vision_rl.data.episodes import EpisodeChecks
-from vision_rl.data.schema import iter_raw_rows, normalise_row, with_absolute_paths, write_rows
+from vision_rl.data.schema import iter_raw_rows, normalise_row, relabels, with_absolute_paths, write_rows
 from vision_rl.errors import UserError
 from vision_rl.media.check_images import ImageCheck, check_images
-from vision_rl.media.images import LIMIT_PIXELS
+from vision_rl.media.images import LIMIT_PIXELS, too_narrow
 from vision_rl.rewards import gold_reply, grounding_reward
 from vision_rl.rewards.grounding import takes_points
 from vision_rl.rewards.multiple_choice import alike
@@ -47,7 +47,6 @@ class Checks:
     max_pixels: int = 14 * 14 * 4 * 16384
     limit_pixels: int = LIMIT_PIXELS
     min_side: int = 4
-    max_aspect: float = 200.0
     open_images: bool = True
     workers: int | None = None
     strict: bool = False
@@ -99,11 +98,12 @@ def verify(
     elsewhere = _contents_elsewhere(against, image_base_dir, pictures)
     report = Report(images=len(_paths_of(path, image_base_dir)))
     seen = _Seen()
+    other = {"task": checks.task} if relabels(path, checks.task) else {}
     gold, episodes = _GoldScores(checks), EpisodeChecks(against, open_them=checks.open_images)
     for number, raw in progress(iter_raw_rows(path), "rows", 0):
         report.rows += 1
         try:
-            row = normalise_row(raw, number=number, task=checks.task)
+            row = normalise_row(raw | other, number=number, task=checks.task)
         except ValueError as error:
             report.problems.append(Problem(number, str(raw.get("id", "")), str(error)))
             continue
@@ -204,8 +204,8 @@ def _image_reasons(row: dict[str, Any], pictures: dict[str, ImageCheck], checks:
             reasons.append(f"image_sizes says {stated[0]} x {stated[1]}, but {image} is {size[0]} x {size[1]}")
         if min(size) < checks.min_side:
             reasons.append(f"{image} is {size[0]} x {size[1]}, a side is below {checks.min_side} pixels")
-        elif max(size) / min(size) > checks.max_aspect:
-            reasons.append(f"{image} is {size[0]} x {size[1]}, its aspect ratio is above {checks.max_aspect:g}")
+        elif reason := too_narrow(*size):
+            reasons.append(f"{image} {reason}")
     return reasons
 
 

@@ -29,6 +29,8 @@ from vision_rl.errors import UserError
 LIMIT_PIXELS = 89_478_485
 # Every size is checked against that limit; set once, because the warnings module cannot be changed for one thread only.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+MAX_ASPECT = 200
+"""Longer by shorter side: what smart_resize of the Qwen-VL processors takes (transformers, image_processing_qwen2_vl.py)."""
 # No EPS (runs Ghostscript), no PDF, no formats that a model's own loader could not open.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
@@ -68,6 +70,13 @@ def served_unchanged(path: str | Path, *, by_vllm: bool = False) -> bool:
         if by_vllm:
             return image.mode != "RGB" or not _has_transparency(image)
         return _orientation(image) == 1 and (image.mode == "RGBA" or not _has_transparency(image))
+
+
+def too_narrow(width: int, height: int) -> str:
+    """Why a picture of this size is refused by the models' processors, as a predicate; "" for one that is not."""
+    if max(width, height) <= MAX_ASPECT * min(width, height):
+        return ""
+    return f"is {width} x {height}, its aspect ratio is above {MAX_ASPECT}, which processors refuse; crop it"
 
 
 def pixel_hash(image: Image.Image) -> str:

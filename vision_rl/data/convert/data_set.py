@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vision_rl.answers.choices import gold_letter
+from vision_rl.answers.choices import choices_of, gold_letter
 from vision_rl.data.convert.geometry import four_numbers, to_unit_xyxy
 from vision_rl.data.convert.records import (
     OnBad,
@@ -33,6 +33,8 @@ from vision_rl.rewards.metrics import metric
 from vision_rl.tasks import get_task
 
 Fields = tuple[str, ...]
+_CONVERSATIONS = {"objects": "messages-boxes", "messages": "messages", "conversations": "llava"}
+"""Fields by which a layout is known, and the sets that read it."""
 _LAYOUT_ERRORS = (KeyError, IndexError, TypeError, ValueError, AttributeError, SyntaxError)
 
 
@@ -158,6 +160,8 @@ def _row(data_set: DataSet, source: Source, item: tuple[str, str, Record | UserE
     images, media = _pictures(data_set, source, record, where)
     sizes = [image_size(image) for image in images]
     names = _named(source.question_field, data_set.question)
+    if _first(record, names) is None and (cure := _other_layout(record)):
+        raise UserError(f"{where} has no {' or '.join(names)}: {cure}")
     question = _required(record, names, where, "name one with --question-field")
     known = {*_columns(data_set), *data_set.drop, *names, source.image_field, source.answer_field, source.choices_field}
     row: Record = {
@@ -207,7 +211,11 @@ def _picture(value: Any, folders: Fields, source: Source, where: str) -> Path:
 
 
 def _answer(data_set: DataSet, source: Source, record: Record, where: str) -> Record:
-    choices = [str(choice) for choice in as_list(_first(record, _named(source.choices_field, data_set.choices)) or [])]
+    given = _first(record, _named(source.choices_field, data_set.choices)) or []
+    try:
+        choices = [str(choice) for choice in as_list(choices_of(given))]
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
     if source.choices_field and not choices:
         raise UserError(f"{where} has no {source.choices_field}; its fields are {', '.join(record)}")
     answers = _answers(data_set, source, record, where)
@@ -226,8 +234,8 @@ def _answers(data_set: DataSet, source: Source, record: Record, where: str) -> l
     value = _first(record, names)
     if value is None and source.allow_unanswered:
         return []
-    cure = "name one with --answer-field, or pass --allow-unanswered for a test split"
-    value = _required(record, names, where, cure)
+    test_split = "pass --allow-unanswered for a test split"
+    value = _required(record, names, where, f"name one with --answer-field, or {test_split}", test_split)
     # VQAv2 and its kin wrap each of the ten in an object.
     given = [item.get("answer") if isinstance(item, dict) else item for item in as_list(value)]
     answers = [str(item).strip() for item in given if item != ""]
@@ -251,6 +259,12 @@ def _target(data_set: DataSet, record: Record, size: tuple[int, int], where: str
     return {"boxes": boxes, "labels": [label] * len(boxes)}
 
 
+def _other_layout(record: Record) -> str:
+    """The cure for a file of conversations that was given as one of questions; "" for any other."""
+    name = next((layout for field, layout in _CONVERSATIONS.items() if field in record), "")
+    return name and f"that is a file of conversations; read it with data_utils.py convert {name}"
+
+
 def _columns(data_set: DataSet) -> Fields:
     return (*data_set.image, *data_set.answer, *data_set.choices, *data_set.boxes, "label", "polygon", "box_space")
 
@@ -263,8 +277,13 @@ def _first(record: Record, names: Fields) -> Any:
     return next((record[name] for name in names if name in record), None)
 
 
-def _required(record: Record, names: Fields, where: str, cure: str) -> Any:
+def _required(record: Record, names: Fields, where: str, cure: str, other: str = "") -> Any:
+    """The first of the fields; `cure` is for a record without any of them, `other` one more for an empty one."""
     value = _first(record, names)
     if value is None:
+        empty = [name for name in names if name in getattr(record, "empty", ())]
+        if empty:
+            cures = ["fill it in", "leave such records out with --skip-bad", *([other] if other else [])]
+            raise UserError(f"{where}: its {empty[0]} is empty; {', or '.join(cures)}")
         raise UserError(f"{where} has no {' or '.join(names)}; its fields are {', '.join(record)}: {cure}")
     return value

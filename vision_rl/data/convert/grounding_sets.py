@@ -128,6 +128,23 @@ GROUNDING_SETS: dict[str, DataSet] = {
         mark=("conversations", "problem"),
         unfold=layouts.vlm_r1,
     ),
+    "messages-boxes": DataSet(
+        title="ms-swift's grounding",
+        layout=(
+            "JSON, JSONL or parquet with messages (user, assistant), images and objects {ref, bbox, bbox_type}, which "
+            "<ref-object> and <bbox> stand for"
+        ),
+        source="ms-swift, docs: Custom Dataset",
+        rows="any",
+        metric="iou",
+        licence="the set's own",
+        get="your own",
+        options="--input data/own/train.jsonl",
+        task="grounding",
+        image=("images", "image"),
+        mark=("messages",),
+        unfold=layouts.messages_boxes,
+    ),
     "vindr-cxr": DataSet(
         title="VinDr-CXR",
         layout="CSV with image_id, class_name, rad_id, x_min, y_min, x_max, y_max in pixels; pictures exported to PNG",

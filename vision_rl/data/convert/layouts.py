@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from vision_rl.answers.choices import LETTERS
 from vision_rl.data.convert.records import Record
 from vision_rl.errors import UserError
 
 _IMAGE_TOKEN = re.compile(r"<image (\d)>")
+_BOX, _OBJECT = "<bbox>", re.compile("<ref-object>")
 _ANSWER_TAG = re.compile(r"</?answer>")
 
 
@@ -103,6 +105,58 @@ def llava(record: Record) -> Iterable[Record]:
     """One question per pair of turns."""
     kept = {name: value for name, value in record.items() if name != "conversations"}
     return [{**kept, "question": human, "answer": model} for human, model in pairs(record)]
+
+
+def messages(record: Record) -> Iterable[Record]:
+    """One question per turn of user and assistant in `messages` (ms-swift, LLaMA-Factory, TRL), pictures in `images` or in
+    the parts of the content."""
+    turns = [turn for turn in record["messages"] if turn["role"] != "system"]
+    kept = {name: value for name, value in record.items() if name != "messages"}
+    pictures = [picture for turn in turns for picture in _pictures_in(turn["content"])]
+    if pictures and not any(name in kept for name in ("images", "image")):
+        kept["images"] = pictures
+    flat = []
+    for user, assistant in zip(turns[::2], turns[1::2], strict=True):
+        if (user["role"], assistant["role"]) != ("user", "assistant"):
+            raise ValueError("turns of a conversation are not user and assistant in turn")
+        flat.append({**kept, "question": _text_in(user["content"]), "answer": _text_in(assistant["content"])})
+    if any(_BOX in f"{one['question']}{one['answer']}" for one in flat) and "objects" in record:
+        raise UserError("its texts have <bbox> in them, and its objects say where: read it with convert messages-boxes")
+    return flat
+
+
+def messages_boxes(record: Record) -> Iterable[Record]:
+    """ms-swift's grounding: one turn, in which <ref-object> and <bbox> stand for those of `objects`, in order."""
+    objects = record["objects"]
+    [flat] = messages({name: value for name, value in record.items() if name != "objects"})
+    names, boxes = iter(objects.get("ref") or ()), list(objects["bbox"])
+    if _BOX in flat["question"] or flat["answer"].count(_BOX) != len(boxes):
+        raise UserError(
+            f"its answer has {flat['answer'].count(_BOX)} <bbox> for {len(boxes)} boxes (in its question none can be used)"
+        )
+    flat["question"] = _OBJECT.sub(lambda mark: str(next(names, mark.group())), flat["question"])
+    return [{**flat, "bbox": boxes, "box_space": "unit" if objects.get("bbox_type") == "norm1" else "pixels"}]
+
+
+def _text_in(content: Any) -> str:
+    parts = [{"text": content}] if isinstance(content, str) else content
+    return "\n".join(part["text"] for part in parts if part.get("text")).strip()
+
+
+def _pictures_in(content: Any) -> list[Any]:
+    """The pictures that the parts of a content name or embed: {"type": "image", "image": ...} and OpenAI's image_url."""
+    parts = [] if isinstance(content, str) else content
+    named = [part.get(name) for part in parts for name in ("image", "image_url", "url", "path")]
+    return [one for one in named if one]
+
+
+def lettered_columns(record: Record) -> Iterable[Record]:
+    """VLMEvalKit's choices are columns A, B, C, ...; any other record is flat as it is."""
+    letters = [letter for letter in LETTERS if letter in record]
+    if letters[:2] != ["A", "B"] or any(name in record for name in ("choices", "options")):
+        return [record]
+    kept = {name: value for name, value in record.items() if name not in letters}
+    return [{**kept, "choices": {letter: str(record[letter]) for letter in letters}}]
 
 
 def vlm_r1(record: Record) -> Iterable[Record]:

@@ -261,11 +261,27 @@ QUESTION_SETS: dict[str, DataSet] = {
         mark=("conversations",),
         unfold=layouts.llava,
     ),
+    "messages": DataSet(
+        title="conversations in messages",
+        layout=(
+            "JSON, JSONL or parquet with messages [{role: user, content}, {role: assistant, content}, ...], and images or "
+            "picture parts in the content"
+        ),
+        source="ms-swift, docs: Custom Dataset; LLaMA-Factory, data/README.md; TRL, docs: Dataset formats",
+        rows="any",
+        metric="token_f1",
+        licence="the set's own",
+        get="your own",
+        options="--input data/own/train.jsonl",
+        image=("images", "image"),
+        mark=("messages",),
+        unfold=layouts.messages,
+    ),
     "custom": DataSet(
         title="questions of your own",
         layout=(
-            "CSV, TSV, JSON, JSONL or parquet with question or instruction, answer or answers, choices, and a "
-            "picture, several, or a video"
+            "CSV, TSV, JSON, JSONL or parquet with question or instruction, answer or answers, choices (or VLMEvalKit's "
+            "columns A, B, ...), and a picture, several, or a video"
         ),
         source="docs/data.md",
         rows="any",
@@ -279,5 +295,6 @@ QUESTION_SETS: dict[str, DataSet] = {
         answer_as="either",
         identity=("id",),
         drop=("id", "video"),
+        unfold=layouts.lettered_columns,
     ),
 }

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from vision_rl.data.convert.refer import refer_records
 from vision_rl.data.schema import normalise_row, numbered_rows, open_parquet
 from vision_rl.errors import UserError
+from vision_rl.media.images import too_narrow
 
 Record = dict[str, Any]
 OnBad = Callable[[str], None]
@@ -25,6 +26,14 @@ FOLDERS = ("data", "DocVQA", "InfographicVQA", "ScienceQA-IMG")
 """Folders in which Hugging Face repositories have their parquet files."""
 _PARQUET = ("*.parquet", *(f"{folder}/*.parquet" for folder in FOLDERS))
 _PATTERNS = ("*.p", *_PARQUET, "*.jsonl", "*.json", "annotations/*.json", "metadata/*.json", "*.csv")
+
+
+class Filled(dict[str, Any]):
+    """The fields of a record that hold something; `empty` names the others."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__((key, value) for key, value in record.items() if not _is_empty(value))
+        self.empty = record.keys() - self.keys()
 
 
 def converted(
@@ -43,11 +52,14 @@ def converted(
 
 
 def checked(row: Record, where: str) -> Record:
-    """The row itself if it fits the schema; `UserError` starting with `where` otherwise."""
+    """The row itself if it fits the schema and models take its pictures; `UserError` starting with `where` otherwise."""
     try:
         normalise_row(row)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
+    for image, (width, height) in zip(row["image_paths"], row.get("image_sizes") or (), strict=False):
+        if reason := too_narrow(width, height):
+            raise UserError(f"{where}: {image} {reason}")
     return row
 
 
@@ -125,7 +137,7 @@ def iter_records(path: str | Path, unpack: Unpack | None = None, split: str = ""
     for number, record in enumerate(readers[path.suffix.lower()](path)):
         if not isinstance(record, dict):
             raise UserError(f"{path}, record {number} is not an object with named fields")
-        yield number, {key: value for key, value in record.items() if not _is_empty(value)}
+        yield number, Filled(record)
 
 
 def as_list(value: Any) -> list[Any]:
@@ -164,6 +176,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _csv(path: Path) -> Iterator[Record]:
+    csv.field_size_limit(2**31 - 1)  # Python's own is 131,072 characters, less than a picture in base64
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, dialect="excel-tab" if path.suffix.lower() == ".tsv" else "excel")
