@@ -13,6 +13,7 @@ import pytest
 
 from tests import fake_backend
 from tests.engine_stack import Stack, running_stack
+from vision_rl.rollout.chat_request import DROPPED as LEFT_OUT
 from vision_rl.rollout.chat_request import FIELDS
 from vision_rl.rollout.trace import turns_from_spans
 
@@ -50,8 +51,15 @@ TRAINING: dict[str, list[tuple[Any, str]]] = {
     "return_token_ids": [(True, SERVED)],
     "response_format": [({"type": "text"}, SERVED), ({"type": "json_object"}, REFUSED), (SCHEMA, REFUSED)],
     "stream": [(True, DROPPED)],
-    "stream_options": [({"include_usage": True}, DROPPED)],
+    "stream_options": [({"include_usage": True, "include_obfuscation": False}, DROPPED)],
     "user": [("somebody", SERVED)],
+    "modalities": [(["text"], DROPPED)],
+    "store": [(True, DROPPED), (False, DROPPED)],
+    "metadata": [({"run": "1"}, DROPPED)],
+    "service_tier": [("auto", DROPPED)],
+    "prompt_cache_key": [("k", DROPPED)],
+    "prompt_cache_retention": [("24h", DROPPED)],
+    "safety_identifier": [("s", DROPPED)],
 }
 """A value of each kind, and what becomes of it."""
 CASES = [(name, value, outcome) for name, values in TRAINING.items() for value, outcome in values]
@@ -76,7 +84,7 @@ def ask(stack: Stack, mode: str | None, **fields: Any) -> tuple[httpx.Response, 
 
 def test_the_table_has_every_field() -> None:
     """A field that is served one day must be thought about here first."""
-    assert set(TRAINING) == set(FIELDS)
+    assert set(TRAINING) == {*FIELDS, *LEFT_OUT}
 
 
 @pytest.mark.parametrize(("name", "value", "outcome"), CASES, ids=NAMES)
@@ -129,3 +137,108 @@ def test_an_unknown_rollout_is_told_so(stack: Stack) -> None:
     address = f"{stack.address}/rollout/ro-none/attempt/at-none/chat/completions"
     reply = httpx.post(address, json={**REQUIRED, "top_p": 0.5}, trust_env=False)
     assert reply.status_code == 404 and "no rollout ro-none" in reply.text
+
+
+NULLS = ("temperature", "tools", "audio", "reasoning_effort", "functions", "anything")
+CALL = {"id": "c1", "type": "function", "function": {"name": "zoom", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("mode", ["train", None])
+@pytest.mark.parametrize("name", NULLS)
+def test_a_null_is_an_absent_field(stack: Stack, mode: str | None, name: str) -> None:
+    """Also one whose field is not served: clients send the whole of what they know."""
+    reply, _ = ask(stack, mode, **{name: None})
+    assert reply.status_code == 200, reply.text
+    assert name not in stack.stats()["last"]
+
+
+@pytest.mark.parametrize(
+    ("message", "arrives"),
+    [
+        (
+            {"role": "user", "content": "x", "name": None, "audio": None, "refusal": None},
+            {"role": "user", "content": "x"},
+        ),
+        (
+            {"role": "assistant", "content": "x", "annotations": [], "function_call": None, "tool_calls": None},
+            {"role": "assistant", "content": "x"},
+        ),
+        (
+            {"role": "assistant", "content": "x", "provider_specific_fields": {"reasoning": None, "refusal": None}},
+            {"role": "assistant", "content": "x"},
+        ),
+        (
+            {"role": "assistant", "content": None, "tool_calls": [{**CALL, "provider_specific_fields": {"x": 1}}]},
+            {"role": "assistant", "tool_calls": [CALL]},
+        ),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
+            {"role": "user", "content": [{"type": "text", "text": "x"}]},
+        ),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "x", "annotations": [], "image_url": None}]},
+            {"role": "user", "content": [{"type": "text", "text": "x"}]},
+        ),
+    ],
+    ids=lambda value: str(sorted(value))[:60],
+)
+def test_what_clients_note_on_messages_does_not_reach_the_model(
+    stack: Stack, message: dict[str, Any], arrives: dict[str, Any]
+) -> None:
+    reply, _ = ask(stack, "train", messages=[message, *REQUIRED["messages"]])
+    assert reply.status_code == 200, reply.text
+    assert stack.stats()["messages"] == [arrives, *REQUIRED["messages"]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"modalities": ["text", "audio"]}, "modalities must be"),
+        ({"reasoning_effort": "low"}, "'reasoning_effort' is not served"),
+        ({"verbosity": "low"}, "'verbosity' is not served"),
+        ({"messages": [{"role": "assistant", "content": "x", "refusal": "no"}]}, "may not have 'refusal'"),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "thinking_blocks": []}]},
+            "may not have 'thinking_blocks'",
+        ),
+    ],
+    ids=str,
+)
+def test_what_could_change_the_reply_is_refused_by_name(stack: Stack, fields: dict[str, Any], said: str) -> None:
+    for mode in ("train", None):
+        reply, _ = ask(stack, mode, **fields)
+        assert reply.status_code == 400 and said in reply.text
+
+
+def test_a_schema_keeps_its_nulls_and_names(stack: Stack) -> None:
+    """There they mean something: a default of null, a property that is called like a note."""
+    schema = {"type": "object", "properties": {"annotations": {"default": None}, "x": {"enum": [None, 1]}}}
+    tool = {"type": "function", "function": {"name": "zoom", "description": None, "parameters": schema, "strict": None}}
+    asked = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": None, "description": None}}
+    reply, _ = ask(stack, None, tools=[tool], response_format=asked)
+    assert reply.status_code == 200, reply.text
+    last = stack.stats()["last"]
+    assert last["tools"] == [{"type": "function", "function": {"name": "zoom", "parameters": schema}}]
+    assert last["response_format"] == {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+
+
+def test_the_models_are_listed_under_a_rollouts_path_too(stack: Stack) -> None:
+    _, address = stack.claim()
+    for path in (address, address.removesuffix("/v1"), f"{stack.address}/v1"):
+        listed = httpx.get(f"{path}/models", trust_env=False).json()["data"]
+        assert [model["id"] for model in listed] == [fake_backend.MODEL]
+
+
+@pytest.mark.slow
+def test_litellms_own_message_is_a_second_turn(stack: Stack) -> None:
+    """litellm notes `provider_specific_fields` on every message that it returns, and agents send the message back."""
+    import litellm
+
+    rollout = stack.call(stack.store.start_rollout(input={}, mode="train"))
+    address = f"{stack.address}/rollout/{rollout.rollout_id}/attempt/{rollout.attempt.attempt_id}/v1"
+    model = {"model": f"hosted_vllm/{fake_backend.MODEL}", "api_base": address, "api_key": "none"}
+    messages: list[Any] = [*REQUIRED["messages"]]
+    for _ in range(2):
+        reply: Any = litellm.completion(**model, messages=messages, temperature=0.7, max_retries=0)
+        messages += [reply.choices[0].message.model_dump(), *REQUIRED["messages"]]
+    assert [turn.sampling for turn in turns_from_spans(stack.spans(rollout))] == [{"temperature": 0.7}] * 2

@@ -78,12 +78,13 @@ def parse_object(content: bytes) -> dict[str, Any]:
 def checked(body: dict[str, Any], *, traced: bool) -> ChatRequest:
     """The request with nothing in it but what was checked. Raises `CallError` naming the field and what it may be.
 
-    traced: a rollout's call, which has one choice. `data:` URIs and paths are not looked into here (`pictures.py`).
+    traced: a rollout's call, which has one choice. `data:` URIs and paths are not looked into here (`pictures.py`). A null
+    is an absent field everywhere, and what cannot change the reply is left out.
     """
-    for name in body:
+    given = {name: value for name, value in _cleaned(body).items() if name not in DROPPED}
+    for name in given:
         if name not in FIELDS:
             raise CallError(400, f"the field {name[:80]!r} is not served here; docs/workers.md lists those that are")
-    given = {name: value for name, value in body.items() if value is not None}
     for name, value in given.items():
         check, wanted = FIELDS[name]
         if not check(value):
@@ -94,6 +95,7 @@ def checked(body: dict[str, Any], *, traced: bool) -> ChatRequest:
     if traced and given.get("n", 1) != 1:
         raise CallError(400, "a rollout's call has one choice: n must be 1")
     usage = bool(given.pop("stream_options", {}).get("include_usage"))
+    given.pop("modalities", None)
     request = ChatRequest(given, stream=bool(given.pop("stream", False)), usage=usage)
     if traced:
         request.untrainable = untrainable(given)
@@ -101,6 +103,19 @@ def checked(body: dict[str, Any], *, traced: bool) -> ChatRequest:
             given["tools"] = [_not_strict(tool) for tool in given["tools"]]
     given["messages"] = [_message(message, request.urls) for message in given["messages"]]
     return request
+
+
+def _cleaned(value: Any) -> Any:
+    """A value without nulls and notes in its objects; a JSON schema stays as it is, where a null may be a default."""
+    if isinstance(value, list):
+        return [_cleaned(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: one if name in _SCHEMAS else _cleaned(one)
+        for name, one in value.items()
+        if one is not None and name not in _NOTES
+    }
 
 
 def _not_strict(tool: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +128,7 @@ def _not_strict(tool: dict[str, Any]) -> dict[str, Any]:
 def _message(message: Any, urls: list[str]) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise CallError(400, "a message must be an object with a role and content")
-    kept = {name: value for name, value in message.items() if value is not None}
+    kept = dict(message)
     for name in kept:
         if name not in _MESSAGE:
             raise CallError(400, f"a message may not have {name[:80]!r}")
@@ -271,10 +286,21 @@ FIELDS: dict[str, tuple[Check, str]] = {
         '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}',
     ),
     "stream": _SWITCH,
-    "stream_options": (lambda value: _only(value, (), ("include_usage",)), 'an object with "include_usage"'),
+    "stream_options": (
+        lambda value: _only(value, (), ("include_usage", "include_obfuscation")),
+        'an object with "include_usage"',
+    ),
+    "modalities": (lambda value: value == ["text"], '["text"]'),
     "user": _TEXT,
 }
 """The fields of a chat request: name -> (check, what it may be)."""
+DROPPED = frozenset(
+    ("store", "metadata", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier")
+)
+"""Fields that official clients send to other servers, and that cannot change a reply."""
+_NOTES = frozenset(("cache_control", "annotations", "provider_specific_fields"))
+"""What clients note on messages, parts and tool calls; no template shows it to a model."""
+_SCHEMAS = frozenset(("parameters", "schema"))
 _MESSAGE: dict[str, tuple[Check, str]] = {
     "role": (
         lambda value: value in ("system", "developer", "user", "assistant", "tool"),

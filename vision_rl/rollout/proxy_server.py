@@ -61,6 +61,8 @@ class ProxyApp:
         routes = [
             Route(HEALTH, _told(self.health), methods=["GET"]),
             Route("/v1/models", _told(self.models), methods=["GET"]),
+            Route(traced + "/models", _told(self.models), methods=["GET"]),
+            Route(traced + "/v1/models", _told(self.models), methods=["GET"]),
             Route("/v1/chat/completions", _told(self.chat), methods=["POST"]),
             Route(traced + "/chat/completions", _told(self.chat), methods=["POST"]),
             Route(traced + "/v1/chat/completions", _told(self.chat), methods=["POST"]),
