@@ -31,7 +31,7 @@ from vision_rl.errors import UserError, cli_errors  # noqa: E402
 from vision_rl.files import write_text  # noqa: E402
 from vision_rl.models.table import render_models  # noqa: E402
 from vision_rl.platform.environment import run_environment  # noqa: E402
-from vision_rl.platform.gpu import on_cpu  # noqa: E402
+from vision_rl.platform.gpu import check_build, on_cpu  # noqa: E402
 from vision_rl.preflight.checks import check_devices, check_images, check_machine, check_model  # noqa: E402
 from vision_rl.rollout.addresses import PROXY_PORT, STORE_PORT, Reach, free_port, private, published, worker_lines  # noqa: E402
 from vision_rl.run.directory import CONFIG, check_run_dir, open_run_dir  # noqa: E402
@@ -407,8 +407,10 @@ def examine(args: argparse.Namespace, cpu: bool) -> bool:
         (args.store_port or STORE_PORT, args.host, "--store-port"),
     ]
     files = data_files(args)
+    resolved = configure(args, cpu, media_root="/")
+    check_build(resolved.verl["trainer"]["device"] == "cpu")  # nothing below would say a word for minutes
     patient = Patient(
-        resolved=configure(args, cpu, media_root="/"),
+        resolved=resolved,
         data=([file.path for file in files[0]], [file.path for file in files[1]]),
         run_dir=run_dir_of(args),
         cpu=cpu,

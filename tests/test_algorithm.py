@@ -11,6 +11,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from vision_rl.errors import UserError
+from vision_rl.run.directory import STOP_FILE
 from vision_rl.run.last_words import TRACEBACK, in_a_sentence
 from vision_rl.settings import AppSettings
 from vision_rl.training.algorithm import VisionVERL
@@ -72,6 +73,12 @@ def test_a_killed_worker_is_told_as_one_and_not_as_a_defect(algorithm: VisionVER
     told = str(told_of(algorithm, ActorDiedError()))
     assert "died: killed, most often for want of main memory" in told and str(tmp_path / "logs") in told
     assert "there is no checkpoint yet" in told and "defect" not in told
+
+
+def test_a_worker_that_a_signal_ended_with_the_run_does_not_blame_memory(algorithm: VisionVERL, tmp_path: Path) -> None:
+    (tmp_path / STOP_FILE).write_text("")
+    told = str(told_of(algorithm, ActorDiedError()))
+    assert "was told to stop (SIGTERM or Ctrl-C)" in told and "memory" not in told
 
 
 def test_a_server_that_does_not_start_is_told_as_that(algorithm: VisionVERL) -> None:

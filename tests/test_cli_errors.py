@@ -244,6 +244,26 @@ def test_more_gpus_than_there_are(
         assert word in error
 
 
+@pytest.mark.parametrize("program", ["train", "doctor", "vqa_agent", "grounding_agent"])
+def test_a_cuda_build_without_a_gpu_says_so_at_once(
+    program: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said nothing for minutes, and ended in vLLM's log."""
+    from vision_rl.evaluation import debug
+
+    monkeypatch.chdir(folder)
+    for module in (checks, gpu):
+        monkeypatch.setattr(module, "cpu_build", lambda: False)
+        monkeypatch.setattr(module, "cuda_devices", lambda: 0)
+    with pytest.raises(SystemExit) as exit_info:
+        if program.endswith("_agent"):
+            debug.main(program.removesuffix("_agent"), [])
+        else:
+            train_agent.main(["--doctor"] * (program == "doctor"))
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2 and "is its CUDA build, and no GPU can be used here" in error
+
+
 def test_enough_gpus_or_a_cluster_whose_gpus_ray_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(checks, "cpu_build", lambda: False)

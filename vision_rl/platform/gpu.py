@@ -12,6 +12,8 @@ import sys
 import threading
 from types import TracebackType
 
+from vision_rl.errors import UserError
+
 # libcuda itself: torch takes 3 s to import, and /proc/driver/nvidia is missing under WSL. In a process of its own,
 # because a process that has initialised CUDA is none to fork from, and the runners are forked.
 _COUNT = """
@@ -42,6 +44,20 @@ def cpu_build() -> bool:
 def on_cpu() -> bool:
     """Whether runs of this installation compute on the CPU."""
     return cpu_build() or not cuda_devices()
+
+
+def check_build(cpu: bool) -> None:
+    """Raise `UserError` for vLLM's CUDA build where no GPU can be used: it would be silent for minutes, and then fail."""
+    if not cpu or cpu_build():
+        return
+    try:
+        version = importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    raise UserError(
+        f"vLLM {version} is its CUDA build, and no GPU can be used here: nvidia-smi shows whether the driver works (in a "
+        "container, whether it was started with --gpus all); for a machine without a GPU `make install` brings the CPU build"
+    )
 
 
 class GpuMeter:

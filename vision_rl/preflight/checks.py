@@ -16,7 +16,7 @@ from vision_rl.errors import UserError
 from vision_rl.media.images import image_size
 from vision_rl.models.chat_templates import check_template_files
 from vision_rl.models.table import TABLE
-from vision_rl.platform.gpu import cpu_build, cuda_devices
+from vision_rl.platform.gpu import check_build, cpu_build, cuda_devices
 
 CPU_CORES = 2
 CPU_MEMORY_GIB = 9
@@ -47,8 +47,10 @@ def check_machine(cpu: bool) -> None:
 
 
 def check_devices(verl: Mapping[str, Any], preset: str) -> None:
-    """Raise `UserError` if a run on this machine alone asks for more GPUs than it has; of a cluster only Ray knows."""
+    """Raise `UserError` if a run on this machine alone asks for more GPUs than it has; of a cluster only Ray knows.
+    And for a CPU run by vLLM's CUDA build."""
     ray_init, trainer = verl["ray_kwargs"]["ray_init"], verl["trainer"]
+    check_build(trainer["device"] == "cpu")
     if ray_init.get("address") or os.environ.get("RAY_ADDRESS"):
         return
     wanted = trainer["n_gpus_per_node"] * trainer["nnodes"]

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from vision_rl.errors import UserError
+from vision_rl.run.directory import STOP_FILE
 
 TRACEBACK = "traceback.txt"
 """In logs/: the whole of what Ray said of the error that ended the run."""
@@ -50,8 +51,14 @@ def in_a_sentence(error: Exception, logs: Path, how_to_go_on: str) -> UserError:
 def _of_the_dead(error: Exception, logs: Path, how_to_go_on: str) -> str:
     """A worker process that was killed: Ray's reason is a page long."""
     name = re.search(r"class_name: (\w+)", str(error))
+    which = f"a process of the trainer ({name.group(1) if name else 'a Ray actor'})"
+    if (logs.parent / STOP_FILE).exists():
+        return (
+            f"{which} was ended together with the run, which was told to stop (SIGTERM or Ctrl-C): the step under way is lost; "
+            f"a signal to train_agent.py alone lets it finish and be kept; {how_to_go_on}"
+        )
     return (
-        f"a process of the trainer ({name.group(1) if name else 'a Ray actor'}) died: killed, most often for want of main "
+        f"{which} died: killed, most often for want of main "
         f"memory (`dmesg | grep -i oom` says so), or crashed ({logs} has what it printed); {how_to_go_on}"
     )
 

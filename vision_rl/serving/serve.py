@@ -20,6 +20,7 @@ import httpx
 
 from vision_rl.errors import UserError
 from vision_rl.platform.environment import SERVER_KEY, run_environment
+from vision_rl.platform.gpu import check_build
 from vision_rl.platform.parent_death import end_with_parent
 
 START_SECONDS = 600.0
@@ -47,6 +48,7 @@ def serve(
     function tools, and read the calls by that parser of vLLM.
     Raises `UserError` with the last lines of vLLM's log if the server does not come up.
     """
+    check_build(cpu)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
