@@ -43,6 +43,38 @@ NATIVE = [
     ("ui_tars_1_5", "Action: click(point='<point>197 525</point>')", [P]),
     ("ui_tars_1_5", "Action: left_double(start_box='[1, 2, 3, 4]')", [(1, 2, 3, 4)]),
 ]
+B: Box = (100, 200, 300, 400)
+WAYS = [
+    *[("bbox_2d", text, [B]) for text in (
+        "[{'bbox_2d': [100, 200, 300, 400]}]", '[{"bbox_2d": [100, 200, 300, 400,]},]', "bbox_2d: [100, 200, 300, 400]",
+        '{"bbox_2d": "[100, 200, 300, 400]"}', '{"bbox_2d": ["100", "200", "300", "400"]}',
+        '{"bbox_2d": [[100, 200], [300, 400]]}', '{"bbox_2d": [[100, 200, 300, 400]]}',
+        '{"bbox_2d": [100, 200, 300, 400], "point_2d": [150, 250]}',
+        "{'point_2d': [150, 250], 'label': 'it', 'bbox_2d': [100, 200, 300, 400]}",
+    )],
+    ("bbox_2d", '{"bbox_2d": [[1, 2, 3, 4], [100, 200, 300, 400]]}', [(1, 2, 3, 4), B]),
+    ("bbox_2d", '[{"bbox_2d": [100, 200, 300, 400]}, {"point_2d": [197, 525]}]', [B, P]),  # two objects
+    ("point_2d", '{"bbox_2d": [100, 200, 300, 400], "point_2d": [197, 525]}', [P]),
+    ("box_2d", "[{'box_2d': [200, 100, 400, 300,]}]", [B]),
+    *[("pyautogui", text, [P]) for text in (
+        "pyautogui.moveTo(197, 525)\npyautogui.click()", "pyautogui.moveTo(x=197, y=525, duration=1)\npyautogui.doubleClick()",
+        "pyautogui.moveTo(1, 2)\npyautogui.click(x=197, y=525)", "pyautogui.moveTo(1, 2)\npyautogui.moveTo(197, 525)",
+        "pyautogui.moveTo(197, 525)\npyautogui.click(button='right')\npyautogui.click()",
+    )],
+    ("pyautogui", "pyautogui.click(1, 2)\npyautogui.click(197, 525)", [(1, 2, 1, 2), P]),
+    *[("computer_use", text, [P]) for text in (
+        '{"action": "left_click", "coordinate": "[197, 525]"}', "{'action': 'left_click', 'coordinate': [197, 525]}",
+        "<tool_call>\n<function=computer_use>\n<parameter=action>\nleft_click\n</parameter>\n<parameter=coordinate>\n"
+        "[197, 525]\n</parameter>\n</function>\n</tool_call>",
+    )],
+    *[("click", f"<click>{text}</click>", [(0.25, 0.5, 0.5, 0.75)]) for text in (
+        "(0.25, 0.5, 0.25, 0.25)", "[0.25, 0.5, 0.25, 0.25]", "0.25 0.5 0.25 0.25", "25%, 50%, 25%, 25%", "25 % 50 % 25 % 25 %",
+        "0.25, 0.5, 0.25, 0.25,",
+    )],
+    ("bbox", "<bbox>(0.25, 0.5, 0.5, 0.75)</bbox>", [(0.25, 0.5, 0.5, 0.75)]),
+    ("bbox", "<bbox>[25%, 50%, 50%, 75%]</bbox>", [(0.25, 0.5, 0.5, 0.75)]),
+]  # fmt: skip
+"""Ways of writing that say the same: quotes, brackets, blanks, percent signs, an object's own point, a move and its click."""
 POINTS = [
     ("point", "(197, 525)", [P]),
     ("point", "[197, 525]", [P]),
@@ -58,9 +90,16 @@ POINTS = [
 ]
 
 
-@pytest.mark.parametrize(("fmt", "text", "boxes"), [*NATIVE, *POINTS])
+@pytest.mark.parametrize(("fmt", "text", "boxes"), [*NATIVE, *POINTS, *WAYS])
 def test_what_families_and_gui_agents_write_is_read(fmt: str, text: str, boxes: list[Box]) -> None:
     assert read_boxes(text, fmt) == BoxReading(boxes, 0, False)
+
+
+def test_a_box_with_its_own_point_is_one_answer() -> None:
+    reply = '{"bbox_2d": [0.2, 0.2, 0.4, 0.4], "point_2d": [0.3, 0.3]}'
+    assert grounding_reward(reply, [(0.2, 0.2, 0.4, 0.4)], answer_format="bbox_2d").value == 1.0
+    moved = "pyautogui.moveTo(0.3, 0.3)\npyautogui.click()"
+    assert grounding_reward(moved, [(0.2, 0.2, 0.4, 0.4)], answer_format="pyautogui", kind="point").value == 1.0
 
 
 def test_every_format_has_an_accepted_reply() -> None:
@@ -95,6 +134,11 @@ def test_every_format_has_an_accepted_reply() -> None:
         ("pyautogui", "pyautogui.click(x=__import__('os'), y=2)", 1),
         ("pyautogui", "pyautogui.write('(197, 525)')", 1),
         ("computer_use", '{"action": "left_click", "coordinate": [197]}', 1),
+        ("pyautogui", "pyautogui.click()", 1),  # where?
+        ("bbox_2d", '{"bbox_2d": [10%, 20%, 30%, 40%]}', 1),  # a percentage of what is said in unit space only
+        ("bbox_2d", '{"bbox_2d": [[1, 2], [3, 4]', 1),
+        ("click", "<click>(0.1, 0.2, 0.3, 0.4</click>", 1),
+        ("click", "<click>0.1, 0.2 0.3, 0.4</click>", 1),
         ("computer_use", '<think>{"coordinate": [197, 525]}</think>', 0),
     ],
 )

@@ -21,6 +21,7 @@ from vision_rl.answers.parsing import (
     ToolCall,
     box_format,
     count_answers,
+    final_text,
     format_boxes,
     parse_answer,
     parse_boxes,
@@ -165,8 +166,6 @@ def test_accepted_boxes(fmt: str, text: str, boxes: list[Box]) -> None:
         ("bbox", "<bbox>[[0.1, 0.2, 0.3, 0.4]]</bbox>", 1),
         ("bbox", "<think><bbox>[0,0,1,1]</bbox>", 0),
         ("bbox", "<tool_call><bbox>[0,0,1,1]</bbox></tool_call>", 0),
-        ("click", "<click>0.1 0.2 0.3 0.4</click>", 1),
-        ("bbox_2d", '[{"bbox_2d": [1, 2, 3, "4"]}]', 1),
         ("bbox_2d", '[{"bbox_2d": [1, 2, 3, 4', 1),
         ("box_tokens", "<|box_start|>(1,2,3,4)<|box_end|>", 1),
         ("box_tokens", "(1),(2,3,4)", 1),
@@ -395,7 +394,17 @@ HARD_UNITS = [
         "<think></think>",
         "<reasoning></think>",
     ),
-    *("<answer>", "<answer></answer>", "<tool_call>", "<tool_call></tool_call>", "<use_tool>a ", "<confidence>"),
+    *(
+        "<answer>",
+        "<answer></answer>",
+        "<tool_call>",
+        "<tool_call></tool_call>",
+        "<function=a>",
+        "<function=a></function>",
+        "<parameter=a>",
+        "<use_tool>a ",
+        "<confidence>",
+    ),
     *("confidence ", "no  finding", "no ", " ", "\n", "1", "1,", "0.1 ", "<", "```json ", "<bbox> ", "<box>[ ", '_2d"'),
 ]
 
@@ -416,3 +425,47 @@ def test_time_grows_linearly(unit: str) -> None:
     for head in ("", "<bbox>", "<use_tool>name", '"bbox_2d"'):
         least = max(operations(everything, head + small), 2e-4)
         assert operations(everything, head + small * 16) < 70 * least, head
+
+
+ZOOM = {"region": [0.1, 0.2, 0.3, 0.4], "zoom_factor": 2}
+QWEN_3_5 = """<function=zoom>
+<parameter=region>
+[0.1, 0.2, 0.3, 0.4]
+</parameter>
+<parameter=zoom_factor>
+2
+</parameter>
+</function>"""
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        (f"<tool_call>\n{QWEN_3_5}\n</tool_call>", ZOOM),
+        (f"I look closer.\n{QWEN_3_5}", ZOOM),  # without its wrapping
+        (f"<tool_call>\n{QWEN_3_5.removesuffix('</function>')}", ZOOM),  # cut off behind its last value
+        ("<tool_call><function=zoom><parameter=note>a <b> c</parameter></function></tool_call>", {"note": "a <b> c"}),
+        ("<tool_call><function=zoom></function></tool_call>", {}),
+        ('<tool_call>{"name": "zoom", "parameters": {"zoom_factor": 2}}</tool_call>', {"zoom_factor": 2}),
+        (
+            '<tool_call>{"type": "function", "function": {"name": "zoom", "arguments": "{\\"a\\": 1}"}}</tool_call>',
+            {"a": 1},
+        ),
+    ],
+)
+def test_tool_calls_of_other_families_and_clients(text: str, arguments: dict[str, object]) -> None:
+    assert parse_tool_calls(text) == [ToolCall("zoom", arguments)]
+    assert "function" not in final_text(text) and parse_tool_calls(f"<think>{text}</think>") == []
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ('{"name": "zoom", "args": {"a": 1}}', "args"),
+        ('{"name": "zoom", "region": [0, 0, 1, 1], "zoom_factor": 2}', "region, zoom_factor"),
+        ('{"name": "zoom", "arguments": {"a": 1}, "parameters": {"a": 2}}', "arguments, parameters"),
+    ],
+)
+def test_arguments_in_another_place_are_an_error_and_no_empty_call(body: str, found: str) -> None:
+    [call] = parse_tool_calls(f"<tool_call>{body}</tool_call>")
+    assert call.name == "zoom" and call.error.endswith(f'go into one object "arguments"; it has {found}.')

@@ -21,7 +21,7 @@ from typing import Any
 
 from vision_rl.answers.boxes import Box
 from vision_rl.answers.coordinates import FAMILIES
-from vision_rl.answers.formats import FORMATS, MAX_NUMBER_CHARS, NUMBER_PATTERN, AnswerFormat
+from vision_rl.answers.formats import FORMATS, MAX_NUMBER_CHARS, NUMBER_PATTERN, OWN, AnswerFormat
 from vision_rl.errors import UserError
 
 BOX_FORMATS = tuple(name for name, row in FORMATS.items() if not row.points)
@@ -33,7 +33,11 @@ MAX_CALL_CHARS = 10_000
 _REASONING_TAG = re.compile(r"<(/?)(think|thinking|reasoning)>", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _MARK = "<|begin_of_box|>"
-_CALL_TAG = re.compile(r"<(/?)(tool_call|use_tool)>", re.IGNORECASE)
+_CALL_TAG = re.compile(r"<(/?)(tool_call|use_tool|function)(?:(?<=function)=([A-Za-z_][\w.-]{0,63}))?>", re.IGNORECASE)
+_FUNCTION = re.compile(r"\s*<function=([A-Za-z_][\w.-]{0,63})>(.*?)(?:</function>\s*)?", re.DOTALL | re.IGNORECASE)
+_PARAMETER = re.compile(
+    r"<parameter=([A-Za-z_][\w.-]{0,63})>(.*?)(?=</parameter>|<parameter=|\Z)", re.DOTALL | re.IGNORECASE
+)
 _CONFIDENCE_ELEMENT = re.compile(r"<confidence>([^<]*)</confidence>", re.IGNORECASE)
 _CONFIDENCE_PHRASE = re.compile(
     r"\bconfidence\b(?:[ \t]{1,4}(?:level|score|is|of)\b){0,2}[ \t]{0,4}[:=]?[ \t]{0,4}(?=([0-9.][^\n<]{0,79}))",
@@ -114,19 +118,23 @@ def reasoning_is_closed(text: str) -> bool:
 
 
 def _calls(text: str) -> tuple[list[tuple[str, str]], str]:
-    """(tag, body) of the tool calls in a text, and the text without them; the last may be cut off."""
+    """(tag, body) of the tool calls in a text, and the text without them; the last may be cut off.
+
+    A `<function=name>` without `<tool_call>` around it (Qwen3.5's and Qwen3-Coder's models leave that out at times) is a call
+    of its own, whose body begins with that tag.
+    """
     calls: list[tuple[str, str]] = []
     kept: list[str] = []
     position, inside, start = 0, "", 0
     for tag in _CALL_TAG.finditer(text):
-        closing, name = bool(tag[1]), tag[2].lower()
+        closing, name, function = bool(tag[1]), tag[2].lower(), tag[3]
         if inside:
             if closing and name == inside:
                 calls.append((inside, text[start : tag.start()]))
                 inside, position = "", tag.end()
-        elif not closing:
+        elif not closing and (name != "function" or function):
             kept.append(text[position : tag.start()])
-            inside, start = name, tag.end()
+            inside, start = name, tag.start() if function else tag.end()
     if inside:
         calls.append((inside, text[start:]))
     else:
@@ -211,8 +219,11 @@ def read_boxes(text: str, fmt: str, *, truncated: bool = False) -> BoxReading:
     if truncated:
         text = row.until_last_box(text)
     boxes: list[Box] = []
-    malformed = refusals = placeholders = 0
+    malformed = refusals = placeholders = own = 0
     for entry, _ in row.entries(text):
+        if entry is OWN:
+            own += 1
+            continue
         box = row.box(entry)
         if box is None and row.is_placeholder(entry):
             placeholders += 1
@@ -225,8 +236,8 @@ def read_boxes(text: str, fmt: str, *, truncated: bool = False) -> BoxReading:
     empty = len(row.empty.findall(text)) if row.empty and not boxes else 0
     if row.opening:
         # An opening that leads to no entry at all: unclosed, or with another tag inside.
-        seen = len(boxes) + malformed + refusals + placeholders + empty
-        malformed += max(0, text.lower().count(row.opening) - seen)
+        seen = len(boxes) + malformed + refusals + placeholders + empty + own
+        malformed += max(0, len(row.opening.findall(text)) - seen)
     if boxes:
         return BoxReading(boxes, malformed + refusals, False, placeholders)
     said = bool(refusals or empty or _EMPTY_LIST.fullmatch(text.strip()) or _NO_FINDING.search(text))
@@ -300,20 +311,42 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def _argument(text: str) -> Any:
+    """A value between `<parameter=key>` and its end: JSON where it is, else the text."""
+    text = text.strip()
+    try:
+        return parse_json(text)
+    except ValueError:
+        return text
+
+
 def _call(tag: str, body: str) -> ToolCall:
     body = body.strip()
     if len(body) > MAX_CALL_CHARS:
         return ToolCall("", error=f"The tool call is longer than {MAX_CALL_CHARS} characters.")
+    if function := _FUNCTION.fullmatch(body):
+        return ToolCall(function[1], {key: _argument(value) for key, value in _PARAMETER.findall(function[2])})
     named = _NAMED_CALL.fullmatch(body) if tag == "use_tool" else None
+    keys: list[str] = []
     try:
         value = {"name": named[1], "arguments": parse_json(named[2] or "{}")} if named else parse_json(body)
-        if isinstance(value, dict) and isinstance(value.get("arguments"), str):
-            value = {**value, "arguments": parse_json(value["arguments"])}
+        if isinstance(value, dict) and isinstance(value.get("function"), dict):
+            value = value["function"]  # as OpenAI's API wraps it
+        if isinstance(value, dict):
+            keys = [key for key in ("arguments", "parameters") if key in value]
+            if keys and isinstance(value[keys[0]], str):
+                value = {**value, keys[0]: parse_json(value[keys[0]])}
     except ValueError as error:
         return ToolCall(named[1] if named else "", error=f"The tool call is not valid JSON: {error}")
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
         return ToolCall("", error='A tool call is a JSON object {"name": ..., "arguments": {...}}.')
-    arguments = value.get("arguments", {})
+    unknown = [key for key in value if key not in ("name", "id", "type", "arguments", "parameters")]
+    if len(keys) > 1 or (unknown and not keys):
+        found = ", ".join(key[:40] for key in keys or unknown[:3])
+        return ToolCall(
+            value["name"], error=f'The arguments of a tool call go into one object "arguments"; it has {found}.'
+        )
+    arguments = value[keys[0]] if keys else {}
     if not isinstance(arguments, dict):
         return ToolCall(value["name"], error='The "arguments" of a tool call must be a JSON object.')
     return ToolCall(value["name"], arguments)
@@ -323,8 +356,9 @@ def parse_tool_calls(text: str) -> list[ToolCall]:
     """The tool calls in a reply, in order, those inside its reasoning left out.
 
     `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, or the same in `<use_tool>`, where the name may stand
-    before the JSON of the arguments, or alone. A last call without its closing tag counts. Bad JSON gives a `ToolCall`
-    with an error text.
+    before the JSON of the arguments, or alone; and Qwen3.5's `<function=name><parameter=key>value</parameter></function>`,
+    inside `<tool_call>` or bare. "parameters" is understood for "arguments". A last call without its closing tag counts.
+    Bad JSON gives a `ToolCall` with an error text.
     """
     if "<" not in text:
         return []
