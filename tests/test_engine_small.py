@@ -240,6 +240,60 @@ def test_a_run_directory_is_its_owners(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o077 == 0, path
 
 
+def whole_folder(folder: Path) -> None:
+    """What a model folder must have, by name."""
+    for name in ("preprocessor_config.json", "chat_template.jinja", "pytorch_model.bin"):
+        (folder / name).write_text("{}")
+
+
+INDEX = {"weight_map": {"a": "model-00001-of-00003.safetensors", "b": "model-00002-of-00003.safetensors", "c": "x.bin"}}
+
+
+@pytest.mark.parametrize(
+    ("gone", "files", "words"),
+    [
+        ("", {}, ""),
+        ("preprocessor_config.json", {}, r"lacks preprocessor_config\.json; copy it from the original model"),
+        ("preprocessor_config.json", {"processor_config.json": {}}, ""),
+        ("chat_template.jinja", {}, r"has no chat template \(chat_template\.jinja, .*take the instruction-tuned model"),
+        ("chat_template.jinja", {"tokenizer_config.json": {"model_max_length": 1}}, "has no chat template"),
+        ("chat_template.jinja", {"tokenizer_config.json": {"chat_template": "{{ x }}"}}, ""),
+        (
+            "chat_template.jinja",
+            {"tokenizer_config.json": {"chat_template": [{"name": "default", "template": "x"}]}},
+            "",
+        ),
+        ("chat_template.jinja", {"processor_config.json": {"chat_template": "{{ x }}"}}, ""),
+        ("chat_template.jinja", {"chat_template.json": {"chat_template": "{{ x }}"}}, ""),
+        ("pytorch_model.bin", {}, "lacks its weights"),
+        (
+            "",
+            {"model.safetensors.index.json": INDEX, "x.bin": {}},
+            r"lacks model-00001-of-00003\.safetensors and 1 more of 3 files of weights; download the folder again",
+        ),
+        (
+            "",
+            {"pytorch_model.bin.index.json": {"weight_map": {"a": "p.bin", "b": "q.bin"}}, "p.bin": {}},
+            "lacks q.bin of 2",
+        ),
+        ("", {"pytorch_model.bin.index.json": {"weight_map": {"a": "p.bin"}}, "p.bin": {}}, ""),
+    ],
+)
+def test_what_a_model_folder_lacks_is_named_at_once(
+    tmp_path: Path, gone: str, files: dict[str, Any], words: str
+) -> None:
+    """The server would say so after three minutes."""
+    whole_folder(tmp_path)
+    (tmp_path / gone).unlink() if gone else None
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    if not words:
+        check_model(tmp_path)
+        return
+    with pytest.raises(UserError, match=f"--model {tmp_path} {words}"):
+        check_model(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "config", "key"),
     [
@@ -256,7 +310,7 @@ def test_a_run_directory_is_its_owners(tmp_path: Path) -> None:
 def test_a_model_that_brings_code_is_refused_unless_it_is_trusted(
     tmp_path: Path, name: str, config: dict[str, Any], key: str
 ) -> None:
-    (tmp_path / "preprocessor_config.json").write_text("{}")
+    whole_folder(tmp_path)
     # The key may be written with escapes: JSON is compared, not text.
     (tmp_path / name).write_text(json.dumps(config).replace("auto_map", "auto\\u005fmap"))
     check_model(tmp_path, trusted=True)

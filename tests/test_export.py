@@ -20,6 +20,7 @@ from vision_rl.export.__main__ import choose, export, told_step
 from vision_rl.export.checkpoint import dtype_of, written_dtype
 from vision_rl.export.merge import main as merge_in_process
 from vision_rl.export.model_card import model_card
+from vision_rl.files import umask
 from vision_rl.models.processor import load_processor
 from vision_rl.run.log import RunLog
 from vision_rl.run.reader import read_run
@@ -324,4 +325,11 @@ def test_a_lora_checkpoint_is_exported_both_ways(tmp_path: Path, tiny_dir: Path)
     torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(adapted, expected, rtol=1e-4, atol=1e-5)
     assert "adapter/" in (out / "README.md").read_text()
+    mask = umask()
+    modes = {path.relative_to(out).as_posix(): path.stat().st_mode & 0o777 for path in out.rglob("*")}
+    assert {"model.safetensors", "adapter/adapter_model.safetensors"} <= modes.keys()
+    expected_mode = {True: 0o777 & ~mask, False: 0o666 & ~mask}
+    assert {name: mode for name, mode in modes.items() if mode != expected_mode[(out / name).is_dir()]} == {}, (
+        "safetensors writes 0600: a server under another account could not read them"
+    )
     assert str(tmp_path) not in (out / "adapter" / "adapter_config.json").read_text()

@@ -25,7 +25,7 @@ from verl.models.transformers import qwen3_vl as verl_qwen3_vl
 
 from vision_rl.errors import UserError
 from vision_rl.models.positions import position_ids, rope_index_of
-from vision_rl.models.processor import bind_positions, load_processor
+from vision_rl.models.processor import bind_positions, check_template_shows_pictures, load_processor
 from vision_rl.tiny import checkpoint_dir
 
 TEXT = {
@@ -140,3 +140,26 @@ def test_a_folder_without_image_processor_is_one_sentence(tmp_path: Path, missin
             (tmp_path / name).write_bytes((checkpoint_dir() / name).read_bytes())
     with pytest.raises(UserError, match=r"^(the processor of .* cannot be loaded|.* has no image processor)"):
         load_processor(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "shows"),
+    [
+        ("{% for part in message.content %}{{ part.text if part.type == 'text' else image }}{% endfor %}", True),
+        ("{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}", False),
+        ("{{ message.content + 'x' }}", True),  # for texts alone: vLLM places the picture
+    ],
+)
+def test_a_template_that_leaves_pictures_out_is_named(content: str, shows: bool) -> None:
+    """The server refuses every call of such a model, and each rollout was tried again and again."""
+    processor = load_processor(str(checkpoint_dir()))
+    check_template_shows_pictures(processor, "model")
+    image = processor.tokenizer.decode([processor.image_token_id])
+    processor.chat_template = f"{{% set image = '{image}' %}}{{% for message in messages %}}{content}{{% endfor %}}"
+    if shows:
+        check_template_shows_pictures(processor, "model")
+        return
+    with pytest.raises(
+        UserError, match=r"the chat template of model leaves pictures out: .* take the template of the vision"
+    ):
+        check_template_shows_pictures(processor, "model")

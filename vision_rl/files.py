@@ -43,7 +43,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         os.replace(temporary, path)
     except WriteError:  # of a file that the block wrote
         raise
@@ -73,7 +73,8 @@ def _remove_leftovers(path: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """This process's, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -19,6 +19,7 @@ from pathlib import Path
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.export.checkpoint import ADAPTER, MERGED, dtype_of, merge, run_of, step_folder, written_dtype
 from vision_rl.export.model_card import base_model, model_card
+from vision_rl.files import umask
 from vision_rl.models.table import image_processor_file
 from vision_rl.run.checkpoints import Checkpoints, read_best
 from vision_rl.run.directory import CONFIG
@@ -52,6 +53,7 @@ def export(
         number = Checkpoints.step_of(checkpoint)
         (staging / CARD).write_text(model_card(run, number, dtype, adapter=adapter), encoding="utf-8")
         _check(staging, checkpoint)
+        _share(staging)
         if overwrite:
             shutil.rmtree(output, ignore_errors=True)
         os.replace(staging, output)
@@ -105,6 +107,13 @@ def _weights(checkpoint: Path, target: Path, dtype: str) -> None:
         shutil.copytree(merged, target)
     else:
         merge(checkpoint, target, dtype, keep_adapter=True)
+
+
+def _share(folder: Path) -> None:
+    """Give every file the mode that this user's new files have: safetensors writes weights that only their owner can read,
+    and a server may run under another account."""
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask())
 
 
 def _run(checkpoint: Path) -> RecordedRun | None:

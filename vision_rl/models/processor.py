@@ -55,6 +55,23 @@ def bind_positions(processor: Any, config: Any) -> None:
                 setattr(processor, name, partial(getattr(model_class, name), processor))
 
 
+def check_template_shows_pictures(processor: Any, path: str) -> None:
+    """Raise `UserError` if the chat template of the model at `path` leaves pictures out: the server would refuse every call."""
+    text = {"type": "text", "text": "x"}
+    try:
+        seen, blind = (
+            processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+            for content in ([{"type": "image"}, text], [text])
+        )
+    except Exception:  # a template that takes texts alone: vLLM then places the picture itself
+        return
+    if seen == blind:
+        raise UserError(
+            f"the chat template of {path} leaves pictures out: a message with one reads like a message without; take the "
+            "template of the vision model (chat_template.jinja, or chat_template in tokenizer_config.json)"
+        )
+
+
 def image_token_id(processor: Any) -> int:
     """The id that stands in a prompt once for every feature of a picture, as the model's config names it.
 

@@ -26,6 +26,8 @@ HUB_SECONDS = 10.0
 
 CODE_KEYS = ("auto_map", "_attn_implementation_internal", "custom_pipelines")
 """Keys of a model folder's configuration that name Python code to run (CVE-2026-4372, CVE-2026-22807)."""
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
+WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Where a vision model's folder says how pictures become its input."""
 
@@ -74,7 +76,7 @@ def check_devices(verl: Mapping[str, Any], preset: str) -> None:
 
 
 def check_model(folder: Path, *, trusted: bool = False) -> None:
-    """Raise `UserError` if a model folder lacks its processor or half of its weights, or a hub name cannot be had.
+    """Raise `UserError` if a model folder lacks its processor, chat template or some weights, or a hub name cannot be had.
 
     Also if it brings code of its own, unless that is `trusted` by name, or chat templates that must not be saved.
 
@@ -94,9 +96,47 @@ def check_model(folder: Path, *, trusted: bool = False) -> None:
                 "then set actor_rollout_ref.model.trust_remote_code=true and data.trust_remote_code=true"
             )
     check_template_files(folder)
+    if not has_template(folder):
+        raise UserError(
+            f"--model {folder} has no chat template ({TEMPLATES[0]}, or chat_template in tokenizer_config.json), and messages "
+            "need one: take the instruction-tuned model, not the base model, or copy the file from it"
+        )
+    if missing := missing_weights(folder):
+        raise UserError(f"--model {folder} lacks {missing}; download the folder again, or what is missing")
     for file in sorted(folder.glob("*.safetensors")):
         if problem := cut_off(file):
             raise UserError(f"--model {folder}: {problem}; download the folder again")
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a model folder has a chat template in one of the places where transformers looks."""
+    if any((folder / name).exists() for name in TEMPLATES):
+        return True
+    return any(
+        isinstance(content := _json(folder / name), dict) and content.get("chat_template")
+        for name in ("tokenizer_config.json", "processor_config.json")
+    )
+
+
+def missing_weights(folder: Path) -> str:
+    """The files of weights that an index of the folder names and that are not there; "" if none is."""
+    for index in WEIGHT_INDEXES:
+        content = _json(folder / index)
+        named = content.get("weight_map") if isinstance(content, dict) else None
+        gone = sorted({str(name) for name in named.values() if not (folder / str(name)).exists()} if named else [])
+        if gone:
+            more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+            return f"{gone[0]}{more} of {len(set(named.values()))} files of weights"
+    there = [path for suffix in ("safetensors", "bin") for path in folder.glob(f"*.{suffix}")]
+    return "" if there else "its weights (model.safetensors, or several such files with their index)"
+
+
+def _json(file: Path) -> Any:
+    """The content of a JSON file; None for one that is absent or no JSON."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def check_hub_name(name: str) -> None:
@@ -133,10 +173,7 @@ def check_hub_name(name: str) -> None:
 
 def asks_for_code(file: Path) -> str:
     """The first of `CODE_KEYS` in a configuration file, at any depth; "" without one and for what is no JSON."""
-    try:
-        level: list[Any] = [json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, RecursionError):
-        return ""
+    level: list[Any] = [_json(file)]
     while level:
         for one in level:
             if isinstance(one, dict) and (found := next((key for key in CODE_KEYS if one.get(key)), "")):

@@ -36,7 +36,7 @@ from vision_rl.actor.rank import VisionWorker
 from vision_rl.data.mix import per_source
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
-from vision_rl.models.processor import load_processor
+from vision_rl.models.processor import check_template_shows_pictures, load_processor
 from vision_rl.platform.gpu import GpuMeter
 from vision_rl.report.tables import log_rollout_tables
 from vision_rl.rollout.proxy import VisionProxy
@@ -92,7 +92,9 @@ class VisionTrainer(PPOTrainer):
 
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()
-        self.processor = load_processor(self.config.actor_rollout_ref.model.path)
+        path = self.config.actor_rollout_ref.model.path
+        self.processor = load_processor(path)
+        check_template_shows_pictures(self.processor, path)
 
     def _init_dataloader(self) -> None:
         """As upstream, over rows in memory. A row is one task as JSON text, under the name that verl gives to prompts."""
