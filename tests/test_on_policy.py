@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -240,7 +241,9 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> VisionTrainerSync:
     made.run = SimpleNamespace(app=AppSettings(integrity=Integrity(logprob_mismatch_max=0.1)))  # type: ignore[assignment]
     made.config = OmegaConf.create(resolve("cpu", [], task="vqa", model=str(checkpoint_dir())).verl)
     made.global_steps = 4
-    made.sight = SimpleNamespace(due=lambda step: step == 5)  # type: ignore[assignment]
+    made.sight = SimpleNamespace(look=lambda *_: {})  # type: ignore[assignment]
+    made.local_trigger_step, made.actor_rollout_wg = 0, None
+    made.records = SimpleNamespace(own_sampling=Counter)  # type: ignore[assignment]
     monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda *_: pytest.fail("a pass of its own"))
     return made
 
@@ -262,7 +265,10 @@ def test_what_the_update_tells_is_logged_and_watched(
         trainer._update_actor(batch, metrics)
 
 
-def test_a_step_with_a_look_at_black_pictures_has_its_own_pass(trainer: VisionTrainerSync) -> None:
+def test_a_step_with_a_look_at_black_pictures_has_no_pass_of_its_own(trainer: VisionTrainerSync) -> None:
+    """The gauge computes the few rows that it looks at itself (`VisionTrainingWorker.sight`)."""
+    asked: list[int] = []
+    trainer.sight = SimpleNamespace(look=lambda batch, workers, temperature, step: asked.append(step) or {})  # type: ignore
     trainer.global_steps = 5
-    with pytest.raises(pytest.fail.Exception, match="a pass of its own"):
-        trainer._compute_old_log_prob(KVBatchMeta(partition_id="train", keys=["a"], tags=[{}]), {})
+    trainer._compute_old_log_prob(KVBatchMeta(partition_id="train", keys=["a"], tags=[{}]), {})
+    assert asked == [5] and trainer.update_watches

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
+from verl.utils import tensordict_utils as tu
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from scripts.tiny_models.families import build
 from tests.actor import actor, log_probs
@@ -37,7 +38,7 @@ from vision_rl.training import sight
 from vision_rl.training.rollouts import FinishedRollout
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.samples import Sample
-from vision_rl.training.sight import SightGauge, seeing_tasks, sight_metrics
+from vision_rl.training.sight import SightGauge, seeing_tasks
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +77,22 @@ def test_a_blank_picture_is_a_black_one_to_the_processor(
     )
 
 
-def gap(worker: VisionTrainingWorker, builder: RowBuilder, samples: list[Sample]) -> dict[str, float]:  # noqa: F811
-    rows = rows_of(builder, samples)
-    mask = torch.nn.utils.rnn.pad_sequence([row["response_mask"] for row in rows], batch_first=True)
-    seeing = log_probs(worker, rows, builder.pixels)
-    return sight_metrics(seeing, log_probs(worker, rows, builder.pixels, view="blank"), mask)
+def gap(worker: VisionTrainingWorker, builder: RowBuilder, samples: list[Sample], **known: Any) -> dict[str, float]:  # noqa: F811
+    worker.engine.pixels = builder.pixels
+    return worker.sight(queued(rows_of(builder, samples), **known))
+
+
+def queued(rows: list[dict[str, Any]], **known: torch.Tensor) -> Any:
+    """Rows as a rank gets them from the queue. known: (rows, longest response), cut to each response."""
+    nested = partial(torch.nested.as_nested_tensor, layout=torch.jagged)
+    data = list_of_dict_to_tensordict([dict(row) for row in rows])
+    for name in list(data.keys()):
+        if isinstance(data[name], torch.Tensor) and not data[name].is_nested:
+            data[name] = nested(list(data[name]))
+    for name, values in known.items():
+        data[name] = nested([one[: len(row["responses"])] for one, row in zip(values, rows, strict=True)])
+    tu.assign_non_tensor(data, temperature=1.0, global_token_num=None)
+    return data
 
 
 def test_the_tiny_model_uses_its_pictures(
@@ -105,13 +117,29 @@ def test_an_actor_that_loses_its_pictures_shows_no_gap(
     assert found["sight/kl"] == found["sight/logprob_gap"] == 0
 
 
-def test_gap_and_kl_are_means_over_the_models_own_tokens() -> None:
-    seeing, blind = torch.tensor([[-1.0, -2.0, 9.0]]), torch.tensor([[-1.5, -1.0, 0.0]])
-    found = sight_metrics(seeing, blind, torch.tensor([[1, 1, 0]]))
-    assert found["sight/logprob_gap"] == pytest.approx((0.5 - 1.0) / 2)
-    k3 = [torch.tensor(x).exp().item() - x - 1 for x in (-0.5, 1.0)]
-    assert found["sight/kl"] == pytest.approx(sum(k3) / 2)
-    assert found["sight/rows"] == 1
+def test_gap_and_kl_are_means_over_the_models_own_tokens(
+    worker: VisionTrainingWorker,
+    builder: RowBuilder,  # noqa: F811
+    samples: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second token is one that a tool gave. What verl's pass before the update has said is not computed again."""
+    samples[0].response_mask[1] = 0
+    rows = rows_of(builder, samples[:1])
+    blind = log_probs(worker, rows, builder.pixels, view="blank")[0]
+    views: list[str] = []
+    compute = worker._responses
+    monkeypatch.setattr(worker, "_responses", lambda data, view: views.append(view) or compute(data, view))
+    seeing = blind + torch.tensor([0.5, 9.0, -1.0][: len(blind)])
+    own = torch.tensor([i for i in range(len(blind)) if i != 1])
+    found = gap(worker, builder, samples[:1], old_log_probs=seeing[None])
+    difference = (seeing - blind)[own]
+    assert found["sight/logprob_gap"] == pytest.approx(difference.mean().item(), abs=1e-5)
+    k3 = (-difference).exp() + difference - 1
+    assert found["sight/kl"] == pytest.approx(k3.mean().item(), abs=1e-5)
+    assert found["sight/rows"] == 1 and views == ["blank"]
+    gap(worker, builder, samples[:1])
+    assert views == ["blank", "seen", "blank"]
 
 
 def gauge(tmp_path: Path, **rule: Any) -> SightGauge:
@@ -161,36 +189,20 @@ def test_several_dark_checks_in_a_row_end_the_run(tmp_path: Path) -> None:
 
 
 class Ranks:
-    """Two ranks that answer every look through the queue: the response's tokens are `nats` less likely with black pictures."""
+    """Two ranks that answer every look: the response's tokens are `nats` less likely with black pictures."""
 
     _dispatch_info = {"actor": [0, 0, 1, 1]}  # noqa: RUF012
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, nats: float) -> None:
+    def __init__(self, nats: float) -> None:
         self.nats, self.asked = nats, KVBatchMeta(keys=[], tags=[])
-        monkeypatch.setattr(sight.tq, "kv_batch_get", self.fetch)
 
-    def compute_log_prob(self, batch: KVBatchMeta) -> None:
+    def sight(self, batch: KVBatchMeta) -> dict[str, Any]:
         self.asked = batch
-
-    def fetch(self, keys: list[str], partition_id: str, select_fields: list[str]) -> Any:
-        assert (keys, partition_id) == (self.asked.keys, "train")
-        assert {"log_probs", "old_log_probs", "response_mask"} == set(select_fields)
-        replies = [1 + int(key) % 2 for key in keys]  # tokens of each reply, after a prompt of three
-        nested = partial(torch.nested.as_nested_tensor, layout=torch.jagged)
-        # As the engine answers: one value for every position, which is that of the next token.
-        whole = [torch.tensor([7.0, 7.0, *[-1.0 - self.nats] * n, 7.0]) for n in replies]
-        columns = {
-            "log_probs": nested(whole),
-            "old_log_probs": nested([torch.full((n,), -1.0) for n in replies]),
-            "response_mask": nested([torch.ones(n, dtype=torch.long) for n in replies]),
-        }
-        return TensorDict(columns, batch_size=len(keys))
+        return {"metrics": {"sight/logprob_gap": self.nats, "sight/kl": self.nats, "sight/rows": len(batch)}}
 
 
-def test_a_look_asks_all_ranks_about_some_rows_with_black_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ranks = Ranks(monkeypatch, nats=0.5)
+def test_a_look_asks_all_ranks_about_some_rows_and_no_more(tmp_path: Path) -> None:
+    ranks = Ranks(nats=0.5)
     batch = KVBatchMeta(
         keys=[str(n) for n in range(17)],
         tags=tags(0, *[1] * 16),
@@ -199,14 +211,13 @@ def test_a_look_asks_all_ranks_about_some_rows_with_black_pictures(
     )
     found = gauge(tmp_path, rows=0.25).look(batch, ranks, 0.8, 1)
     assert ranks.asked.keys == ["1", "5", "9", "13"], "two for each of two ranks"
-    wanted = {"view": "blank", "calculate_entropy": False, "compute_loss": False, "temperature": 0.8}
-    assert ranks.asked.extra_info == wanted, "and nothing of what other passes were told"
+    assert ranks.asked.extra_info == {"temperature": 0.8}, "and nothing of what other passes were told"
     assert found["sight/logprob_gap"] == pytest.approx(0.5) and found["sight/rows"] == 4
     assert found["timing_s/sight"] >= 0
 
 
-def test_looks_that_change_nothing_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ranks = Ranks(monkeypatch, nats=0.0)
+def test_looks_that_change_nothing_end_the_run(tmp_path: Path) -> None:
+    ranks = Ranks(nats=0.0)
     batch = KVBatchMeta(keys=list("1234"), tags=tags(1, 1, 1, 1), partition_id="train")
     one = gauge(tmp_path, every=2, time=1.0, patience=2)
     assert one.look(batch, ranks, 1.0, 1)["sight/kl"] == 0
@@ -219,7 +230,7 @@ def test_a_step_of_text_alone_is_not_checked(tmp_path: Path) -> None:
     class Workers:
         _dispatch_info = {"actor": [0, 1]}  # noqa: RUF012
 
-        def compute_log_prob(self, batch: Any) -> None:
+        def sight(self, batch: Any) -> None:
             raise AssertionError("nothing to compute")
 
     batch = KVBatchMeta(keys=["a", "b"], tags=tags(0, 0), partition_id="train")

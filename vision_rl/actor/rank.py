@@ -10,10 +10,12 @@ from typing import Any
 import torch
 import torch.distributed
 import zmq
-from verl.single_controller.base.decorator import Dispatch, register
+from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
+from verl.trainer.ppo.core_algos import kl_penalty
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+from verl.workers.utils.padding import response_from_nested
 
 import vision_rl.actor.losses  # noqa: F401 (registers them)
 from vision_rl.actor.engine import VisionEngine, mend_positions
@@ -62,6 +64,32 @@ class VisionTrainingWorker(TrainingWorker):
         _fit_micro_batches(data, self.engine_config.micro_batch_size_per_gpu)
         return super().train_batch(data)
 
+    def sight(self, data: Any) -> dict[str, float]:
+        """How far this model's log-probabilities of `data`'s replies move when the pictures are black, over all ranks' rows.
+
+        `sight/logprob_gap`: their mean difference in nats, what a picture makes the chosen token more likely by. `sight/kl`:
+        the mean of verl's k3 estimate (Schulman 2020), which is never negative, and which the rounding of bfloat16 (0.01
+        nats) moves by 1e-4 only. `sight/rows`: the number of rows. Rows whose `old_log_probs` are known are not computed
+        again with their pictures. Empty on a rank that others of its sequence parallelism answer for.
+        """
+        seeing = data["old_log_probs"] if "old_log_probs" in data else self._responses(data, "seen")
+        blind = self._responses(data, "blank")
+        if blind is None:
+            return {}
+        own = data["response_mask"].values().bool()
+        seeing, blind = seeing.values()[own].float(), blind.values()[own].float()
+        kl = kl_penalty(seeing, blind, "low_var_kl")
+        sums = torch.tensor([(seeing - blind).sum(), kl.sum(), own.sum(), len(data)], device=get_device_name())
+        torch.distributed.all_reduce(sums, group=self.engine.get_data_parallel_group())
+        gap, distance, tokens, rows = sums.tolist()
+        return {"sight/logprob_gap": gap / max(tokens, 1), "sight/kl": distance / max(tokens, 1), "sight/rows": rows}
+
+    def _responses(self, data: Any, view: str) -> torch.Tensor | None:
+        """Nested log-probabilities of the responses, (rows, their lengths), with the pictures shown as `view` says."""
+        tu.assign_non_tensor(data, view=view, calculate_entropy=False, compute_loss=False)
+        output = self.infer_batch(data)
+        return None if output is None else response_from_nested(output["log_probs"], data["response_mask"])
+
 
 def _fit_micro_batches(data: Any, most: int | None) -> None:
     """Split a batch into equal micro-batches of at most `most` rows: verl refuses a batch that `most` does not divide
@@ -100,6 +128,11 @@ class VisionWorker(ActorRolloutRefWorker):
 
             prepare()
         super().init_model()
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def sight(self, data: Any) -> Any:
+        """The actor's `VisionTrainingWorker.sight`, as metrics: nothing of it is written into the queue."""
+        return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": self.actor.sight(data)})
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL, blocking=False)
     async def update_weights(self, global_steps: int | None = None, mode: str = "auto") -> Any:

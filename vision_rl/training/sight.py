@@ -13,11 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-import transfer_queue as tq
 from transfer_queue import KVBatchMeta
-from verl.trainer.ppo.core_algos import kl_penalty
-from verl.workers.utils.padding import response_from_nested
 
 from vision_rl.errors import UserError
 from vision_rl.settings import Sight
@@ -37,7 +33,7 @@ class SightGauge:
         self._looked = False
 
     def look(self, batch: KVBatchMeta, workers: Any, temperature: float, step: int) -> dict[str, float]:
-        """Check some rows of a batch whose `old_log_probs` are known, if it is time to; nothing where no row has a picture.
+        """Check some rows of a batch, if it is time to; nothing where no row has a picture.
 
         workers: verl's group of the actor's ranks. Raises `UserError` after too many dark checks in a row.
         """
@@ -50,19 +46,9 @@ class SightGauge:
             keys=[batch.keys[i] for i in chosen],
             tags=[batch.tags[i] for i in chosen],
             partition_id=batch.partition_id,
-            extra_info={
-                "view": "blank",
-                "calculate_entropy": False,
-                "compute_loss": False,
-                "temperature": temperature,
-            },
+            extra_info={"temperature": temperature},
         )
-        workers.compute_log_prob(rows)  # every rank takes part; the answer comes through the queue
-        fields = ["log_probs", "old_log_probs", "response_mask"]
-        data = tq.kv_batch_get(keys=rows.keys, partition_id=rows.partition_id, select_fields=fields)
-        data["log_probs"] = response_from_nested(data.pop("log_probs"), data["response_mask"])
-        padded = data.to_padded_tensor()
-        metrics = sight_metrics(padded["old_log_probs"], padded["log_probs"], padded["response_mask"])
+        metrics = {name: float(value) for name, value in workers.sight(rows)["metrics"].items()}
         metrics["timing_s/sight"] = time.monotonic() - started
         self.note(metrics["sight/kl"], step, metrics["timing_s/sight"])
         return metrics
@@ -127,22 +113,6 @@ class SightGauge:
 def spread(items: Sequence[Any], count: int) -> list[Any]:
     """`count` of the items, at equal distances."""
     return [items[i * len(items) // count] for i in range(count)]
-
-
-def sight_metrics(seeing: torch.Tensor, blind: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
-    """The gap between log-probabilities with and without pictures over the model's own tokens. All: (rows, length).
-
-    `sight/logprob_gap`: their mean difference in nats, what a picture makes the chosen token more likely by. `sight/kl`: the
-    mean of verl's k3 estimate (Schulman 2020), which is never negative, and which the rounding of bfloat16 (0.01 nats)
-    moves by 1e-4 only.
-    """
-    chosen = mask.bool()
-    kl = kl_penalty(seeing, blind, "low_var_kl")[chosen]
-    return {
-        "sight/logprob_gap": (seeing - blind)[chosen].mean().item(),
-        "sight/kl": kl.mean().item(),
-        "sight/rows": len(mask),
-    }
 
 
 def seeing_tasks(tasks: Sequence[str], most: int) -> list[int]:

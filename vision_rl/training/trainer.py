@@ -219,10 +219,16 @@ class VisionTrainer(PPOTrainer):
         return super()._balance_batch(batch, metrics, **kwargs)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        """As upstream, where the update does not bring them itself (`vision_rl.actor.on_policy`)."""
-        self.update_watches = one_update(self.config, len(batch)) and not self.sight.due(self.global_steps)
-        if self.update_watches:
-            return batch
+        """As upstream, where the update does not bring them itself (`vision_rl.actor.on_policy`); then the sight gauge."""
+        self.update_watches = one_update(self.config, len(batch))
+        if not self.update_watches:
+            batch = self._old_log_probs(batch, metrics)
+        if self.local_trigger_step == 0:
+            temperature = self.config.actor_rollout_ref.rollout.temperature
+            metrics.update(self.sight.look(batch, self.actor_rollout_wg, temperature, self.global_steps))
+        return batch
+
+    def _old_log_probs(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         actor = self.config.actor_rollout_ref.actor
         batch.extra_info["calculate_sum_pi_squared"] = bool(actor.get("calculate_sum_pi_squared", False))
         batch = super()._compute_old_log_prob(batch, metrics)
@@ -230,9 +236,6 @@ class VisionTrainer(PPOTrainer):
         fresh = np.array([tag["min_global_steps"] >= self.rollouts.version for tag in batch.tags])
         metrics.update(mismatch_metrics(data, fresh))
         check_mismatch(metrics, self.run.app.integrity, self.global_steps, self.records.own_sampling())
-        if self.local_trigger_step == 0:
-            temperature = self.config.actor_rollout_ref.rollout.temperature
-            metrics.update(self.sight.look(batch, self.actor_rollout_wg, temperature, self.global_steps))
         return batch
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
