@@ -151,6 +151,9 @@ class AppSettings:
     max_train_samples: int = 0  # 0: all rows
     images_per_prompt: int = 4  # upper limit for vLLM; images that tools return count too
     gpu_memory_gb: float = 80.0  # of one GPU that the preset is meant for: what --plan compares with
+    shared_prompt: bool | None = (
+        None  # a group's prompt is computed once in the actor; null: on CPUs, where it is proven
+    )
     blank_pixels: bool = False  # control experiment: the actor is shown black pictures
     rollouts: RolloutPolicy = field(default_factory=RolloutPolicy)
     validation: Validation = field(default_factory=Validation)

@@ -19,6 +19,7 @@ from verl.utils.flops_counter import ESTIMATE_FUNC
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from vision_rl.actor import shared_prompt
 from vision_rl.actor.model_patches import (
     VISION_TOWERS,
     EveryRankSees,
@@ -38,6 +39,7 @@ from vision_rl.serving.banned_tokens import BANNED_LOGIT
 
 BLOCK = 1024
 """Tokens whose logits are in memory twice at a time."""
+_verls_micro_batches = fsdp_engine.prepare_micro_batches
 _verls_log_probs = fsdp_engine.logprobs_from_logits
 
 
@@ -49,12 +51,16 @@ class VisionEngine(FSDPEngineWithLMHead):
     """
 
     freezes_tower = False
+    shares_prompts = True
+    """Whether a group's prompt is computed once, where the model allows it (`vision_rl.actor.shared_prompt`)."""
+    unshared = "the model is not built"
     pixels: Pixels | None = None
     papo: Any = None
     banned_tokens: torch.Tensor | None = None
     on_policy: Any = None
     every_rank_sees: EveryRankSees | None = None
     _watched = _with_reference = False
+    _kept: torch.Tensor | None = None
 
     def _build_module(self) -> Any:
         module = super()._build_module()
@@ -63,6 +69,11 @@ class VisionEngine(FSDPEngineWithLMHead):
         restore_rotations(module)
         if self.freezes_tower:
             freeze_vision_tower(module)
+        padding = "padding is removed (model.use_remove_padding)" if self.use_remove_padding else ""
+        self.unshared = padding or shared_prompt.why_not(module.config)
+        if not self.unshared:
+            shared_prompt.use_shared_attention(module)
+        module.get_output_embeddings().register_forward_pre_hook(self._select)
         module.get_output_embeddings().register_forward_hook(self._ban)
         return module
 
@@ -84,6 +95,10 @@ class VisionEngine(FSDPEngineWithLMHead):
         self.every_rank_sees = EveryRankSees(module.get_base_model() if hasattr(module, "get_base_model") else module)
         return wrapped
 
+    def _select(self, _module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        """Compute logits of a shared micro-batch for the model's own tokens alone: (1, length, width) -> (1, tokens, width)."""
+        return None if self._kept is None else (inputs[0][:, self._kept], *inputs[1:])
+
     def _ban(self, _module: Any, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
         """Take the tokens out that verl's server never samples (monkey_patch_compute_logits: placeholders of pictures, and
         ids beyond the tokenizer): else the actor's log-probabilities are off by log(1 - p(banned)).
@@ -104,13 +119,66 @@ class VisionEngine(FSDPEngineWithLMHead):
         if self.every_rank_sees is not None:
             self.every_rank_sees.pixels = self.pixels
         inputs = micro_batch.get("multi_modal_inputs", None)
-        if inputs is not None:
-            view = tu.get_non_tensor_data(micro_batch, "view", default="seen")
-            opened = self._opened([picture_refs(one) for one in inputs], view)
-            micro_batch.set("multi_modal_inputs", NonTensorStack(*map(NonTensorData, opened)))
+        refs = [picture_refs(one) for one in inputs] if inputs is not None else [[] for _ in range(len(micro_batch))]
+        view = tu.get_non_tensor_data(micro_batch, "view", default="seen")
         mend_positions(micro_batch)
+        packed = self._packed(micro_batch, refs)
+        self._kept = None if packed is None else packed.kept
+        if packed is not None:
+            pictures = merge_pictures(self._opened(packed.refs, view))
+            return packed.inputs | pictures | token_types(self.module, packed.inputs["input_ids"]), {"packed": packed}
+        if inputs is not None:
+            opened = self._opened(refs, view)
+            micro_batch.set("multi_modal_inputs", NonTensorStack(*map(NonTensorData, opened)))
         model_inputs, output_args = super().prepare_model_inputs(micro_batch)
         return model_inputs | token_types(self.module, model_inputs["input_ids"]), output_args
+
+    def _packed(self, micro_batch: Any, refs: list[list[str]]) -> shared_prompt.Packed | None:
+        """The micro-batch with each group's prompt once, where this model can and it saves enough."""
+        if (
+            not self.shares_prompts
+            or self.unshared
+            or tu.get_non_tensor_data(micro_batch, "use_fused_kernels", default=False)
+        ):
+            return None
+        return shared_prompt.pack(micro_batch, refs, self.pixels)
+
+    def prepare_model_outputs(self, output: Any, output_args: Any, micro_batch: Any, logits_processor_func: Any) -> Any:
+        """As upstream; of a shared micro-batch for the model's own tokens, zero elsewhere."""
+        packed = output_args.get("packed")
+        if packed is None:
+            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        logits = output.logits.squeeze(0)  # (tokens, vocabulary)
+        temperature = micro_batch["temperature"]
+        if isinstance(temperature, torch.Tensor):  # of each row
+            logits = logits / temperature.to(logits)[packed.row, None].clamp(min=1e-8)
+        elif temperature != 1:
+            logits = logits / temperature
+        asked = partial(tu.get_non_tensor_data, micro_batch, default=False)
+        entropy = asked("calculate_entropy")
+        values = {"log_probs": fsdp_engine.logprobs_from_logits(logits, packed.labels, inplace_backward=not entropy)}
+        if entropy:
+            values["entropy"] = self._entropy(logits)
+        if asked("calculate_sum_pi_squared"):
+            values["sum_pi_squared"] = torch_functional.calculate_sum_pi_squared_from_logits(logits)
+        return {name: packed.nested(one, micro_batch) for name, one in values.items()}
+
+    def _entropy(self, logits: torch.Tensor) -> torch.Tensor:
+        """(tokens, vocabulary) -> (tokens,), by verl's settings."""
+        config = self.engine_config
+        compute = self.compute_entropy_from_logits
+        if config.entropy_checkpointing:
+            return torch.utils.checkpoint.checkpoint(compute, logits, use_reentrant=False)
+        if config.entropy_from_logits_with_chunking:
+            return compute(logits, chunk_size=config.entropy_from_logits_chunk_size)
+        return compute(logits)
+
+    def forward_backward_batch(self, data: Any, loss_function: Any, forward_only: bool = False) -> Any:
+        """As upstream; micro-batches by tokens keep groups together and count a shared prompt once."""
+        if self.shares_prompts and not self.unshared and "multi_modal_inputs" in data:
+            refs = [picture_refs(one) for one in data["multi_modal_inputs"]]
+            tu.assign_non_tensor(data, split=partial(shared_prompt.micro_batches, refs=refs, pixels=self.pixels))
+        return super().forward_backward_batch(data, loss_function, forward_only)
 
     def forward_step(self, micro_batch: Any, loss_function: Any, forward_only: bool) -> Any:
         """As upstream; an update without `old_log_probs` takes its own, and one with PAPO's terms comes after a forward pass of
@@ -175,6 +243,15 @@ def picture_refs(inputs: Any) -> list[str]:
     return list(inputs.get("refs") or []) if inputs else []
 
 
+def micro_batches(data: Any, **options: Any) -> Any:
+    """verl's `prepare_micro_batches`, by the batch's own way of splitting it by tokens where it brings one."""
+    split = tu.pop(data, key="split", default=None)
+    if split is None or not tu.get_non_tensor_data(data, "use_dynamic_bsz", default=True):
+        return _verls_micro_batches(data=data, **options)
+    most = data["max_token_len_per_gpu"] * tu.get_non_tensor_data(data, "sp_size", default=1)
+    return split(data, most=most, **options)
+
+
 def log_probs_by_block(logits: torch.Tensor, labels: torch.Tensor, **options: Any) -> torch.Tensor:
     """The log-probability of each label; logits: (tokens, vocabulary), labels: (tokens,).
 
@@ -221,6 +298,7 @@ def freeze_vision_tower(module: Any) -> int:
 
 if not torch_functional.FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE:
     fsdp_engine.logprobs_from_logits = log_probs_by_block
+fsdp_engine.prepare_micro_batches = micro_batches
 fsdp_engine.extract_multi_modal_inputs = merge_pictures
 fsdp_utils._select_fsdp2_wrap_targets = sharded_layers
 ESTIMATE_FUNC["glm4v"] = count_glm_flops

@@ -174,6 +174,9 @@ class VisionWorker(ActorRolloutRefWorker):
             if worker is not None:
                 worker.engine.pixels = pixels
                 worker.engine.banned_tokens = torch.tensor(banned_tokens, dtype=torch.long)
+                worker.engine.shares_prompts = app.shared_prompt or (
+                    app.shared_prompt is None and get_device_name() == "cpu"
+                )
         if self.actor is None:
             return
         settings = self.loss_fn.keywords["config"]

@@ -23,6 +23,8 @@ LOW_PRECISION_MEAN = 0.1
 """The largest mean of it that bfloat16 on both sides may show; a trainer that does not see is off by whole nats."""
 _SERVERS = {"vllm": "vLLM", "sglang": "SGLang"}
 TOGETHER = "one micro-batch"
+SHARED = "shared prompt"
+"""Each prompt computed once for two replies; only of families whose configuration allows it (`actor/shared_prompt.py`)."""
 UPDATED_BYTES = 10e9
 """The largest weights of a user's model that a comparison writes to disk once more."""
 
@@ -220,11 +222,13 @@ def _job_results(job: Job, asked: Sequence[Cell], replies: dict[str, Any], serve
         if not after and together:
             pairs = [(cell, replies[cell.name]) for cell in together]
             results.append(_measured(job.family, TOGETHER, engine, builder, pairs))
+            if not engine.unshared:
+                results.append(_measured(job.family, SHARED, engine, builder, pairs, share=True))
     if no_video:
         results = [
             replace(one, reason=no_video) if one.cell == VIDEO and one.verdict != "equal" else one for one in results
         ]
-    order = [*replies, TOGETHER]
+    order = [*replies, TOGETHER, SHARED]
     return sorted(results, key=lambda result: order.index(result.cell))
 
 
@@ -235,13 +239,16 @@ def _measured(
     builder: Any,
     pairs: Sequence[tuple[Cell, dict[str, Any]]],
     prompt_equal: bool | None = None,
+    *,
+    share: bool = False,
 ) -> Result:
-    """The differences of all `pairs`, computed in one micro-batch."""
+    """The differences of all `pairs`, computed in one micro-batch. share: each prompt once for two replies."""
     from vision_rl.preflight.parity_actor import log_probs
 
     samples = [sample_of(cell, reply) for cell, reply in pairs]
     try:
-        computed = [values.tolist() for values in log_probs(engine, builder, samples, pairs[0][0].temperature)]
+        found = log_probs(engine, builder, samples, pairs[0][0].temperature, share=share)
+        computed = [values.tolist() for values in found]
     except Exception as error:  # whatever stops the trainer is the cell's result
         reason = f"trainer: {type(error).__name__}: {error}"
         for path in {path for cell, _ in pairs for path in cell.pictures}:  # a folder of one machine says nothing

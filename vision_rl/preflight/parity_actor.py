@@ -7,6 +7,7 @@ and carries verl's patches and this project's. Only the queue between them and t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,24 +39,35 @@ def load_model(path: str, *, cpu: bool = True, trust_remote_code: bool = False) 
 
 def bare_engine(model: Any, pixels: Pixels, banned: Sequence[int] = ()) -> Any:
     """A `VisionEngine` around `model`, without process groups and optimizer; `banned` tokens have no probability."""
+    from vision_rl.actor import shared_prompt
     from vision_rl.actor.engine import VisionEngine
     from vision_rl.actor.model_patches import SharedPictures
 
     engine = VisionEngine.__new__(VisionEngine)
     engine.use_ulysses_sp, engine.pad_to_length = False, None
     engine.module, engine.pixels, engine.pictures = model, pixels, SharedPictures(model)
-    engine.banned_tokens = torch.tensor(banned, dtype=torch.long)
+    engine.banned_tokens, engine.unshared = torch.tensor(banned, dtype=torch.long), shared_prompt.why_not(model.config)
+    engine.shares_prompts = False
+    if not engine.unshared:
+        shared_prompt.use_shared_attention(model)
+    model.get_output_embeddings().register_forward_pre_hook(engine._select)
     model.get_output_embeddings().register_forward_hook(engine._ban)
     return engine
 
 
-def log_probs(engine: Any, builder: RowBuilder, samples: Sequence[Sample], temperature: float) -> list[torch.Tensor]:
+def log_probs(
+    engine: Any, builder: RowBuilder, samples: Sequence[Sample], temperature: float, *, share: bool = False
+) -> list[torch.Tensor]:
     """Log-probabilities of each sample's response, all samples in one micro-batch.
 
-    Raises ValueError for a sample that the trainer would drop, and whatever the model raises.
+    share: each sample's prompt is that of a group of two, the other of which has its reply in reverse, and is computed once.
+    Raises ValueError for a sample that the trainer would drop, and where nothing is shared, and whatever the model raises.
     """
     from verl.utils import tensordict_utils as tu
 
+    if share:
+        pairs = [(replace(sample, data_id=str(number)), sample) for number, sample in enumerate(samples)]
+        samples = [one for own, same in pairs for one in (own, replace(own, response_ids=same.response_ids[::-1]))]
     rows = [builder.row(sample) for sample in samples]
     for row in rows:
         if isinstance(row, Drop):
@@ -66,14 +78,18 @@ def log_probs(engine: Any, builder: RowBuilder, samples: Sequence[Sample], tempe
             batch[name] = torch.nested.as_nested_tensor(list(value), layout=torch.jagged)
     tu.maybe_fix_3d_position_ids(batch)
     tu.assign_non_tensor(batch, use_remove_padding=False, temperature=temperature)
-    inputs, _ = engine.prepare_model_inputs(batch)
+    engine.shares_prompts = share
+    inputs, known = engine.prepare_model_inputs(batch)
+    if share and "packed" not in known:
+        raise ValueError(f"no prompt is shared: {engine.unshared or 'too little would be saved'}")
     device = engine.module.device
     moved = {key: value.to(device) if torch.is_tensor(value) else value for key, value in inputs.items()}
     with torch.inference_mode():
-        logits = engine.module(**moved, use_cache=False).logits.float().cpu() / temperature
-    values = []
-    for scores, sample in zip(logits, samples, strict=True):
-        start, ids = len(sample.prompt_ids), torch.tensor(sample.response_ids)
-        chosen = torch.log_softmax(scores[start - 1 : start - 1 + len(ids)], dim=-1)
-        values.append(chosen.gather(-1, ids.unsqueeze(-1)).squeeze(-1))
-    return values
+        output = engine.module(**moved, use_cache=False)
+        output.logits = output.logits.float().cpu()
+        found = engine.prepare_model_outputs(output, known, batch, None)["log_probs"].unbind()
+    starts = [len(sample.prompt_ids) - 1 for sample in samples]
+    values = [
+        one[start : start + len(sample.response_ids)] for one, start, sample in zip(found, starts, samples, strict=True)
+    ]
+    return values[::2] if share else values

@@ -23,12 +23,14 @@ from omegaconf import OmegaConf, open_dict
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transfer_queue import KVBatchMeta
 from verl import DataProto
+from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
 from verl.trainer.ppo.utils import create_rl_sampler
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.dataset.rl_dataset import collate_fn
+from verl.utils.seqlen_balancing import log_seqlen_unbalance
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from vision_rl.actor.mismatch import check_mismatch, mismatch_metrics, reference_metrics
@@ -46,6 +48,7 @@ from vision_rl.run.log import RunLog
 from vision_rl.serving.banned_tokens import banned_tokens
 from vision_rl.serving.model_server import start_early
 from vision_rl.training.advantages import TOKEN_LEVEL, group_metrics, rollout_advantages
+from vision_rl.training.balance import groups_by_rank
 from vision_rl.training.context import RunContext
 from vision_rl.training.health import ModelDied
 from vision_rl.training.replay import replay_buffer
@@ -214,9 +217,22 @@ class VisionTrainer(PPOTrainer):
             self.records.write()
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], **kwargs: Any) -> KVBatchMeta:
-        """The first thing that verl does with a sampled batch; what was rolled out is counted here, before it is padded."""
+        """The first thing that verl does with a sampled batch; what was rolled out is counted here, before it is padded.
+
+        As upstream, with the rows of a group on one rank and one after the other: an actor computes their prompt once.
+        """
         metrics.update(self.records.take(self.replay_buffer, self.global_steps))
-        return super()._balance_batch(batch, metrics, **kwargs)
+        known = self.actor_rollout_wg._dispatch_info
+        if "actor" not in known:
+            known["actor"] = self.actor_rollout_wg._query_dispatch_info("actor")
+        ranks = max(known["actor"]) + 1
+        multiple = self._get_required_batch_multiple(ranks)
+        batch = upsample_batch_to_divisible_size(batch, multiple, self.tokenizer.eos_token_id)
+        lengths = [tag["seq_len"] for tag in batch.tags]
+        shares = groups_by_rank([key.rsplit("_", 2)[0] for key in batch.keys], lengths, ranks)
+        batch.reorder([row for share in shares for row in share])
+        metrics.update(log_seqlen_unbalance(lengths, shares, prefix="global_seqlen"))
+        return batch
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """As upstream, where the update does not bring them itself (`vision_rl.actor.on_policy`); then the sight gauge."""
