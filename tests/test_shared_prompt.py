@@ -18,10 +18,11 @@ from verl.workers.utils.padding import no_padding_2_padding
 from tests.actor import actor, log_probs
 from tests.test_rows import make_sample, rows_of  # noqa: F401  (a fixture)
 from vision_rl.actor import shared_prompt
-from vision_rl.actor.engine import mend_positions
+from vision_rl.actor.engine import VisionEngine, mend_positions
 from vision_rl.actor.papo import papo_loss
 from vision_rl.actor.rank import VisionTrainingWorker
 from vision_rl.actor.shared_prompt import Layout, why_not
+from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.settings import Papo
 from vision_rl.training.balance import groups_by_rank
@@ -293,6 +294,14 @@ def test_the_configuration_says_whether_a_model_can(changes: dict[str, Any], rea
     for name, value in changes.items():
         setattr(config.get_text_config(), name, value)
     assert reason in why_not(config) and bool(reason) == bool(why_not(config))
+
+
+def test_pixels_in_a_row_are_refused(worker: VisionTrainingWorker, builder: RowBuilder, groups: list[Sample]) -> None:
+    """verl's own agent loop queues them; they were dropped in silence, and the actor was blind."""
+    rows = rows_of(builder, groups[:1])
+    rows[0]["multi_modal_inputs"] = {"pixel_values": torch.zeros(4, 4), "image_grid_thw": torch.ones(1, 3)}
+    with pytest.raises(UserError, match=r"'pixel_values', 'image_grid_thw' in multi_modal_inputs"):
+        VisionEngine.prepare_model_inputs(worker.engine, batch(rows))
 
 
 @pytest.mark.parametrize(

@@ -238,9 +238,19 @@ class VisionEngine(FSDPEngineWithLMHead):
 
 
 def picture_refs(inputs: Any) -> list[str]:
-    """The pictures of one sample, from what `training/rows.py` queued: {"refs": [...]} or nothing."""
+    """The pictures of one sample, from what `training/rows.py` queued: {"refs": [...]} or nothing.
+
+    Raises `UserError` for a row that brings pixels, as verl's own agent loop queues it: they would be dropped in silence.
+    """
     inputs = getattr(inputs, "data", inputs)
-    return list(inputs.get("refs") or []) if inputs else []
+    if not inputs:
+        return []
+    if "refs" not in inputs:
+        raise UserError(
+            f"a row brings {', '.join(map(repr, inputs))} in multi_modal_inputs, not the names of its pictures "
+            '({"refs": [...]}): this actor opens pictures itself and would leave these out'
+        )
+    return list(inputs["refs"] or [])
 
 
 def micro_batches(data: Any, **options: Any) -> Any:
