@@ -2,7 +2,9 @@
 
 With `agent.max_turns=1` (the default) it is one question and one answer; with more turns and `agent.max_tool_calls` the
 model may zoom, inspect or wait before it answers (`vision_rl/agent/conversation.py`).
-`python grounding_agent.py` solves one task and prints instruction, answer, boxes and reward: the debug mode.
+
+    python grounding_agent.py                # asks the tiny model about a few rows: instruction, reply, boxes, reward
+    python train_agent.py --task grounding   # trains it
 """
 
 from __future__ import annotations
@@ -10,41 +12,51 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vision_rl.agent.client import LLM, client_for, was_cut
+from vision_rl.agent.client import client_for, was_cut
 from vision_rl.agent.conversation import MadeCall, converse, has_tools
 from vision_rl.agent.grounding_prompts import request
+from vision_rl.agent.lightning import agl
 from vision_rl.agent.media import show, size_limits
 from vision_rl.agent.messages import user_message
+from vision_rl.agent.prompts import GROUNDING_PROMPT
 from vision_rl.answers.zoom import WHOLE, View
 from vision_rl.media.images import image_size
-from vision_rl.rewards import Reward
-from vision_rl.rewards.grounding import DEFAULT, box_metric, gold_reply, grounding_reward, takes_points
-from vision_rl.rewards.terms import terms_of
-from vision_rl.rewards.tools import target_kind, weights_of
-from vision_rl.rewards.user import is_user_reward, rewarded
+from vision_rl.rewards.grounding import DEFAULT, KINDS, box_metric, gold_reply, grounding_reward, takes_points
+from vision_rl.rewards.tools import target_kind
+from vision_rl.rewards.user import or_the_users
+from vision_rl.settings import AgentSettings
+from vision_rl.tasks import Task
+from vision_rl.types import LLM, Reward
+
+
+@agl.rollout
+async def grounding_agent(task: dict[str, Any], llm: agl.LLM) -> None:
+    """One rollout: ask where the thing is, emit the reward with its named components."""
+    _, reward = await answer(task, llm)
+    agl.emit_reward(reward.named(), primary_key="reward")
 
 
 async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     """Ask the model and score its last reply: (reply, reward). Training, workers, evaluation and baselines call this."""
-    settings = task["settings"]
+    settings = AgentSettings.of(task)
     if has_tools(settings):
         talk = await converse(task, llm)
         reward = score(task, talk.replies[-1], talk.view, talk.calls, truncated=talk.truncated)
         return talk.replies[-1], reward
     shown = show(task["image_paths"], settings, task["image_sizes"])
     size = (task["image_sizes"] or [None])[0]
-    form = (settings["answer_format"], settings["family"])
-    ranked = settings["reward"] == "ranked"
+    form, ranked = (settings.answer_format, settings.family), settings.reward == "ranked"
     text = request(task["question"], *form, pictures=len(shown), size=size, ranked=ranked)
     completion = await client_for(llm, settings).chat.completions.create(
         model=llm.model,
         messages=[user_message(text, [picture.url for picture in shown])],
-        **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
+        **{"max_tokens": settings.max_tokens, **llm.sampling_parameters},
     )
     reply = completion.choices[0].message.content or ""
     return reply, score(task, reply, View(shown[0].size), truncated=was_cut(completion))
 
 
+@or_the_users(DEFAULT)
 def score(
     task: Mapping[str, Any],
     reply: str,
@@ -59,29 +71,27 @@ def score(
     changes no IoU. What depends on the target's size and place in the whole picture, Arc Vision's reward, sees the
     row's own box.
     """
-    settings = task["settings"]
+    settings = AgentSettings.of(task)
     width, height = task["image_sizes"][0] if task["image_sizes"] else image_size(task["image_paths"][0])
     view = view or View(size_limits(settings).processed((width, height)))
     boxes = [(box[0], box[1], box[2], box[3]) for box in task["boxes"]]
-    kind, own = settings["reward"], is_user_reward(settings["reward"])
-    points = takes_points(settings["answer_format"], settings["family"])
+    points = takes_points(settings.answer_format, settings.family)
     reward = grounding_reward(
         reply,
         [view.from_picture(box) for box in boxes],
-        answer_format=settings["answer_format"],
-        family=settings["family"],
+        answer_format=settings.answer_format,
+        family=settings.family,
         original_size=(width, height) if view.box == WHOLE else view.size,
         processed_size=view.size,
-        kind=box_metric(DEFAULT if own else kind, task.get("metric", ""), points),
+        kind=box_metric(settings.reward, task.get("metric", ""), points),
         tool_calls=[call.scored() for call in calls],
         target=boxes[0] if boxes else None,
         polygons=[view.polygon_from_picture(shape) for shape in task.get("meta", {}).get("polygons") or ()],
         truncated=truncated,
-        terms=terms_of(settings),
-        weights=weights_of(settings),
+        terms=settings.terms,
+        weights=settings.arc,
     )
-    reward = Reward(reward.value, reward.components | tool_components(settings, boxes, calls))
-    return rewarded(kind, reply, task, reward) if own else reward
+    return Reward(reward.value, reward.components | tool_components(settings, boxes, calls))
 
 
 def gold(task: Mapping[str, Any]) -> tuple[str, float]:
@@ -89,14 +99,14 @@ def gold(task: Mapping[str, Any]) -> tuple[str, float]:
 
     Written with six decimals: rounded as a family writes them, the smallest boxes would lose some IoU.
     """
-    settings, size = task["settings"], (task["image_sizes"][0][0], task["image_sizes"][0][1])
+    settings, size = AgentSettings.of(task), (task["image_sizes"][0][0], task["image_sizes"][0][1])
     seen = size_limits(settings).processed(size)
-    form = {"answer_format": settings["answer_format"], "family": settings["family"]}
+    form = {"answer_format": settings.answer_format, "family": settings.family}
     return gold_reply(task["boxes"], **form, original_size=size, processed_size=seen, decimals=6), 1.0
 
 
 def tool_components(
-    settings: Mapping[str, Any], boxes: Sequence[tuple[float, float, float, float]], calls: Sequence[MadeCall]
+    settings: AgentSettings, boxes: Sequence[tuple[float, float, float, float]], calls: Sequence[MadeCall]
 ) -> dict[str, float]:
     """What tool metrics are made of: how many calls, how many of them refused, and whether the target is small."""
     if not has_tools(settings):
@@ -110,6 +120,25 @@ def tool_components(
         components["tools/needed"] = float(target_kind(boxes[0]) == "small")
     return components
 
+
+TASK = Task(
+    name="grounding",
+    agent=grounding_agent,
+    answer=answer,
+    truth="boxes",
+    rewards=KINDS,
+    defaults={"agent.answer_format": "bbox"},
+    prompt=GROUNDING_PROMPT,
+    score=score,
+    gold=gold,
+    synthetic="vision_rl.tiny.tasks:grounding_example",
+    metric="iou",
+    hit="point",
+    measures="vision_rl.evaluation.metrics:GROUNDING_MEASURES",
+    headline=("point accuracy", "IoU", "ACC@0.5"),
+    breakdowns="vision_rl.evaluation.metrics:grounding_breakdowns",
+    drawing="vision_rl.agent.replay:predicted_boxes",
+)
 
 if __name__ == "__main__":
     from vision_rl.evaluation.debug import main

@@ -151,11 +151,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args.doctor:
             sys.exit(0 if examine(args, cpu) else 1)
         elif args.role == "runner":
-            from vision_rl.training.launch import rollout_agent, run_runners
+            from vision_rl.agent.lightning import agent_of
+            from vision_rl.training.launch import run_runners
 
             if not args.store:
                 raise UserError("name the trainer's store with --store; train_agent.py --llm-proxy prints it")
-            run_runners(rollout_agent(), args.n_runners or os.cpu_count() or 1, args.store)
+            run_runners(agent_of(args.task), args.n_runners or os.cpu_count() or 1, args.store)
         elif args.role == "store":
             from vision_rl.training.launch import serve_store
 
@@ -321,7 +322,8 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         return
     write_text(run_dir / CONFIG, render_resolved(resolved))
 
-    from vision_rl.training.launch import Launch, fit, rollout_agent, tasks_of, validation_rows
+    from vision_rl.agent.lightning import agent_of
+    from vision_rl.training.launch import Launch, fit, tasks_of, validation_rows
 
     rows_text = f"{resolved.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}"
     console.print(rows_text, markup=False, soft_wrap=True)
@@ -340,7 +342,7 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         launch = Launch(resolved, context, environment, cpu, progress.update)
         try:
             fit(
-                rollout_agent(),
+                agent_of(tasks_of_run(args)),
                 tasks_of(rows, resolved),
                 tasks_of(validation_rows(val_rows, resolved), resolved),
                 launch,

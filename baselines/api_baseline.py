@@ -36,6 +36,7 @@ from evaluate_agent import (
 )
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.tasks import get_task
+from vision_rl.types import Record
 
 OPENAI = "https://api.openai.com/v1"
 
@@ -109,7 +110,7 @@ def _run_api(
     if args.dry_run:
         return 0
 
-    def cost(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def cost(records: Sequence[Record]) -> dict[str, Any]:
         used = [record["usage"] for record in records]
         return {
             "cost": prices.cost(sum(u["prompt_tokens"] for u in used), sum(u["completion_tokens"] for u in used)),

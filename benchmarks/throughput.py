@@ -115,8 +115,9 @@ def measure(variant: str, runners: int, rollouts: int, many: int) -> dict[str, A
 
     from tests import fake_backend
     from tests.pictures import noise_picture
+    from vision_rl.agent.lightning import agent_of
     from vision_rl.rollout.addresses import free_port, private
-    from vision_rl.training.launch import rollout_agent, trainer_of
+    from vision_rl.training.launch import trainer_of
 
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, fake_backend.running(free_port()) as backend:
@@ -139,7 +140,7 @@ def measure(variant: str, runners: int, rollouts: int, many: int) -> dict[str, A
             )
         else:
             trainer = trainer_of(algorithm, 0 if variant.startswith("worker") else runners, private(free_port()))
-        trainer.fit(stock_agent(agl) if stock else rollout_agent(), train_dataset=[1])
+        trainer.fit(stock_agent(agl) if stock else agent_of(["vqa"]), train_dataset=[1])
     return load.result
 
 

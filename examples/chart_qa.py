@@ -16,11 +16,13 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from vision_rl.agent.client import LLM, client_for
+from vision_rl.agent.client import client_for
+from vision_rl.agent.lightning import agl
 from vision_rl.agent.media import show
 from vision_rl.agent.messages import user_message
-from vision_rl.rewards import Reward
+from vision_rl.settings import AgentSettings
 from vision_rl.tasks import Task
+from vision_rl.types import LLM, Reward
 
 PROMPT = "{question}\nAnswer the question using a single word or phrase."
 TOLERANCE = 0.05
@@ -54,14 +56,21 @@ def score(task: Mapping[str, Any], reply: str) -> Reward:
     return Reward(right, {"relaxed_accuracy": right, "format/ok": float(bool(predicted))})
 
 
+@agl.rollout
+async def chart_qa_agent(task: dict[str, Any], llm: agl.LLM) -> None:
+    """One rollout: ask about the picture, emit the reward with its named components."""
+    _, reward = await answer(task, llm)
+    agl.emit_reward(reward.named(), primary_key="reward")
+
+
 async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     """Ask the model about the chart and score its reply."""
-    settings = task["settings"]
+    settings = AgentSettings.of(task)
     pictures = [picture.url for picture in show(task["image_paths"], settings, task["image_sizes"])]
     completion = await client_for(llm, settings).chat.completions.create(
         model=llm.model,
         messages=[user_message(PROMPT.format(question=task["question"]), pictures)],
-        **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
+        **{"max_tokens": settings.max_tokens, **llm.sampling_parameters},
     )
     reply = completion.choices[0].message.content or ""
     return reply, score(task, reply)
@@ -86,6 +95,7 @@ def draw_chart(rng: random.Random) -> tuple[Image.Image, dict[str, Any]]:
 
 TASK = Task(
     name="chart_qa",
+    agent=chart_qa_agent,
     answer=answer,
     rewards=("relaxed_accuracy",),
     prompt=PROMPT,

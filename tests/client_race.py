@@ -11,7 +11,7 @@ import sys
 
 import openai
 
-from vision_rl.agent.client import shared_client
+from vision_rl.agent.openai_client import shared_client
 
 STALL_SECONDS = 1.5
 

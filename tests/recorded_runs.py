@@ -37,6 +37,7 @@ def collapsed_run(
     config = {f"agent.{key}": value for key, value in settings.items()}
     config |= {f"app.collapse.{key}": value for key, value in dataclasses.asdict(CollapseWatch()).items()}
     config |= {"actor_rollout_ref.model.path": "models/tiny", "trainer.total_training_steps": 40}
+    config |= {"task.name": "grounding", "task.truth": "boxes", "task.metric": "iou"}
     lines = [f"{key}: {json.dumps(value)}  # preset test" for key, value in config.items()]
     (run_dir / "config.yaml").write_text("\n".join([*lines, "trainer.nnodes: 1  # verl", ""]), encoding="utf-8")
     log.event("phase", text="first rollouts")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vision_rl.parity.server import _load
+
+from vision_rl.preflight.parity_server import _load
 
 OPTIONS = {
     "dtype": "float32",

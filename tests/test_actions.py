@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vision_rl.answers.actions import READERS, SCROLL, Action, words
+from vision_rl.settings import AgentSettings
 
 SIZE = (200, 100)
 UNIT = {"family": "unit", "answer_format": "bbox"}
@@ -17,8 +18,8 @@ THOUSAND = {"family": "qwen3_vl", "answer_format": "native"}
 PIXELS = {"family": "qwen2_5_vl", "answer_format": "native"}
 
 
-def read(reader: str, reply: str, settings: dict[str, str]) -> Any:
-    return READERS[reader].read(reply, settings, SIZE, (100, 50))
+def read(reader: str, reply: str, settings: dict[str, Any]) -> Any:
+    return READERS[reader].read(reply, AgentSettings(**settings), SIZE, (100, 50))
 
 
 def computer(action: str, **arguments: Any) -> str:
@@ -69,7 +70,7 @@ def computer(action: str, **arguments: Any) -> str:
         ("", UNIT, None),
     ],
 )  # fmt: skip
-def test_gui_actions(reply: str, settings: dict[str, str], action: Action | None) -> None:
+def test_gui_actions(reply: str, settings: dict[str, Any], action: Action | None) -> None:
     assert read("gui", reply, settings) == action
 
 
@@ -85,7 +86,7 @@ def test_gui_actions(reply: str, settings: dict[str, str], action: Action | None
         ("no", UNIT, None),
     ],
 )
-def test_a_click_is_the_middle_of_the_one_box(reply: str, settings: dict[str, str], point: Any) -> None:
+def test_a_click_is_the_middle_of_the_one_box(reply: str, settings: dict[str, Any], point: Any) -> None:
     action = read("click", reply, settings)
     assert (action and action.point) == (pytest.approx(point) if point else None)
 
@@ -120,14 +121,14 @@ def test_one_of_some_words() -> None:
         "leftover": None,
         "": None,
     }
-    assert {reply: reader.read(reply, UNIT, SIZE, SIZE) for reply in said} == said
-    assert reader.ask(UNIT, SIZE) == "Answer with one word: left, right, move forward."
+    assert {reply: reader.read(reply, AgentSettings(**UNIT), SIZE, SIZE) for reply in said} == said
+    assert reader.ask(AgentSettings(**UNIT), SIZE) == "Answer with one word: left, right, move forward."
 
 
 @given(st.text(max_size=300), st.sampled_from(sorted(READERS)), st.sampled_from([UNIT, THOUSAND, PIXELS]))
-def test_any_text_gives_an_action_or_none(reply: str, reader: str, settings: dict[str, str]) -> None:
+def test_any_text_gives_an_action_or_none(reply: str, reader: str, settings: dict[str, Any]) -> None:
     read(reader, reply, settings)
-    assert READERS[reader].ask(settings, SIZE)
+    assert READERS[reader].ask(AgentSettings(**settings), SIZE)
 
 
 @pytest.mark.parametrize("piece", ["click(", "click('", "a=", "{", "<tool_call>", "\\'", "1,"])

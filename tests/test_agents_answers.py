@@ -13,10 +13,10 @@ import grounding_agent
 import vqa_agent
 from vision_rl.agent import media
 from vision_rl.agent.grounding_prompts import RANKED
-from vision_rl.rewards import Reward, Terms
 from vision_rl.rewards.grounding import grounding_reward
-from vision_rl.rewards.tools import ArcWeights, arc_reward
-from vision_rl.settings import AgentSettings
+from vision_rl.rewards.tools import arc_reward
+from vision_rl.settings import AgentSettings, ArcWeights, Terms
+from vision_rl.types import Reward
 
 LLM = SimpleNamespace(endpoint="http://model", model="m", sampling_parameters={})
 TARGET = [0.2, 0.2, 0.4, 0.4]

@@ -14,8 +14,9 @@ import pytest
 from tests import fake_backend
 from tests.chat import chat
 from tests.fake_openai import fake_openai
-from vision_rl.agent.client import openai_base_url, shared_client
+from vision_rl.agent.client import openai_base_url
 from vision_rl.agent.messages import user_message
+from vision_rl.agent.openai_client import shared_client
 from vision_rl.errors import UserError
 from vision_rl.rollout.addresses import free_port
 

@@ -24,6 +24,7 @@ from vision_rl.report.cards import Card
 from vision_rl.report.page import render
 from vision_rl.report.pictures import Mark, Picture
 from vision_rl.rewards.grounding import gold_reply
+from vision_rl.settings import AgentSettings
 
 SETTINGS: dict[str, Any] = {"answer_format": "bbox", "family": "unit", "min_pixels": None, "max_pixels": None}
 TRUE, PREDICTED = (0.25, 0.4, 0.5, 0.7), (0.6, 0.1, 0.9, 0.35)
@@ -133,7 +134,7 @@ def test_native_answers_are_drawn_in_the_space_that_the_model_saw() -> None:
     # 1000 x 500 is seen as 1008 x 504; a box there in pixels of that size.
     native = {**SETTINGS, "answer_format": "native", "family": "qwen2_5_vl", "min_pixels": 3136, "max_pixels": 10**7}
     row = {"reply": '[{"bbox_2d": [252, 126, 504, 378]}]', "components": {}}
-    assert predicted_boxes(row, native, (1000, 500)) == [pytest.approx((0.25, 0.25, 0.5, 0.75))]
+    assert predicted_boxes(row, AgentSettings.read(native), (1000, 500)) == [pytest.approx((0.25, 0.25, 0.5, 0.75))]
 
 
 def test_an_answer_in_a_zoomed_view_is_not_placed(tmp_path: Path) -> None:

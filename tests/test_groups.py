@@ -16,8 +16,8 @@ from scipy import stats
 from tests import fake_backend
 from tests.chat import chat
 from tests.engine_stack import Stack, running_stack
-from vision_rl.agent.client import shared_client
 from vision_rl.agent.messages import user_message
+from vision_rl.agent.openai_client import shared_client
 from vision_rl.rollout.chat_request import CallError, ChatRequest
 from vision_rl.rollout.groups import Groups
 from vision_rl.rollout.store_link import Membership

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,9 @@ from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample
 
 
-def agent(**changes: Any) -> dict[str, Any]:
+def agent(**changes: Any) -> AgentSettings:
     limits: dict[str, Any] = {"family": "qwen2_5_vl", "min_pixels": 56 * 56, "max_pixels": 112 * 112}
-    return dataclasses.asdict(AgentSettings(**{**limits, **changes}))
+    return AgentSettings(**{**limits, **changes})
 
 
 def pictures(folder: Path, *sizes: tuple[int, int]) -> list[str]:

@@ -128,11 +128,11 @@ def test_agent_lightnings_agent_is_that_of_the_row_too(mixed: dict[str, Path], m
     """What the runners run, and the reward that they emit."""
     import agentlightning as agl
 
-    from vision_rl.training.launch import rollout_agent
+    from vision_rl.agent.lightning import agent_of
 
     emitted: list[dict[str, float]] = []
     monkeypatch.setattr(agl, "emit_reward", lambda reward, primary_key: emitted.append(reward))
-    resolved, agent = resolve_tasks(BOTH, "cpu"), rollout_agent()
+    resolved, agent = resolve_tasks(BOTH, "cpu"), agent_of(BOTH)
     rollout: Any = SimpleNamespace(rollout_id="r", attempt=SimpleNamespace(attempt_id="a"))
     with fake_openai("<bbox>[0.1, 0.1, 0.3, 0.4]</bbox>") as fake:
         llm = agl.LLM(endpoint=fake.url, model=MODEL, sampling_parameters={})

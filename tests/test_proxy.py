@@ -26,8 +26,8 @@ from tests.chat import chat
 from tests.engine_stack import Stack, model_entry, running_stack
 from tests.pictures import data_uri, noise_picture
 from tests.slow_proxy import HOLD_SECONDS
-from vision_rl.agent.client import shared_client
 from vision_rl.agent.messages import user_message
+from vision_rl.agent.openai_client import shared_client
 from vision_rl.rollout.addresses import free_port
 from vision_rl.rollout.model_calls import SPARE_LOAD, ModelServers, Server
 from vision_rl.rollout.proxy import VisionProxy

@@ -13,6 +13,7 @@ from tests.test_conversation import WAIT, ZOOM, Model, pictures_of, run  # noqa:
 from vision_rl.agent.replay import answer_boxes, views_of
 from vision_rl.agent.replay import pictures_of as record_pictures
 from vision_rl.answers.parsing import format_boxes
+from vision_rl.settings import AgentSettings
 
 ANSWER = format_boxes([(0.2, 0.2, 0.4, 0.6)], "bbox")
 SECOND = ZOOM.replace("[0.5, 0.0, 1.0, 0.5]", "[0.0, 0.5, 0.3, 0.9]")
@@ -45,10 +46,7 @@ def test_views_and_answers(
     refs = [[_kept(tmp_path, url) for url in pictures_of(messages)] for messages in model.sent]
     frames = [tmp_path / f"{number}.png" for number in range(changes.get("frames", 1))]
     record = {"replies": talk.replies, "image_refs": refs, "image_paths": [str(path) for path in frames]}
-    settings = {
-        **{"max_turns": 3, "answer_view": answer_view, "answer_format": "bbox", "family": "qwen2_5_vl"},
-        **{"min_pixels": None, "max_pixels": None},
-    }
+    settings = AgentSettings(max_turns=3, answer_view=answer_view, answer_format="bbox", family="qwen2_5_vl")
     views = views_of(record, settings, record_pictures(tmp_path, record))
     shown = [call.view for call in talk.calls if call.view is not None]
     assert [view for view in views if view.box != (0.0, 0.0, 1.0, 1.0)] == shown

@@ -13,8 +13,9 @@ from vision_rl.answers import formats
 from vision_rl.answers.boxes import SIMILARITIES, Box, iou_pair
 from vision_rl.answers.coordinates import FAMILIES
 from vision_rl.errors import UserError
-from vision_rl.rewards import Terms, gold_reply, grounding_reward
+from vision_rl.rewards import gold_reply, grounding_reward
 from vision_rl.rewards.grounding import KINDS, POINT_KINDS, match_score, takes_points
+from vision_rl.settings import Terms
 
 A: Box = (0.1, 0.1, 0.3, 0.3)
 B: Box = (0.6, 0.6, 0.9, 0.8)

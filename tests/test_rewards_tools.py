@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from vision_rl.answers.boxes import Box
 from vision_rl.answers.parsing import parse_tool_calls
-from vision_rl.rewards import ArcWeights, arc_reward, gold_reply, grounding_reward
+from vision_rl.rewards import arc_reward, gold_reply, grounding_reward
 from vision_rl.rewards.tools import Call, is_aimed, target_kind
+from vision_rl.settings import ArcWeights
 
 SMALL: Box = (0.4, 0.4, 0.5, 0.5)
 EDGE: Box = (0.05, 0.3, 0.5, 0.6)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.random_texts import random_text
 from vision_rl.errors import UserError
-from vision_rl.rewards import Reward, Terms, vqa_accuracy, vqa_reward
+from vision_rl.rewards import vqa_accuracy, vqa_reward
 from vision_rl.rewards.contractions import CONTRACTIONS
 from vision_rl.rewards.vqa import (
     answer_similarity,
@@ -20,6 +20,8 @@ from vision_rl.rewards.vqa import (
     normalise_answer,
     official_2021_accuracy,
 )
+from vision_rl.settings import Terms
+from vision_rl.types import Reward
 
 MARKS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
 NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}

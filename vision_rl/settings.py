@@ -7,13 +7,70 @@ needs).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-from vision_rl.rewards.terms import Terms
-from vision_rl.rewards.tools import ArcWeights
+from typing import Any, Self
 
 TOKEN_VARIABLE = "VISION_RL_TOKEN"
 """Environment variable with the token of this run's own store and proxy, where they have one."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Prices that are taken off a task reward.
+
+    format_price: for a reply that is not in the format that was asked for.
+    length_price: for a reply (reasoning included) of `limit_chars` characters or more; nothing up to `free_chars`,
+    linear between the two. A price on length is what the group needs to prefer the shorter of two right answers.
+    truncated_price: for a reply that the length limit cut off, or a policy could write on without end behind its answer.
+    """
+
+    format_price: float = 0.1
+    length_price: float = 0.2
+    free_chars: int = 2000
+    limit_chars: int = 8000
+    truncated_price: float = 0.1
+
+    def length(self, chars: int) -> float:
+        """The length term, from 0 down to -length_price."""
+        if chars <= self.free_chars:
+            return 0.0
+        return -self.length_price * min(1.0, (chars - self.free_chars) / max(1, self.limit_chars - self.free_chars))
+
+    def format(self, ok: bool) -> float:
+        """The format term: 0, or -format_price."""
+        return 0.0 if ok else -self.format_price
+
+
+@dataclass(frozen=True)
+class ArcWeights:
+    """All numbers of Arc Vision's reward. Areas and distances are shares of the image; gate entries are negative."""
+
+    task: float = 0.6
+    tool: float = 0.3
+    gate: float = 0.1
+
+    small_area: float = 0.05  # a target with less area is small
+    edge: float = 0.1  # a target that comes nearer to a border than this is at the edge
+    bonus_small: float = 0.4  # times IoU, if a tool was called on a small target
+    bonus_edge: float = 0.2  # times IoU, on one at the edge
+    bonus_easy: float = 0.1  # times IoU, on any other
+    bonus_without: float = 0.1  # for no tool at all, on a target that is not small, if IoU > without_iou
+    without_iou: float = 0.7
+    right_iou: float = 0.5  # no bonus for tools below this IoU
+    aimed_only: bool = True  # a call counts for the bonus only if its region holds the target's centre
+    needed_only: bool = True  # a tool earns nothing on an easy target, so that doing without pays more
+
+    missed: float = -0.3  # small target, no tool, IoU < missed_iou
+    missed_iou: float = 0.5
+    needless: float = -0.25  # easy target and more than one call
+    wait_only: float = -0.05  # small target, waited but not zoomed
+    excess: float = -0.4  # more than max_calls calls
+    max_calls: int = 2
+    per_extra_call: float = 0.0  # further, for each call after the first excessive one; the gate stays above -2
+
+
+DEFAULT_TERMS, DEFAULT_WEIGHTS = Terms(), ArcWeights()
 
 
 @dataclass(frozen=True)
@@ -40,6 +97,17 @@ class AgentSettings:
     max_total_pixels: int | None = None  # of all pictures of a conversation as the model sees them; None: no limit
     terms: Terms = field(default_factory=Terms)  # what every reward takes off: format, length, truncation
     arc: ArcWeights = field(default_factory=ArcWeights)  # the numbers of agent.reward=arc
+
+    @classmethod
+    def of(cls, task: Mapping[str, Any]) -> Self:
+        """The settings of a task, its `settings` entry: a dict, as it has travelled as JSON."""
+        return cls.read(task["settings"])
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Self:
+        """The settings of a dict that `asdict` made; what it lacks has its default."""
+        parts = {"terms": Terms, "arc": ArcWeights}
+        return cls(**dict(given) | {name: part(**given[name]) for name, part in parts.items() if given.get(name)})
 
     def pixel_limits(self) -> dict[str, int]:
         """What server and actor give the processor, by its names (`mm_processor_kwargs` is set by `config/derived.py`)."""

@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vision_rl.errors import UserError
+from vision_rl.types import LLM, Record, Reward, Row
 
 if TYPE_CHECKING:
     import random
 
     from PIL import Image
 
-    from vision_rl.agent.client import LLM
     from vision_rl.answers.boxes import Box
-    from vision_rl.rewards.terms import Reward
+    from vision_rl.settings import AgentSettings
 
 ENTRY_POINTS = "vision_rl.tasks"
 TASK_HELP = "vqa, grounding, an installed task's name, or path/to/my_task.py"
@@ -42,10 +42,6 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 TURN_REWARD = "turn_reward/"
 """Prefix of the components that hold what an environment gave at each turn, counted from 1, where the turns are to have it."""
 _REFERENCE = re.compile(r"[\w.]+:\w+")
-Row = Mapping[str, Any]
-"""A row of `vision_rl.data.schema`, absolute paths; agents get it with `settings`, an `AgentSettings` as a dict."""
-Record = Mapping[str, Any]
-"""A scored row, as a line of rows.jsonl: the row's own fields, `reply`, `reward` and `components`."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,9 @@ class Task:
     name: str
     """What `--task`, the `task` column of data files and the run's configuration call it."""
     answer: Callable[[dict[str, Any], LLM], Awaitable[tuple[str, Reward]]] | str = ""
-    """The agent: asks the model about a row and scores its last reply. Training, workers, evaluation and baselines call it."""
+    """Asks the model about a row and scores its last reply. Workers, evaluation and baselines call it, and so does the agent."""
+    agent: Callable[..., Any] | None = None
+    """The `@agl.rollout` agent, which emits one reward; Agent Lightning's runners call it. None: one made of `answer`."""
     truth: str = "answers"
     """One of `TRUTHS`; the other column must be empty in rows of this task."""
     rewards: tuple[str, ...] = ("default",)
@@ -89,7 +87,7 @@ class Task:
     """The tables that a record counts in, as (breakdown, value) pairs."""
     submission: Callable[[Sequence[Record]], Any] | str | None = None
     """The result file that the task's official server takes, as JSON; None for records that it would not take."""
-    drawing: Callable[[Record, Mapping[str, Any], tuple[int, int]], list[Box]] | str | None = None
+    drawing: Callable[[Record, AgentSettings, tuple[int, int]], list[Box]] | str | None = None
     """(record, settings, (width, height) of its first picture) -> predicted boxes in unit space, drawn over the picture."""
 
     source: str = ""
@@ -97,7 +95,7 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.environment is not None:
-            own = {"answer": "vision_rl.agent.environment:play", "metric": "success"}
+            own = {"answer": self.environment.play, "metric": "success"}
             for name, value in (("truth", "environment"), *own.items()):
                 if name == "truth" or getattr(self, name) == type(self).__dataclass_fields__[name].default:
                     object.__setattr__(self, name, value)
@@ -138,47 +136,8 @@ class Task:
         return {"agent.reward": self.rewards[0], **turns, **self.defaults}
 
 
-BUILT_IN = {
-    task.name: task
-    for task in (
-        Task(
-            name="vqa",
-            answer="vqa_agent:answer",
-            rewards=(
-                *("vqa", "official_2021", "textvqa", "exact_match", "squad_em", "anls", "relaxed_accuracy"),
-                *("multiple_choice", "mmmu_open", "mathvista", "token_f1", "squad_f1", "medical", "math"),
-                *("similarity", "judge", "official"),  # "official": the old name of "vqa"
-            ),
-            prompt="vision_rl.agent.prompts:VQA_PROMPT",
-            score="vqa_agent:score",
-            gold="vqa_agent:gold",
-            synthetic="vision_rl.tiny.tasks:vqa_example",
-            measures="vision_rl.evaluation.metrics:VQA_MEASURES",
-            breakdowns="vision_rl.evaluation.metrics:vqa_breakdowns",
-            submission="vision_rl.evaluation.summary:submission",
-        ),
-        Task(
-            name="grounding",
-            answer="grounding_agent:answer",
-            truth="boxes",
-            rewards=(
-                *("iou", "giou", "diou", "ciou", "acc_at_iou_0.5", "point", "point_in_box", "gaussian", "distance"),
-                *("ranked", "arc", "max_iou"),
-            ),
-            defaults={"agent.answer_format": "bbox"},
-            prompt="vision_rl.agent.prompts:GROUNDING_PROMPT",
-            score="grounding_agent:score",
-            gold="grounding_agent:gold",
-            synthetic="vision_rl.tiny.tasks:grounding_example",
-            metric="iou",
-            hit="point",
-            measures="vision_rl.evaluation.metrics:GROUNDING_MEASURES",
-            headline=("point accuracy", "IoU", "ACC@0.5"),
-            breakdowns="vision_rl.evaluation.metrics:grounding_breakdowns",
-            drawing="vision_rl.agent.replay:predicted_boxes",
-        ),
-    )
-}
+BUILT_IN = {"vqa": "vqa_agent:TASK", "grounding": "grounding_agent:TASK"}
+"""The only names of this project's that the registry knows above itself, and imports when they are asked for."""
 _loaded: dict[str, Task] = {}
 
 
@@ -187,8 +146,10 @@ def get_task(spec: str) -> Task:
 
     Raises `UserError` for an unknown name, with the nearest one, and for a file without a usable `TASK`.
     """
-    if spec in BUILT_IN or spec in _loaded:
-        return BUILT_IN.get(spec) or _loaded[spec]
+    if spec in _loaded:
+        return _loaded[spec]
+    if spec in BUILT_IN:
+        return _register(pkgutil.resolve_name(BUILT_IN[spec]))
     if spec.endswith(".py"):
         return _register(_from_file(Path(spec)))
     installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
@@ -235,7 +196,9 @@ def task_names() -> list[str]:
 
 
 def _register(task: Task) -> Task:
-    known = BUILT_IN.get(task.name) or _loaded.get(task.name)
+    known = _loaded.get(task.name)
+    if known is None and task.source and task.name in BUILT_IN:
+        known = get_task(task.name)
     if known is not None and known.source != task.source:
         raise UserError(
             f"--task {task.spec} calls its task {task.name!r}, as {known.source or 'another'} does; rename one of them"

@@ -14,13 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vision_rl.agent.client import LLM, client_for, was_cut
+from vision_rl.agent.client import client_for, was_cut
 from vision_rl.agent.grounding_prompts import request, results_text, system_text
 from vision_rl.agent.media import Shown, show, size_limits
 from vision_rl.agent.messages import picture_url, reply_text, user_message
 from vision_rl.agent.tools import TOOLS, ToolBox, ToolResult
 from vision_rl.answers.parsing import ToolCall, parse_tool_calls
 from vision_rl.answers.zoom import View
+from vision_rl.settings import AgentSettings
+from vision_rl.types import LLM
 
 _SHOWING = ("zoom_ui_element", "wait_for_ui")
 _MOST_SHOWN = 2048 * 28 * 28
@@ -58,24 +60,22 @@ class Conversation:
     calls: list[MadeCall] = field(default_factory=list)
 
 
-def has_tools(settings: Mapping[str, Any]) -> bool:
+def has_tools(settings: AgentSettings) -> bool:
     """Whether an agent with these settings has tools at all."""
-    return bool(settings["max_turns"] > 1 and settings["max_tool_calls"] > 0)
+    return bool(settings.max_turns > 1 and settings.max_tool_calls > 0)
 
 
 async def converse(task: Mapping[str, Any], llm: LLM) -> Conversation:
     """Hold the conversation about a task's row; needs `has_tools(task["settings"])`."""
-    settings = task["settings"]
+    settings = AgentSettings.of(task)
     client, talk = client_for(llm, settings), _Talk(task)
-    parameters = {"max_tokens": settings["max_tokens"], **llm.sampling_parameters}
-    if settings["tool_protocol"] == "function":
+    parameters = {"max_tokens": settings.max_tokens, **llm.sampling_parameters}
+    if settings.tool_protocol == "function":
         parameters["tools"] = TOOLS
-    for turn in range(settings["max_turns"]):
+    for turn in range(settings.max_turns):
         completion = await client.chat.completions.create(model=llm.model, messages=talk.messages, **parameters)
         talk.outcome.truncated = was_cut(completion)
-        talk.take(
-            completion.choices[0].message.model_dump(exclude_none=True), turns_left=settings["max_turns"] - turn - 1
-        )
+        talk.take(completion.choices[0].message.model_dump(exclude_none=True), turns_left=settings.max_turns - turn - 1)
         if talk.done:
             break
     return talk.outcome
@@ -85,7 +85,7 @@ class _Talk:
     """The state between two model calls."""
 
     def __init__(self, task: Mapping[str, Any]) -> None:
-        self.settings = task["settings"]
+        self.settings = AgentSettings.of(task)
         video = task["media"] == "video"
         first = task["image_paths"][:1] if video else task["image_paths"]
         self.shown = show(first, self.settings, task["image_sizes"][: len(first)])
@@ -96,15 +96,15 @@ class _Talk:
         self.done = False
         text = request(
             task["question"],
-            self.settings["answer_format"],
-            self.settings["family"],
+            self.settings.answer_format,
+            self.settings.family,
             pictures=len(first),
-            view=self.settings["answer_view"],
+            view=self.settings.answer_view,
             size=(task["image_sizes"] or [None])[0],
-            ranked=self.settings["reward"] == "ranked",
+            ranked=self.settings.reward == "ranked",
         )
         self.messages: list[Any] = [
-            {"role": "system", "content": system_text(self.settings["tool_protocol"] == "text")},
+            {"role": "system", "content": system_text(self.settings.tool_protocol == "text")},
             user_message(text, [picture.url for picture in self.shown]),
         ]
 
@@ -118,7 +118,7 @@ class _Talk:
             self.done = True
             return
         made = [self._carry_out(call) for call in calls]
-        left = self.settings["max_tool_calls"] - len(self.outcome.calls)
+        left = self.settings.max_tool_calls - len(self.outcome.calls)
         self._answer(message, made, last_turn=turns_left == 1 or left <= 0)
 
     def _carry_out(self, call: ToolCall) -> tuple[str, Shown | None]:
@@ -128,18 +128,18 @@ class _Talk:
         if result.picture is not None:
             picture = Shown(picture_url(result.picture), result.picture.size)
             self.shown.append(picture)
-            if self.settings["answer_view"] == "last" and result.view is not None:
+            if self.settings.answer_view == "last" and result.view is not None:
                 self.outcome.view = result.view
         zoomed = result.view if call.name == "zoom_ui_element" else None
         self.outcome.calls.append(MadeCall(call.name, call.arguments, result.error, zoomed))
         return result.numbered(len(self.shown)), picture
 
     def _result(self, call: ToolCall) -> ToolResult:
-        if len(self.outcome.calls) >= self.settings["max_tool_calls"]:
+        if len(self.outcome.calls) >= self.settings.max_tool_calls:
             return ToolResult(NO_CALLS, error=True)
         if call.name in _SHOWING and not call.error:
-            limits, most = size_limits(self.settings), self.settings["max_images"]
-            cap, room = self.settings["max_total_pixels"], min(limits.max_pixels, _MOST_SHOWN)
+            limits, most = size_limits(self.settings), self.settings.max_images
+            cap, room = self.settings.max_total_pixels, min(limits.max_pixels, _MOST_SHOWN)
             if cap is not None:
                 room = min(room, cap - sum(picture.pixels for picture in self.shown))
             if (most is not None and len(self.shown) >= most) or room < max(limits.factor**2, limits.min_pixels):

@@ -23,15 +23,17 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from vision_rl.agent.client import LLM, client_for, was_cut
+from vision_rl.agent.client import client_for, was_cut
 from vision_rl.agent.keeper import Instance, Keeper, keeper_of
 from vision_rl.agent.media import size_limits
 from vision_rl.agent.messages import picture_url, reply_text, user_message
 from vision_rl.answers.actions import READERS, Reader
 from vision_rl.answers.coordinates import Size
 from vision_rl.errors import UserError
-from vision_rl.rewards.terms import Reward, terms_of, with_terms
-from vision_rl.tasks import TURN_REWARD, episode_of, get_task
+from vision_rl.rewards.terms import with_terms
+from vision_rl.settings import AgentSettings
+from vision_rl.tasks import TURN_REWARD, episode_of
+from vision_rl.types import LLM, Reward
 
 NEXT = "This is how it looks now. Go on."
 UNREAD = "No action could be read from that."
@@ -148,17 +150,15 @@ class Environments:
         """The instances of this process."""
         return keeper_of(self, self.make, self.instances, self.seconds)
 
+    async def play(self, task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
+        """Play one episode: (last reply, reward). Training, workers, evaluation and baselines call this.
 
-async def play(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
-    """Play one episode: (last reply, reward). Training, workers, evaluation and baselines call this.
-
-    Raises `EnvironmentFailed` where the environment dies under the episode: the rollout may be tried again.
-    """
-    setup: Environments = get_task(task["task"]).environment
-    seed, options = episode_of(task)
-    started = time.monotonic()
-    async with setup.keeper().episode(seed, options) as (instance, observation):
-        return await _Episode(task, setup, instance, observation, time.monotonic() - started).play(llm)
+        Raises `EnvironmentFailed` where the environment dies under the episode: the rollout may be tried again.
+        """
+        seed, options = episode_of(task)
+        started = time.monotonic()
+        async with self.keeper().episode(seed, options) as (instance, observation):
+            return await _Episode(task, self, instance, observation, time.monotonic() - started).play(llm)
 
 
 @dataclass
@@ -181,15 +181,15 @@ class _Episode:
     model_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.settings = self.task["settings"]
+        self.settings = AgentSettings.of(self.task)
         if (watching := _watched.get()) is not None:
             watching.clear()  # of an attempt before this one
         turns = self.task["meta"].get("turns")
-        self.turns = min(self.settings["max_turns"], turns) if isinstance(turns, int) else self.settings["max_turns"]
+        self.turns = min(self.settings.max_turns, turns) if isinstance(turns, int) else self.settings.max_turns
 
     async def play(self, llm: LLM) -> tuple[str, Reward]:
         client = client_for(llm, self.settings)
-        parameters = {"max_tokens": self.settings["max_tokens"], **llm.sampling_parameters}
+        parameters = {"max_tokens": self.settings.max_tokens, **llm.sampling_parameters}
         how = self.setup.actions.ask(self.settings, self.picture.size)
         self._say(f"{self.seen.text}\n{how}", self.seen.pictures)
         for turn in range(self.turns):
@@ -243,7 +243,7 @@ class _Episode:
     def _shown(self) -> list[Any]:
         """The messages with the pictures of the latest observations, as many as `history` and the prompt's limits allow."""
         left = len(self.messages) if self.setup.history == "all" else int(self.setup.history)
-        most, room = self.settings["max_images"], self.settings["max_total_pixels"]
+        most, room = self.settings.max_images, self.settings.max_total_pixels
         limits, shown, sizes = size_limits(self.settings), [], list(self.sizes)
         for message in reversed(self.messages):
             seen = [limits.processed(size) for size in sizes.pop()] if message["role"] == "user" else []
@@ -272,5 +272,4 @@ class _Episode:
             "seconds/model": self.model_seconds,
             **{f"{prefix}{number}": reward for number, reward in enumerate(self.rewards, start=1)},
         }
-        terms = terms_of(self.settings)
-        return with_terms(value, components, self.reply, not self.unread, terms, truncated=self.cut)
+        return with_terms(value, components, self.reply, not self.unread, self.settings.terms, truncated=self.cut)

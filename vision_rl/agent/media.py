@@ -6,6 +6,7 @@ Two limits hold for a whole conversation, pictures that tools give back included
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from vision_rl.answers.coordinates import Size
 from vision_rl.answers.zoom import SizeLimits
 from vision_rl.errors import UserError
 from vision_rl.media.images import image_size, open_image
+from vision_rl.settings import AgentSettings
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionUserMessageParam
@@ -36,17 +38,17 @@ class Shown:
         return self.size[0] * self.size[1]
 
 
-def size_limits(settings: Mapping[str, Any]) -> SizeLimits:
+def size_limits(settings: AgentSettings) -> SizeLimits:
     """What the model's processor does, from a task's settings."""
-    return SizeLimits.of(settings["family"], settings["min_pixels"], settings["max_pixels"])
+    return SizeLimits.of(settings.family, settings.min_pixels, settings.max_pixels)
 
 
-def show(paths: Sequence[str], settings: Mapping[str, Any], sizes: Sequence[Sequence[int]] = ()) -> list[Shown]:
+def show(paths: Sequence[str], settings: AgentSettings, sizes: Sequence[Sequence[int]] = ()) -> list[Shown]:
     """The pictures at `paths` within the settings' limits; `sizes` are their (width, height) where they are known.
 
     Raises `UserError` for more pictures than `max_images` (None: any number), and naming one that cannot be opened.
     """
-    most = settings["max_images"]
+    most = settings.max_images
     if most is not None and len(paths) > most:
         raise UserError(
             f"{len(paths)} pictures in one prompt ({paths[0]}, ...) are more than agent.max_images={most}; "
@@ -55,7 +57,7 @@ def show(paths: Sequence[str], settings: Mapping[str, Any], sizes: Sequence[Sequ
     limits = size_limits(settings)
     given = [(size[0], size[1]) for size in sizes] if sizes else [image_size(path) for path in paths]
     seen = [limits.processed(size) for size in given]
-    total, cap = sum(width * height for width, height in seen), settings["max_total_pixels"]
+    total, cap = sum(width * height for width, height in seen), settings.max_total_pixels
     if cap is None or total <= cap:
         return [Shown(image_url(path, transport(settings)), size) for path, size in zip(paths, seen, strict=True)]
     smaller = _within(seen, cap, limits)
@@ -67,16 +69,16 @@ def media_message(text: str, task: Mapping[str, Any]) -> ChatCompletionUserMessa
 
     Raises `UserError` as `show` does.
     """
-    settings = task["settings"]
-    native = task["media"] == "video" and settings["video"] == "native"
-    sent = {**settings, "image_transport": "data"} if native else settings
+    settings = AgentSettings.of(task)
+    native = task["media"] == "video" and settings.video == "native"
+    sent = dataclasses.replace(settings, image_transport="data") if native else settings
     urls = [picture.url for picture in show(task["image_paths"], sent, task["image_sizes"])]
     return video_message(text, urls) if native else user_message(text, urls)
 
 
-def transport(settings: Mapping[str, Any]) -> Transport:
+def transport(settings: AgentSettings) -> Transport:
     """ "file" or "data"."""
-    return "file" if settings["image_transport"] == "file" else "data"
+    return "file" if settings.image_transport == "file" else "data"
 
 
 def _within(seen: Sequence[Size], cap: int, limits: SizeLimits) -> list[Size]:

@@ -21,6 +21,7 @@ from vision_rl.answers.zoom import View
 from vision_rl.media.images import open_image
 from vision_rl.media.references import frames_of, picture_path
 from vision_rl.rewards.grounding import answer_space
+from vision_rl.settings import AgentSettings
 
 
 def picture_files(run_dir: Path, refs: Sequence[str]) -> list[Path]:
@@ -33,7 +34,7 @@ def pictures_of(run_dir: Path, record: Mapping[str, Any]) -> list[Image.Image]:
     return [open_image(path) for path in picture_files(run_dir, record["image_refs"][-1])]
 
 
-def views_of(record: Mapping[str, Any], settings: Mapping[str, Any], pictures: Sequence[Image.Image]) -> list[View]:
+def views_of(record: Mapping[str, Any], settings: AgentSettings, pictures: Sequence[Image.Image]) -> list[View]:
     """Where each of the conversation's pictures lies in the first, and the size at which the model saw it."""
     limits = size_limits(settings)
     number = sum(len(frames_of(ref)) for ref in record["image_refs"][0])
@@ -49,25 +50,25 @@ def views_of(record: Mapping[str, Any], settings: Mapping[str, Any], pictures: S
     return views
 
 
-def answer_boxes(record: Mapping[str, Any], settings: Mapping[str, Any], views: Sequence[View]) -> list[Box]:
+def answer_boxes(record: Mapping[str, Any], settings: AgentSettings, views: Sequence[View]) -> list[Box]:
     """The boxes of the last reply, in the first picture's unit space, whichever picture they were given in."""
-    with_tools = settings["max_turns"] > 1
-    view = views[-1] if with_tools and settings["answer_view"] == "last" else views[0]
-    form, space = answer_space(settings["answer_format"], settings["family"])
+    with_tools = settings.max_turns > 1
+    view = views[-1] if with_tools and settings.answer_view == "last" else views[0]
+    form, space = answer_space(settings.answer_format, settings.family)
     return [
         view.to_picture(to_unit(box, space, view.size, view.size)) for box in parse_boxes(record["replies"][-1], form)
     ]
 
 
-def predicted_boxes(record: Mapping[str, Any], settings: Mapping[str, Any], size: Size) -> list[Box]:
+def predicted_boxes(record: Mapping[str, Any], settings: AgentSettings, size: Size) -> list[Box]:
     """The boxes of a scored row's reply, in unit space of its first picture of `size` (width, height).
 
     As written: not clipped, answers in another coordinate space included. None for an answer in the space of a zoomed view,
     which its reply does not name. record: has `reply` and `components`.
     """
-    if settings.get("answer_view") == "last" and record["components"].get("tools/zooms"):
+    if settings.answer_view == "last" and record["components"].get("tools/zooms"):
         return []
-    form, space = answer_space(settings["answer_format"], settings["family"])
+    form, space = answer_space(settings.answer_format, settings.family)
     seen = size_limits(settings).processed(size)
     return [to_unit(box, space, size, seen) for box in parse_boxes(record["reply"], form)]
 

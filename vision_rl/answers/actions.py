@@ -23,6 +23,7 @@ from vision_rl.answers.parsing import (
     read_boxes,
     strip_reasoning,
 )
+from vision_rl.settings import AgentSettings
 
 Point = tuple[float, float]
 SCROLL = 0.5
@@ -74,12 +75,12 @@ class Reader:
     """ask: (settings, (width, height) of the picture's file) -> how to answer. read: (reply, settings, that size, the size
     at which the model saw it) -> the action, or None."""
 
-    ask: Callable[[Mapping[str, Any], Size], str]
-    read: Callable[[str, Mapping[str, Any], Size, Size], Any]
+    ask: Callable[[AgentSettings, Size], str]
+    read: Callable[[str, AgentSettings, Size, Size], Any]
 
 
-def _read_click(reply: str, settings: Mapping[str, Any], size: Size, seen: Size) -> Action | None:
-    form, space = answer_space(settings["answer_format"], settings["family"])
+def _read_click(reply: str, settings: AgentSettings, size: Size, seen: Size) -> Action | None:
+    form, space = answer_space(settings.answer_format, settings.family)
     found = read_boxes(reply, form).boxes
     if len(found) != 1:
         return None
@@ -87,8 +88,8 @@ def _read_click(reply: str, settings: Mapping[str, Any], size: Size, seen: Size)
     return _checked(Action("click", ((x1 + x2) / 2, (y1 + y2) / 2)))
 
 
-def _ask_click(settings: Mapping[str, Any], size: Size) -> str:
-    name, numbers_of = answer_space(settings["answer_format"], settings["family"])
+def _ask_click(settings: AgentSettings, size: Size) -> str:
+    name, numbers_of = answer_space(settings.answer_format, settings.family)
     if name == "bbox":
         return "Answer with <bbox>[x1, y1, x2, y2]</bbox>, each a fraction of the image's width or height."
     return f"Answer with {FORMATS[name].form}, {_place(get_family(numbers_of).space, size)}."
@@ -101,7 +102,7 @@ def _place(space: str, size: Size) -> str:
     return "in pixels of the image" + (f" ({size[0]} x {size[1]})" if space == "original" else "")
 
 
-def _ask_gui(settings: Mapping[str, Any], size: Size) -> str:
+def _ask_gui(settings: AgentSettings, size: Size) -> str:
     return (
         "Answer with one action: click(x, y), double_click(x, y), right_click(x, y), hover(x, y), drag(x1, y1, x2, y2), "
         'scroll(x, y, "down"), type("text"), press("key"), wait() or finish(). x and y are '
@@ -109,8 +110,8 @@ def _ask_gui(settings: Mapping[str, Any], size: Size) -> str:
     )
 
 
-def _read_gui(reply: str, settings: Mapping[str, Any], size: Size, seen: Size) -> Action | None:
-    scale = lambda x, y: to_unit((x, y, x, y), settings["family"], size, seen)[:2]  # noqa: E731
+def _read_gui(reply: str, settings: AgentSettings, size: Size, seen: Size) -> Action | None:
+    scale = lambda x, y: to_unit((x, y, x, y), settings.family, size, seen)[:2]  # noqa: E731
     calls = [call for call in parse_tool_calls(reply) if not call.error]
     if calls:
         return _of_call(calls[0].name, calls[0].arguments, scale) if len(calls) == 1 else None
@@ -171,7 +172,7 @@ def _checked(action: Action) -> Action | None:
     return action
 
 
-def _read_json(reply: str, settings: Mapping[str, Any], size: Size, seen: Size) -> dict[str, Any] | None:
+def _read_json(reply: str, settings: AgentSettings, size: Size, seen: Size) -> dict[str, Any] | None:
     found = _OBJECT.search(final_text(reply))
     try:
         value = parse_json(found[0]) if found else None
@@ -180,7 +181,7 @@ def _read_json(reply: str, settings: Mapping[str, Any], size: Size, seen: Size) 
     return value if isinstance(value, dict) else None
 
 
-def _read_function(reply: str, settings: Mapping[str, Any], size: Size, seen: Size) -> dict[str, Any] | None:
+def _read_function(reply: str, settings: AgentSettings, size: Size, seen: Size) -> dict[str, Any] | None:
     calls = parse_tool_calls(strip_reasoning(reply))
     return {"name": calls[0].name, "arguments": calls[0].arguments} if len(calls) == 1 and not calls[0].error else None
 
@@ -192,7 +193,7 @@ def words(choices: Sequence[str]) -> Reader:
         rf"(?<!\w)({'|'.join(map(re.escape, sorted(known, key=len, reverse=True)))})(?!\w)", re.IGNORECASE
     )
 
-    def read(reply: str, settings: Mapping[str, Any], size: Size, seen: Size) -> int | None:
+    def read(reply: str, settings: AgentSettings, size: Size, seen: Size) -> int | None:
         found = {one.lower() for one in pattern.findall(final_text(reply))}
         return known[found.pop()] if len(found) == 1 else None
 

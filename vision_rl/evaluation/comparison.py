@@ -14,10 +14,11 @@ from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation.intervals import resampled_means
 from vision_rl.evaluation.metrics import Figure
-from vision_rl.evaluation.results import Record, read_identity, read_records
+from vision_rl.evaluation.results import read_identity, read_records
 from vision_rl.evaluation.summary import show, show_interval, show_with_interval
 from vision_rl.files import replacing
 from vision_rl.tasks import get_task
+from vision_rl.types import Record
 
 FEW = 12
 """Pictures up to which p is exact; all 4,096 ways to flip the signs of their differences are counted."""

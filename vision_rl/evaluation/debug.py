@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vision_rl.agent.client import LLM, shared_client
+from vision_rl.agent.openai_client import shared_client
 from vision_rl.data.schema import normalise_row, read_rows
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.media.images import image_size
-from vision_rl.rewards import Reward
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import Task, get_task
+from vision_rl.types import LLM, Reward
 
 Row = dict[str, Any]
 UNKNOWN = "not known"
@@ -180,7 +180,7 @@ def shown(
     table.add_row("reply", plain(reply))
     if drawing := task.part("drawing"):
         record = {**row, "reply": reply, "components": reward.components}
-        boxes = drawing(record, settings, image_size(row["image_paths"][0]))
+        boxes = drawing(record, AgentSettings.read(settings), image_size(row["image_paths"][0]))
         table.add_row("boxes", plain("\n".join(map(_numbers, boxes)) or "none"))
     truth = row["boxes"] if task.truth == "boxes" else list(dict.fromkeys(row["answers"]))
     gold = "\n".join(_numbers(one) if task.truth == "boxes" else _counted(one, row["answers"]) for one in truth)

@@ -16,12 +16,12 @@ import numpy as np
 
 from vision_rl.evaluation.intervals import mean_interval
 from vision_rl.evaluation.official_tables import QUESTION_TABLES, benchmark_of, cells_of, cells_title, values_of
-from vision_rl.evaluation.results import Record
 from vision_rl.rewards.calibration import brier_score, correlation, expected_calibration_error
 from vision_rl.rewards.metrics import METRICS
 from vision_rl.rewards.tools import target_kind
 from vision_rl.run.tool_metrics import tool_metrics
 from vision_rl.tasks import get_task
+from vision_rl.types import Record
 
 IOU_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 OUTCOMES = ("right", "wrong place", "wrong space", "wrong format")

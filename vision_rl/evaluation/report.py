@@ -16,12 +16,14 @@ from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation import summary as texts
 from vision_rl.evaluation.metrics import Figure, headline
-from vision_rl.evaluation.results import IDENTITY, Record, read_records, write_text
+from vision_rl.evaluation.results import IDENTITY, read_records, write_text
 from vision_rl.media.images import image_size
 from vision_rl.report.cards import Answer, Card, Turn, card_pictures, gold_text
 from vision_rl.report.charts import COLOURS, frame
 from vision_rl.report.page import Cell, Drawing, Page, Table, Tile, render
+from vision_rl.settings import AgentSettings
 from vision_rl.tasks import get_task
+from vision_rl.types import Record
 
 REPORT = "report.html"
 CASES = 12
@@ -89,7 +91,7 @@ def case_card(record: Record, settings: Mapping[str, Any], end: str) -> Card:
     boxes: list[Box] = []
     if drawing := task.part("drawing"):
         with contextlib.suppress(UserError):  # the picture is gone, which is said in its place
-            boxes = drawing(record, settings, image_size(record["image_paths"][0]))
+            boxes = drawing(record, AgentSettings.read(settings), image_size(record["image_paths"][0]))
     facets = {"end": end, "source": record["source"], "outcome": metrics.outcome(record) if with_boxes else ""}
     reward = {"reward": record["reward"], **record["components"]}
     turns = tuple(map(Turn, record.get("replies") or [record["reply"]]))

@@ -20,11 +20,11 @@ from typing import Any
 from vision_rl.errors import UserError
 from vision_rl.files import replacing
 from vision_rl.run.log import read_jsonl
+from vision_rl.types import Record
 
 IDENTITY = "evaluation.json"
 ROWS = "rows.jsonl"
 _KEYS = {"row", "task", "image_paths", "answers", "boxes", "meta", "reply", "reward", "components", "failure", "usage"}
-Record = dict[str, Any]
 """One line of rows.jsonl: what `runner.record_of` makes."""
 
 

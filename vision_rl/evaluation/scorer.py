@@ -12,15 +12,16 @@ from typing import Any
 
 import openai
 
-from vision_rl.agent.client import LLM, openai_base_url, shared_client
+from vision_rl.agent.client import openai_base_url
 from vision_rl.agent.environment import watched
 from vision_rl.agent.keeper import EnvironmentFailed
+from vision_rl.agent.openai_client import shared_client
 from vision_rl.agent.replay import acted_at, strip
 from vision_rl.errors import UserError
-from vision_rl.evaluation.results import EvaluationStore, Record, disk_errors
+from vision_rl.evaluation.results import EvaluationStore, disk_errors
 from vision_rl.evaluation.traffic import Traffic, Usage, metered, retry_after
 from vision_rl.files import replacing
-from vision_rl.rewards import Reward
+from vision_rl.types import LLM, Record, Reward
 
 Answer = Callable[[dict[str, Any], LLM], Awaitable[tuple[str, Reward]]]
 Row = dict[str, Any]

@@ -14,16 +14,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vision_rl.agent.client import LLM
 from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation.report import write_report
-from vision_rl.evaluation.results import EvaluationStore, Record, disk_errors, open_store, write_json
+from vision_rl.evaluation.results import EvaluationStore, disk_errors, open_store, write_json
 from vision_rl.evaluation.scorer import Limits, check_endpoint, run_rows
 from vision_rl.evaluation.summary import summarise, write_summary
 from vision_rl.preflight.checks import check_images
 from vision_rl.tasks import answer
+from vision_rl.types import LLM, Record
 
 Row = dict[str, Any]
 Server = Callable[[], AbstractContextManager[tuple[str, str]]]

@@ -11,9 +11,10 @@ from vision_rl.answers.coordinates import get_family
 from vision_rl.answers.parsing import parse_answer
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation.metrics import Figure
-from vision_rl.evaluation.results import Record, write_json, write_text
+from vision_rl.evaluation.results import write_json, write_text
 from vision_rl.rewards.grounding import answer_space
 from vision_rl.tasks import get_task
+from vision_rl.types import Record
 
 SUMMARY = "summary.json"
 MARKDOWN = "summary.md"

@@ -109,7 +109,7 @@ def served_checkpoint(
     """
     from vision_rl.serving.serve import MODEL_NAME, serve
 
-    functions = has_tools(settings) and settings["tool_protocol"] == "function"
+    functions = has_tools(AgentSettings.read(settings)) and settings["tool_protocol"] == "function"
     length = max_model_len or min(_positions(model_dir), CPU_LENGTH if cpu else GPU_LENGTH)
     with (
         _with_pixel_limits(model_dir, settings) as folder,

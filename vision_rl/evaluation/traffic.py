@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import httpx2 as httpx  # the client library of openai 3
 
-from vision_rl.agent.client import shared_client
+from vision_rl.agent.openai_client import shared_client
 
 LONGEST_PAUSE = 300.0
 """Seconds; a longer Retry-After is waited for in pieces, each ended by a request that the server may refuse again."""

@@ -29,11 +29,11 @@ from vision_rl.preflight.attack_cases import (
     grid,
 )
 from vision_rl.rewards.grounding import KINDS, grounding_reward, takes_points
-from vision_rl.rewards.terms import Reward
 from vision_rl.rewards.user import user_reward
 from vision_rl.rewards.vqa import KINDS as ANSWER_KINDS
 from vision_rl.rewards.vqa import vqa_reward
 from vision_rl.settings import AgentSettings
+from vision_rl.types import Reward
 
 SLOW_SECONDS = 2.0
 Scored = Callable[[str, Mapping[str, Any]], float]

@@ -25,9 +25,10 @@ from vision_rl.rewards.grounding import (
     grounding_reward,
     takes_points,
 )
-from vision_rl.rewards.tools import ArcWeights, Call, arc_reward
+from vision_rl.rewards.tools import Call, arc_reward
 from vision_rl.rewards.vqa import KINDS as ANSWER_KINDS
 from vision_rl.rewards.vqa import answer_similarity, vqa_reward
+from vision_rl.settings import ArcWeights
 
 GAMEABLE_KINDS = ("max_iou",)
 """Kinds that keep a guide's known hole under its own name; the tables show it, the guarantee leaves them out."""

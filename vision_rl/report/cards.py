@@ -25,6 +25,7 @@ from vision_rl.errors import UserError
 from vision_rl.media.images import image_size, open_image
 from vision_rl.report.index import Rollout, lost
 from vision_rl.report.pictures import Picture, picture, row_pictures
+from vision_rl.settings import AgentSettings
 
 VALIDATION_ROWS = 6
 _TURN_SIDE = 260
@@ -97,7 +98,7 @@ class Source:
     advantages divide by the spread."""
 
     run_dir: Path
-    settings: Mapping[str, Any]
+    settings: AgentSettings
     truth_of: Callable[[Rollout], str]
     name: str = ""
     by_std: bool = True

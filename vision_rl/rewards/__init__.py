@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from vision_rl.rewards.grounding import gold_reply, grounding_reward
 from vision_rl.rewards.metrics import METRICS, Metric, metric
-from vision_rl.rewards.terms import Reward, Terms
-from vision_rl.rewards.tools import ArcWeights, arc_reward
+from vision_rl.rewards.tools import arc_reward
 from vision_rl.rewards.vqa import official_2021_accuracy, vqa_accuracy, vqa_reward
+from vision_rl.settings import ArcWeights, Terms
+from vision_rl.types import Reward
 
 __all__ = [
     "METRICS",

@@ -19,8 +19,10 @@ from vision_rl.answers.coordinates import Size, from_unit, get_family, in_space,
 from vision_rl.answers.formats import FORMATS
 from vision_rl.answers.parsing import BoxReading, answer_space, format_boxes, read_boxes, reasoning_is_closed
 from vision_rl.errors import UserError
-from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms, with_terms
-from vision_rl.rewards.tools import DEFAULT_WEIGHTS, ArcWeights, Call, arc_reward
+from vision_rl.rewards.terms import with_terms
+from vision_rl.rewards.tools import Call, arc_reward
+from vision_rl.settings import DEFAULT_TERMS, DEFAULT_WEIGHTS, ArcWeights, Terms
+from vision_rl.types import Reward
 
 KINDS = (
     *("iou", "giou", "diou", "ciou", "acc_at_iou_0.5", "point", "point_in_box", "gaussian", "distance"),

@@ -26,8 +26,10 @@ import tenacity
 
 from vision_rl.answers.parsing import parse_answer, strip_reasoning
 from vision_rl.errors import UserError
-from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms, with_terms
+from vision_rl.rewards.terms import with_terms
 from vision_rl.rewards.vqa import accuracies, by_frequency, vqa_format_ok
+from vision_rl.settings import DEFAULT_TERMS, Terms
+from vision_rl.types import Reward
 
 RUBRIC = """You grade one answer to a question about an image. You do not see the image; trust the reference answers.
 You are given a JSON object: question, references (what people answered, most common first), candidate.

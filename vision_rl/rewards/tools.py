@@ -11,51 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from vision_rl.answers.boxes import Box, point_in_box
-from vision_rl.rewards.terms import Reward
+from vision_rl.settings import DEFAULT_WEIGHTS, ArcWeights
+from vision_rl.types import Reward
 
 TOOL_NAMES = ("zoom_ui_element", "wait_for_ui", "inspect_element")
 
 Call = tuple[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class ArcWeights:
-    """All numbers of the reward. Areas and distances are shares of the image; gate entries are negative."""
-
-    task: float = 0.6
-    tool: float = 0.3
-    gate: float = 0.1
-
-    small_area: float = 0.05  # a target with less area is small
-    edge: float = 0.1  # a target that comes nearer to a border than this is at the edge
-    bonus_small: float = 0.4  # times IoU, if a tool was called on a small target
-    bonus_edge: float = 0.2  # times IoU, on one at the edge
-    bonus_easy: float = 0.1  # times IoU, on any other
-    bonus_without: float = 0.1  # for no tool at all, on a target that is not small, if IoU > without_iou
-    without_iou: float = 0.7
-    right_iou: float = 0.5  # no bonus for tools below this IoU
-    aimed_only: bool = True  # a call counts for the bonus only if its region holds the target's centre
-    needed_only: bool = True  # a tool earns nothing on an easy target, so that doing without pays more
-
-    missed: float = -0.3  # small target, no tool, IoU < missed_iou
-    missed_iou: float = 0.5
-    needless: float = -0.25  # easy target and more than one call
-    wait_only: float = -0.05  # small target, waited but not zoomed
-    excess: float = -0.4  # more than max_calls calls
-    max_calls: int = 2
-    per_extra_call: float = 0.0  # further, for each call after the first excessive one; the gate stays above -2
-
-
-DEFAULT_WEIGHTS = ArcWeights()
-
-
-def weights_of(settings: Mapping[str, Any]) -> ArcWeights:
-    """The weights of a task's settings (`agent.arc.*`)."""
-    return ArcWeights(**settings["arc"]) if settings.get("arc") else DEFAULT_WEIGHTS
 
 
 _LOWEST_GATE = -2.0

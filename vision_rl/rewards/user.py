@@ -6,14 +6,15 @@ and Agent Lightning's runners take both from the process that starts the run.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vision_rl.errors import UserError
-from vision_rl.rewards.terms import Reward
 from vision_rl.tasks import Task
+from vision_rl.types import Reward
 
 UserReward = Callable[[str, Mapping[str, Any]], "Reward | float"]
 """(reply, row with settings) -> the reward that trains, alone or with components of its own."""
@@ -76,12 +77,25 @@ def check_reward(task: Task, name: str) -> None:
         )
 
 
-def rewarded(name: str, reply: str, row: Mapping[str, Any], standard: Reward) -> Reward:
-    """The user's reward of a reply, beside the components of the task's standard one, by which runs are compared.
+def or_the_users(default: str) -> Callable[[Callable[..., Reward]], Callable[..., Reward]]:
+    """Decorates the `score(task, reply, ...)` of a task: under `agent.reward=module:function` the user's reward counts.
 
-    A component of the user's own that has a standard one's name replaces it. Raises `ValueError` for what is not finite.
+    Beside it stand the components of the task's reward `default`, by which runs are compared; a component of the user's own
+    that has a standard one's name replaces it. The decorated function raises `ValueError` for what is not finite.
     """
-    own = user_reward(name)(reply, row)
-    if not isinstance(own, Reward):
-        own = Reward(float(own))
-    return Reward(own.value, {**standard.components, **own.components})
+
+    def decorate(score: Callable[..., Reward]) -> Callable[..., Reward]:
+        @functools.wraps(score)
+        def scored(task: Mapping[str, Any], reply: str, *rest: Any, **named: Any) -> Reward:
+            name = task["settings"]["reward"]
+            if not is_user_reward(name):
+                return score(task, reply, *rest, **named)
+            standard = score({**task, "settings": {**task["settings"], "reward": default}}, reply, *rest, **named)
+            own = user_reward(name)(reply, task)
+            if not isinstance(own, Reward):
+                own = Reward(float(own))
+            return Reward(own.value, {**standard.components, **own.components})
+
+        return scored
+
+    return decorate

@@ -9,7 +9,7 @@ from typing import Any
 from vision_rl.answers.parsing import count_answers, parse_answer, reasoning_is_closed
 from vision_rl.errors import UserError
 from vision_rl.rewards.metrics import METRICS, OLD_NAMES
-from vision_rl.rewards.terms import DEFAULT_TERMS, Reward, Terms, with_terms
+from vision_rl.rewards.terms import with_terms
 from vision_rl.rewards.vqa_accuracy import (
     answer_similarity,
     best_answer,
@@ -18,6 +18,8 @@ from vision_rl.rewards.vqa_accuracy import (
     official_2021_accuracy,
     vqa_accuracy,
 )
+from vision_rl.settings import DEFAULT_TERMS, Terms
+from vision_rl.types import Reward
 
 __all__ = [
     "DEFAULT",

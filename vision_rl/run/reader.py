@@ -15,7 +15,6 @@ from vision_rl.run.collapse import CollapseWatcher, Episode, episodes, restored_
 from vision_rl.run.directory import CONFIG
 from vision_rl.run.log import EVENTS, METRICS, read_jsonl
 from vision_rl.settings import AgentSettings, CollapseWatch
-from vision_rl.tasks import BUILT_IN, Task
 
 DEFAULT_ORIGINS = ("verl", "agentlightning", "vision_rl")
 """Origins in config.yaml of values that nobody chose."""
@@ -27,20 +26,20 @@ class RecordedRun:
 
     path: Path
     config: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    settings: AgentSettings
     collapse: CollapseWatch
     metrics: list[dict[str, Any]]
     events: list[dict[str, Any]]
 
     @property
     def task(self) -> str:
-        """The task's name; of runs from before it was recorded, by the reward in use."""
-        return str(self.config.get("task.name") or self._guessed_task().name)
+        """The task's name."""
+        return str(self.config["task.name"])
 
     @property
     def truth(self) -> str:
         """The kind of the task's truth, one of `vision_rl.tasks.TRUTHS`."""
-        return str(self.config.get("task.truth") or self._guessed_task().truth)
+        return str(self.config["task.truth"])
 
     def truth_of(self, record: Mapping[str, Any]) -> str:
         """The kind of truth of a rollout's row: that of its own task, in a run of several."""
@@ -54,11 +53,7 @@ class RecordedRun:
     @property
     def metric(self) -> str:
         """The component of the reward that validation is judged by."""
-        return str(self.config.get("task.metric") or self._guessed_task().metric)
-
-    def _guessed_task(self) -> Task:
-        reward = self.settings["reward"]
-        return next((task for task in BUILT_IN.values() if reward in task.rewards), BUILT_IN["vqa"])
+        return str(self.config["task.metric"])
 
     @property
     def model(self) -> str:
@@ -113,7 +108,7 @@ def read_run(path: str | Path) -> RecordedRun:
     return RecordedRun(
         path=path,
         config=config,
-        settings={**dataclasses.asdict(AgentSettings()), **_section(config, "agent.")},
+        settings=AgentSettings.read(_known(AgentSettings, _section(config, "agent."))),
         collapse=CollapseWatch(**_known(CollapseWatch, _section(config, "app.collapse."))),
         metrics=read_jsonl(path / METRICS)[0],
         events=read_jsonl(path / EVENTS)[0],
@@ -126,7 +121,16 @@ def first_mid_last(steps: Sequence[int]) -> list[int]:
 
 
 def _section(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {key[len(prefix) :]: value for key, value in config.items() if key.startswith(prefix)}
+    """The settings below `prefix`; those of a part ("terms.format_price") as a mapping of their own."""
+    section: dict[str, Any] = {}
+    for key, value in config.items():
+        if key.startswith(prefix):
+            *parts, name = key[len(prefix) :].split(".")
+            place = section
+            for part in parts:
+                place = place.setdefault(part, {})
+            place[name] = value
+    return section
 
 
 def _known(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:

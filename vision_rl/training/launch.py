@@ -28,7 +28,6 @@ from vision_rl.rollout.store_server import PREFIX, VisionStoreClient, VisionStor
 from vision_rl.rollout.strategy import VisionStrategy
 from vision_rl.run.directory import STOP_FILE
 from vision_rl.settings import TOKEN_VARIABLE
-from vision_rl.tasks import answer
 from vision_rl.training.algorithm import Launch, VisionVERL
 
 RUNNER_POLL_SECONDS = 0.05
@@ -47,17 +46,6 @@ def validation_rows(rows: list[dict[str, Any]], resolved: Resolved) -> list[dict
     if not wanted or wanted >= len(rows):
         return rows
     return sample_by_source(rows, wanted, resolved.app.validation.seed)
-
-
-def rollout_agent() -> agl.LitAgent[Any]:
-    """The agent of each row's own task as Agent Lightning's: one rollout, whose one reward is what evaluation prints."""
-
-    @agl.rollout
-    async def agent(task: dict[str, Any], llm: agl.LLM) -> None:
-        _, reward = await answer(task, llm)
-        agl.emit_reward({"reward": reward.value, **reward.components}, primary_key="reward")
-
-    return agent
 
 
 def fit(
