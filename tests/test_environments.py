@@ -26,7 +26,7 @@ from tests.fake_openai import MODEL, fake_openai
 from tests.toy_environment import SIDE, SQUARE, TASK, Squares
 from vision_rl import tasks
 from vision_rl.agent.client import LLM
-from vision_rl.agent.environment import LEFT_OUT, NEXT, UNREAD, Environments, play
+from vision_rl.agent.environment import LEFT_OUT, NEXT, UNREAD, Environments
 from vision_rl.agent.keeper import EnvironmentFailed, close_all
 from vision_rl.agent.replay import episode_pictures, episode_strip, is_played
 from vision_rl.data.schema import normalise_row, read_rows
@@ -34,7 +34,7 @@ from vision_rl.errors import UserError
 from vision_rl.report.cards import Source, group_cards
 from vision_rl.rollout.trace import Turn
 from vision_rl.settings import AgentSettings, Integrity
-from vision_rl.tasks import Task, is_episode
+from vision_rl.tasks import Task, answer, is_episode
 from vision_rl.training.rollouts import FinishedRollout
 from vision_rl.training.samples import trajectory_samples
 from vision_rl.training.steps import StepRecords
@@ -92,7 +92,7 @@ def miss(body: dict[str, Any]) -> str:
 def outcome(server: Server, task: dict[str, Any]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """(components with the reward, requests) of one episode."""
     with fake_openai(server) as fake:
-        _, reward = asyncio.run(play(task, LLM(fake.url, MODEL)))
+        _, reward = asyncio.run(answer(task, LLM(fake.url, MODEL)))
     return {"value": reward.value, **reward.components}, fake.requests
 
 
@@ -198,7 +198,7 @@ def test_groups_that_begin_differently_are_counted_and_too_many_end_the_run() ->
 
 
 async def several(fake_url: str, episodes: list[dict[str, Any]]) -> list[Any]:
-    results = await asyncio.gather(*(play(one, LLM(fake_url, MODEL)) for one in episodes), return_exceptions=True)
+    results = await asyncio.gather(*(answer(one, LLM(fake_url, MODEL)) for one in episodes), return_exceptions=True)
     return [one if isinstance(one, BaseException) else one[1].components["success"] for one in results]
 
 
@@ -356,7 +356,7 @@ def test_each_turn_has_its_own_pictures(refs: list[list[str]], new: list[str], t
 def test_a_strip_and_a_card_show_every_turn_with_its_click(tmp_path: Path) -> None:
     replies = ["<bbox>[0.4, 0.4, 0.6, 0.6]</bbox>", "click(0.25, 0.75)", "wait()"]
     record = recorded(tmp_path, [[A], [A, B], [A, B, C]], replies)
-    whole = episode_strip(tmp_path, record, row()["settings"])
+    whole = episode_strip(tmp_path, record, AgentSettings.of(row()))
     assert whole.size == (3 * 320 + 2 * 6, 160)
     red = [n for n, (r, g, _) in enumerate(whole.get_flattened_data()) if r > 200 and g < 60]
     columns = {n % whole.width for n in red}
@@ -371,7 +371,7 @@ def test_a_strip_and_a_card_show_every_turn_with_its_click(tmp_path: Path) -> No
     assert marks[0] == [(shown.width / 4, shown.height / 4)] and len(marks[1]) == 1 and marks[2] == []
     (tmp_path / "pictures" / ("b" * 64)).unlink()
     with pytest.raises(UserError):
-        episode_strip(tmp_path, record, row()["settings"])
+        episode_strip(tmp_path, record, AgentSettings.of(row()))
     [card] = group_cards([{**record, "step": 1}], source, 1)
     assert [len(turn.pictures) for turn in card.answers[0].turns] == [1, 0, 1], (
         "what is gone is left out, its reply stays"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,12 @@ def test_a_video_is_named_by_its_frames_and_a_picture_by_itself(tmp_path: Path) 
 )
 def test_a_video_is_shown_as_the_settings_say(media: str, video: str, kinds: list[str], tmp_path: Path) -> None:
     paths = pictures(tmp_path, (84, 56), (84, 56))
-    task = {"image_paths": paths, "image_sizes": [(84, 56)] * 2, "media": media, "settings": agent(video=video)}
+    task = {
+        "image_paths": paths,
+        "image_sizes": [(84, 56)] * 2,
+        "media": media,
+        "settings": dataclasses.asdict(agent(video=video)),
+    }
     content: Any = media_message("What?", task)["content"]
     assert [part["type"] for part in content] == kinds and content[-1]["text"] == "What?"
     if content[0]["type"] == "video_url":

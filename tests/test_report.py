@@ -289,7 +289,8 @@ def test_a_missing_picture_is_said_and_costs_nothing_else(tmp_path: Path) -> Non
 
 
 def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text('agent.reward: "official"  # task vqa\n')
+    config = 'task.name: "vqa"  # task\ntask.truth: "answers"  # task\ntask.metric: "accuracy"  # task\n'
+    (tmp_path / "config.yaml").write_text(config)
     page = run_page([tmp_path])
     assert page.tiles[-1] == ("rollouts", "0", "0 lost") and "0 steps" in page.subtitle
     assert "None: reward" in Elements(render(page)).text

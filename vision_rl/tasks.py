@@ -95,10 +95,11 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.environment is not None:
-            own = {"answer": self.environment.play, "metric": "success"}
-            for name, value in (("truth", "environment"), *own.items()):
-                if name == "truth" or getattr(self, name) == type(self).__dataclass_fields__[name].default:
-                    object.__setattr__(self, name, value)
+            own = {"answer": self.environment.play, "truth": "environment"}
+            if self.metric == type(self).metric:
+                own["metric"] = "success"
+            for name, value in own.items():
+                object.__setattr__(self, name, value)
         if not self.answer:
             raise UserError(f"task {self.name!r} has no agent; give `answer` or `environment`")
         if self.truth not in TRUTHS:

@@ -93,7 +93,7 @@ def episode_pictures(run_dir: Path, record: Mapping[str, Any]) -> list[list[Path
     return turns
 
 
-def acted_at(reply: str, settings: Mapping[str, Any], size: Size) -> list[tuple[float, float]]:
+def acted_at(reply: str, settings: AgentSettings, size: Size) -> list[tuple[float, float]]:
     """The places of a reply's action, in unit space of the picture of `size` that it is about; none for other actions."""
     seen = size_limits(settings).processed(size)
     for reader in (READERS["gui"], READERS["click"]):
@@ -124,7 +124,7 @@ def strip(turns: Sequence[tuple[Image.Image, Sequence[tuple[float, float]]]], si
     return whole
 
 
-def episode_strip(run_dir: Path, record: Mapping[str, Any], settings: Mapping[str, Any]) -> Image.Image:
+def episode_strip(run_dir: Path, record: Mapping[str, Any], settings: AgentSettings) -> Image.Image:
     """The strip of a recorded episode. Raises `UserError` naming a picture that is gone."""
     turns = []
     for files, reply in zip(episode_pictures(run_dir, record), record["replies"], strict=True):

@@ -106,7 +106,7 @@ def _ask_gui(settings: AgentSettings, size: Size) -> str:
     return (
         "Answer with one action: click(x, y), double_click(x, y), right_click(x, y), hover(x, y), drag(x1, y1, x2, y2), "
         'scroll(x, y, "down"), type("text"), press("key"), wait() or finish(). x and y are '
-        f"{_place(get_family(settings['family']).space, size)}."
+        f"{_place(get_family(settings.family).space, size)}."
     )
 
 

@@ -21,6 +21,7 @@ from vision_rl.errors import UserError
 from vision_rl.evaluation.results import EvaluationStore, disk_errors
 from vision_rl.evaluation.traffic import Traffic, Usage, metered, retry_after
 from vision_rl.files import replacing
+from vision_rl.settings import AgentSettings
 from vision_rl.types import LLM, Record, Reward
 
 Answer = Callable[[dict[str, Any], LLM], Awaitable[tuple[str, Reward]]]
@@ -152,7 +153,7 @@ async def _one(
     if turns:
         kept = folder / EPISODES / f"{number}.png"
         with disk_errors(kept), replacing(kept) as temporary:
-            shown = [(picture, acted_at(said, task["settings"], picture.size)) for picture, said in turns]
+            shown = [(picture, acted_at(said, AgentSettings.of(task), picture.size)) for picture, said in turns]
             strip(shown).save(temporary, format="PNG")
         record |= {"replies": [said for _, said in turns], "episode": str(kept)}
     return record
