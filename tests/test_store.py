@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import pickle
 import time
 from collections.abc import Coroutine
@@ -10,11 +11,13 @@ from typing import Any, TypeVar
 
 import agentlightning as agl
 import pytest
-from agentlightning import InMemoryLightningStore
+from agentlightning import InMemoryLightningStore, LightningStoreServer
 from agentlightning.types import AttemptedRollout, EnqueueRolloutRequest, RolloutConfig, SpanCoreFields
 
+from vision_rl.errors import UserError
 from vision_rl.rollout import store as store_module
 from vision_rl.rollout.store import UnknownAttempt, VisionStore
+from vision_rl.rollout.store_server import StoreRoutes, VisionStoreServer
 
 T = TypeVar("T")
 RETRIED = RolloutConfig(
@@ -200,6 +203,27 @@ def test_a_jump_of_the_clock_ends_no_attempt(store: VisionStore, monkeypatch: py
     run(work())
 
 
+@pytest.mark.parametrize("jump", [100.0, -100.0, 86400.0])
+def test_a_call_that_is_recorded_after_a_jump_is_of_now(
+    store: VisionStore, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    """The span comes before anybody has looked at the clock: its time was moved once more by the next look."""
+
+    async def work() -> None:
+        rollout = await claimed(store)
+        really = time.time
+        monkeypatch.setattr(time, "time", lambda: really() + jump)
+        await store.record(rollout.rollout_id, rollout.attempt.attempt_id, [reward(1.0)])
+        for _ in range(2):
+            await store.wait_for_rollouts(rollout_ids=[rollout.rollout_id], timeout=0)
+            attempt = await store.get_latest_attempt(rollout.rollout_id)
+            assert attempt is not None and attempt.status == "running" and attempt.last_heartbeat_time is not None
+            assert abs(time.time() - attempt.last_heartbeat_time) < 25, "unresponsive_seconds is 30"
+            assert abs(time.time() - attempt.start_time) < 25
+
+    run(work())
+
+
 def test_forgotten_rollouts_leave_nothing_behind(store: VisionStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "KEEP_FORGOTTEN", 10)
 
@@ -234,9 +258,40 @@ def test_claim_waits_for_a_task(store: VisionStore) -> None:
     assert run(work()) < 1.0
 
 
+@pytest.mark.parametrize(("limit", "claimed_of_three"), [(0, 0), (1, 1), (2, 2), (1024, 3)])
+def test_so_many_tasks_at_once(store: VisionStore, limit: int, claimed_of_three: int) -> None:
+    async def work() -> None:
+        for _ in range(3):
+            await store.enqueue_rollout(input={})
+        claimed = await StoreRoutes(store, None).dequeue({"limit": limit, "worker_id": "w"})  # type: ignore[arg-type]
+        assert len(claimed) == claimed_of_three
+
+    run(work())
+
+
+@pytest.mark.parametrize("limit", [-1, 1025, 1.5, "1"])
+def test_a_limit_that_is_none_is_refused(store: VisionStore, limit: Any) -> None:
+    with pytest.raises(ValueError, match="limit must be a whole number from 0 to 1024"):
+        run(StoreRoutes(store, None).dequeue({"limit": limit}))  # type: ignore[arg-type]
+
+
+def test_options_of_agent_lightnings_that_are_not_taken_are_named() -> None:
+    with pytest.raises(UserError, match=r"VisionStore does not take eviction_memory_threshold: .*; tracker: "):
+        VisionStore(eviction_memory_threshold=0.8, tracker=None)
+    with pytest.raises(
+        UserError, match="VisionStoreServer does not take cors_allow_origins: no page of another origin"
+    ):
+        VisionStoreServer(VisionStore(), host="127.0.0.1", port=1, cors_allow_origins=["*"])
+
+
+def test_every_option_of_agent_lightnings_is_taken_or_has_a_reason() -> None:
+    for theirs, ours in ((InMemoryLightningStore, VisionStore), (LightningStoreServer, VisionStoreServer)):
+        known = inspect.signature(ours).parameters.keys() | store_module._NOT_TAKEN.keys()
+        assert inspect.signature(theirs).parameters.keys() <= known
+
+
 def test_the_server_travels_to_other_processes_with_its_address_and_token() -> None:
     from vision_rl.rollout.addresses import free_port
-    from vision_rl.rollout.store_server import VisionStoreServer
 
     async def work() -> str:
         server = VisionStoreServer(VisionStore(), host="127.0.0.1", port=free_port(), token="secret")

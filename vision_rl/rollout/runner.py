@@ -21,6 +21,7 @@ from agentlightning import LitAgentRunner, emit_reward, get_rewards_from_span
 from agentlightning.tracer.base import with_active_tracer_context
 from agentlightning.tracer.dummy import DummyTracer
 from agentlightning.types import AttemptedRollout, Span, SpanCoreFields
+from opentelemetry.sdk.trace import ReadableSpan
 
 from vision_rl.rollout.http_auth import without_keys
 from vision_rl.rollout.trace import MAX_REWARD, UnusableReward, is_reward
@@ -73,15 +74,14 @@ class VisionRunner(LitAgentRunner[Any]):
     async def _step_impl(self, next_rollout: AttemptedRollout, raise_on_exception: bool = False) -> str:
         store: Any = self.get_store()
         spans: list[SpanCoreFields] = []
+        raised: BaseException | None = None
         failure = ""
         await self._trigger_hooks("on_rollout_start", agent=self.get_agent(), runner=self, rollout=next_rollout)
         try:
             spans = await self._run_agent(next_rollout)
         except (Exception, SystemExit) as error:
             self._tell(next_rollout.rollout_id, error)
-            failure = without_keys(f"{type(error).__name__}: {error}")[:MAX_REASON]
-            if raise_on_exception:
-                raise
+            raised, failure = error, without_keys(f"{type(error).__name__}: {error}")[:MAX_REASON]
         finally:
             await self._trigger_hooks(
                 "on_rollout_end", agent=self.get_agent(), runner=self, rollout=next_rollout, spans=spans
@@ -96,6 +96,8 @@ class VisionRunner(LitAgentRunner[Any]):
             )
         except Exception:  # the store's own deadlines will end the attempt, and another runner gets it
             logger.exception("the end of rollout %s could not be reported", next_rollout.rollout_id)
+        if raised is not None and raise_on_exception:
+            raise raised
         return next_rollout.rollout_id
 
     def _tell(self, rollout_id: str, error: BaseException) -> None:
@@ -133,9 +135,20 @@ class VisionRunner(LitAgentRunner[Any]):
         if isinstance(result, int | float):
             tracer.spans.append(emit_reward(float(result), propagate=False))
         elif result is not None:
-            raise TypeError(f"an agent must return None or a number, not {type(result).__name__}")
+            tracer.spans.extend(_returned_spans(result))
         check_reward(tracer.spans)
         return tracer.spans
+
+
+def _returned_spans(result: Any) -> list[SpanCoreFields]:
+    """The spans that an agent returned, of any of Agent Lightning's three kinds. Raises `TypeError` for anything else."""
+    if not isinstance(result, list) or not all(isinstance(one, ReadableSpan | Span | SpanCoreFields) for one in result):
+        raise TypeError(f"an agent must return None, a number or a list of spans, not {type(result).__name__}")
+    named = dict.fromkeys(("rollout_id", "attempt_id"), "")
+    spans = [
+        Span.from_opentelemetry(one, **named, sequence_id=0) if isinstance(one, ReadableSpan) else one for one in result
+    ]
+    return [SpanCoreFields(**{name: getattr(one, name) for name in SpanCoreFields.model_fields}) for one in spans]
 
 
 def check_reward(spans: list[SpanCoreFields]) -> None:

@@ -17,7 +17,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from agentlightning import InMemoryLightningStore
@@ -25,6 +25,7 @@ from agentlightning.store.base import UNSET, is_finished
 from agentlightning.store.collection_based import healthcheck_before
 from agentlightning.types import Attempt, AttemptedRollout, Rollout, Span, SpanCoreFields
 
+from vision_rl.errors import UserError
 from vision_rl.rollout.store_link import MAX_WAIT_SECONDS
 
 KEEP_FORGOTTEN = 1000
@@ -47,10 +48,33 @@ class UnknownAttempt(ValueError):
     """The rollout or the attempt does not exist, or no longer: a stray client, or a worker that came back too late."""
 
 
+_NOT_TAKEN = {
+    "thread_safe": "it always is",
+    "scan_debounce_seconds": "it is called scan_seconds here",
+    "eviction_memory_threshold": "`forget` removes what the trainer has collected",
+    "safe_memory_threshold": "`forget` removes what the trainer has collected",
+    "span_size_estimator": "`forget` removes what the trainer has collected",
+    "tracker": "metrics.jsonl and the dashboard have the figures",
+    "cors_allow_origins": "no page of another origin may read a run",
+    "n_workers": "the store lives in one process",
+    "launch_mode": "it has a thread of the main process",
+    "launcher_args": "it has a thread of the main process",
+}
+"""What Agent Lightning's constructors take, and ours do not: why."""
+
+
+def refuse_options(name: str, given: Mapping[str, Any]) -> None:
+    """Raise `UserError` naming every option that Agent Lightning's class takes and ours, `name`, does not."""
+    if given:
+        reasons = "; ".join(f"{option}: {_NOT_TAKEN.get(option, 'there is no such option')}" for option in given)
+        raise UserError(f"{name} does not take {reasons}")
+
+
 class VisionStore(InMemoryLightningStore):
     """The store of a run; lives in the main process, which serves it (`store_server.VisionStoreServer`)."""
 
-    def __init__(self, *, scan_seconds: float = 1.0) -> None:
+    def __init__(self, *, scan_seconds: float = 1.0, **others: Any) -> None:
+        refuse_options("VisionStore", others)
         super().__init__(thread_safe=True, scan_debounce_seconds=scan_seconds)
         self._forgotten: deque[str] = deque()
         self._clock_offset = time.time() - time.monotonic()
@@ -198,6 +222,7 @@ class VisionStore(InMemoryLightningStore):
         attempt = await self._attempt(rollout_id, attempt_id)
         if attempt.status in ("failed", "timeout"):
             return None
+        await self._follow_the_clock()  # before upstream writes the new clock's time: no look comes before a span
         return await super()._on_attempt_heartbeat(rollout_id, attempt_id)  # type: ignore[call-arg]
 
     async def _should_scan_for_unhealthy_rollouts(self) -> bool:

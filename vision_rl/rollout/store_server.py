@@ -21,7 +21,7 @@ from yarl import URL
 
 from vision_rl.rollout.chat_request import CallError, is_number, parse_object
 from vision_rl.rollout.http_auth import Access, read_body, send_json
-from vision_rl.rollout.store import Outcome, Trace, UnknownAttempt, VisionStore
+from vision_rl.rollout.store import Outcome, Trace, UnknownAttempt, VisionStore, refuse_options
 from vision_rl.rollout.store_link import MAX_WAIT_SECONDS
 from vision_rl.rollout.store_link import STORE_PREFIX as PREFIX
 
@@ -34,8 +34,16 @@ class VisionStoreServer(LightningStoreServer):
     """Serves a `VisionStore` from a thread of the main process; elsewhere it acts as a client of itself."""
 
     def __init__(
-        self, store: VisionStore, *, host: str, port: int, access_host: str | None = None, token: str | None = None
+        self,
+        store: VisionStore,
+        *,
+        host: str,
+        port: int,
+        access_host: str | None = None,
+        token: str | None = None,
+        **others: Any,
     ) -> None:
+        refuse_options("VisionStoreServer", others)
         self.token, self.address = token, f"http://{access_host or host}:{port}"
         super().__init__(
             store,
@@ -137,8 +145,10 @@ class StoreRoutes:
         worker_id, limit, wait = body.get("worker_id"), body.get("limit", 1), body.get("wait_seconds", 0)
         if not is_number(wait, 0, MAX_WAIT_SECONDS):
             raise ValueError(f"wait_seconds must be a number from 0 to {MAX_WAIT_SECONDS:g}")
-        if not isinstance(limit, int) or not is_number(limit, 1, MAX_CLAIMED):
-            raise ValueError(f"limit must be a whole number from 1 to {MAX_CLAIMED}")
+        if not isinstance(limit, int) or not is_number(limit, 0, MAX_CLAIMED):
+            raise ValueError(f"limit must be a whole number from 0 to {MAX_CLAIMED}")
+        if limit == 0:
+            return []
         if limit == 1:
             rollout = await self.store.claim(worker_id, wait)
             return [rollout.model_dump(mode="json")] if rollout else []
