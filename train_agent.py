@@ -32,7 +32,7 @@ from vision_rl.files import write_text  # noqa: E402
 from vision_rl.models.table import render_models  # noqa: E402
 from vision_rl.platform.environment import run_environment  # noqa: E402
 from vision_rl.platform.gpu import check_build, on_cpu  # noqa: E402
-from vision_rl.preflight.checks import check_devices, check_images, check_machine, check_model  # noqa: E402
+from vision_rl.preflight.checks import check_devices, check_evidence, check_images, check_machine, check_model  # noqa: E402
 from vision_rl.rollout.addresses import PROXY_PORT, STORE_PORT, Reach, free_port, private, published, worker_lines  # noqa: E402
 from vision_rl.run.directory import CONFIG, check_run_dir, open_run_dir  # noqa: E402
 from vision_rl.run.log import RunLog  # noqa: E402
@@ -286,6 +286,7 @@ def prepared(args: argparse.Namespace, cpu: bool) -> tuple[Resolved, list[Row], 
     model = resolved.verl["actor_rollout_ref"]["model"]
     trusted = bool(model.get("trust_remote_code") and resolved.verl["data"].get("trust_remote_code"))
     check_model(Path(model["path"]), trusted=trusted)
+    check_evidence(str(model["path"]), cpu, resolved.verl["actor_rollout_ref"]["rollout"]["name"])
     rows = rows[: resolved.app.max_train_samples or None]
     used = [part[: resolved.app.max_train_samples or None] for part in sets]  # a mix takes each file's rows in order
     for checked, file in zip([*used, *val_sets], [*files[0], *files[1]], strict=True):

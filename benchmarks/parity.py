@@ -2,6 +2,7 @@
 
     python benchmarks/parity.py                          all families, written to benchmarks/results/parity.json
     python benchmarks/parity.py --families Qwen3-VL      some of them; the other rows of the file stay
+    python benchmarks/parity.py --precision bfloat16     beside a control family, written to benchmarks/results/parity_bf16.json
     python benchmarks/parity.py --modes                  the engine's modes, written to benchmarks/results/parity_modes.json
     python benchmarks/parity.py --engine sglang          SGLang in place of vLLM, written to benchmarks/results/parity_sglang.json
     python benchmarks/parity.py --write-docs             docs/models.md and docs/models.html from those files
@@ -24,16 +25,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from parity_docs import write_docs
+from safetensors.torch import load_file, save_file
 
 from benchmarks.parity_modes import MODES, compare_modes
 from scripts.tiny_models.families import BUILDERS, build
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.models.table import PARITY_RESULTS, TABLE
+from vision_rl.preflight.low_precision import prove
 from vision_rl.preflight.parity import Job, Result, Server, compare
 from vision_rl.preflight.parity_cells import VIDEO
 
 MODE_RESULTS = PARITY_RESULTS.with_name("parity_modes.json")
 SGLANG_RESULTS = PARITY_RESULTS.with_name("parity_sglang.json")
+LOW_RESULTS = PARITY_RESULTS.with_name("parity_bf16.json")
+CONTROL = "Qwen3-VL"
+"""The yardstick of the proof in bfloat16: it is proven in float32, and its vision part is that of Qwen3.5."""
 MODE_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL", "LLaVA-1.5"]
 """M-RoPE with window attention, M-RoPE with deepstack, and plain positions with a tower whose weights are renamed."""
 
@@ -46,6 +52,7 @@ def main() -> None:
         "--modes", action="store_true", help=f"the modes of the engine: {', '.join(m.name for m in MODES)}"
     )
     parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm", help="the server (default: vllm)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the server")
     parser.add_argument(
         "--keep", type=Path, help="folder for checkpoints, pictures and logs (default: a temporary one)"
     )
@@ -59,6 +66,8 @@ def main() -> None:
             folder = arguments.keep or Path(temporary)
             if arguments.modes:
                 results, into = measure_modes(arguments.families or MODE_FAMILIES, folder), MODE_RESULTS
+            elif arguments.precision == "bfloat16":
+                results, into = measure_low(arguments.families or list(BUILDERS), folder), LOW_RESULTS
             else:
                 results = measure(arguments.families or list(BUILDERS), folder, arguments.engine)
                 into = PARITY_RESULTS if arguments.engine == "vllm" else SGLANG_RESULTS
@@ -68,7 +77,7 @@ def main() -> None:
             print(f"{result.family:18} {result.cell:26} {result.verdict:8} {numbers} {result.reason[:160]}")
     for page in write_docs():
         print(page)
-    trained = {row.name: row for row in TABLE if not row.refused}
+    trained = {row.name: row for row in TABLE if row.trained}
     allowed = {"equal", "refused"} if arguments.modes or arguments.engine == "sglang" else {"equal"}
     if any(
         one.verdict not in allowed
@@ -97,6 +106,27 @@ def measure_modes(families: list[str], folder: Path) -> list[Result]:
         for n, family in enumerate(families)
     }
     return compare_modes(built, folder)
+
+
+def measure_low(families: list[str], folder: Path) -> list[Result]:
+    """As `measure`, in bfloat16, with the control family; the checkpoints hold bfloat16, as published ones do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        Job(
+            family,
+            *(_rounded(build(family, folder / f"{n}.{seed}", seed=seed)) for seed in (0, 1)),
+            precision="bfloat16",
+        )
+        for n, family in enumerate(dict.fromkeys([CONTROL, *families]))
+    ]
+    return prove(jobs, folder, CONTROL)
+
+
+def _rounded(folder: Path) -> Path:
+    weights = load_file(folder / "model.safetensors")
+    rounded = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def measure(families: list[str], folder: Path, engine: Server) -> list[Result]:

@@ -35,17 +35,16 @@ def wrong_buffers(model: str, extension: str) -> list[str]:
     """The names of the buffers in which the two servers of `model` differ after a sync."""
     from vllm import LLM
 
-    loaded, synced = (
-        LLM(model=model, load_format=load_format, worker_extension_cls=extension, **OPTIONS)
-        for load_format in ("auto", "dummy")
-    )
+    options: dict[str, Any] = {**OPTIONS, "worker_extension_cls": extension}
+    [right] = LLM(model=model, load_format="auto", **options).collective_rpc(buffers)
+    synced = LLM(model=model, load_format="dummy", **options)
     synced.collective_rpc(_load, args=(model,))
-    [right], [found] = loaded.collective_rpc(buffers), synced.collective_rpc(buffers)
+    [found] = synced.collective_rpc(buffers)
     return [name for name in right if not torch.equal(right[name], found[name])]
 
 
 def main(extension: str, models: list[str]) -> None:
-    """Each model in a fork of its own: vLLM keeps one engine's state for the process."""
+    """Each model in a fork of its own, which ends with its engines."""
     import vllm  # noqa: F401  before the forks
 
     results = {}

@@ -8,6 +8,7 @@ import pytest
 
 from scripts.tiny_models.families import BUILDERS, build
 from tests.test_e2e_training import metrics_of, run
+from vision_rl.models.family import ModelFamily
 from vision_rl.models.table import TABLE
 
 QUICK = ["--max-steps", "3", "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1"]
@@ -30,24 +31,27 @@ LORA = [
 pytestmark = pytest.mark.e2e
 
 
-def check(run_dir: Path, summary: dict[str, float]) -> None:
+def check(run_dir: Path, summary: dict[str, float], precision: str = "float32") -> None:
     assert summary["steps"] == 3
     assert summary["rollouts_failed"] == 0
-    assert summary["logprob_mismatch_max"] <= 1e-4
+    if precision == "float32":
+        assert summary["logprob_mismatch_max"] <= 1e-4
+    assert summary["share_of_limit"] < 1
     assert all(line["actor/grad_norm"] > 0 for line in metrics_of(run_dir))
 
 
-TRAINED = [row.name for row in TABLE if row.name in BUILDERS and not row.refused]
+TRAINED = [row for row in TABLE if row.name in BUILDERS and row.trained]
 
 
 @pytest.mark.long  # the matrix (test_parity.py) has five families in every CI run
-@pytest.mark.parametrize("family", TRAINED)
-def test_family_trains_and_agrees(family: str, tmp_path: Path) -> None:
-    """Qwen3-VL: M-RoPE with another patch size and deepstack. LLaVA: plain positions and a tower whose weights are renamed."""
-    model = build(family, tmp_path / "model")
+@pytest.mark.parametrize("family", TRAINED, ids=lambda row: row.name)
+def test_family_trains_and_agrees(family: ModelFamily, tmp_path: Path) -> None:
+    """Qwen3-VL: M-RoPE with another patch size and deepstack. LLaVA: plain positions and a tower whose weights are renamed.
+    Qwen3.5, in bfloat16: states and attention share pages, which fail a rollout in six where they are not cleared."""
+    model = build(family.name, tmp_path / "model")
     length = "data.max_prompt_length=1024"  # these tokenizers count bytes
     summary = run(tmp_path / "run", "--task", "vqa", "--model", str(model), length, *QUICK, *UPDATES)
-    check(tmp_path / "run", summary)
+    check(tmp_path / "run", summary, family.precision)
 
 
 def test_lora_rollouts_use_the_adapter(tmp_path: Path) -> None:

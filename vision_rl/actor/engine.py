@@ -27,6 +27,7 @@ from vision_rl.actor.model_patches import (
     answer_with_tensors,
     count_glm_flops,
     merge_pictures,
+    packed_pixels,
     restore_rotations,
     server_weights,
     sharded_layers,
@@ -131,7 +132,8 @@ class VisionEngine(FSDPEngineWithLMHead):
             opened = self._opened(refs, view)
             micro_batch.set("multi_modal_inputs", NonTensorStack(*map(NonTensorData, opened)))
         model_inputs, output_args = super().prepare_model_inputs(micro_batch)
-        return model_inputs | token_types(self.module, model_inputs["input_ids"]), output_args
+        shown = packed_pixels(self.module, model_inputs)
+        return shown | token_types(self.module, model_inputs["input_ids"]), output_args
 
     def _packed(self, micro_batch: Any, refs: list[list[str]]) -> shared_prompt.Packed | None:
         """The micro-batch with each group's prompt once, where this model can and it saves enough."""

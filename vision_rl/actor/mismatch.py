@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 import numpy as np
 import torch
@@ -48,11 +48,22 @@ def over_limit(metrics: Mapping[str, float], limits: Integrity) -> tuple[str, fl
     return None
 
 
-def check_mismatch(metrics: Mapping[str, float], limits: Integrity, step: int, own_sampling: Mapping[str, int]) -> None:
-    """Raise `UserError` when actor and rollout disagree by more than the run allows.
+def check_mismatch(
+    metrics: MutableMapping[str, float], limits: Integrity, step: int, own_sampling: Mapping[str, int]
+) -> None:
+    """Raise `UserError` when actor and rollout disagree by more than the run allows; else log how much of the limit they take,
+    1 being all of it.
 
     own_sampling: fields that requests set other than the run does, and in how many rollouts.
     """
+    named = (("max", limits.logprob_mismatch_max), ("mean", limits.logprob_mismatch_mean))
+    shares = [
+        metrics[f"mismatch/logprob_{name}"] / limit
+        for name, limit in named
+        if limit and f"mismatch/logprob_{name}" in metrics
+    ]
+    if shares:
+        metrics["mismatch/share_of_limit"] = max(shares)
     found = over_limit(metrics, limits)
     if found is not None:
         name, value, limit = found

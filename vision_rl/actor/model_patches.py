@@ -159,11 +159,19 @@ class EveryRankSees:
         if not self._blind or self.pixels is None:
             return embedded
         self._blind = False
-        black = {name: value for name, value in self.pixels.black().items() if name in self._arguments}
+        shown = packed_pixels(self._model, self.pixels.black())
+        black = {name: value for name, value in shown.items() if name in self._arguments}
         answer = self._model.get_image_features(**{name: value.to(embedded.device) for name, value in black.items()})
         features = getattr(answer, "pooler_output", answer)
         parts = features if isinstance(features, (list, tuple)) else [features]
         return embedded + sum(part.mean() for part in parts).to(embedded.dtype) * 0.0
+
+
+def packed_pixels(module: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """`inputs` with the pixels as MiniCPM-V 4.6 takes them: side by side in the last dimension, where `Pixels` has the first."""
+    if module.config.model_type != "minicpmv4_6" or "pixel_values" not in inputs:
+        return inputs
+    return inputs | {"pixel_values": inputs["pixel_values"].transpose(0, 3)}
 
 
 def token_types(module: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -33,6 +33,9 @@ _MODEL = "actor_rollout_ref.model"
 _ACTOR = "actor_rollout_ref.actor"
 _REF = "actor_rollout_ref.ref"
 _ROLLOUT = "actor_rollout_ref.rollout"
+_INTEGRITY = "app.integrity"
+LIMIT_OF_ROUNDING = 3.0
+"""Times the rounding of a family's tiny model; a trainer that does not see is off by 0.5 nats and more."""
 
 
 class Derivation:
@@ -48,6 +51,7 @@ class Derivation:
     def run(self) -> None:
         """Apply every rule, in an order in which later rules may read what earlier ones set."""
         self._model()
+        self._precision()
         self._attention()
         self._sharding()
         self._lengths()
@@ -93,6 +97,36 @@ class Derivation:
         if limits and self.model.family.resizes:
             section = VLLM_KWARGS if self._serves("vllm") else SGLANG_KWARGS
             self.put(f"{section}.mm_processor_kwargs", limits, "agent.min_pixels, agent.max_pixels")
+
+    def _precision(self) -> None:
+        """The server's on a CPU, and the limit of the mismatch that goes with it: rounding is the family's own."""
+        if self.model is None:
+            return
+        family, limit = self.model.family, f"{_INTEGRITY}.logprob_mismatch_mean"
+        noise = f"{LIMIT_OF_ROUNDING:g} times what rounding to bfloat16 does to {family.name} (docs/models.md)"
+        if family.precision == "bfloat16" and self._serves("vllm"):
+            states = "the states of linear attention are kept in float32 also where the checkpoint does not say so"
+            self.put(f"{VLLM_KWARGS}.mamba_ssm_cache_dtype", "float32", states)
+        if self.get("trainer.device") != "cpu":
+            if family.rounding:
+                self.put(limit, LIMIT_OF_ROUNDING * family.rounding, noise)
+        elif family.precision == "bfloat16":
+            reason = f"vLLM's kernels for {family.name} take no float32"
+            self._instead_of_preset(f"{_ROLLOUT}.dtype", "bfloat16", reason)
+            self.put(
+                f"{_ROLLOUT}.enable_prefix_caching", False, "on a CPU vLLM cannot copy the states of linear attention"
+            )
+            self._instead_of_preset(f"{_INTEGRITY}.logprob_mismatch_max", None, reason)
+            self._instead_of_preset(limit, LIMIT_OF_ROUNDING * family.rounding or 0.1, noise)
+            self.notes.append(
+                f"{reason}: the server computes in bfloat16, and the limit of the mismatch is the rounding's"
+            )
+
+    def _instead_of_preset(self, key: str, value: Any, reason: str) -> None:
+        """Set what a preset says for every model, where nobody chose it for this one."""
+        if self.is_weak(key) or self.origin[key].startswith("preset"):
+            OmegaConf.update(self.tree, key, value, merge=False, force_add=True)
+            self.origin[key] = f"derived: {reason}"
 
     def _attention(self) -> None:
         if importlib.util.find_spec("flash_attn") is not None or self.get(f"{_ACTOR}.strategy") == "megatron":

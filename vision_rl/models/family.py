@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vision_rl.errors import UserError
 
@@ -25,7 +25,9 @@ class ModelFamily:
     calls, "" where it has none. vllm, sglang: whether that server knows them. coordinates: a row of
     vision_rl.answers.coordinates.FAMILIES. positions: "mrope" (3-D, computed by the model's own class) or "plain". tower: the
     name of its vision part below `model`, which LoRA leaves alone because vLLM cannot serve adapters there. precision: in
-    which trainer and server are compared, "bfloat16" where vLLM's kernels for it take no float32. no_video: why it is not
+    which trainer and server are compared, "bfloat16" where vLLM's kernels for it take no float32. rounding: the mean of
+    |trainer - server| in nats that bfloat16 on both sides shows in the worst cell of its tiny model, 0 where nobody has measured
+    it (benchmarks/results/parity_bf16.json). no_video: why it is not
     shown native videos (agent.video=native), "" where trainer and vLLM agree on them; a video's frames are pictures, for
     every family. no_sglang: why SGLang does not serve it, where it is more than that it does not know it.
     refused: why it cannot be trained, whatever the machine, with upstream's issue and what to take instead. unproven: why
@@ -49,6 +51,7 @@ class ModelFamily:
     positions: str = "plain"
     tower: str = "vision_tower"
     precision: Precision = "float32"
+    rounding: float = 0.0
     no_video: str = "it has no videos of its own"
     no_sglang: str = ""
     refused: str = ""
@@ -63,6 +66,14 @@ class ModelFamily:
                 f"or name one that {engine} has under actor_rollout_ref.rollout.engine_kwargs.{engine}.tool_call_parser"
             )
         return self.tool_parser if engine == "vllm" else _SGLANG_PARSERS.get(self.tool_parser, self.tool_parser)
+
+    @property
+    def cpu_options(self) -> dict[str, Any]:
+        """Arguments of vLLM's engine on a CPU. A model with linear attention keeps its states in float32, as vLLM's own kernel
+        demands and where the checkpoint does not say, and no prefixes: the copy of a state is a Triton kernel."""
+        if self.precision == "float32":
+            return {"dtype": "float32"}
+        return {"dtype": "bfloat16", "mamba_ssm_cache_dtype": "float32", "enable_prefix_caching": False}
 
     @property
     def trained(self) -> bool:

@@ -20,6 +20,9 @@ from vision_rl.models.processor import medium_text, vision_token_ids
 # A processed megapixel is about 30 MB in float32; a training step of 512 prompts needs each image once.
 CACHED_PICTURES = 64
 _TEXT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
+_PACKED = ("MiniCPMV4_6Processor",)
+"""Processors that put the patches of all pictures side by side, (1, channels, patch, patch x patches): turned round here, so that
+pictures are joined along the first dimension as everybody else's, and turned back for the model (model_patches.py)."""
 MASKED_PATCH = 14
 """The side of a square that a masked picture may lack, in pixels of the picture as the model sees it (PAPO's patch_size)."""
 
@@ -131,6 +134,8 @@ class Pixels:
             for key, value in output.items()
             if isinstance(value, torch.Tensor) and key not in _TEXT_KEYS
         }
+        if type(self.processor).__name__ in _PACKED and not video:
+            tensors["pixel_values"] = tensors["pixel_values"].transpose(0, 3)
         return Processed(tensors, count_of(output["input_ids"], vision_token_ids(self.processor)))
 
     def _without_squares(self, picture: Image.Image, seed: int) -> Image.Image:

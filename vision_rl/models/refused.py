@@ -1,13 +1,14 @@
-"""The families that are not trained here, each with what is missing and what to take instead."""
+"""The families that are not trained without more: refused with what is missing and what to take instead, or by evidence alone."""
 
 from __future__ import annotations
 
 from vision_rl.models.family import QWEN3_TOKENS, QWEN_TOKENS, ModelFamily
 
-_REMOTE = "its model code comes with the checkpoint; batches are built for transformers' own classes only"
-_GATED_DELTA = (
-    "vLLM's kernels for its linear attention take no float32 (CPU: cpu/gdn_attention.py asserts bfloat16; CUDA: vllm pull "
-    "51373), so that parity cannot be shown to 1e-4, and in bfloat16 they differ from transformers (vllm issue 51779)"
+_REMOTE = "its model code comes with the checkpoint: transformers has no class for it, and batches are built for its classes only"
+
+_BFLOAT16_ONLY = (
+    "vLLM's kernels for its linear attention take bfloat16 only, where rounding hides what float32 would show (vllm issue "
+    "51779), and nobody has compared the two sides with these versions"
 )
 
 REFUSED: tuple[ModelFamily, ...] = (
@@ -16,30 +17,48 @@ REFUSED: tuple[ModelFamily, ...] = (
         examples=("Qwen/Qwen3.5-35B-A3B",),
         model_types=("qwen3_5_moe",),
         architectures=("Qwen3_5MoeForConditionalGeneration",),
-        sglang=True,
         coordinates="qwen3_5",
         positions="mrope",
         tokens_per_image=QWEN3_TOKENS,
         memory="8x80 GB: 35B (3B active)",
-        pattern=r"Qwen3\.[56]-\d+B-A\d+B",
+        pattern=r"Qwen3\.[5-8]-\d+B-A\d+B",
         tool_parser="qwen3_xml",
         tower="visual",
-        refused=_GATED_DELTA,
+        precision="bfloat16",
+        rounding=0.024,
+        no_video="",
+        no_sglang="nobody has measured it there in bfloat16",
+        unproven=_BFLOAT16_ONLY,
     ),
     ModelFamily(
         name="Qwen3.5",
         examples=("Qwen/Qwen3.5-4B",),
         model_types=("qwen3_5",),
         architectures=("Qwen3_5ForConditionalGeneration",),
-        sglang=True,
         coordinates="qwen3_5",
         positions="mrope",
         tokens_per_image=QWEN3_TOKENS,
         memory="40 GB: 4B",
-        pattern=r"Qwen3\.[56]",
+        pattern=r"Qwen3\.[5-8]",
         tool_parser="qwen3_xml",
         tower="visual",
-        refused=_GATED_DELTA,
+        precision="bfloat16",
+        rounding=0.024,
+        no_video="",
+        no_sglang="nobody has measured it there in bfloat16",
+        unproven=_BFLOAT16_ONLY,
+    ),
+    ModelFamily(
+        name="MiniCPM-V 4.6",
+        examples=("openbmb/MiniCPM-V-4.6",),
+        model_types=("minicpmv4_6",),
+        architectures=("MiniCPMV4_6ForConditionalGeneration",),
+        tokens_per_image="64 per slice, up to 640",
+        memory="24 GB: 1.3B",
+        pattern=r"MiniCPM-V-4[._]6",
+        precision="bfloat16",
+        no_video="nobody has compared its videos",
+        unproven=_BFLOAT16_ONLY,
     ),
     ModelFamily(
         name="InternVL 2.5/3/3.5",
@@ -51,7 +70,8 @@ REFUSED: tuple[ModelFamily, ...] = (
         tokens_per_image="256 x up to 13 tiles of 448",
         memory="24 GB: 2B",
         pattern="InternVL",
-        refused=f"{_REMOTE}; use the same weights in transformers' format, whose names end in -hf",
+        refused=f"{_REMOTE}; use the same weights in transformers' format, whose names end in -hf, or make it of a folder of "
+        "your own: `python -m vision_rl.export.internvl FOLDER OUTPUT`",
     ),
     ModelFamily(
         name="LFM2-VL",
@@ -62,7 +82,7 @@ REFUSED: tuple[ModelFamily, ...] = (
         memory="24 GB: 1.6B",
         pattern="LFM2-VL",
         tool_parser="lfm2",
-        refused="vLLM 0.24's CPU build cannot run its short convolutions (triton is absent there, causal_conv1d.py; vllm issue "
+        unproven="vLLM 0.24's CPU build cannot run its short convolutions (triton is absent there, causal_conv1d.py; vllm issue "
         "25771, pull 35059), so that its parity has not been measured",
     ),
     ModelFamily(
@@ -75,7 +95,7 @@ REFUSED: tuple[ModelFamily, ...] = (
         tokens_per_image="256",
         memory="40 GB: 4B",
         pattern="gemma-3",
-        refused="its picture tokens see each other in both directions, which vLLM computes with its Triton and Flex kernels "
+        unproven="its picture tokens see each other in both directions, which vLLM computes with its Triton and Flex kernels "
         "only (vllm issues 19763, 30786); the CPU build's answers are off by 0.03 nats, and no GPU was measured",
     ),
     ModelFamily(
@@ -102,8 +122,8 @@ REFUSED: tuple[ModelFamily, ...] = (
         memory="8x80 GB: 11B full",
         pattern=r"Llama-3\.2-.*Vision",
         tower="vision_model",
-        refused="images enter by cross-attention, whose masks the training batch does not carry, and vLLM dropped it after "
-        "0.10.2",
+        refused="vLLM dropped it after 0.10.2, and its images enter by cross-attention, whose masks the training batch does not "
+        "carry; use Llama 4, or a family of its size such as Qwen3-VL",
     ),
     ModelFamily(
         name="GLM-4V",
@@ -113,7 +133,7 @@ REFUSED: tuple[ModelFamily, ...] = (
         tokens_per_image="1600",
         memory="8x80 GB: 9B full",
         pattern="glm-4v",
-        refused=_REMOTE,
+        refused=f"{_REMOTE}; use its successor, GLM-4.1V",
     ),
     ModelFamily(
         name="DeepSeek-VL2",
@@ -125,7 +145,7 @@ REFUSED: tuple[ModelFamily, ...] = (
         tokens_per_image="421 and more",
         memory="24 GB: tiny",
         pattern="deepseek-vl2",
-        refused=_REMOTE,
+        refused=f"{_REMOTE} (vLLM has one); none of its successors has a class on both sides, so use another family of its size",
     ),
     ModelFamily(
         name="MiniCPM-V / -o",
@@ -136,7 +156,7 @@ REFUSED: tuple[ModelFamily, ...] = (
         tokens_per_image="64 per slice, up to 640",
         memory="8x80 GB: 8B full",
         pattern="MiniCPM-[Vo]",
-        refused=_REMOTE,
+        refused=f"{_REMOTE}, but for MiniCPM-V 4.6: use that",
     ),
     ModelFamily(
         name="Phi-4 multimodal",
@@ -148,7 +168,8 @@ REFUSED: tuple[ModelFamily, ...] = (
         tokens_per_image="256 and more per crop",
         memory="40 GB: 5.6B by LoRA",
         pattern="Phi-4-multimodal",
-        refused="its images switch on a LoRA adapter in the language model, which verl's weight sync does not carry",
+        refused="its images switch on a LoRA adapter in the language model, which verl's weight sync does not carry, and vLLM, "
+        "which dropped transformers' class after 0.12.0, knows the original's names of weights only",
     ),
     ModelFamily(
         name="Molmo",
@@ -159,7 +180,7 @@ REFUSED: tuple[ModelFamily, ...] = (
         tokens_per_image="144 per crop, up to 1872",
         memory="8x80 GB: 7B full",
         pattern="Molmo",
-        refused=_REMOTE,
+        refused=f"{_REMOTE} (vLLM has one, for Molmo 2 too)",
     ),
     ModelFamily(
         name="Kimi-VL",
@@ -171,7 +192,7 @@ REFUSED: tuple[ModelFamily, ...] = (
         tokens_per_image=QWEN_TOKENS,
         memory="8x80 GB: 16B (3B active)",
         pattern="Kimi-VL",
-        refused=_REMOTE,
+        refused=f"{_REMOTE} (vLLM has one)",
     ),
     ModelFamily(
         name="Janus-Pro",
@@ -183,7 +204,8 @@ REFUSED: tuple[ModelFamily, ...] = (
         tokens_per_image="576",
         memory="24 GB: 1B",
         pattern="Janus",
-        refused="SGLang loads its original format and transformers another, so weights cannot be synced",
+        refused="vLLM has no class for it, and its Transformers backend asks the processor for `_get_num_multimodal_tokens`, "
+        "which Janus' has not; SGLang loads the original format and transformers another, so that weights cannot be synced",
     ),
     ModelFamily(
         name="NVILA",
@@ -195,7 +217,7 @@ REFUSED: tuple[ModelFamily, ...] = (
         tokens_per_image="256 per tile",
         memory="8x80 GB: 8B full",
         pattern="NVILA",
-        refused=_REMOTE,
+        refused=f"{_REMOTE}, and vLLM has none either",
     ),
     ModelFamily(
         name="DotsVLM",
@@ -207,6 +229,6 @@ REFUSED: tuple[ModelFamily, ...] = (
         tokens_per_image=QWEN_TOKENS,
         memory="several 8x80 GB nodes",
         pattern=r"dots\.vlm",
-        refused=_REMOTE,
+        refused=f"{_REMOTE}, and vLLM has that of dots.ocr only",
     ),
 )

@@ -16,7 +16,7 @@ from typing import Any
 
 from vision_rl.errors import UserError
 from vision_rl.models.families import FAMILIES
-from vision_rl.models.family import ModelFamily
+from vision_rl.models.family import ModelFamily, Precision
 from vision_rl.models.refused import REFUSED
 
 TABLE: tuple[ModelFamily, ...] = (*FAMILIES, *REFUSED)
@@ -42,7 +42,8 @@ class ModelInfo:
 
 
 def model_info(path: str | Path) -> ModelInfo:
-    """The family of a model folder or hub name; `UserError` for a missing folder, a text-only or an unknown model."""
+    """The family of a model folder or hub name; `UserError` for a missing folder, a text-only model and one whose classes come
+    with the checkpoint. A folder of a family that the table does not know has a row of its own, unproven."""
     name = str(path)
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -57,15 +58,43 @@ def model_info(path: str | Path) -> ModelInfo:
     model_type = str(config.get("model_type", ""))
     family = _BY_TYPE.get(model_type)
     if family is None:
-        vision = any(key in config for key in ("vision_config", "visual", "mm_vision_tower"))
-        what = "is not in the model table (--list-models)" if vision else "is not a vision model"
-        raise UserError(f"--model {name} {what}: its config.json says model_type {model_type or 'nothing'!r}")
+        family = _unknown(name, model_type, config)
     if model_type == "llava" and config.get("vision_config", {}).get("model_type") == "pixtral":
         family = _BY_NAME["Pixtral"]
     if model_type == "glm4v" and "Glm46V" in str(_image_processor(folder)):
         family = _BY_NAME["GLM-4.6V"]
     low, high = _pixel_limits(folder)
     return ModelInfo(name, family, model_type, True, config, low, high)
+
+
+def precision_of(info: ModelInfo, *, cpu: bool) -> Precision:
+    """In what a model is served and proven: bfloat16 on a GPU, and where vLLM's CPU kernels take nothing else."""
+    return info.family.precision if cpu else "bfloat16"
+
+
+def _unknown(name: str, model_type: str, config: dict[str, Any]) -> ModelFamily:
+    """The row of a family that the table does not know and transformers does."""
+    says = f"its config.json says model_type {model_type or 'nothing'!r}"
+    if not any(key in config for key in ("vision_config", "visual", "mm_vision_tower")):
+        raise UserError(f"--model {name} is not a vision model: {says}")
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
+
+    if model_type not in KNOWN:
+        raise UserError(
+            f"--model {name} is not in the model table (--list-models), and transformers has no class for it: {says}"
+        )
+    return ModelFamily(
+        name=model_type,
+        examples=(),
+        model_types=(model_type,),
+        architectures=tuple(config.get("architectures") or ()),
+        pattern="",
+        tokens_per_image="unknown",
+        memory="unknown",
+        tower="vis",  # in vision_tower, vision_model and visual
+        no_video="nobody has compared its videos",
+        unproven="the model table does not know it",
+    )
 
 
 def check_pairing(
@@ -179,7 +208,7 @@ def render_models() -> str:
             row.positions,
             row.memory,
             _parity(matrix.get(row.name)),
-            "no" if row.refused else "yes",
+            "yes" if row.trained else "no" if row.refused else "with evidence",
         )
         for row in TABLE
     ]

@@ -15,7 +15,7 @@ import psutil
 from vision_rl.errors import UserError
 from vision_rl.media.images import image_size
 from vision_rl.models.chat_templates import check_template_files
-from vision_rl.models.table import TABLE
+from vision_rl.models.table import TABLE, model_info, precision_of
 from vision_rl.platform.gpu import check_build, cpu_build, cuda_devices
 
 CPU_CORES = 2
@@ -73,6 +73,15 @@ def check_devices(verl: Mapping[str, Any], preset: str) -> None:
             f"preset {preset} wants {wanted} GPU{'s' * (wanted != 1)} (trainer.n_gpus_per_node x trainer.nnodes) and "
             f"{found or 'none'} can be used here; {cure}"
         )
+
+
+def check_evidence(model: str, cpu: bool, engine: str) -> None:
+    """Raise `UserError` for a model of a family that is not proven, unless `--doctor` has proven it on this machine."""
+    info = model_info(model)
+    if info.family.unproven:
+        from vision_rl.preflight.evidence import check_proven
+
+        check_proven(info, precision_of(info, cpu=cpu), cpu, engine)
 
 
 def check_model(folder: Path, *, trusted: bool = False) -> None:

@@ -30,7 +30,7 @@ from vision_rl.config.resolve import Resolved, validate_with_verl
 from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError
 from vision_rl.models.sizes import shape_of
-from vision_rl.models.table import model_info
+from vision_rl.models.table import model_info, precision_of
 from vision_rl.preflight.checks import check_devices, check_images, check_machine, cut_off
 from vision_rl.preflight.finding import Finding
 from vision_rl.rollout.addresses import check_port
@@ -275,6 +275,7 @@ def processor(name: str, family: str) -> list[Finding]:
 
 def parity(patient: Patient) -> list[Finding]:
     """The cells of the parity matrix, asked of this very model: where trainer and server would see different things."""
+    from vision_rl.preflight.evidence import keep
     from vision_rl.preflight.parity import parity_cells
     from vision_rl.preflight.parity_cells import TOOL_REPLY
 
@@ -287,15 +288,21 @@ def parity(patient: Patient) -> list[Finding]:
     if not model_info(name).on_disk:
         return [Finding("parity", None, f"{name} is a hub name; download it to have its parity checked")]
     cure = "do not train this model on such conversations; docs/models.md has the family's row"
+    results = parity_cells(name, cpu=patient.cpu, videos=patient.resolved.agent.video == "native")
+    precision = precision_of(model_info(name), cpu=patient.cpu)
+    kept = keep(Path(name), precision, patient.cpu, results)
     # Not every template knows a tool's message, and the agents here show a tool's picture in a user's.
     return [
-        Finding(
-            f"parity: {result.cell}",
-            result.verdict == "equal" or (None if result.cell == TOOL_REPLY else False),
-            result.reason or f"|trainer - server| {result.mean:.1e} on average, {result.max:.1e} at most",
-            cure,
-        )
-        for result in parity_cells(name, cpu=patient.cpu, videos=patient.resolved.agent.video == "native")
+        *(
+            Finding(
+                f"parity: {result.cell}",
+                result.verdict == "equal" or (None if result.cell == TOOL_REPLY else False),
+                result.reason or f"|trainer - server| {result.mean:.1e} on average, {result.max:.1e} at most",
+                cure,
+            )
+            for result in results
+        ),
+        Finding("evidence", None, f"{precision}, kept in {kept}"),
     ]
 
 

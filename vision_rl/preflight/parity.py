@@ -15,12 +15,11 @@ from typing import Any, Literal
 
 import torch
 
+from vision_rl.models.family import Precision
 from vision_rl.preflight.parity_cells import VIDEO, Cell, cells, conversation
 
 LIMIT = 1e-4
 """The largest |actor - server| log-probability, in nats, that float32 on both sides may show."""
-LOW_PRECISION_MEAN = 0.1
-"""The largest mean of it that bfloat16 on both sides may show; a trainer that does not see is off by whole nats."""
 _SERVERS = {"vllm": "vLLM", "sglang": "SGLang"}
 TOGETHER = "one micro-batch"
 SHARED = "shared prompt"
@@ -34,7 +33,8 @@ class Result:
     """One cell. max, mean: |actor - server| log-probability over the reply, in nats; None where there is nothing to compare.
 
     prompt_equal: the server's prompt ids are those of the family's own processor in transformers. verdict: "equal",
-    "differs", or "refused" by one of the two sides, with the `reason`.
+    "differs", or "refused" by one of the two sides, with the `reason`. distances: in bfloat16, how far either side is from
+    float32 and from the other (vision_rl.preflight.low_precision).
     """
 
     family: str
@@ -44,6 +44,8 @@ class Result:
     prompt_equal: bool | None
     verdict: str
     reason: str = ""
+    precision: Precision = "float32"
+    distances: Mapping[str, Mapping[str, float]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a row of benchmarks/results/parity.json."""
@@ -55,7 +57,8 @@ class Job:
     """A model to ask. model: its folder. updated: a folder of the same model with other weights, None to leave that out.
 
     engine: arguments of vLLM's `LLM` beside those of a CPU run. limits: as for `Pixels`, on the trainer's side. adapter: the
-    folder of a LoRA adapter that the server is to use. videos: False leaves out what shows a native video.
+    folder of a LoRA adapter that the server is to use. videos: False leaves out what shows a native video. precision: the
+    server's.
     """
 
     family: str
@@ -67,6 +70,7 @@ class Job:
     limits: Mapping[str, int] | None = None
     adapter: Path | None = None
     videos: bool = True
+    precision: Precision = "float32"
 
 
 def parity_cells(model: str | Path, *, cpu: bool, videos: bool) -> list[Result]:
@@ -75,14 +79,18 @@ def parity_cells(model: str | Path, *, cpu: bool, videos: bool) -> list[Result]:
     videos: ask about a native video too.
 
     The update is left out for a folder of more than `UPDATED_BYTES`, because it writes the weights to disk once more. The
-    pictures have four times the sides of those for a tiny model. On a GPU both sides compute in bfloat16, and the mean over
-    a reply counts.
+    pictures have four times the sides of those for a tiny model. In bfloat16, on a GPU and where vLLM's kernels take nothing
+    else, the model's own rounding is the measure (low_precision.py).
     """
+    from vision_rl.models.table import model_info, precision_of
+    from vision_rl.preflight.low_precision import prove
+
     path = Path(model)
     small = sum(file.stat().st_size for file in path.glob("*.safetensors")) <= UPDATED_BYTES
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        job = Job(path.name, path, path if small else None, scale=4, cpu=cpu, videos=videos)
-        return compare([job], Path(folder))
+        precision = precision_of(model_info(path), cpu=cpu)
+        job = Job(path.name, path, path if small else None, 4, cpu, videos=videos, precision=precision)
+        return (compare if precision == "float32" else prove)([job], Path(folder))
 
 
 Server = Literal["vllm", "sglang"]
@@ -127,6 +135,7 @@ def _has(job: Job, cell: Cell, server: Server) -> bool:
 def served(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str, Any]]:
     """The server's replies to every job's cells by the cell's name, or one {"error": ...} for all of them."""
     from vision_rl.models.processor import load_processor
+    from vision_rl.models.table import model_info
     from vision_rl.models.tokens import forbidden_token_ids
     from vision_rl.platform.environment import run_environment
 
@@ -141,7 +150,9 @@ def served(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -
             "generation_config": "vllm",
             "logprobs_mode": "processed_logprobs",
             "limit_mm_per_prompt": {"image": 4, "video": int(any(cell.shows_video for cell in asked[number]))},
-            **({"dtype": "float32", "enforce_eager": True} if job.cpu else {"gpu_memory_utilization": 0.6}),
+            **(model_info(job.model).family.cpu_options if job.cpu else {}),
+            **({"enforce_eager": True} if job.cpu else {"gpu_memory_utilization": 0.6}),
+            "dtype": job.precision,
             **(job.engine or {}),
         }
         specs.append(
@@ -255,7 +266,7 @@ def _measured(
             reason = reason.replace(Path(path).as_uri(), Path(path).name)
         return Result(family, name, None, None, prompt_equal, "refused", reason)
     known = [sample.rollout_log_probs for sample in samples]
-    return verdict(family, name, computed, known, prompt_equal, engine.module.dtype)
+    return verdict(family, name, computed, known, prompt_equal)
 
 
 def sample_of(cell: Cell, reply: dict[str, Any]) -> Any:
@@ -278,14 +289,12 @@ def verdict(
     computed: Sequence[Sequence[float]],
     known: Sequence[Sequence[float]],
     prompt_equal: bool | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> Result:
     """The result of a cell from the trainer's and the server's log-probabilities of each reply."""
     pairs = [pair for ours, theirs in zip(computed, known, strict=True) for pair in zip(ours, theirs, strict=True)]
     difference = torch.tensor([ours - theirs for ours, theirs in pairs], dtype=torch.float64).abs()
     largest, mean = float(difference.max()), float(difference.mean())
-    equal = largest <= LIMIT if dtype == torch.float32 else mean <= LOW_PRECISION_MEAN
-    return Result(family, name, largest, mean, prompt_equal, "equal" if equal else "differs")
+    return Result(family, name, largest, mean, prompt_equal, "equal" if largest <= LIMIT else "differs")
 
 
 def _prompt_equal(processor: Any, cell: Cell, reply: dict[str, Any]) -> bool | None:

@@ -12,13 +12,18 @@ from typing import Any
 
 import torch
 
-from vision_rl.models.pixels import Pixels
+from vision_rl.models.pixels import Pixels, View
 from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample
 
 
-def load_model(path: str, *, cpu: bool = True, trust_remote_code: bool = False) -> Any:
-    """The model as verl 0.9.1 builds it (workers/engine/fsdp/transformer_impl.py, `_build_module`), in float32 on a CPU."""
+def load_model(
+    path: str, *, cpu: bool = True, trust_remote_code: bool = False, dtype: torch.dtype | None = None
+) -> Any:
+    """The model as verl 0.9.1 builds it (workers/engine/fsdp/transformer_impl.py, `_build_module`).
+
+    dtype: of weights and computation; by default float32 on a CPU, bfloat16 on a GPU.
+    """
     from transformers import AutoConfig
     from verl.models.transformers.monkey_patch import apply_monkey_patch
     from verl.utils.model import get_hf_auto_model_class
@@ -26,7 +31,7 @@ def load_model(path: str, *, cpu: bool = True, trust_remote_code: bool = False) 
     from vision_rl.actor.model_patches import answer_with_tensors, restore_rotations
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, attn_implementation="sdpa")
-    dtype, device = (torch.float32, "cpu") if cpu else (torch.bfloat16, "cuda")
+    dtype, device = dtype or (torch.float32 if cpu else torch.bfloat16), "cpu" if cpu else "cuda"
     model = get_hf_auto_model_class(config).from_pretrained(
         path, dtype=dtype, config=config, trust_remote_code=trust_remote_code
     )
@@ -56,11 +61,20 @@ def bare_engine(model: Any, pixels: Pixels, banned: Sequence[int] = ()) -> Any:
 
 
 def log_probs(
-    engine: Any, builder: RowBuilder, samples: Sequence[Sample], temperature: float, *, share: bool = False
+    engine: Any,
+    builder: RowBuilder,
+    samples: Sequence[Sample],
+    temperature: float,
+    *,
+    share: bool = False,
+    view: View = "seen",
+    shift: int = 0,
 ) -> list[torch.Tensor]:
     """Log-probabilities of each sample's response, all samples in one micro-batch.
 
     share: each sample's prompt is that of a group of two, the other of which has its reply in reverse, and is computed once.
+    view: how its pictures are shown. shift: added to every position in the second half of each prompt and in the reply, as by
+    a trainer that counts a picture's tokens otherwise.
     Raises ValueError for a sample that the trainer would drop, and where nothing is shared, and whatever the model raises.
     """
     from verl.utils import tensordict_utils as tu
@@ -77,11 +91,12 @@ def log_probs(
         if isinstance(value, torch.Tensor) and not value.is_nested:  # rows of one length; the queue nests them too
             batch[name] = torch.nested.as_nested_tensor(list(value), layout=torch.jagged)
     tu.maybe_fix_3d_position_ids(batch)
-    tu.assign_non_tensor(batch, use_remove_padding=False, temperature=temperature)
+    tu.assign_non_tensor(batch, use_remove_padding=False, temperature=temperature, view=view)
     engine.shares_prompts = share
     inputs, known = engine.prepare_model_inputs(batch)
     if share and "packed" not in known:
         raise ValueError(f"no prompt is shared: {engine.unshared or 'too little would be saved'}")
+    inputs["position_ids"][..., min(len(sample.prompt_ids) for sample in samples) // 2 :] += shift
     device = engine.module.device
     moved = {key: value.to(device) if torch.is_tensor(value) else value for key, value in inputs.items()}
     with torch.inference_mode():

@@ -59,9 +59,9 @@ def _wait(child: int) -> None:
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
-    from vision_rl.serving.vllm_executor import contiguous_inputs
+    from vision_rl.serving.vllm_executor import mend_cpu_build
 
-    contiguous_inputs()
+    mend_cpu_build()
     llm = LLM(model=job["model"], **job["engine"])
     # one after the other: the later ones then find prefix and picture caches filled by the earlier ones
     replies: dict[str, Any] = {}
@@ -108,7 +108,7 @@ def _ask(llm: Any, cell: dict[str, Any], forbidden: list[int], adapter: str | No
     """Prompt ids, reply ids and their log-probabilities; {"error": ...} where the server refuses the request.
 
     Of several candidates the one that goes furthest without a placeholder counts, up to there: barring those tokens would
-    change the distribution.
+    change the distribution. "others" has the rest of them, cut there too.
     """
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
@@ -119,11 +119,18 @@ def _ask(llm: Any, cell: dict[str, Any], forbidden: list[int], adapter: str | No
     )
     output = llm.chat(conversation(cell["messages"], openai_part), sampling, use_tqdm=False, lora_request=lora)[0]
     prefixes = [list(takewhile(lambda token: token not in forbidden, reply.token_ids)) for reply in output.outputs]
-    ids, reply = max(zip(prefixes, output.outputs, strict=True), key=lambda pair: len(pair[0]))
-    if not ids:
+    ranked = sorted(zip(prefixes, output.outputs, strict=True), key=lambda pair: len(pair[0]), reverse=True)
+    replies = [
+        {
+            "response_ids": ids,
+            "logprobs": [step[token].logprob for token, step in zip(ids, reply.logprobs, strict=False)],
+        }
+        for ids, reply in ranked
+        if ids
+    ]
+    if not replies:
         return {"error": "every reply begins with a vision placeholder"}
-    values = [step[token].logprob for token, step in zip(ids, reply.logprobs, strict=False)]
-    return {"prompt_ids": list(output.prompt_token_ids), "response_ids": ids, "logprobs": values}
+    return {"prompt_ids": list(output.prompt_token_ids), **replies[0], "others": replies[1:]}
 
 
 def openai_part(part: dict[str, Any]) -> dict[str, Any]:

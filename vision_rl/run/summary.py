@@ -35,6 +35,9 @@ def summarise(run_dir: Path, tasks: Sequence[str], started: float) -> dict[str, 
         "logprob_mismatch_max": max(
             (line["mismatch/logprob_max"] for line in steps if "mismatch/logprob_max" in line), default=None
         ),
+        "share_of_limit": max(
+            (line["mismatch/share_of_limit"] for line in steps if "mismatch/share_of_limit" in line), default=None
+        ),
         "rollouts": len(rollouts),
         "rollouts_failed": sum(bool(rollout["failure"]) for rollout in rollouts),
         "requests_stalled": sum(rollout["seconds"] > STALL_SECONDS for rollout in rollouts),
@@ -53,7 +56,9 @@ def render_summary(run_dir: Path, summary: dict[str, Any], go_on: str) -> str:
         # A resumed run that was stopped before its first rollout has steps, and no start of its own.
         began = "" if summary["startup_seconds"] is None else f"start-up {summary['startup_seconds']:.0f} s, "
         lines.append(f"{began}median step {summary['step_seconds_median']:.2f} s")
-        lines.append(f"largest |actor - rollout| log-probability: {summary['logprob_mismatch_max']:.1e}")
+        share = summary["share_of_limit"]
+        of_limit = "" if share is None else f", at most {share:.0%} of what stops the run"
+        lines.append(f"largest |actor - rollout| log-probability: {summary['logprob_mismatch_max']:.1e}{of_limit}")
     if summary["val_after"] is not None:
         before, after = summary["val_before"], summary["val_after"]
         lines.append(f"validation {summary['metric']}: {before:.3f} before, {after:.3f} after ({after - before:+.3f})")

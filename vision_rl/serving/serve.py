@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 
 from vision_rl.errors import UserError
+from vision_rl.models.table import model_info
 from vision_rl.platform.environment import SERVER_KEY, run_environment
 from vision_rl.platform.gpu import check_build
 from vision_rl.platform.parent_death import end_with_parent
@@ -61,11 +62,25 @@ def serve(
         *("--override-generation-config", json.dumps(PLAIN_SAMPLING)),
         *("--logprobs-mode", "processed_logprobs"),  # of what was sampled from, as in training
         *(("--enable-auto-tool-choice", "--tool-call-parser", tool_parser) if tool_parser else ()),
-        *(("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32") if cpu else ()),
+        *(_cpu_options(model) if cpu else ()),
     ]
     with _running("vLLM", command, cpu) as (server, log):
         _wait("vLLM", server, log, lambda: _healthy(f"http://127.0.0.1:{port}/health"))
         yield f"http://127.0.0.1:{port}/v1"
+
+
+def _cpu_options(model: str | Path) -> list[str]:
+    """For vLLM's CPU build; a model that cannot be trained may still be served."""
+    plain = ["--enforce-eager", "--max-num-seqs", "32"]
+    try:
+        family = model_info(model).family
+    except UserError:
+        return ["--dtype", "float32", *plain]
+    if family.precision == "float32":
+        return ["--dtype", family.precision, *plain]
+    states = ["--mamba-ssm-cache-dtype", "float32", "--no-enable-prefix-caching"]
+    executor = ["--distributed-executor-backend", "vision_rl.serving.vllm_executor.OneProcessExecutor"]
+    return ["--dtype", family.precision, *states, *executor, *plain]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from typing import Any
 
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
@@ -20,7 +21,7 @@ class OneProcessExecutor(UniProcExecutor):
     """vLLM's executor for one worker, whose process group meets by a file (rendezvous.py)."""
 
     def _init_executor(self) -> None:
-        contiguous_inputs()
+        mend_cpu_build()
         super()._init_executor()
 
     def _distributed_args(self) -> tuple[str, int, int]:
@@ -28,6 +29,33 @@ class OneProcessExecutor(UniProcExecutor):
         if folder := os.environ.get(RENDEZVOUS):
             address = f"file://{folder}/vllm-{secrets.token_hex(8)}"
         return address, rank, local_rank
+
+
+def mend_cpu_build() -> None:
+    """What vLLM 0.24's CPU build needs before its engine is made, in the engine's process."""
+    contiguous_inputs()
+    clear_pages()
+
+
+def clear_pages() -> None:
+    """Let vLLM 0.24's CPU runner clear the pages that it hands out, as its GPU runner does.
+
+    In a hybrid model (Qwen3.5) attention and the states of linear attention share pages. What a state leaves there may read
+    as NaN in the attention's dtype, and a probability of zero times NaN is NaN, at the first token of a sequence's second
+    block: a rollout in six failed. vLLM leaves the pages as they are ("stale KV cache data never affects computation",
+    v1/worker/cpu_model_runner.py, `_zero_block_ids`); 0.31 clears them.
+    """
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    def zero_block_ids(self: Any, block_ids: list[int]) -> None:
+        layers = self.compilation_config.static_forward_context
+        for group in self.kv_cache_config.kv_cache_groups:
+            if isinstance(group.kv_cache_spec, FullAttentionSpec):
+                for name in group.layer_names:  # (blocks, heads, tokens of a block, keys and values)
+                    layers[name].kv_cache[block_ids] = 0
+
+    CPUModelRunner._zero_block_ids = zero_block_ids
 
 
 def contiguous_inputs() -> None:

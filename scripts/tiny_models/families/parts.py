@@ -20,6 +20,14 @@ TEXT: dict[str, Any] = {
     "max_position_embeddings": 4096,
 }
 """The language part of a tiny model: as small as vLLM's CPU attention allows (heads of 32)."""
+LINEAR: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+}
+"""One layer of linear attention (gated delta net), one of full attention."""
 PAD, TURN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scripts.tiny_models.families.parts import TEXT, template, tokenizer
+from scripts.tiny_models.families.parts import LINEAR, TEXT, template, tokenizer
 
 _IDS = {
     "vision_start_token_id": "vision_start",
@@ -87,7 +87,7 @@ def qwen3_5() -> tuple[Any, Any]:
     from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     processor, ids = _processor(16, Qwen3VLVideoProcessor, Qwen3VLProcessor)
-    config = Qwen3_5Config(text_config={**_text(processor, _PARTIAL), **_LINEAR}, vision_config=_VISION3_5, **ids)
+    config = Qwen3_5Config(text_config={**_text(processor, _PARTIAL), **LINEAR}, vision_config=_VISION3_5, **ids)
     return Qwen3_5ForConditionalGeneration(config), processor
 
 
@@ -101,7 +101,7 @@ def qwen3_5_moe() -> tuple[Any, Any]:
     )
 
     processor, ids = _processor(16, Qwen3VLVideoProcessor, Qwen3VLProcessor)
-    text = {**_text(processor, _PARTIAL), **_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 96}
+    text = {**_text(processor, _PARTIAL), **LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 96}
     config = Qwen3_5MoeConfig(text_config=text, vision_config=_VISION3_5, **ids)
     return Qwen3_5MoeForConditionalGeneration(config), processor
 
@@ -110,13 +110,6 @@ _INTERLEAVED = {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_inter
 _PARTIAL = {**_INTERLEAVED, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25}
 _VISION3 = {**_VISION, "intermediate_size": 96, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
 _VISION3_5 = {**_VISION, "intermediate_size": 96, "num_position_embeddings": 64}
-_LINEAR = {
-    "layer_types": ["linear_attention", "full_attention"],
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-}
 
 
 def _text(processor: Any, rope: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Tiny families that cut pictures into tiles: InternVL, Idefics3, SmolVLM, Llama 4, LFM2-VL."""
+"""Tiny families that cut pictures into tiles: InternVL, Idefics3, SmolVLM, Llama 4, LFM2-VL, MiniCPM-V 4.6."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from scripts.tiny_models.families.parts import TEXT, template, tokenizer
+from scripts.tiny_models.families.parts import LINEAR, TEXT, template, tokenizer
 
 _VISION = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -160,3 +160,41 @@ def lfm2_vl() -> tuple[Any, Any]:
         projector_hidden_size=64,
     )
     return Lfm2VlForConditionalGeneration(config), processor
+
+
+def minicpmv4_6() -> tuple[Any, Any]:
+    """Slices of 112 pixels and the whole picture, 4 tokens each; Qwen3.5's text, linear and full attention."""
+    from transformers import (
+        MiniCPMV4_6Config,
+        MiniCPMV4_6ForConditionalGeneration,
+        MiniCPMV4_6ImageProcessor,
+        MiniCPMV4_6Processor,
+        MiniCPMV4_6VideoProcessor,
+    )
+
+    named = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+    named |= {
+        f"{name}_{end}_token": f"<{slash}{name}>" for name in ("image", "slice", "image_id") for end, slash in _ENDS
+    }
+    tok = tokenizer(named=named)
+    sizes: dict[str, Any] = {"scale_resolution": 112, "max_slice_nums": 4}
+    processor = MiniCPMV4_6Processor(
+        MiniCPMV4_6ImageProcessor(**sizes),
+        MiniCPMV4_6VideoProcessor(**sizes),
+        tok,
+        chat_template=template("<|image_pad|>", "<|video_pad|>"),
+    )
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True, "rope_theta": 10000.0}
+    text = _text(tok, "qwen3_5_text", rope_parameters={**rope, "partial_rotary_factor": 0.25}, **LINEAR)
+    config = MiniCPMV4_6Config(
+        text_config=text,
+        vision_config={**_VISION, "image_size": 112, "patch_size": 14},
+        insert_layer_id=0,
+        image_size=112,
+        image_token_id=tok.image_token_id,
+        video_token_id=tok.video_token_id,
+    )
+    return MiniCPMV4_6ForConditionalGeneration(config), processor
+
+
+_ENDS = (("start", ""), ("end", "/"))

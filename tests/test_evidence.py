@@ -1,0 +1,208 @@
+"""A family that nobody has proven is trained on evidence alone; the proof in bfloat16, its yardstick and its controls."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scripts.tiny_models.families import build
+from vision_rl.actor.mismatch import check_mismatch
+from vision_rl.config.resolve import resolve
+from vision_rl.errors import UserError
+from vision_rl.models.table import check_pairing, model_info
+from vision_rl.platform.environment import run_environment
+from vision_rl.preflight import evidence
+from vision_rl.preflight.low_precision import ALL, _yardstick, judged
+from vision_rl.preflight.parity import Result
+from vision_rl.preflight.parity_cells import TOOL_REPLY
+from vision_rl.settings import Integrity
+
+ROOT = Path(__file__).resolve().parents[1]
+EQUAL = Result("m", "one picture", 1e-6, 1e-7, True, "equal")
+REFUSED_REPLY = Result("m", TOOL_REPLY, None, None, None, "refused", "vLLM: the template knows no tool")
+DIFFERS = Result("m", "video", 0.5, 0.1, True, "differs", "trainer from server: mean 0.1 nats")
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a family that the table does not prove; the cache is empty."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    return build("Gemma 3", tmp_path / "gemma")
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        (None, r"--doctor --model .*, with this run's preset, measures it"),
+        ([], "'nothing' measured"),
+        ([EQUAL, DIFFERS], r"'video' differs \(trainer from server: mean 0.1 nats\)"),
+        ([EQUAL, REFUSED_REPLY], ""),
+        ([EQUAL], ""),
+    ],
+)
+def test_an_unproven_family_needs_evidence_in_which_all_is_equal(model: Path, results: Any, message: str) -> None:
+    info = model_info(model)
+    check_pairing(info)  # nothing that is known speaks against it
+    if results is not None:
+        evidence.keep(model, "float32", True, results)
+    if not message:
+        evidence.check_proven(info, "float32", True)
+    else:
+        with pytest.raises(UserError, match=message):
+            evidence.check_proven(info, "float32", True)
+    with pytest.raises(UserError, match="--doctor"):  # another precision, another kind of machine
+        evidence.check_proven(info, "bfloat16", False)
+
+
+def test_evidence_is_for_these_weights_this_configuration_and_these_versions(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evidence.keep(model, "float32", True, [EQUAL])
+    evidence.check_proven(model_info(model), "float32", True)
+    with pytest.raises(UserError, match="for vLLM only"):
+        evidence.check_proven(model_info(model), "float32", True, "sglang")
+    before = evidence.versions()
+    monkeypatch.setattr(evidence, "versions", lambda: {**before, "vllm": "9.9"})
+    with pytest.raises(UserError, match=r"the evidence of \d+-\d+-\d+ is for vllm " + before["vllm"]):
+        evidence.check_proven(model_info(model), "float32", True)
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("change", ["config.json", "processor_config.json", "model.safetensors"])
+def test_another_configuration_or_other_names_of_weights_are_another_model(model: Path, change: str) -> None:
+    before = evidence.fingerprint(model)
+    if change.endswith(".json"):
+        document = json.loads((model / change).read_text())
+        (model / change).write_text(json.dumps({**document, "new": 1}))
+    else:
+        from safetensors.torch import load_file, save_file
+
+        weights = load_file(model / change)
+        save_file({name: tensor + 1 for name, tensor in weights.items()}, model / change)
+        assert evidence.fingerprint(model) == before  # trained on
+        save_file({**weights, "more": torch.zeros(1)}, model / change)
+    assert evidence.fingerprint(model) != before
+
+
+def test_a_run_says_which_command_makes_the_evidence(model: Path) -> None:
+    command = [sys.executable, "train_agent.py", "--model", str(model), "--preset", "cpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 2
+    assert "Gemma 3" in done.stderr and f"--doctor --model {model}" in done.stderr
+
+
+def test_a_family_that_the_table_does_not_know_is_unproven_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "aya_vision", "vision_config": {}}))
+    row = model_info(tmp_path).family
+    assert (row.name, row.refused, row.trained) == ("aya_vision", "", False) and "does not know it" in row.unproven
+
+
+# The proof in bfloat16
+
+
+def cell(server: float, trainer: float, between: float) -> dict[str, torch.Tensor]:
+    noise = torch.rand(200, generator=torch.Generator().manual_seed(0)) + 0.5  # mean 1
+    return {"server": server * noise, "trainer": trainer * noise, "between": between * noise}
+
+
+CONTROL = {"one picture": (cell(0.01, 0.01, 0.014), True), "text only": (cell(0.008, 0.008, 0.011), True)}
+CAUGHT = {"black pictures": torch.full((9,), 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("measured", "verdict", "reason"),
+    [
+        (cell(0.012, 0.012, 0.017), "equal", ""),
+        (cell(0.03, 0.01, 0.03), "differs", "server from float32: mean"),
+        (cell(0.01, 0.03, 0.03), "differs", "trainer from float32: mean"),
+        (cell(0.012, 0.012, 0.03), "differs", "trainer from server: mean"),
+    ],
+)
+def test_each_distance_is_held_against_the_control(measured: Any, verdict: str, reason: str) -> None:
+    results = judged("new", {"one picture": (measured, True)}, CAUGHT, _yardstick(CONTROL, own=False))
+    assert [one.cell for one in results] == ["one picture", ALL, "black pictures"]
+    assert results[0].verdict == results[1].verdict == verdict
+    assert results[0].reason.startswith(reason)
+    assert results[2].verdict == "equal"
+
+
+def test_a_rare_large_difference_is_caught_where_the_mean_hides_it() -> None:
+    rare = cell(0.006, 0.008, 0.01)
+    rare["server"][:3] = 0.1
+    [_, pooled] = judged("new", {"one picture": (rare, True)}, {}, _yardstick(CONTROL, own=False))
+    assert pooled.verdict == "differs" and pooled.reason.startswith("server from float32: p99")
+
+
+def test_a_proof_that_does_not_see_black_pictures_is_none() -> None:
+    blind = {"black pictures": torch.full((9,), 0.01)}
+    last = judged("new", {"one picture": (cell(0.01, 0.01, 0.01), True)}, blind, _yardstick(CONTROL, own=False))[-1]
+    assert last.verdict == "differs" and "moved the trainer by 0.01 nats only" in last.reason
+
+
+def test_a_model_of_the_users_own_is_held_against_its_own_rounding() -> None:
+    own = {"one picture": (cell(0.012, 0.01, 0.02), True)}
+    assert {one.verdict for one in judged("mine", own, CAUGHT, _yardstick(own, own=True))} == {"equal"}
+    off = {"one picture": (cell(0.05, 0.01, 0.05), True)}
+    assert judged("mine", off, CAUGHT, _yardstick(off, own=True))[0].reason.startswith("server from float32")
+
+
+# What a run makes of it
+
+
+def test_a_family_without_float32_is_served_in_bfloat16_with_the_limit_of_its_rounding(tmp_path: Path) -> None:
+    folder = build("Qwen3.5", tmp_path)
+    resolved = resolve("cpu", task="vqa", model=folder)
+    rollout, integrity = resolved.verl["actor_rollout_ref"]["rollout"], resolved.app.integrity
+    assert rollout["dtype"] == "bfloat16" and integrity.logprob_mismatch_max is None
+    assert integrity.logprob_mismatch_mean == pytest.approx(3 * model_info(folder).family.rounding)
+    assert any("takes no float32" in note or "take no float32" in note for note in resolved.notes)
+    chosen = resolve("cpu", ["app.integrity.logprob_mismatch_mean=0.2"], task="vqa", model=folder)
+    assert chosen.app.integrity.logprob_mismatch_mean == 0.2
+    assert (
+        resolve("cpu", task="vqa", model=build("Qwen3-VL", tmp_path / "b")).app.integrity.logprob_mismatch_mean == 1e-3
+    )
+
+
+def test_the_log_says_how_much_of_the_limit_is_taken() -> None:
+    metrics = {"mismatch/logprob_max": 0.004, "mismatch/logprob_mean": 0.0002}
+    check_mismatch(metrics, Integrity(logprob_mismatch_max=0.01, logprob_mismatch_mean=0.001), 1, {})
+    assert metrics["mismatch/share_of_limit"] == pytest.approx(0.4)
+    with pytest.raises(UserError, match="more than"):
+        check_mismatch(metrics, Integrity(logprob_mismatch_mean=0.0001), 1, {})
+
+
+@pytest.mark.e2e
+@pytest.mark.long
+def test_pages_that_held_states_are_cleared(tmp_path: Path) -> None:
+    """vLLM 0.24's CPU runner hands them out as they are: a probability of zero times NaN is NaN. The day that stock vLLM clears
+    them, `clear_pages` can go."""
+    model = build("Qwen3.5", tmp_path)
+    environment = {**os.environ, **run_environment(True)}
+    counts = {}
+    for how in ("mended", "stock"):
+        command = [sys.executable, "-m", "tests.dirty_pages", str(model), how]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        counts[how] = int(done.stdout.splitlines()[-1])
+    assert counts["mended"] == 0 < counts["stock"]
+
+
+@pytest.mark.e2e
+@pytest.mark.long
+def test_a_sync_restores_every_buffer_of_a_server_of_random_weights(tmp_path: Path) -> None:
+    """`load_format=dummy` fills buffers too. From vLLM 0.28 on those are among them by which pictures are normalised, and which
+    no checkpoint holds: the server would be blind in silence."""
+    models = [build(name, tmp_path / name) for name in ("Qwen2.5-VL", "Qwen3-VL", "LLaVA-1.5", "Gemma 4", "Llama 4")]
+    extension = "vision_rl.serving.vllm_extension.CpuExtension"
+    command = [sys.executable, "-m", "tests.synced_buffers", extension, *map(str, models)]
+    environment = {**os.environ, **run_environment(True), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {str(model): [] for model in models}
