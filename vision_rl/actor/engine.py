@@ -127,7 +127,9 @@ class VisionEngine(FSDPEngineWithLMHead):
         self._kept = None if packed is None else packed.kept
         if packed is not None:
             pictures = merge_pictures(self._opened(packed.refs, view))
-            return packed.inputs | pictures | token_types(self.module, packed.inputs["input_ids"]), {"packed": packed}
+            return packed.inputs | packed_pixels(self.module, pictures) | token_types(
+                self.module, packed.inputs["input_ids"]
+            ), {"packed": packed}
         if inputs is not None:
             opened = self._opened(refs, view)
             micro_batch.set("multi_modal_inputs", NonTensorStack(*map(NonTensorData, opened)))
