@@ -321,7 +321,10 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         keep_record(run_dir, summarise(run_dir, resolved.tasks, STARTED), console)
         console.print(f"go on: {again}", highlight=False, soft_wrap=True, markup=False)
         return
-    write_text(run_dir / CONFIG, render_resolved(resolved))
+    if not (
+        args.resume and (run_dir / CONFIG).exists()
+    ):  # else config.yaml describes the steps that there are, until a new one
+        write_text(run_dir / CONFIG, render_resolved(resolved))
 
     from vision_rl.agent.lightning import agent_of
     from vision_rl.training.launch import Launch, fit, tasks_of, validation_rows
@@ -339,8 +342,14 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         reach=reach,
     )
     with RunProgress(run_dir, total, console) as progress:
+
+        def watch() -> None:
+            progress.update()
+            if progress.stepped:
+                keep_config(run_dir, resolved)
+
         environment = run_environment(cpu, megatron=resolved.strategy == "megatron")
-        launch = Launch(resolved, context, environment, cpu, progress.update)
+        launch = Launch(resolved, context, environment, cpu, watch)
         try:
             fit(
                 agent_of(tasks_of_run(args)),
@@ -352,10 +361,17 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
             RunLog(run_dir).event("error", text=str(error))
             raise
         finally:
-            progress.update()
+            watch()
             summary = summarise(run_dir, resolved.tasks, STARTED)
             keep_record(run_dir, summary, console)
     console.print(render_summary(run_dir, summary, again), highlight=False, soft_wrap=True, markup=False)
+
+
+def keep_config(run_dir: Path, resolved: Resolved) -> None:
+    """Let config.yaml say what the run's steps are made with, once there is one."""
+    text = render_resolved(resolved)
+    if (run_dir / CONFIG).read_text(encoding="utf-8") != text:
+        write_text(run_dir / CONFIG, text)
 
 
 def resumable(run_dir: Path, resolved: Resolved, total: int, console: Any) -> bool:

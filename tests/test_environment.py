@@ -93,3 +93,19 @@ def test_what_ray_refuses_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch)
     resolved = resolve("cpu", ["ray_kwargs.ray_init.address=auto"], task="vqa", model=checkpoint_dir())
     with pytest.raises(UserError, match=r"address auto.*: When connecting to an existing cluster, num_cpus must not"):
         VisionVERL(Launch(resolved, None, run_environment(True), True, lambda: None))._start_ray()
+
+
+def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a plain Exception; it was sixty lines of traceback."""
+
+    def late(**_: object) -> None:
+        raise Exception(
+            "The current node timed out during startup. This could happen because the raylet failed\nto startup."
+        )
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", late)
+    launch = Launch(resolve("cpu", task="vqa", model=checkpoint_dir()), None, run_environment(True), True, lambda: None)
+    words = r"^Ray does not start \(address local\): The current node timed out [^\n]*; the machine is too busy"
+    with pytest.raises(UserError, match=words):
+        VisionVERL(launch)._start_ray()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from vision_rl.config.resolve import Resolved, render_resolved, resolve
 from vision_rl.errors import UserError
 from vision_rl.run.directory import CONFIG
 from vision_rl.run.log import EVENTS, METRICS, RunLog, read_jsonl
+from vision_rl.run.progress import RunProgress
 from vision_rl.run.reader import read_run
 from vision_rl.run.summary import render_summary
 from vision_rl.training.resume import MAX_NOTES, changes, steps_done
@@ -150,3 +152,24 @@ def test_the_data_files_are_in_the_kept_configuration() -> None:
     kept = render_resolved(train_agent.configure(args, True, media_root="/"))
     for key, path in (("train_files", Path("train.parquet").absolute()), ("val_files", "/data/val.parquet")):
         assert re.search(rf"^data\.{key}: {re.escape(json.dumps(str(path)))} +# flag$", kept, re.MULTILINE)
+
+
+def test_config_says_what_the_steps_were_made_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resume that is stopped before its first step leaves the settings, and the data, of the steps that there are."""
+    log = RunLog(tmp_path)
+    (tmp_path / CONFIG).write_text("data.train_files: old.parquet\n")
+    for step in (1, 2):
+        log.metrics(step, {"train/reward": 0.5, "timing_s/step": 1.0})
+    monkeypatch.setattr(train_agent, "render_resolved", lambda resolved: f"data.train_files: {resolved}\n")
+    progress = RunProgress(tmp_path, 4, Console(file=io.StringIO()))
+    log.event("resumed", step=2)
+    progress.update()
+    assert not progress.stepped
+    log.metrics(3, {"val/reward": 0.5})
+    progress.update()
+    assert not progress.stepped, "a validation is no step"
+    log.metrics(3, {"train/reward": 0.5, "timing_s/step": 1.0})
+    progress.update()
+    assert progress.stepped
+    train_agent.keep_config(tmp_path, "new.parquet")  # type: ignore[arg-type]
+    assert (tmp_path / CONFIG).read_text() == "data.train_files: new.parquet\n"

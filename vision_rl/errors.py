@@ -16,7 +16,8 @@ class UserError(Exception):
 def cli_errors() -> Iterator[None]:
     """Turn a `UserError` into one line on stderr and exit code 2; other exceptions are defects and keep their traceback.
 
-    A reader of the output that leaves early (`| head`) ends the program with 141, as the shell's own tools end.
+    Ctrl-C is one word and exit code 130. A reader of the output that leaves early (`| head`) ends the program with 141. Both
+    are how the shell's own tools end.
     """
     try:
         try:
@@ -26,6 +27,9 @@ def cli_errors() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

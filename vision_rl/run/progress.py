@@ -34,6 +34,8 @@ class RunProgress:
         )
         self._task = self._bar.add_task("training", total=total_steps, status="starting")
         self._validation = ""
+        self.stepped = False
+        """Whether the last `update` has seen a training step that this process made."""
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
@@ -46,6 +48,7 @@ class RunProgress:
 
     def update(self) -> None:
         """Show what the run has written since the last call."""
+        self.stepped = False
         for event in self._new(EVENTS):
             self._show_event(event)
         for metrics in self._new(METRICS):
@@ -85,3 +88,4 @@ class RunProgress:
         if "train/reward" in metrics:
             status = f"reward {metrics['train/reward']:.3f} {self._validation} {metrics['timing_s/step']:.1f} s/step"
             self._bar.update(self._task, completed=metrics["step"], status=status)
+            self.stepped = True

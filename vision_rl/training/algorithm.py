@@ -27,7 +27,7 @@ from vision_rl.errors import UserError
 from vision_rl.platform.environment import SERVER_KEY
 from vision_rl.platform.rendezvous import RENDEZVOUS
 from vision_rl.run.checkpoints import Checkpoints
-from vision_rl.run.last_words import in_a_sentence
+from vision_rl.run.last_words import MAX_ERROR, in_a_sentence
 from vision_rl.run.log import RunLog
 
 WATCH_SECONDS = 0.1
@@ -164,10 +164,15 @@ class VisionVERL(agl.Algorithm):
             if place.port:  # Ray itself would try for minutes
                 socket.create_connection((place.hostname, place.port), timeout=10).close()
             ray.init(**options, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises a plain Exception for a node that does not come up in time
+            cure = (
+                "ray_kwargs.ray_init.address=HOST:PORT or RAY_ADDRESS names a cluster that runs, and without either the run "
+                "starts Ray for itself"
+            )
+            if "timed out" in str(error) and not self._in_a_cluster():
+                cure = "the machine is too busy, or short of memory: start again when less runs on it"
             raise UserError(
-                f"Ray does not start (address {where}): {' '.join(str(error).split())}; ray_kwargs.ray_init.address=HOST:PORT "
-                "or RAY_ADDRESS names a cluster that runs, and without either the run starts Ray for itself"
+                f"Ray does not start (address {where}): {' '.join(str(error).split())[:MAX_ERROR]}; {cure}"
             ) from error
         for number, handler in ours.items():  # Ray's own for SIGTERM ends the process at once, without a checkpoint
             signal.signal(number, handler)
