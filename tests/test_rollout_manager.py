@@ -68,9 +68,9 @@ class Proxy:
     sampled_with: dict[str, Any]
     voided = 0
 
-    def as_resource(self, sampling_parameters: dict[str, Any]) -> LLM:
-        self.sampled_with = sampling_parameters
-        return LLM(endpoint="http://nowhere", model="m", sampling_parameters=sampling_parameters)
+    def as_resource(self, model: str | None = None, sampling_parameters: dict[str, Any] | None = None) -> LLM:
+        self.sampled_with = sampling_parameters or {}
+        return LLM(endpoint="http://nowhere", model="m", sampling_parameters=self.sampled_with)
 
     def weights_changed(self) -> None:
         self.voided += 1
@@ -255,6 +255,30 @@ def test_a_group_that_was_not_sampled_yet_waits_for_its_step(manager: RolloutMan
     assert not buffer.thrown_away, "counted in one step only"
     records.take(Buffer(second), 4)
     assert not manager.groups
+
+
+@pytest.mark.parametrize(
+    ("groups", "warns"),
+    [
+        ([[0.0] * N, [0.0] * N], "mean 0.000"),
+        ([[1.0] * N, [1.0] * N, [0.0] * N, [0.0] * N], "mean 0.500"),
+        ([[0.0, "Odd: a", 0.0, 0.0]], "mean 0.000"),
+        ([[0.0] * N, [0.0, 1.0, 0.0, 0.0]], ""),
+    ],
+)
+def test_a_first_step_that_teaches_nothing_is_shown_with_its_replies(
+    manager: RolloutManager, queue: Queue, tmp_path: Path, groups: list[list[Any]], warns: str
+) -> None:
+    records = StepRecords(RunLog(tmp_path / "run"), manager, Integrity(drop_rate=0.9))
+    for step in (3, 4):  # told once
+        records.take(Buffer(*train(manager, *groups)), step)
+    told = [one["text"] for one in read_jsonl(tmp_path / "run" / EVENTS)[0] if one["kind"] == "warning"]
+    if not warns:
+        assert not told
+        return
+    [text] = told
+    assert text.startswith(f"no group of step 3 has replies of different rewards ({warns})")
+    assert text.count(f"where {TASK['answers']} is right, reward ") == min(3, len(groups))
 
 
 def test_too_much_that_is_lost_ends_the_run(manager: RolloutManager, queue: Queue, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,8 @@ from vision_rl.tasks import is_episode
 from vision_rl.training.rollout_manager import Group, RolloutManager
 from vision_rl.training.rollouts import failures, rollout_metrics
 
+EXAMPLES, SHOWN = 3, 80
+"""Replies that the warning of a step without spread shows, and characters of each."""
 STALL_SECONDS = 5.0
 """A rollout slower than this is counted as stalled; a single turn of the tiny model takes a tenth of it."""
 
@@ -42,6 +44,7 @@ class StepRecords:
         self.groups: dict[str, Group] = {}
         self.thrown_away: dict[GroupDrop, list[Group]] = {}
         self.advantages: dict[str, float] = {}
+        self._warned = False
 
     def take(self, buffer: Sampled, step: int) -> dict[str, float]:
         """The groups of the batch that was sampled last, and those that the buffer threw away; returns the counts.
@@ -76,6 +79,7 @@ class StepRecords:
             )
         metrics = rollout_metrics(rollouts, "train")
         metrics.update(self._same_pictures(groups))
+        self._warn_of_no_spread(groups)
         metrics.update(per_source((one.record(self.step, "train") for one in rollouts), "train"))
         metrics["train/samples"] = samples
         metrics["train/samples_dropped"] = dropped.total()
@@ -87,6 +91,25 @@ class StepRecords:
         breaks = sum((group.breaks for group in groups), Counter[str]())
         metrics.update({f"train/turns_unmerged/{reason}": count for reason, count in breaks.items()})
         return metrics
+
+    def _warn_of_no_spread(self, groups: Sequence[Group]) -> None:
+        """Say it with examples if no group of the first step has two different rewards: there is nothing to learn from."""
+        first, self._warned = not self._warned, True
+        usable = [one for group in groups for one in group.finished.values() if not one.failure]
+        if not first or not usable or any(len(group.rewards) > 1 for group in groups):
+            return
+        mean = sum(one.reward["reward"] for one in usable) / len(usable)
+        shown = {one.data_id: one for one in usable}  # one of each group
+        examples = [
+            f"{one.turns[-1].text[:SHOWN]!r} where {one.task['answers'] or one.task['boxes']} is right, reward "
+            f"{one.reward['reward']:g}"
+            for one in list(shown.values())[:EXAMPLES]
+        ]
+        text = (
+            f"no group of step {self.step} has replies of different rewards (mean {mean:.3f}), and without such a step teaches "
+            f"nothing. Replies: {'; '.join(examples)}. docs/troubleshooting.md, rewards that stay at zero, has causes and cures"
+        )
+        self.log.event("warning", step=self.step, text=text)
 
     def _same_pictures(self, groups: Iterable[Group]) -> dict[str, float]:
         """How many groups of an environment's rollouts do not begin with the same pictures; empty where there are none.
