@@ -251,6 +251,57 @@ def test_asking_ahead_stops_where_first_calls_differ() -> None:
     asyncio.run(work())
 
 
+def test_the_oldest_group_is_forgotten_and_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vision_rl.rollout.groups.MAX_GROUPS", 2)
+
+    async def work() -> None:
+        model = Model()
+        groups = Groups(membership, model.ask)
+        for name in "abc":  # each group's first call asks for all eight
+            await reply(groups, f"{name} 0", name)
+        assert list(groups._groups) == ["b", "c"] and model.asked == [8, 8, 8]
+        for name in "cb":
+            await reply(groups, f"{name} 1", name)
+        assert model.asked == [8, 8, 8], "what is remembered is not asked for"
+        await reply(groups, "a 1", "a")
+        assert model.asked[3:] == [1], "a forgotten group's rollout asks for itself"
+
+    asyncio.run(work())
+
+
+def test_the_oldest_rollouts_are_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vision_rl.rollout.groups.MAX_GROUPS", 1)  # sixteen rollouts: two groups of eight
+    looked_up: list[str] = []
+
+    async def counted(rollout_id: str) -> Membership | None:
+        looked_up.append(rollout_id)
+        return await membership(rollout_id)
+
+    async def work() -> None:
+        groups = Groups(counted, Model().ask)
+        for name in "abc":
+            assert await groups._group_id(f"{name} 0") == name
+        for rollout in ("c 7", "b 7", "c 3"):
+            await groups._group_id(rollout)
+        assert looked_up == ["a 0", "b 0", "c 0"], "the sixteen that came last"
+        await groups._group_id("a 7")
+        assert looked_up[3:] == ["a 7"]
+
+    asyncio.run(work())
+
+
+def test_the_oldest_choices_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vision_rl.rollout.groups.MAX_POOLS", 2)
+
+    async def work() -> None:
+        groups = Groups(membership, Model().ask)
+        for name in "abc":
+            await reply(groups, f"{name} 0", name)
+        assert [group for group, _ in groups._pools] == ["b", "c"]
+
+    asyncio.run(work())
+
+
 def test_a_request_for_which_nobody_waits_any_more_is_cancelled() -> None:
     async def work() -> None:
         model = Model()

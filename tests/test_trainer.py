@@ -69,6 +69,32 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VisionTrainer:
     return made
 
 
+def test_the_sight_gauge_looks_at_the_runs_own_temperature(
+    trainer: VisionTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At another one every picture would seem to count: log-probabilities of two temperatures differ."""
+    looks: list[tuple[float, int]] = []
+
+    def look(batch: KVBatchMeta, workers: Any, temperature: float, step: int) -> dict[str, float]:
+        looks.append((temperature, step))
+        return {"sight/kl": 1.0}
+
+    trainer.sight = SimpleNamespace(due=lambda step: True, look=look)  # type: ignore[assignment]
+    trainer.rollouts = SimpleNamespace(version=0)  # type: ignore[assignment]
+    trainer.records = SimpleNamespace(own_sampling=dict)  # type: ignore[assignment]
+    trainer.local_trigger_step = 0
+    trainer.config.actor_rollout_ref = {"actor": {}, "rollout": {"temperature": 0.7}}
+    monkeypatch.setattr(trainer_module, "one_update", lambda *_: False)
+    monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda self, batch, metrics: batch)
+    monkeypatch.setattr(VisionTrainer, "_padded", lambda *_: None)
+    monkeypatch.setattr(trainer_module, "mismatch_metrics", lambda *_: {})
+    monkeypatch.setattr(trainer_module, "check_mismatch", lambda *_: None)
+    batch = KVBatchMeta(keys=["g_0_0"], tags=[{"min_global_steps": 0}], extra_info={})
+    metrics: dict[str, Any] = {}
+    trainer._compute_old_log_prob(batch, metrics)
+    assert looks == [(0.7, 4)] and metrics == {"sight/kl": 1.0}
+
+
 def end_of_step(trainer: VisionTrainer, **metrics: Any) -> dict[str, Any]:
     batch = KVBatchMeta(keys=["g_0_0"], tags=[{"prompt_len": 9, "response_len": 24}])
     trainer._compute_metrics(batch, metrics, {}, global_steps=4, epoch=0)
