@@ -24,6 +24,7 @@ from vision_rl.answers.coordinates import FAMILIES, family_for
 from vision_rl.data.convert import box_sets, screenspot, vqav2
 from vision_rl.data.convert.data_set import Source
 from vision_rl.data.convert.data_set import iter_rows as set_rows
+from vision_rl.data.convert.empty import with_empty
 from vision_rl.data.convert.geometry import BOX_FORMATS, SPACES
 from vision_rl.data.convert.sets import get_set, sets_table
 from vision_rl.data.episodes import write_episodes
@@ -107,12 +108,20 @@ def _add_set_options(parser: argparse.ArgumentParser) -> None:
         "--answer-as", choices=ANSWER_FORMS, default="", help="what the answer to a question with choices is written as"
     )
     parser.add_argument("--language", default="", help="slake: en or zh; screenspot-pro: en or cn")
-    parser.add_argument("--split", default="", help="of a folder with several, such as train or test")
+    parser.add_argument("--split", default="", help="of a folder or a table with several, such as train or test")
+    parser.add_argument("--question", default="", help="radiology sets: the instruction; {label}: a row per finding")
+    _add_finding_options(parser)
     parser.add_argument("--frames", type=int, default=8, help="pictures to take of a video (default: %(default)s)")
     parser.add_argument("--max-samples", type=int, help="stop after this many rows")
     parser.add_argument("--source", help="name kept in every row (default: that of the set)")
     parser.add_argument("--allow-unanswered", action="store_true", help="rows without answers (a test split) are fine")
     _add_bad_option(parser)
+
+
+def _add_finding_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--readers", default="fuse", help="of a picture: fuse (default), union, or the name of one")
+    parser.add_argument("--empty", default="keep", help="rows without a box: keep (default), drop or share=0.1")
+    parser.add_argument("--frame", type=int, help="of DICOM files with several: which one, from 0")
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -139,11 +148,14 @@ def convert(args: argparse.Namespace) -> int:
         language=args.language,
         split=args.split,
         frames=args.frames,
+        frame=args.frame,
+        question=args.question,
+        readers=args.readers,
         allow_unanswered=args.allow_unanswered,
     )
     bad = _BadRows(args.skip_bad)
-    rows = set_rows(data_set, source, on_bad=bad.handler)
-    return _write_converted(args.output, islice(rows, args.max_samples), bad)
+    rows = with_empty(islice(set_rows(data_set, source, on_bad=bad.handler), args.max_samples), args.empty)
+    return _write_converted(args.output, rows, bad)
 
 
 def sets(args: argparse.Namespace) -> int:
@@ -219,12 +231,18 @@ def _add_convert_boxes(commands: Any) -> None:
     parser.add_argument(
         "--question",
         default=box_sets.DEFAULT_QUESTION,
-        help='instruction where the data has none; with {label} one row per label (default: "%(default)s")',
+        help="instruction where the data has none; with {label} one row per label, {labels} names all (default: %(default)s)",
     )
     parser.add_argument("--image-field", help="column of the picture, if it has an unusual name")
     parser.add_argument("--label-field", help="column of the label, likewise")
     parser.add_argument("--question-field", help="column of the instruction, likewise")
+    parser.add_argument(
+        "--patient-field", default="patient", help="column of the patient, whose rows a split keeps together"
+    )
+    parser.add_argument("--reader-field", default="rad_id", help="column of who drew a box (default: %(default)s)")
+    parser.add_argument("--split", default="", help="only the records whose column split says so")
     parser.add_argument("--source", default="boxes", help="name of the set, kept in every row (default: %(default)s)")
+    _add_finding_options(parser)
     _add_bad_option(parser)
 
 
@@ -238,14 +256,20 @@ def convert_boxes(args: argparse.Namespace) -> int:
         image_field=args.image_field,
         label_field=args.label_field,
         question_field=args.question_field,
+        patient_field=args.patient_field,
+        reader_field=args.reader_field,
+        readers=args.readers,
+        split=args.split,
         source=args.source,
+        frame=args.frame,
     )
     bad = _BadRows(args.skip_bad)
-    return _write_converted(args.output, box_sets.iter_rows(args.input, options, on_bad=bad.handler), bad)
+    rows = with_empty(box_sets.iter_rows(args.input, options, on_bad=bad.handler), args.empty)
+    return _write_converted(args.output, rows, bad)
 
 
 def _add_split(commands: Any) -> None:
-    parser = _command(commands, "split", split, "one parquet file -> train, validation and test, by image")
+    parser = _command(commands, "split", split, "one parquet file -> train, validation and test, by image and patient")
     _add_task(parser)
     parser.add_argument("--file", type=Path, required=True, help="parquet file to split")
     parser.add_argument("--output-dir", type=Path, required=True, help="where the split files go")
@@ -268,20 +292,24 @@ def _add_split_options(parser: argparse.ArgumentParser, *, max_validation: int |
     )
     parser.add_argument(
         "--group-by",
-        choices=("content", "path"),
         default="content",
-        help="what makes two images one: their pixels (opens every file) or their path (default: %(default)s)",
+        help="what makes two images one: their pixels (content, opens every file) or their path; or meta:FIELD, such as "
+        "meta:subject_id: rows that share it stay together as well, as those of a patient do (default: %(default)s)",
     )
 
 
 def _write_and_print_splits(args: argparse.Namespace, rows: Any) -> None:
+    kind, _, field = args.group_by.partition(":")
+    if args.group_by not in ("content", "path") and not (kind == "meta" and field):
+        raise UserError(f"--group-by {args.group_by} is neither content, path nor meta:FIELD")
     written = write_splits(
         rows,
         args.output_dir,
         parse_shares(args.shares),
         seed=args.seed,
         max_validation=args.max_validation,
-        by_content=args.group_by == "content",
+        by_content=args.group_by != "path",
+        group_by=field,
         progress=_shown,
     )
     for path, count in written.items():
@@ -387,7 +415,9 @@ def _add_verify(commands: Any) -> None:
     parser = _command(commands, "verify", verify_file, "check every row, picture and gold answer of a parquet file")
     _add_task(parser)
     parser.add_argument("--file", type=Path, required=True, help="parquet file")
-    parser.add_argument("--against", type=Path, nargs="+", default=[], help="other splits: no picture may be in both")
+    parser.add_argument(
+        "--against", type=Path, nargs="+", default=[], help="other splits: no picture and no patient may be in both"
+    )
     parser.add_argument(
         "--image-base-dir", type=Path, help="where relative paths start (default: the file's directory)"
     )

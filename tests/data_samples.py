@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -183,22 +183,26 @@ def write_vindr(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Sample:
-    """A file of a set in its published layout: its name, its records (or text), the pictures beside it (all of
-    200 x 100 pixels), the command's options, and what the rows must have."""
+    """A file of a set in its published layout: its name, its records (or text), the pictures beside it (all of one size),
+    the command's options, texts in further files, and what the rows must have."""
 
     file: str
     content: Any
     expected: list[dict[str, Any]]
     pictures: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    beside: dict[str, str] = field(default_factory=dict)
+    size: tuple[int, int] = (200, 100)
 
     def write(self, folder: Path) -> list[str]:
         """Write it into `folder`; returns the arguments of `data_utils.py convert SET` for it."""
         for seed, name in enumerate(self.pictures):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            picture((200, 100), seed).save(folder / name)
+            picture(self.size, seed).save(folder / name)
         path = folder / self.file
         path.parent.mkdir(parents=True, exist_ok=True)
+        for name, text in self.beside.items():
+            (folder / name).write_text(text)
         if path.suffix == ".parquet":
             pq.write_table(pa.Table.from_pylist(self.content), path)
         elif path.suffix == ".jsonl":
@@ -580,7 +584,13 @@ SAMPLES: dict[str, Sample] = {
             ],
         },
         [
-            {"question": "bilateral edema", "boxes": BOX * 2, "labels": ["Edema"] * 2, "metric": "iou"},
+            {
+                "question": "bilateral edema",
+                "boxes": BOX * 2,
+                "labels": ["Edema"] * 2,
+                "metric": "iou",
+                "meta": {"image_id": 1},
+            },
             {"question": "left edema", "boxes": BOX},
         ],
         pictures=("files/p10/d1.jpg",),

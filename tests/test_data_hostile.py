@@ -183,7 +183,7 @@ ANNOTATION = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]}
         ({"images": ["a.png"]}, "images[0]"),
         ({"images": [{"id": [1], "file_name": "a.png"}]}, "images[0]"),
         ({"images": [IMAGE, {**IMAGE, "file_name": "b.png"}]}, "same id"),
-        ({"images": [{**IMAGE, "width": 1000, "height": 800}]}, "1000 x 800"),
+        ({"images": [{**IMAGE, "width": 1000, "height": 780}]}, "1000 x 780"),
         ({"annotations": [{"category_id": 1, "bbox": [1, 2, 3, 4]}]}, "annotations[0] has no usable image_id"),
         ({"annotations": [{"image_id": 1, "category_id": 1}]}, "annotations[0] has no usable bbox"),
         ({"annotations": [{**ANNOTATION, "image_id": 9}]}, "image_id 9"),

@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 import re
+import shlex
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +19,16 @@ import pytest
 from PIL import Image
 
 import data_utils
-from tests.data_samples import BOX, SAMPLES, Sample, picture, png_bytes, said, shot, write_vqav2
+from tests import data_samples
+from tests.data_samples import BOX, Sample, picture, png_bytes, said, shot, write_vqav2
+from tests.radiology_samples import RADIOLOGY_SAMPLES
 from vision_rl.answers.choices import choices_of
 from vision_rl.data.convert.sets import SETS, sets_table
 from vision_rl.data.schema import read_rows
 from vision_rl.media.images import open_image
 from vision_rl.rewards.metrics import METRICS
 
+SAMPLES = {**data_samples.SAMPLES, **RADIOLOGY_SAMPLES}
 NAMES = sorted(SAMPLES)
 
 
@@ -69,7 +73,10 @@ def test_a_published_file_converts_and_verifies(name: str, tmp_path: Path, run: 
     assert len(rows) == len(SAMPLES[name].expected)
     for row, expected in zip(rows, SAMPLES[name].expected, strict=True):
         assert row["source"] == name
-        assert (row["task"], row["image_sizes"]) == (SETS[name].task, [[200, 100]] * len(row["image_paths"]))
+        assert (row["task"], row["image_sizes"]) == (
+            SETS[name].task,
+            [list(SAMPLES[name].size)] * len(row["image_paths"]),
+        )
         for field, value in expected.items():
             if field == "meta":
                 assert value.items() <= row["meta"].items()
@@ -384,9 +391,9 @@ def placed(name: str, command: list[str]) -> None:
     else:
         file = Path(sample.file)
     folder = source.parent if source.suffix else source
-    Sample(str(file), content, []).write(folder)
+    Sample(str(file), content, [], beside=sample.beside).write(folder)
     pictures = Path(given.get("--image-dir", folder))
-    Sample("unused.json", [], [], sample.pictures).write(pictures)
+    Sample("unused.json", [], [], sample.pictures, size=sample.size).write(pictures)
     (pictures / "unused.json").unlink()
 
 
@@ -396,7 +403,7 @@ def test_every_command_of_the_table_in_the_docs_runs(tmp_path: Path, monkeypatch
     assert [name for name, _ in commands] == list(SETS)
     monkeypatch.chdir(tmp_path)
     for name, command in commands:
-        words = command.split()
+        words = shlex.split(command)
         Path("data/vqav2/images").mkdir(parents=True, exist_ok=True)
         placed(name, words)
         code, _, error = run(*words)
@@ -430,8 +437,8 @@ NAMES_OF_PICTURES = ("img_name", "imageId", "image_id", "image_local_name", "img
 
 @pytest.mark.parametrize(
     "name",
-    # VinDr-CXR and MS-CXR are tables and COCO files, ScreenSpot-v2 is published as JSON only.
-    sorted(set(NAMES) - {"vindr-cxr", "ms-cxr", "screenspot-v2"}),
+    # The radiology sets are tables and COCO files, ScreenSpot-v2 is published as JSON only.
+    sorted(set(data_samples.SAMPLES) - {"vindr-cxr", "ms-cxr", "screenspot-v2"}),
 )
 def test_every_set_comes_as_parquet_with_embedded_pictures_too(name: str, tmp_path: Path, run: Any) -> None:
     """As the hub has them: other than in the authors' files, the picture is in a column `image`."""

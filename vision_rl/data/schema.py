@@ -30,6 +30,8 @@ from vision_rl.rewards.metrics import METRICS
 from vision_rl.tasks import Task, episode_of, get_task
 
 MEDIA = ("images", "video")
+PATIENT = "patient"
+"""The field of `meta` that names the patient of a row, in sets that do: nothing of one patient may be on two sides."""
 
 SCHEMA = pa.schema(
     [
@@ -234,6 +236,12 @@ def _require_columns(path: str | Path, columns: Sequence[str]) -> None:
                 f"{path} has no column {names}; its columns are {', '.join(columns) or 'none'}: "
                 "data_utils.py converts other layouts"
             )
+
+
+def group_of(row: Mapping[str, Any], field: str = "") -> str | None:
+    """What keeps rows together beside their pictures: the patient (`meta.patient`, within its source), or another field."""
+    value = row["meta"].get(field or PATIENT)
+    return None if value is None else f"{field or PATIENT} {value} of {row['source']}"
 
 
 def with_absolute_paths(row: dict[str, Any], base_dir: str | Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Seeded splits by image: rows that share a picture never end on both sides."""
+"""Seeded splits by image and patient: rows that share one never end on both sides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from vision_rl.data.schema import write_row_sets
+from vision_rl.data.schema import group_of, write_row_sets
 from vision_rl.errors import UserError
 from vision_rl.media.check_images import check_images
 
@@ -62,19 +62,28 @@ def write_splits(
     seed: int = 0,
     max_validation: int | None = None,
     by_content: bool = True,
+    group_by: str = "",
     progress: Callable[[Iterable[Any], str, int], Iterable[Any]] = lambda items, label, total: items,
 ) -> dict[Path, int]:
     """Write `train.parquet`, `validation.parquet` and `test.parquet` together; returns the number of rows of each.
 
     `rows` gives the rows (absolute image paths) afresh on each call. `by_content` opens every picture, so that copies
-    under two names stay together; without it the path decides. Raises `UserError` for a picture that cannot be opened,
-    and where a file of an earlier split would be left over.
+    under two names stay together; without it the path decides. `group_by` names a field of `meta` whose rows stay together too;
+    "": that of the patient, in the sets that name theirs. Raises `UserError` for a picture that cannot be opened, a row
+    without the field that was named, and where a file of an earlier split would be left over.
     """
     targets = {name: output_dir / f"{name}.parquet" for name in SPLITS}
     for name, path in targets.items():
         if not shares.get(name) and path.exists():
             raise UserError(f"{path} is left from an earlier split; remove it or choose another --output-dir")
-    keys = [row["image_paths"] for row in rows()]
+    keys, groups = [], []
+    for number, row in enumerate(rows()):
+        keys.append(row["image_paths"])
+        groups.append(group_of(row, group_by))
+        if group_by and groups[-1] is None:
+            raise UserError(
+                f"row {number} (id {row['id']}) has no meta:{group_by}; its meta has {', '.join(row['meta'])}"
+            )
     if not keys:
         raise UserError("there are no rows to split; convert a data set first")
     if by_content:
@@ -85,6 +94,7 @@ def write_splits(
                 raise UserError(f"{check.error} (verify --drop-bad leaves such rows out)")
             contents[check.path] = check.content
         keys = [[contents[path] for path in paths] for paths in keys]
+    keys = [[*own, *([] if group is None else [group])] for own, group in zip(keys, groups, strict=True)]
     chosen = assign_splits(keys, shares, seed=seed, max_validation=max_validation)
     present = [name for name in SPLITS if shares.get(name)]
     return write_row_sets({targets[name]: compress(rows(), map(name.__eq__, chosen)) for name in present})

@@ -2,12 +2,13 @@
 
 A row is bad if it does not fit the schema; if a picture cannot be opened, is too large, too small or too narrow, or is
 not of the stated size; if a box is empty; if it repeats another row or its id; if a picture of it also occurs in
-another split (found by content, not by name); or if its own gold answer, written in the model family's format, does not
-parse and score 1.0 with the reward that trains.
+another split (found by content, not by name), or its patient does; or if its own gold answer, written in the model family's
+format, does not parse and score 1.0 with the reward that trains.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 from vision_rl.answers.coordinates import get_family, smart_resize
 from vision_rl.data.episodes import EpisodeChecks
-from vision_rl.data.schema import iter_raw_rows, normalise_row, relabels, with_absolute_paths, write_rows
+from vision_rl.data.schema import group_of, iter_raw_rows, normalise_row, relabels, with_absolute_paths, write_rows
 from vision_rl.errors import UserError
 from vision_rl.media.check_images import ImageCheck, check_images
 from vision_rl.media.images import LIMIT_PIXELS, too_narrow
@@ -85,7 +86,7 @@ def verify(
     against: Sequence[str | Path] = (),
     progress: Progress = lambda items, label, total: items,
 ) -> Report:
-    """Check every row of a parquet file; `against` are the other splits, which must share no picture with it.
+    """Check every row of a parquet file; `against` are the other splits, which must share no picture and no patient with it.
 
     `progress(items, label, total)` may wrap the loops. Raises `UserError` for a file that cannot be read at all.
     """
@@ -96,6 +97,7 @@ def verify(
     _require_rows(path)
     pictures = _open_all([path, *against], image_base_dir, checks, progress)
     elsewhere = _contents_elsewhere(against, image_base_dir, pictures)
+    groups = _groups_elsewhere(against)
     report = Report(images=len(_paths_of(path, image_base_dir)))
     seen = _Seen()
     other = {"task": checks.task} if relabels(path, checks.task) else {}
@@ -115,6 +117,8 @@ def verify(
         if not reasons:
             contents = [pictures[image].content for image in row["image_paths"] if image in pictures]
             reasons += [f"its picture is also in {elsewhere[c]}" for c in dict.fromkeys(contents) if c in elsewhere]
+            if (group := group_of(row)) in groups:
+                reasons.append(f"its {group} is also in {groups[group]}")
             reasons += seen.reasons(number, row, contents)
             sizes = [pictures[image].size for image in row["image_paths"] if image in pictures] or row["image_sizes"]
             reasons += episodes.reasons(row) if get_task(row["task"]).environment else gold.reasons(row, sizes)
@@ -166,6 +170,17 @@ def _open_all(
         paths.update(_paths_of(file, image_base_dir))
     results = check_images(paths, workers=checks.workers, limit_pixels=checks.limit_pixels)
     return {result.path: result for result in progress(results, "images", len(paths))}
+
+
+def _groups_elsewhere(against: Sequence[str | Path]) -> dict[str | None, str]:
+    """The patients of other splits, and the file that each is in."""
+    found: dict[str | None, str] = {}
+    for file in against:
+        for number, raw in iter_raw_rows(file):
+            with contextlib.suppress(ValueError):
+                found.setdefault(group_of(normalise_row(raw, number=number)), str(file))
+    found.pop(None, None)
+    return found
 
 
 def _grey_notes(pictures: dict[str, ImageCheck]) -> list[str]:

@@ -1,23 +1,29 @@
-"""Grounding sets of one's own: radiology findings, detection sets; COCO, CSV, JSON, JSONL or parquet.
+"""Boxes by picture: radiology findings, detection sets, one's own; COCO, CSV, JSON, JSONL or parquet.
 
-Records are grouped into rows by picture and question. With `{label}` in the question there is one row per picture and
-label ("Locate the nodule."), without it one row per picture with all its boxes. A picture without boxes becomes a "no
-finding" row: an empty list of boxes, which the reward takes as an answer in its own right.
+Every file becomes flat records (one box, or a list of them, or a statement that there is none), and a picture's records
+become rows by question. With `{label}` in the question there is one row per picture and label ("Locate the nodule."), without
+it one row per picture with all its boxes. A picture without boxes becomes a "no finding" row: an empty list of boxes, which
+the reward takes as an answer in its own right. What several readers say of a picture is brought together first.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vision_rl.data.convert.geometry import four_numbers, to_unit_xyxy
+from vision_rl.data.convert.coco import coco_records
+from vision_rl.data.convert.geometry import four_numbers, scaled_size, to_unit_xyxy
+from vision_rl.data.convert.readers import fuse
 from vision_rl.data.convert.records import (
     OnBad,
     Record,
+    Unpack,
     checked,
     converted,
     extra_fields,
@@ -42,6 +48,8 @@ _NAMED_COLUMNS: dict[tuple[str, ...], str] = {
     ("x", "y", "w", "h"): "xywh",
     ("x", "y", "width", "height"): "xywh",
 }
+# The size of the picture that the boxes were drawn on; dim0 and dim1 are those of the Kaggle copies of VinDr-CXR.
+_SIZE_COLUMNS = (("image_width", "image_height"), ("width", "height"), ("dim1", "dim0"))
 # Not w, h, width and height: those may be the picture's.
 _CORNERS = {name: None for columns in _NAMED_COLUMNS for name in columns if name[0] in "xy"}
 _BOX_COLUMNS = "name them " + ", or ".join(" ".join(columns) for columns in _NAMED_COLUMNS) + ", or a list `boxes`"
@@ -49,7 +57,12 @@ _BOX_COLUMNS = "name them " + ", or ".join(" ".join(columns) for columns in _NAM
 
 @dataclass(frozen=True)
 class BoxOptions:
-    """How to read a set. `image_field` and the like name a column where the usual names do not find it."""
+    """How to read a set. `image_field` and the like name a column where the usual names do not find it.
+
+    question may hold {label} (a row for each) and {labels} (the names of all in the file). reader_field: who drew a box;
+    readers: "fuse" (see `readers.fuse`), "union" or the name of one. split_column: records name their split, and one must be
+    chosen. unfold: flat records of one as published.
+    """
 
     image_dir: Path
     extract_dir: Path
@@ -59,140 +72,102 @@ class BoxOptions:
     image_field: str | None = None
     label_field: str | None = None
     question_field: str | None = None
+    patient_field: str = "patient"
+    reader_field: str = "rad_id"
+    readers: str = "fuse"
+    split: str = ""
+    split_column: bool = False
     source: str = "boxes"
     metric: str = ""
+    frame: int | None = None
+    unpack: Unpack | None = None
+    unfold: Callable[[Record], Iterable[Record]] | None = None
 
 
-@dataclass
-class _Group:
-    """One row of a COCO file in the making; boxes: (COCO's bbox, label)."""
+@dataclass(frozen=True)
+class _Flat:
+    """A flat record and where it stands; boxes have one format and space throughout."""
 
     where: str
-    image: Record
+    record: Record
+    image: Any
+    question: str | None
+    labels: list[str]
+    reader: str
+
+    @property
+    def findings(self) -> list[str]:
+        return [label for label in self.labels if label.lower() not in NO_FINDING]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One row in the making. label: take only boxes of this one; readers: how many looked at the picture."""
+
+    flats: list[_Flat]
     question: str
-    boxes: list[tuple[list[float], str]] = field(default_factory=list)
+    label: str | None
+    readers: int
 
 
 def iter_rows(path: str | Path, options: BoxOptions, *, on_bad: OnBad | None = None) -> Iterator[Record]:
     """Yield schema rows with absolute image paths from a COCO annotation file or a table of boxes.
 
-    Boxes in `options.space` ("pixels" or "unit"; COCO is always pixels) are clipped to the image. A bad record (missing
-    picture, box outside of it, unreadable numbers) takes its whole row with it, to `on_bad` or as `UserError`.
+    Boxes in `options.space` ("pixels" or "unit"; COCO is always pixels) are clipped to the image; pixels are those of the
+    size that a record states, else the picture's. A bad record (missing picture, box outside of it, unreadable numbers)
+    takes its whole row with it, to `on_bad` or as `UserError`.
     """
     path = Path(path)
-    coco = read_json(path) if path.suffix.lower() == ".json" else None
+    flats = list(_flats(path, options, on_bad))
+    _require_known_fields(path, [flat.record for flat in flats], options)
+    flats = _of_reader(path, flats, options)
+    # DICOM takes a second a picture, most of it outside of the interpreter's lock.
+    yield from converted(_groups(flats, options), partial(_row, options), on_bad, workers=os.cpu_count() or 1)
+
+
+def _flats(path: Path, options: BoxOptions, on_bad: OnBad | None) -> Iterator[_Flat]:
+    """The flat records of a file; one that names no picture goes to `on_bad`."""
+    coco = read_json(path) if path.suffix.lower() == ".json" and options.unpack is None else None
     if isinstance(coco, dict):
-        yield from converted(_coco_groups(path, coco, options), partial(_coco_row, options), on_bad)
-        return
-    items = list(_keyed(path, options, on_bad))
-    _require_known_fields(path, [record for _, _, record in items], options)
-    groups: dict[tuple[str, str], list[tuple[int, Record]]] = {}
-    for keys, number, record in items:
-        for key in keys:
-            groups.setdefault(key, []).append((number, record))
-    yield from converted(groups.items(), partial(_table_row, path, options), on_bad)
-
-
-def _coco_groups(path: Path, coco: Record, options: BoxOptions) -> Iterator[_Group]:
-    names = {
-        item["id"]: str(item["name"]) for item in _coco_items(path, coco, "categories", ("id", "name"), optional=True)
-    }
-    image_field = options.image_field or "file_name"
-    images = _coco_items(path, coco, "images", ("id", image_field))
-    by_image: dict[Any, list[Record]] = {image["id"]: [] for image in images}
-    if len(by_image) < len(images):
-        raise UserError(f"{path} gives the same id to several images; make them unique")
-    for number, annotation in enumerate(_coco_items(path, coco, "annotations", ("image_id", "bbox"))):
-        for key, known in (("image_id", by_image), ("category_id", names)):
-            if key in annotation and annotation[key] not in known:
-                raise UserError(
-                    f"{path}: annotation {number} has {key} {annotation[key]}, which the file does not list"
-                )
-        if not annotation.get("iscrowd"):  # one box around a crowd is no target
-            by_image[annotation["image_id"]].append(annotation)
-    for image in images:
-        labelled = [(annotation, names.get(annotation.get("category_id"), "")) for annotation in by_image[image["id"]]]
-        if options.question_field:
-            yield from _phrase_groups(path, image, labelled, options.question_field)
-            continue
-        for label in _labels_of_rows([label for _, label in labelled], options):
-            group = _Group(f"{path}, image {image['id']}", image, _question(options.question, label))
-            group.boxes = [(a["bbox"], name) for a, name in labelled if label is None or name == label]
-            yield group
-
-
-def _phrase_groups(path: Path, image: Record, labelled: list[tuple[Record, str]], field: str) -> Iterator[_Group]:
-    """One group per phrase that the annotations of a picture carry, as MS-CXR's do."""
-    groups: dict[str, _Group] = {}
-    for annotation, label in labelled:
-        where = f"{path}, image {image['id']}"
-        if not annotation.get(field):
-            raise UserError(f"{where}: an annotation has no {field}; fill it in or leave out --question-field")
-        phrase = str(annotation[field])
-        groups.setdefault(phrase, _Group(where, image, phrase)).boxes.append((annotation["bbox"], label))
-    yield from groups.values()
-
-
-def _coco_items(
-    path: Path, coco: Record, name: str, needed: tuple[str, ...], *, optional: bool = False
-) -> list[Record]:
-    """The objects of one of COCO's lists, each with the fields that are needed."""
-    items = coco.get(name)
-    if items is None and optional:
-        return []
-    if not isinstance(items, list):
-        raise UserError(f"{path} is neither a COCO file (images, annotations, categories) nor a list of records")
-    for number, item in enumerate(items):
-        missing = [key for key in needed if not isinstance(item, dict) or item.get(key) is None]
-        if missing or not all(isinstance(item[key], (int, str)) for key in needed if key.endswith("id")):
-            raise UserError(
-                f"{path}: {name}[{number}] has no usable {' and '.join(missing or needed)}; it is not COCO's"
-            )
-    return items
-
-
-def _labels_of_rows(labels: list[str], options: BoxOptions) -> list[str | None]:
-    """One entry per row of a picture: its label, or None for a row with everything."""
-    if "{label}" not in options.question or not labels:
-        return [None]
-    return list(dict.fromkeys(labels))
-
-
-def _question(template: str, label: str | None) -> str:
-    return template.replace("{label}", label or "finding")
-
-
-def _coco_row(options: BoxOptions, group: _Group) -> Record:
-    image = picture_file(
-        group.image[options.image_field or "file_name"], options.image_dir, options.extract_dir, group.where
-    )
-    size = image_size(image)
-    stated = (group.image.get("width", size[0]), group.image.get("height", size[1]))
-    if stated != size:
-        raise UserError(
-            f"{group.where}: the file says {stated[0]} x {stated[1]} pixels, but {image} has {size[0]} x {size[1]}; "
-            "its boxes are of another version of the picture"
-        )
-    boxes = [
-        to_unit_xyxy(four_numbers(box, group.where), size, box_format="xywh", space="pixels", where=group.where)
-        for box, _ in group.boxes
-    ]
-    labels = [label for _, label in group.boxes]
-    row = _row(image, size, group.question, boxes, labels, options, {"image_id": group.image["id"]})
-    return checked(row, group.where)
-
-
-def _keyed(
-    path: Path, options: BoxOptions, on_bad: OnBad | None
-) -> Iterator[tuple[list[tuple[str, str]], int, Record]]:
-    """(keys of its rows, number, record) of every record that names a picture; the others go to `on_bad`."""
-    for number, record in iter_records(path):
+        records = coco_records(path, coco, options.image_field or "file_name", options.question_field)
+    else:
+        records = ((f"{path}, record {number}", record) for number, record in iter_records(path, options.unpack))
+    splits: dict[str, None] = {}  # in the order of the file
+    for where, record in records:
         try:
-            yield _group_keys(record, options, f"{path}, record {number}"), number, record
+            for flat in options.unfold(record) if options.unfold else (record,):
+                splits[str(flat.get("split", ""))] = None
+                if not options.split or str(flat.get("split", "")) == options.split:
+                    yield _flat(where, flat, options)
         except UserError as error:
+            reason = str(error) if str(error).startswith(where) else f"{where}: {error}"
             if on_bad is None:
-                raise
-            on_bad(str(error))
+                raise UserError(f"{reason} (--skip-bad leaves such rows out and lists them)") from error
+            on_bad(reason)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{where} is not in the layout of {options.source} ({error!r}); docs/data.md has it"
+            ) from error
+    _check_split(path, splits, options)
+
+
+def _check_split(path: Path, splits: Iterable[str], options: BoxOptions) -> None:
+    known = ", ".join(filter(None, splits)) or "none"
+    if options.split and options.split not in splits:
+        raise UserError(f"{path} has no split {options.split}; it has {known}")
+    if options.split_column and not options.split and "," in known:
+        raise UserError(f"{path} holds the splits {known}; choose one with --split")
+
+
+def _flat(where: str, record: Record, options: BoxOptions) -> _Flat:
+    image = _first(record, _IMAGE_FIELDS, options.image_field)
+    if image is None:
+        raise UserError(f"{where} names no image; its fields are {', '.join(record)}: name one with --image-field")
+    question = _first(record, _QUESTION_FIELDS, options.question_field)
+    labels = record.get("labels", _first(record, _LABEL_FIELDS, options.label_field))
+    labels = [str(label) for label in labels] if isinstance(labels, (list, tuple)) else [str(labels or "")]
+    reader = str(record.get(options.reader_field, ""))
+    return _Flat(where, record, image, None if question is None else str(question), labels, reader)
 
 
 def _require_known_fields(path: Path, records: Sequence[Record], options: BoxOptions) -> None:
@@ -212,9 +187,10 @@ def _require_known_fields(path: Path, records: Sequence[Record], options: BoxOpt
 
 def _speaks_of_boxes(record: Record, options: BoxOptions) -> bool:
     """Whether a record has a box, an empty list of them, or a label that says that there is none."""
-    if any(name in record for name in _LIST_FIELDS) or _named_columns(record) is not None:
+    if any(name in record for name in (*_LIST_FIELDS, "coco_bbox")) or _named_columns(record) is not None:
         return True
-    return all(label.lower() in NO_FINDING - {""} for label in _record_labels(record, options))
+    label = record.get("labels", _first(record, _LABEL_FIELDS, options.label_field))
+    return str(label or "").lower() in NO_FINDING - {""}
 
 
 def _named_columns(record: Record) -> tuple[str, ...] | None:
@@ -222,49 +198,103 @@ def _named_columns(record: Record) -> tuple[str, ...] | None:
     return next((columns for columns in _NAMED_COLUMNS if all(column in record for column in columns)), None)
 
 
-def _group_keys(record: Record, options: BoxOptions, where: str) -> list[tuple[str, str]]:
-    """(picture, question) of the rows that a record belongs to: several if it lists boxes of several labels."""
-    image = _first(record, _IMAGE_FIELDS, options.image_field)
-    if image is None:
-        raise UserError(f"{where} names no image; its fields are {', '.join(record)}: name one with --image-field")
-    key = repr(image) if isinstance(image, dict) else str(image)
-    question = _first(record, _QUESTION_FIELDS, options.question_field)
-    if question is not None:
-        return [(key, str(question))]
-    labels = [label for label in _record_labels(record, options) if label.lower() not in NO_FINDING]
-    return [(key, _question(options.question, label)) for label in _labels_of_rows(labels, options)]
+def _of_reader(path: Path, flats: list[_Flat], options: BoxOptions) -> list[_Flat]:
+    if options.readers in ("fuse", "union"):
+        return flats
+    names = dict.fromkeys(flat.reader for flat in flats)
+    if options.readers not in names:
+        known = ", ".join(filter(None, names)) or f"none (column {options.reader_field})"
+        raise UserError(
+            f"no record of {path} is of --readers {options.readers}; its readers are {known}, or fuse or union"
+        )
+    return [flat for flat in flats if flat.reader == options.readers]
 
 
-def _record_labels(record: Record, options: BoxOptions) -> list[str]:
-    labels = record.get("labels", _first(record, _LABEL_FIELDS, options.label_field))
-    return [str(label) for label in labels] if isinstance(labels, (list, tuple)) else [str(labels or "")]
+def _groups(flats: Sequence[_Flat], options: BoxOptions) -> Iterator[_Group]:
+    """The rows of every picture, in the order of the file."""
+    known = sorted({label for flat in flats for label in flat.findings})
+    template = options.question.replace("{labels}", ", ".join(known) or "any")
+    pictures: dict[str, list[_Flat]] = {}
+    for flat in flats:
+        pictures.setdefault(repr(flat.image), []).append(flat)
+    for key, of_picture in pictures.items():
+        readers = len({flat.reader for flat in of_picture})
+        asked: dict[str, list[_Flat]] = {}
+        for flat in of_picture:
+            if flat.question is not None:
+                asked.setdefault(flat.question, []).append(flat)
+        yield from (_Group(own, question, None, readers) for question, own in asked.items())
+        unasked = [flat for flat in of_picture if flat.question is None]
+        labels: list[str | None] = list(dict.fromkeys(label for flat in unasked for label in flat.findings))
+        if not unasked:
+            continue
+        if "{label}" not in template:
+            yield _Group(unasked, template, None, readers)
+            continue
+        for label in labels:
+            own = [flat for flat in unasked if label in flat.labels]
+            yield _Group(own, template.replace("{label}", str(label)), label, readers)
+        if not labels:
+            # A question that only pictures without a finding get would give the answer away.
+            drawn = known[zlib.crc32(key.encode()) % len(known)] if known else "finding"
+            yield _Group(unasked, template.replace("{label}", drawn), None, readers)
 
 
-def _table_row(path: Path, options: BoxOptions, item: tuple[tuple[str, str], list[tuple[int, Record]]]) -> Record:
-    (_, question), records = item
-    where = f"{path}, record {records[0][0]}"
-    named = _first(records[0][1], _IMAGE_FIELDS, options.image_field)
-    image = picture_file(named, options.image_dir, options.extract_dir, where)
+def _row(options: BoxOptions, group: _Group) -> Record:
+    first = group.flats[0]
+    image = picture_file(first.image, options.image_dir, options.extract_dir, first.where, options.frame)
     size = image_size(image)
-    boxes, labels = [], []
-    for number, record in records:
-        where = f"{path}, record {number}"
-        for box, box_format, label in _record_boxes(record, options, where):
-            per_label = (
-                "{label}" in options.question and _first(record, _QUESTION_FIELDS, options.question_field) is None
-            )
-            if per_label and _question(options.question, label) != question:
+    found: list[tuple[tuple[float, float, float, float], str, str]] = []
+    shapes: list[list[float]] = []
+    for flat in group.flats:
+        stated = _stated_size(flat, size, image)
+        for index, (box, box_format, label) in enumerate(_boxes_of(flat, options)):
+            if group.label is not None and label != group.label:
                 continue
-            space = options.space or _ask(where, "--space pixels or --space unit")
-            boxes.append(to_unit_xyxy(box, size, box_format=box_format, space=space, where=where))
-            labels.append(label)
-    row = _row(image, size, question, boxes, labels, options, _extra(records[0][1]))
-    return checked(row, f"{path}, record {records[0][0]}")
+            space = "pixels" if "coco_bbox" in flat.record else options.space
+            space = space or _ask(flat.where, "--space pixels or --space unit")
+            x1, y1, x2, y2 = to_unit_xyxy(box, stated, box_format=box_format, space=space, where=flat.where)
+            found.append(((x1, y1, x2, y2), label, flat.reader))
+            if "polygons" in flat.record:
+                corners = [float(number) for point in flat.record["polygons"][index] for number in point]
+                sides = stated if space == "pixels" else (1, 1)
+                shapes.append([number / sides[place % 2] for place, number in enumerate(corners)])
+    meta = _extra(first.record, options)
+    if options.readers == "fuse" and group.readers > 1:
+        fused = fuse(found)
+        found, meta["readers"] = [(box, label, "") for box, label, _ in fused], [count for _, _, count in fused]
+    if found and len(shapes) == len(found):
+        meta["polygons"] = shapes
+    row = {
+        "task": "grounding",
+        "image_paths": [str(image)],
+        "question": group.question,
+        "boxes": [list(box) for box, _, _ in found],
+        "labels": [label for _, label, _ in found],
+        "image_sizes": [list(size)],
+        "source": options.source,
+        "metric": options.metric,
+        "meta": meta,
+    }
+    return checked(row, first.where)
 
 
-def _record_boxes(record: Record, options: BoxOptions, where: str) -> Iterator[tuple[list[float], str, str]]:
+def _stated_size(flat: _Flat, size: tuple[int, int], image: Path) -> tuple[int, int]:
+    """(width, height) of the picture that the boxes were drawn on: what the record says, else that of the file."""
+    used = _named_columns(flat.record) or ()
+    for names in _SIZE_COLUMNS:
+        if all(name in flat.record and name not in used for name in names):
+            width, height = (flat.record[name] for name in names)
+            return scaled_size(width, height, size, f"{flat.where}", image)
+    return size
+
+
+def _boxes_of(flat: _Flat, options: BoxOptions) -> Iterator[tuple[list[float], str, str]]:
     """(numbers, xyxy or xywh, label) of each box of a record."""
-    labels = _record_labels(record, options)
+    record, labels, where = flat.record, flat.labels, flat.where
+    if "coco_bbox" in record:
+        yield four_numbers(record["coco_bbox"], where), "xywh", labels[0]
+        return
     if columns := _named_columns(record):
         yield four_numbers([record[column] for column in columns], where), _NAMED_COLUMNS[columns], labels[0]
         return
@@ -312,40 +342,17 @@ def _require_no_finding(record: Record, labels: Sequence[str], where: str) -> No
         )
 
 
-def _row(
-    image: Path,
-    size: tuple[int, int],
-    question: str,
-    boxes: list[list[float]],
-    labels: list[str],
-    options: BoxOptions,
-    meta: Record,
-) -> Record:
-    return {
-        "task": "grounding",
-        "image_paths": [str(image)],
-        "question": question,
-        "boxes": boxes,
-        "labels": labels,
-        "image_sizes": [list(size)],
-        "source": options.source,
-        "metric": options.metric,
-        "meta": meta,
-    }
-
-
-def _extra(record: Record) -> Record:
-    """Fields that are not the row's own, kept for breakdowns."""
-    used = {*_IMAGE_FIELDS, *_LABEL_FIELDS, *_QUESTION_FIELDS, *_LIST_FIELDS, "labels", "id"}
-    used.update(column for columns in _NAMED_COLUMNS for column in columns)
-    return extra_fields(record, used)
+def _extra(record: Record, options: BoxOptions) -> Record:
+    """Fields that are not the row's own, kept for breakdowns; the patient under the name that splits look for."""
+    used = {*_IMAGE_FIELDS, *_LABEL_FIELDS, *_QUESTION_FIELDS, *_LIST_FIELDS, "labels", "id", "coco_bbox", "polygons"}
+    used.update(column for columns in (*_NAMED_COLUMNS, *_SIZE_COLUMNS) for column in columns)
+    used -= {"image_id"} if "coco_bbox" in record or "file_name" in record else set()
+    patient = record.get(options.patient_field)
+    return extra_fields(record, used) | ({} if patient is None else {"patient": str(patient)})
 
 
 def _first(record: Record, names: tuple[str, ...], chosen: str | None) -> Any:
-    for name in (chosen,) if chosen else names:
-        if name in record:
-            return record[name]
-    return None
+    return next((record[name] for name in ((chosen,) if chosen else names) if name in record), None)
 
 
 def _ask(where: str, choice: str) -> str:

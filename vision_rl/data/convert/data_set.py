@@ -97,8 +97,9 @@ class DataSet:
 class Source:
     """What to read. What is named here takes the place of what is declared.
 
-    language: keep only the records in it; split: of a folder the files of it, of a refer file the records; frames:
-    pictures to take of a video; name: kept in every row as `source`.
+    language: keep only the records in it; split: of a folder the files of it, of a refer file or one with a column `split` the
+    records; frames: pictures to take of a video; frame: which one of a DICOM file with several; question and readers: see
+    `box_sets.BoxOptions`; name: kept in every row as `source`.
     """
 
     path: Path
@@ -113,6 +114,9 @@ class Source:
     language: str = ""
     split: str = ""
     frames: int = 8
+    frame: int | None = None
+    question: str = ""
+    readers: str = ""
     allow_unanswered: bool = False
 
     @property
@@ -203,7 +207,7 @@ def _picture(value: Any, folders: Fields, source: Source, where: str) -> Path:
     failed: UserError | None = None
     for folder in folders:
         try:
-            return picture_file(value, source.directory / folder, source.extract_dir, where)
+            return picture_file(value, source.directory / folder, source.extract_dir, where, source.frame)
         except UserError as error:
             failed = failed or error
     assert failed is not None

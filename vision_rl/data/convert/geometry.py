@@ -38,6 +38,26 @@ def to_unit_xyxy(
     return pixel_box_to_unit(xyxy, {"pixels": size, "unit": (1, 1), "thousand": (1000, 1000)}[space], where)
 
 
+def scaled_size(width: Any, height: Any, size: tuple[int, int], where: str, image: object) -> tuple[int, int]:
+    """A stated (width, height) of a picture whose file has `size`, possibly scaled to that.
+
+    Raises `UserError` starting with `where` for what is no size, and for a file of another aspect (more than a pixel off):
+    it is cropped, padded or squeezed, and nobody can say where a box lies in it.
+    """
+    try:
+        wide, high = round(float(width)), round(float(height))
+    except (TypeError, ValueError, OverflowError):
+        wide = high = 0
+    if wide < 1 or high < 1:
+        raise UserError(f"{where}: {width!r} x {height!r} is no size of a picture; correct it")
+    if abs(size[0] * high - size[1] * wide) > max(wide, high):
+        raise UserError(
+            f"{where}: its boxes are of a picture of {wide} x {high} pixels, but {image} has {size[0]} x {size[1]}, another "
+            "aspect; export the picture whole and in its own proportions"
+        )
+    return wide, high
+
+
 def pixel_box_to_unit(xyxy: Sequence[float], size: tuple[int, int], where: str) -> list[float]:
     """xyxy in a space of `size` as unit xyxy, clipped to the image.
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from vision_rl.data.convert import box_sets, layouts, screenspot
+from vision_rl.data.convert import layouts, screenspot
 from vision_rl.data.convert.data_set import DataSet, Source
-from vision_rl.data.convert.records import OnBad, Record, source_files
+from vision_rl.data.convert.records import OnBad, Record
 
 _HUB = "https://huggingface.co/datasets/"
 _LMMS = "lmms-eval, lmms_eval/tasks/"
-_PHYSIONET = "PhysioNet account with a signed agreement"
 
 
 def _screenspot(source: Source, on_bad: OnBad | None) -> Iterator[Record]:
@@ -23,22 +22,6 @@ def _screenspot(source: Source, on_bad: OnBad | None) -> Iterator[Record]:
         language=source.language,
         style=source.question_field,
     )
-
-
-def _radiology(source: Source, on_bad: OnBad | None) -> Iterator[Record]:
-    """Tables of findings, one box a line, grouped by picture and sentence."""
-    is_ms_cxr = source.name == "ms-cxr"
-    options = box_sets.BoxOptions(
-        image_dir=source.directory,
-        extract_dir=source.extract_dir,
-        space="pixels",
-        image_field=source.image_field or ("path" if is_ms_cxr else None),
-        question_field=source.question_field or ("label_text" if is_ms_cxr else None),
-        source=source.name,
-        metric="iou",
-    )
-    for file in source_files(source.path, (("label_text", "class_name"),), source.name, source.split):
-        yield from box_sets.iter_rows(file, options, on_bad=on_bad)
 
 
 _REFCOCO = DataSet(
@@ -144,35 +127,6 @@ GROUNDING_SETS: dict[str, DataSet] = {
         image=("images", "image"),
         mark=("messages",),
         unfold=layouts.messages_boxes,
-    ),
-    "vindr-cxr": DataSet(
-        title="VinDr-CXR",
-        layout="CSV with image_id, class_name, rad_id, x_min, y_min, x_max, y_max in pixels; pictures exported to PNG",
-        source="https://physionet.org/content/vindr-cxr/",
-        rows="15,000 pictures for training, 3,000 for testing",
-        metric="iou",
-        licence="PhysioNet Credentialed Health Data License",
-        get="https://physionet.org/content/vindr-cxr/",
-        options="--input data/vindr-cxr/train.csv --image-dir data/vindr-cxr/png",
-        account=f"{_PHYSIONET}, or a Kaggle account (vinbigdata-chest-xray-abnormalities-detection)",
-        task="grounding",
-        reader=_radiology,
-    ),
-    "ms-cxr": DataSet(
-        title="MS-CXR",
-        layout=(
-            "CSV with dicom_id, category_name, label_text, path, x, y, w, h in pixels; or COCO JSON with path in "
-            "images and label_text in annotations"
-        ),
-        source="https://physionet.org/content/ms-cxr/",
-        rows="1,162 sentences with boxes",
-        metric="iou",
-        licence="PhysioNet Credentialed Health Data License",
-        get="https://physionet.org/content/ms-cxr/",
-        options="--input data/ms-cxr/MS_CXR_Local_Alignment_v1.1.0.json --image-dir data/mimic-cxr-jpg",
-        account=f"{_PHYSIONET}, for it and for MIMIC-CXR-JPG",
-        task="grounding",
-        reader=_radiology,
     ),
     "screenspot": _SCREENSPOT,
     "screenspot-v2": replace(

@@ -7,6 +7,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,18 +39,26 @@ class Filled(dict[str, Any]):
 
 
 def converted(
-    items: Iterable[Item], convert: Callable[[Item], Record], on_bad: OnBad | None = None
+    items: Iterable[Item], convert: Callable[[Item], Record], on_bad: OnBad | None = None, workers: int = 1
 ) -> Iterator[Record]:
-    """Yield `convert(item)`; the message of a `UserError` goes to `on_bad`, and is raised where there is none."""
-    for item in items:
-        try:
-            row = convert(item)
-        except UserError as error:
-            if on_bad is None:
-                raise UserError(f"{error} (--skip-bad leaves such rows out and lists them)") from error
-            on_bad(str(error))
-        else:
-            yield row
+    """Yield `convert(item)`; the message of a `UserError` goes to `on_bad`, and is raised where there is none.
+
+    workers: threads that convert, in the order of the items and a few ahead.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        items = iter(items)
+        while batch := [pool.submit(convert, item) for item in islice(items, 16 * workers)]:
+            for future in batch:
+                try:
+                    row = future.result()
+                except UserError as error:
+                    if on_bad is None:
+                        for other in batch:
+                            other.cancel()
+                        raise UserError(f"{error} (--skip-bad leaves such rows out and lists them)") from error
+                    on_bad(str(error))
+                else:
+                    yield row
 
 
 def checked(row: Record, where: str) -> Record:

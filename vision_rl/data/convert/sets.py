@@ -7,9 +7,10 @@ import difflib
 from vision_rl.data.convert.data_set import DataSet
 from vision_rl.data.convert.grounding_sets import GROUNDING_SETS
 from vision_rl.data.convert.question_sets import QUESTION_SETS
+from vision_rl.data.convert.radiology_sets import RADIOLOGY_SETS
 from vision_rl.errors import UserError
 
-SETS: dict[str, DataSet] = {**QUESTION_SETS, **GROUNDING_SETS}
+SETS: dict[str, DataSet] = {**QUESTION_SETS, **GROUNDING_SETS, **RADIOLOGY_SETS}
 
 
 def get_set(name: str) -> DataSet:
