@@ -87,6 +87,55 @@ def test_rows_are_asked_as_in_training_and_scored_by_its_reward(data: Path, tmp_
     assert {path.name for path in tmp_path.iterdir()} >= {"summary.json", "summary.md", "report.html", "rows.jsonl"}
 
 
+def answered(content: str, finish_reason: str, **more: Any) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """A reply with status 200 that ended for the given reason."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish_reason, **more}
+    return 200, {}, {"id": "x", "object": "chat.completion", "created": 0, "model": MODEL, "choices": [choice]}
+
+
+def test_the_share_of_cut_replies_is_in_every_summary(data: Path, tmp_path: Path) -> None:
+    def fault(number: int, body: dict[str, Any]) -> Any:
+        return answered("red", "length") if number < 18 else None
+
+    with fake_openai("red", fault=fault) as fake:
+        summary = run(job_for(data, tmp_path, concurrency=1), fake.url)
+    assert (summary["truncated"]["value"], summary["truncated"]["n"]) == (0.75, 24)
+    for page in ("summary.md", "report.html"):
+        text = (tmp_path / page).read_text()
+        assert (
+            "replies cut off" in text and "The length limit (agent.max_tokens) cut 75.00 % of the replies off." in text
+        )
+    with fake_openai("red") as fake:
+        whole = run(job_for(data, tmp_path / "whole"), fake.url)
+    assert whole["truncated"]["value"] == 0.0 and "cut 0" not in (tmp_path / "whole" / "summary.md").read_text()
+
+
+def test_a_providers_error_with_status_200_is_tried_again_and_its_words_are_kept(data: Path, tmp_path: Path) -> None:
+    faults = [{"message": "slow down", "code": 429}, {"message": "overloaded", "code": "502"}, "upstream is down"]
+
+    def fault(number: int, body: dict[str, Any]) -> Any:
+        return (200, {}, {"error": faults[number]}) if number < len(faults) else None
+
+    with fake_openai("red", fault=fault) as fake:
+        summary = run(job_for(data, tmp_path, concurrency=3), fake.url)
+    assert summary["failed"] == 0 and len(fake.requests) == 24 + len(faults)
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ((200, {}, {"error": {"message": "model is gone", "code": 400}}), "model is gone"),
+        (answered("", "content_filter"), "the provider's content filter withheld the answer"),
+        (answered("", "error", error={"message": "no such picture", "code": 422}), "no such picture"),
+    ],
+)
+def test_a_provider_that_refuses_a_row_is_no_wrong_answer(reply: Any, words: str, data: Path, tmp_path: Path) -> None:
+    with fake_openai("red", fault=lambda number, body: reply if number == 3 else None) as fake:
+        summary = run(job_for(data, tmp_path, concurrency=1), fake.url)
+    assert (summary["scored"], summary["failed"], len(fake.requests)) == (23, 1, 24)
+    assert list(summary["failures"]) == [f"the server refuses the request: {words}"]
+
+
 def test_concurrency_is_used_and_bounded(data: Path, tmp_path: Path) -> None:
     with fake_openai("red", delay=0.05) as fake:
         run(job_for(data, tmp_path, concurrency=6), fake.url)

@@ -11,7 +11,9 @@ import asyncio
 import json
 import os
 import weakref
+from collections.abc import Mapping
 from functools import cache
+from itertools import count
 from typing import Any, Self
 
 import httpx2 as httpx  # the client library of openai 3
@@ -45,11 +47,39 @@ class _CheckedClient(openai.AsyncOpenAI):
     with_options = copy
 
     async def post(self, path: str, **options: Any) -> Any:
-        try:
-            reply = await super().post(path, **options)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{self.base_url} answered with broken JSON ({error})") from error
-        return _checked(reply, str(self.base_url)) if options.get("cast_to") is ChatCompletion else reply
+        for attempt in count():
+            try:
+                reply = await super().post(path, **options)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{self.base_url} answered with broken JSON ({error})") from error
+            if options.get("cast_to") is not ChatCompletion:
+                return reply
+            error = self._provider_error(reply)
+            if error is None:
+                return _checked(reply, str(self.base_url))
+            if attempt >= self.max_retries or (error.status_code not in (408, 409, 429) and error.status_code < 500):
+                raise error
+            await asyncio.sleep(0.5 * 2**attempt)
+
+    def _provider_error(self, reply: Any) -> openai.APIStatusError | None:
+        """The error that a provider put into a reply of status 200, as the one of its own status: OpenRouter and its kin do so
+        with a limit of rate, a provider that is down, and an answer that a content filter withheld."""
+        if not isinstance(reply, ChatCompletion):
+            return None
+        choice = reply.choices[0] if reply.choices else None
+        body = (reply.model_extra or {}).get("error") or ((choice and choice.model_extra) or {}).get("error")
+        reason = choice and choice.finish_reason
+        if reason == "content_filter":
+            body = {"message": "the provider's content filter withheld the answer", "code": 400}
+        elif reason == "error":
+            body = body or {"message": "the provider ended the answer with an error"}
+        if not body:
+            return None
+        told = dict(body) if isinstance(body, Mapping) else {"message": str(body)}
+        told["message"] = str(told.get("message") or told)[:2000]
+        status = _status_of(told)
+        response = httpx.Response(status, request=httpx.Request("POST", self.base_url))
+        return self._make_status_error(f"Error code: {status} - {told['message']}", body=told, response=response)
 
 
 def shared_client(*, trainer: bool = False) -> openai.AsyncOpenAI:
@@ -68,6 +98,14 @@ def shared_client(*, trainer: bool = False) -> openai.AsyncOpenAI:
             api_key=key, base_url="http://unset.invalid", max_retries=MAX_RETRIES, http_client=http_client
         )
     return clients[trainer]
+
+
+def _status_of(body: Mapping[str, Any]) -> int:
+    """The HTTP status that a provider's error stands for; 502 where it says none."""
+    code = str(body.get("code") or body.get("status") or "")
+    if code.isdecimal() and 400 <= int(code) <= 599:
+        return int(code)
+    return 429 if "rate_limit" in f"{code} {body.get('type')}" or code == "insufficient_quota" else 502
 
 
 def _checked(completion: Any, endpoint: str) -> ChatCompletion:

@@ -271,6 +271,12 @@ def calibration(task: str, records: Sequence[Record]) -> dict[str, Any] | None:
     }
 
 
+def truncated(records: Sequence[Record]) -> Figure:
+    """The share of answered rows whose last reply the length limit cut off, as the server said."""
+    answered = [record for record in records if not record["failure"]]
+    return figure(answered, lambda record: float(record["usage"].get("truncated") or 0.0))
+
+
 def usage_totals(records: Sequence[Record]) -> dict[str, Any]:
     """Tokens, requests and latency of all rows; latency in seconds per answered row, without pauses and retries."""
     used = [record["usage"] for record in records]

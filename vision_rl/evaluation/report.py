@@ -110,7 +110,7 @@ def case_card(record: Record, settings: Mapping[str, Any], end: str) -> Card:
 def _tables(summary: Mapping[str, Any], names: Sequence[str]) -> list[Table]:
     rows: list[Any] = [
         [name, _cell(name, figure), texts.show_interval(name, figure), Cell(str(figure["n"]), figure["n"])]
-        for name, figure in summary["metrics"].items()
+        for name, figure in texts.all_figures(summary).items()
     ]
     found = [Table("Figures", ["measure", "value", "95 % interval", "rows"], rows)]
     for title, values in summary["breakdowns"].items():

@@ -19,6 +19,7 @@ from vision_rl.types import Record
 SUMMARY = "summary.json"
 MARKDOWN = "summary.md"
 SUBMISSION = "submission.json"
+CUT = "replies cut off"
 _UNITS = ("IoU", "reward")
 """Measures that are no shares of rows, and stay plain numbers."""
 
@@ -39,6 +40,7 @@ def summarise(
         "failures": _counted(record["failure"] for record in failures),
         "protocol": protocol(identity),
         "metrics": metrics.overall(task, kept),
+        "truncated": metrics.truncated(kept),
         "by_metric": metrics.by_metric(kept),
         "by_source": metrics.by_source(kept),
         "cell_means": metrics.cell_means(task, kept),
@@ -93,7 +95,7 @@ def render_markdown(summary: Mapping[str, Any]) -> str:
     """The summary as a page of tables."""
     lines = [f"# {summary['task']}: {summary['model']} on {Path(summary['data']).name}", "", coverage(summary), ""]
     lines += ["| measure | value | 95 % interval | rows |", "|---|---|---|---|"]
-    for name, figure in summary["metrics"].items():
+    for name, figure in all_figures(summary).items():
         lines.append(f"| {name} | {show(name, figure['value'])} | {show_interval(name, figure)} | {figure['n']} |")
     for name, figure in summary.get("by_metric", {}).items():
         lines.append(f"| {name} | {show(name, figure['value'])} | {show_interval(name, figure)} | {figure['n']} |")
@@ -123,13 +125,23 @@ def render_markdown(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def all_figures(summary: Mapping[str, Any]) -> dict[str, Figure]:
+    """The figures of all rows, and how many replies the length limit cut off."""
+    cut = {CUT: summary["truncated"]} if summary.get("truncated") else {}  # older evaluations did not count
+    return {**summary["metrics"], **cut}
+
+
 def coverage(summary: Mapping[str, Any]) -> str:
     """One sentence on how many of the rows stand behind the figures."""
     text = f"{summary['scored']} of {summary['rows']} rows scored"
     parts = [f"{summary[key]} {key}" for key in ("failed", "missing") if summary[key]]
     unscored = summary["rows"] - summary["scored"] - summary["failed"] - summary["missing"]
     parts += [f"{unscored} without a true answer"] if unscored else []
-    return text + (f" ({', '.join(parts)}; the figures leave them out)." if parts else ".")
+    text += f" ({', '.join(parts)}; the figures leave them out)." if parts else "."
+    cut = summary.get("truncated") or {}
+    if cut.get("value"):
+        text += f" The length limit (agent.max_tokens) cut {show(CUT, cut['value'])} of the replies off."
+    return text
 
 
 def usage_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,8 @@ _STARTED = "vision_rl.started"
 
 @dataclass
 class Usage:
-    """The requests of one row. seconds: of those that were answered, without pauses and retries."""
+    """The requests of one row. seconds: of those that were answered, without pauses and retries. truncated: the length limit
+    cut the last reply off."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -34,6 +35,7 @@ class Usage:
     seconds: float = 0.0
     rate_limited: int = 0
     errors: int = 0
+    truncated: bool = False
 
 
 _usage: ContextVar[Usage | None] = ContextVar("usage", default=None)
@@ -89,7 +91,7 @@ class Traffic:
         await response.aread()
         usage.calls += 1
         usage.seconds += time.monotonic() - response.request.extensions[_STARTED]
-        prompt, completion = _tokens(response)
+        prompt, completion, usage.truncated = _read(response)
         usage.prompt_tokens += prompt
         usage.completion_tokens += completion
 
@@ -115,14 +117,19 @@ def retry_after(headers: httpx.Headers) -> float | None:
     return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
 
 
-def _tokens(response: httpx.Response) -> tuple[int, int]:
-    """(prompt, completion) tokens of a chat completion; zeros where the server does not say."""
+def _read(response: httpx.Response) -> tuple[int, int, bool]:
+    """(prompt, completion) tokens of a chat completion, zeros where the server does not say, and whether it was cut off."""
     try:
         body = response.json()
     except ValueError:
-        return 0, 0
-    usage = body.get("usage") if isinstance(body, dict) else None
-    if not isinstance(usage, dict):
-        return 0, 0
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return prompt if isinstance(prompt, int) else 0, completion if isinstance(completion, int) else 0
+        return 0, 0, False
+    body = body if isinstance(body, dict) else {}
+    usage, choices = body.get("usage"), body.get("choices")
+    usage = usage if isinstance(usage, dict) else {}
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    prompt, completion = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    return (
+        prompt if isinstance(prompt, int) else 0,
+        completion if isinstance(completion, int) else 0,
+        first.get("finish_reason") == "length",
+    )
