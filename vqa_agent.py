@@ -11,7 +11,7 @@ from typing import Any
 
 from vision_rl.agent.client import client_for, was_cut
 from vision_rl.agent.lightning import agl
-from vision_rl.agent.media import media_message
+from vision_rl.agent.media import media_message, show
 from vision_rl.agent.prompts import VQA_PROMPT, vqa_text
 from vision_rl.rewards.user import or_the_users
 from vision_rl.rewards.vqa import KINDS, OLD_NAMES, answer_metric, best_answer, vqa_reward
@@ -40,7 +40,10 @@ async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     if settings.reward == "judge":
         from vision_rl.rewards.judge import shared_judge
 
-        return reply, await shared_judge().areward(task["question"], reply, task["answers"], truncated=cut)
+        shown = show(task["image_paths"], settings, task["image_sizes"]) if settings.judge.pictures else []
+        seen = [picture.url for picture in shown]
+        judged = shared_judge().areward(task["question"], reply, task["answers"], pictures=seen, truncated=cut)
+        return reply, await judged
     return reply, score(task, reply, truncated=cut)
 
 

@@ -74,6 +74,13 @@ DEFAULT_TERMS, DEFAULT_WEIGHTS = Terms(), ArcWeights()
 
 
 @dataclass(frozen=True)
+class JudgeSettings:
+    """What `agent.reward=judge` shows its judge, beside question, references and answer."""
+
+    pictures: bool = False  # the row's own pictures too, by agent.image_transport; the judge must take pictures
+
+
+@dataclass(frozen=True)
 class AgentSettings:
     """What an agent must know to run one rollout; `asdict()` of it is the `settings` entry of every task.
 
@@ -97,6 +104,7 @@ class AgentSettings:
     max_total_pixels: int | None = None  # of all pictures of a conversation as the model sees them; None: no limit
     terms: Terms = field(default_factory=Terms)  # what every reward takes off: format, length, truncation
     arc: ArcWeights = field(default_factory=ArcWeights)  # the numbers of agent.reward=arc
+    judge: JudgeSettings = field(default_factory=JudgeSettings)  # of agent.reward=judge
 
     @classmethod
     def of(cls, task: Mapping[str, Any]) -> Self:
@@ -106,7 +114,7 @@ class AgentSettings:
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
         """The settings of a dict that `asdict` made; what it lacks has its default."""
-        parts = {"terms": Terms, "arc": ArcWeights}
+        parts = {"terms": Terms, "arc": ArcWeights, "judge": JudgeSettings}
         return cls(**dict(given) | {name: part(**given[name]) for name, part in parts.items() if given.get(name)})
 
     def pixel_limits(self) -> dict[str, int]:

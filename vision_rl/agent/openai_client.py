@@ -54,11 +54,12 @@ class _CheckedClient(openai.AsyncOpenAI):
                 raise ValueError(f"{self.base_url} answered with broken JSON ({error})") from error
             if options.get("cast_to") is not ChatCompletion:
                 return reply
-            error = self._provider_error(reply)
-            if error is None:
+            refusal = self._provider_error(reply)
+            if refusal is None:
                 return _checked(reply, str(self.base_url))
-            if attempt >= self.max_retries or (error.status_code not in (408, 409, 429) and error.status_code < 500):
-                raise error
+            passing = refusal.status_code in (408, 409, 429) or refusal.status_code >= 500
+            if attempt >= self.max_retries or not passing:
+                raise refusal
             await asyncio.sleep(0.5 * 2**attempt)
 
     def _provider_error(self, reply: Any) -> openai.APIStatusError | None:
