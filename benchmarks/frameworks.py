@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import gc
 import logging
 import os
@@ -28,9 +29,11 @@ from PIL import Image
 
 from tests import fake_backend
 from tests.engine_stack import Stack, running_stack
-from vision_rl.agent.client import LLM, connection
+from vision_rl.agent.client import connection
 from vision_rl.agent.media import media_message
+from vision_rl.settings import AgentSettings
 from vision_rl.tasks import get_task
+from vision_rl.types import LLM
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ("langgraph", "pydantic_ai", "openai_agents", "smolagents")
@@ -60,17 +63,7 @@ def agent_of(name: str) -> Ask:
 
 
 def row(picture: Path) -> dict[str, Any]:
-    settings = {
-        **{"max_tokens": 24, "timeout_seconds": 60.0, "max_turns": 2, "reward": "vqa", "image_transport": "file"},
-        **{
-            "family": "qwen2_5_vl",
-            "min_pixels": None,
-            "max_pixels": None,
-            "max_images": None,
-            "max_total_pixels": None,
-        },
-        **{"video": "frames", "terms": {}},
-    }
+    settings = dataclasses.asdict(AgentSettings(family="qwen2_5_vl", max_tokens=24, timeout_seconds=60.0, max_turns=2))
     return {
         **{"id": "1", "task": "vqa", "media": "images", "image_paths": [str(picture)], "image_sizes": [[84, 84]]},
         **{"question": "TOOL What color is it?", "answers": ["red"] * 10, "meta": {}, "settings": settings},

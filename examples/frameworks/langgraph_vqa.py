@@ -11,15 +11,25 @@ from __future__ import annotations
 from typing import Any
 
 from vision_rl.agent.client import connection
+from vision_rl.agent.lightning import agl
 from vision_rl.agent.media import media_message, size_limits
 from vision_rl.agent.prompts import vqa_text
 from vision_rl.agent.tools import ToolBox
 from vision_rl.answers.parsing import ToolCall
+from vision_rl.settings import AgentSettings
 from vision_rl.tasks import Task
+from vision_rl.types import LLM, Reward
 from vqa_agent import gold, score
 
 
-async def ask(task: dict[str, Any], llm: Any) -> str:
+@agl.rollout
+async def langgraph_agent(task: dict[str, Any], llm: agl.LLM) -> None:
+    """One rollout: ask about the picture, emit the reward with its named components."""
+    _, reward = await answer(task, llm)
+    agl.emit_reward(reward.named(), primary_key="reward")
+
+
+async def ask(task: dict[str, Any], llm: LLM) -> str:
     """The graph's last message."""
     from langchain_core.messages import HumanMessage
     from langchain_core.tools import tool
@@ -27,7 +37,7 @@ async def ask(task: dict[str, Any], llm: Any) -> str:
     from langgraph.graph import START, MessagesState, StateGraph
     from langgraph.prebuilt import ToolNode, tools_condition
 
-    settings = task["settings"]
+    settings = AgentSettings.of(task)
     box = ToolBox(task["image_paths"], task["meta"], size_limits(settings))
 
     @tool
@@ -40,12 +50,12 @@ async def ask(task: dict[str, Any], llm: Any) -> str:
         model=llm.model,
         base_url=base_url,
         api_key=api_key,
-        timeout=settings["timeout_seconds"],
-        **{"max_tokens": settings["max_tokens"], **llm.sampling_parameters},
+        timeout=settings.timeout_seconds,
+        **{"max_tokens": settings.max_tokens, **llm.sampling_parameters},
     )
 
     async def reply(state: MessagesState) -> dict[str, Any]:
-        last = sum(message.type == "ai" for message in state["messages"]) + 1 >= settings["max_turns"]
+        last = sum(message.type == "ai" for message in state["messages"]) + 1 >= settings.max_turns
         asked = model if last else model.bind_tools([inspect])
         return {"messages": [await asked.ainvoke(state["messages"])]}
 
@@ -60,7 +70,7 @@ async def ask(task: dict[str, Any], llm: Any) -> str:
     return str(state["messages"][-1].text)
 
 
-async def answer(task: dict[str, Any], llm: Any) -> tuple[str, Any]:
+async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     """Ask the graph and score its reply."""
     reply = await ask(task, llm)
     return reply, score(task, reply)
@@ -68,6 +78,7 @@ async def answer(task: dict[str, Any], llm: Any) -> tuple[str, Any]:
 
 TASK = Task(
     name="langgraph_vqa",
+    agent=langgraph_agent,
     answer=answer,
     rewards=("vqa",),
     defaults={"agent.tool_protocol": "function", "agent.max_turns": 2, "agent.max_tool_calls": 1},

@@ -11,27 +11,37 @@ from __future__ import annotations
 from typing import Any
 
 from vision_rl.agent.client import connection, shared_client
+from vision_rl.agent.lightning import agl
 from vision_rl.agent.media import show, size_limits
 from vision_rl.agent.prompts import vqa_text
 from vision_rl.agent.tools import ToolBox
 from vision_rl.answers.parsing import ToolCall
+from vision_rl.settings import AgentSettings
 from vision_rl.tasks import Task
+from vision_rl.types import LLM, Reward
 from vqa_agent import gold, score
 
 
-async def ask(task: dict[str, Any], llm: Any) -> str:
+@agl.rollout
+async def pydantic_ai_agent(task: dict[str, Any], llm: agl.LLM) -> None:
+    """One rollout: ask about the picture, emit the reward with its named components."""
+    _, reward = await answer(task, llm)
+    agl.emit_reward(reward.named(), primary_key="reward")
+
+
+async def ask(task: dict[str, Any], llm: LLM) -> str:
     """The agent's output; nothing where it called tools until its turns were over."""
     from pydantic_ai import Agent, ImageUrl, UsageLimitExceeded, UsageLimits
     from pydantic_ai.models.openai import OpenAIResponsesModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    settings = task["settings"]
+    settings = AgentSettings.of(task)
     box = ToolBox(task["image_paths"], task["meta"], size_limits(settings))
     base_url, api_key, _ = connection(llm)
     # A provider of its own address would open a client per rollout; this one shares the process' connections.
     client = shared_client(trainer=True).with_options(base_url=base_url, api_key=api_key)
     model = OpenAIResponsesModel(llm.model, provider=OpenAIProvider(openai_client=client))
-    agent = Agent(model, model_settings={"max_tokens": settings["max_tokens"], **llm.sampling_parameters})
+    agent = Agent(model, model_settings={"max_tokens": settings.max_tokens, **llm.sampling_parameters})
 
     @agent.tool_plain
     def inspect(x1: float, y1: float, x2: float, y2: float) -> str:
@@ -41,13 +51,13 @@ async def ask(task: dict[str, Any], llm: Any) -> str:
     pictures = [ImageUrl(shown.url) for shown in show(task["image_paths"], settings, task["image_sizes"])]
     question = vqa_text(task["question"], task.get("choices", ()))
     try:
-        done = await agent.run([*pictures, question], usage_limits=UsageLimits(request_limit=settings["max_turns"]))
+        done = await agent.run([*pictures, question], usage_limits=UsageLimits(request_limit=settings.max_turns))
     except UsageLimitExceeded:
         return ""
     return str(done.output)
 
 
-async def answer(task: dict[str, Any], llm: Any) -> tuple[str, Any]:
+async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     """Ask the agent and score its reply."""
     reply = await ask(task, llm)
     return reply, score(task, reply)
@@ -55,6 +65,7 @@ async def answer(task: dict[str, Any], llm: Any) -> tuple[str, Any]:
 
 TASK = Task(
     name="pydantic_ai_vqa",
+    agent=pydantic_ai_agent,
     answer=answer,
     rewards=("vqa",),
     defaults={"agent.tool_protocol": "function", "agent.max_turns": 2, "agent.max_tool_calls": 1},

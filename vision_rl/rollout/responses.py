@@ -13,15 +13,13 @@ from typing import Any
 
 import orjson
 
-from vision_rl.rollout.chat_request import FIELDS, CallError
+from vision_rl.rollout.chat_request import DROPPED, FIELDS, CallError
 
 _OWN = {"messages", "tools", "tool_choice", "response_format", "stream_options", "logprobs", "top_logprobs", "n"}
 _SAME = FIELDS.keys() - _OWN - {"max_tokens", "max_completion_tokens", "return_token_ids"}
 """Fields of sampling, which mean the same in both protocols."""
-_WITHOUT_EFFECT = (
-    *("metadata", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "stream_options"),
-    "max_tool_calls",  # calls of built-in tools, and there are none
-)
+_WITHOUT_EFFECT = {*DROPPED, "stream_options", "max_tool_calls"} - {"store"}
+"""The last counts calls of built-in tools, and there are none."""
 _STATELESS = "nothing is kept between requests; send the whole conversation as input"
 _REFUSED = {
     "store": _STATELESS,
