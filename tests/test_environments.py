@@ -26,7 +26,7 @@ from tests.fake_openai import MODEL, fake_openai
 from tests.toy_environment import SIDE, SQUARE, TASK, Squares
 from vision_rl import tasks
 from vision_rl.agent.client import LLM
-from vision_rl.agent.environment import LEFT_OUT, NEXT, UNREAD, Environments
+from vision_rl.agent.environment import LEFT_OUT, NEXT, UNREAD, Environment, Environments
 from vision_rl.agent.keeper import EnvironmentFailed, close_all
 from vision_rl.agent.replay import episode_pictures, episode_strip, is_played
 from vision_rl.data.schema import normalise_row, read_rows
@@ -410,3 +410,58 @@ def test_an_evaluation_keeps_a_strip_of_each_episode(tmp_path: Path) -> None:
     page = (out / "report.html").read_text()
     assert "the environment&#39;s own: seed 10000000" in page or "the environment's own: seed 10000000" in page
     assert page.count("data:image/") >= 3
+
+
+# --- gymnasium -----------------------------------------------------------------------------------------------------
+
+
+def grid(**changes: Any) -> Any:
+    given = {
+        "prompt": "Reach the green square: {mission}.",
+        "actions": ("left", "right", "forward"),
+        "package": "minigrid",
+    }
+    return Environment.of("MiniGrid-Empty-5x5-v0", **{**given, "turns": 12, **changes})
+
+
+def test_an_environment_of_gymnasium_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("minigrid", reason="pip install minigrid")
+    monkeypatch.setattr(tasks, "_loaded", {"squares": Task(name="squares", environment=grid())})
+    way = iter(["forward", "Forward.", "I turn right", "up?", "forward", "forward"])
+    found, asked = outcome(lambda body: next(way), row(max_turns=12))
+    text = asked[0]["messages"][0]["content"][-1]["text"]
+    assert text.startswith(
+        "Reach the green square: get to the green goal square.\nAnswer with one word: left, right, forward."
+    )
+    assert found["success"] == 1 and found["environment/return"] > 0.9 and found["environment/steps"] == 5
+    first, second = (pictures(body)[-1] for body in asked[:2])
+    assert first.tobytes() != second.tobytes()
+    monkeypatch.setattr(tasks, "_loaded", {"squares": Task(name="squares", environment=grid(make={"max_steps": 3}))})
+    cut, _ = outcome(lambda body: "left", row(max_turns=12))
+    assert cut["environment/truncated"] == 1 and cut["success"] == 0 and cut["environment/terminated"] == 0
+
+
+def test_the_same_seed_is_the_same_picture() -> None:
+    pytest.importorskip("minigrid", reason="pip install minigrid")
+    rooms = Environment.of(
+        "MiniGrid-FourRooms-v0", prompt="{mission}", actions=("left", "right", "forward"), package="minigrid"
+    ).make()
+    first, other, again = (rooms.reset(seed=seed, options={}).pictures[0].tobytes() for seed in (1, 2, 1))
+    assert first == again != other
+    rooms.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prompt": "{missing}"}, r"cannot be filled in \('missing'\); there are \['mission'\]"),
+        ({"package": "no_such_package"}, "needs a package that is not installed"),
+        ({"actions": ()}, "give the words of its `actions`, or a `reader`"),
+    ],
+)
+def test_a_wrong_environment_of_gymnasium_is_named(changes: dict[str, Any], said: str) -> None:
+    pytest.importorskip("minigrid", reason="pip install minigrid")
+    with pytest.raises(UserError, match=said):
+        grid(**changes).make().reset(seed=1, options={})
+    with pytest.raises(UserError, match="cannot make 'NoSuch-v0'"):
+        Environment.of("NoSuch-v0", prompt="", actions=("a",)).make().reset(seed=1, options={})
