@@ -33,6 +33,7 @@ from PIL import Image, ImageChops
 from vision_rl.agent.environment import Environment, Environments, Observation, Step
 from vision_rl.answers.actions import READERS, Action, Reader
 from vision_rl.errors import UserError
+from vision_rl.settings import AgentSettings
 from vision_rl.tasks import Task
 
 SIDE, TOP = 160, 50
@@ -440,9 +441,9 @@ _KEYS = {
 }  # fmt: skip
 
 
-def _reader(settings: Mapping[str, Any]) -> Reader:
+def _reader(settings: AgentSettings) -> Reader:
     """The GUI actions of the model's family, or with another `agent.answer_format` than "native" a click in that form."""
-    return READERS["gui" if settings["answer_format"] == "native" else "click"]
+    return READERS["gui" if settings.answer_format == "native" else "click"]
 
 
 TASK = Task(
