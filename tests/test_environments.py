@@ -284,7 +284,7 @@ def test_a_row_needs_a_seed_and_nothing_else() -> None:
 
 def command(*arguments: Any, code: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, "data_utils.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "data_utils.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -400,7 +400,7 @@ def test_an_evaluation_keeps_a_strip_of_each_episode(tmp_path: Path) -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=900,
         )
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((out / "summary.json").read_text())
