@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.actor import actor, log_probs
 from vision_rl.actor.rank import VisionTrainingWorker
 from vision_rl.agent.messages import image_url
 from vision_rl.models.pixels import Pixels
+from vision_rl.models.positions import position_ids
 from vision_rl.training.rows import Drop, RowBuilder, tag_of
 from vision_rl.training.samples import Sample
 
@@ -266,3 +268,22 @@ def test_each_row_is_computed_at_its_own_temperature(
         torch.testing.assert_close(found[: len(alone)], alone, atol=1e-5, rtol=1e-5)
         other = log_probs(worker, [row], builder.pixels, temperature=1.0, what=what)[0]
         assert (other - alone).abs().max() > 1e-2
+
+
+def test_positions_of_a_groups_rows_are_those_of_each_by_itself(
+    builder: RowBuilder, make_sample: Callable[..., Sample], vqa_rows: list[dict[str, Any]], tiny_processor: Any
+) -> None:
+    """They are computed once for a prompt; another picture, another prompt and a picture in the reply are computed anew."""
+    paths = [row["image_paths"][0] for row in vqa_rows]
+    builder.max_response_length = 64
+    shown = make_sample([paths[1]], "red")
+    tool = make_sample([paths[0]], "red", image_refs=[*make_sample([paths[0]], "").image_refs, *shown.image_refs])
+    reply = [*tool.response_ids, *shown.prompt_ids, *shown.response_ids]
+    changes = {"response_ids": reply, "response_mask": [1] * len(reply), "rollout_log_probs": [0.0] * len(reply)}
+    samples = [make_sample([paths[0]], text) for text in (REPLIES[0], REPLIES[2])]
+    samples += [dataclasses.replace(tool, **changes), make_sample([paths[0]], "2"), make_sample(paths[:2], "2")]
+    samples += [make_sample([], "2 3 4"), make_sample([], "2")]
+    for sample, row in zip(samples, rows_of(builder, samples), strict=True):
+        ids = row["input_ids"]
+        whole = position_ids(tiny_processor, ids, torch.ones_like(ids), builder.pixels.inputs(sample.image_refs))
+        assert torch.equal(row["position_ids"], whole)

@@ -8,7 +8,7 @@ group (verl issue 7391). Here a row names its pictures; the rank that trains on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ class RowBuilder:
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.temperature = temperature
+        self._prompt: tuple[Any, torch.Tensor] | None = None
 
     def row(self, sample: Sample) -> dict[str, Any] | Drop:
         """The fields of one sequence, unpadded, as verl's V1 trainer reads them (verl/trainer/ppo/v1/agent_loop_tq.py).
@@ -86,13 +87,25 @@ class RowBuilder:
             "response_mask": mask,
             "loss_mask": mask,
             "input_ids": input_ids,
-            "position_ids": position_ids(self.processor, input_ids, torch.ones_like(input_ids), inputs),
+            "position_ids": self._positions(sample, input_ids, inputs),
             "rollout_log_probs": torch.tensor(sample.rollout_log_probs[: len(responses)]),
             "rm_scores": scores,
             "num_turns": sample.turn_index + 1,
             "multi_modal_inputs": {"refs": list(sample.image_refs)},
             "sampling_temperature": float(self.temperature if sample.temperature is None else sample.temperature),
         }
+
+    def _positions(self, sample: Sample, input_ids: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """`position_ids` of a row. A reply of text counts on from its prompt, whose own are computed once for its group."""
+        start = len(sample.prompt_ids)
+        if count_of(input_ids[start:], vision_token_ids(self.processor)):
+            return position_ids(self.processor, input_ids, torch.ones_like(input_ids), inputs)
+        key = (sample.prompt_ids, sample.image_refs)
+        if self._prompt is None or self._prompt[0] != key:
+            begun = input_ids[: start + 1]  # the reply's first token says where text goes on
+            self._prompt = key, position_ids(self.processor, begun, torch.ones_like(begun), inputs)
+        begun = self._prompt[1]
+        return torch.cat([begun, begun[..., -1:] + torch.arange(1, len(input_ids) - start)], dim=-1)
 
     def _refused(self, sample: Sample) -> Drop | None:
         """What can be said without opening a picture."""
