@@ -28,3 +28,16 @@ def test_litellm_is_left_out_until_somebody_asks_for_it() -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", CODE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "use vision_rl.rollout.proxy.VisionProxy" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_rank_does_not_import_vllm_for_ascends_checkpoint_engine() -> None:
+    code = """
+import sys
+import vision_rl
+from verl.checkpoint_engine import CheckpointEngineRegistry, HCCLCheckpointEngine
+assert HCCLCheckpointEngine is None and CheckpointEngineRegistry.get("naive")
+assert "vllm" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
