@@ -171,3 +171,34 @@ def test_a_rank_without_a_picture_keeps_nobody_waiting(family: str, tower: str, 
     for name, gradient in alone.items():
         assert gradient.abs().max() > 0
         torch.testing.assert_close(together[name] * 2, gradient, atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.long
+def test_gradients_of_shared_prompts_on_two_ranks_are_those_of_the_rows_on_one(tmp_path: Path) -> None:
+    """Two groups with pictures, of which each rank has two rows, by FSDP; one rank computes row by row."""
+    model = build("Qwen2.5-VL", tmp_path / "model")
+    processor = load_processor(str(model))
+    samples = []
+    for group, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (112, 112), colour).save(tmp_path / f"{colour}.png")
+        parts = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+        text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+        shown = Image.open(tmp_path / f"{colour}.png")
+        ids = processor(text=[text], images=[shown], return_tensors="pt")["input_ids"][0].tolist()
+        for reply in ([5, 6, 7], [8], [9, 10], [11, 12]):
+            refs = [image_url(str(tmp_path / f"{colour}.png"), "file")]
+            sample = Sample(ids, reply, [1] * len(reply), [-1.0] * len(reply), refs, 0.0, str(group), "rollout", 0)
+            samples.append(dataclasses.asdict(sample))
+    parts_of = ("self_attn.k_proj", "mlp.up_proj")
+    names = [
+        "model.visual.blocks.0.attn.qkv.weight",
+        *(f"model.language_model.layers.0.{one}.weight" for one in parts_of),
+    ]
+    job = {"model": str(model), "samples": samples, "weights": names}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    alone = gradients(tmp_path, 1)
+    (tmp_path / "job.json").write_text(json.dumps({**job, "together": True}))
+    together = gradients(tmp_path, 2)
+    for name, gradient in alone.items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(together[name] * 2, gradient, atol=1e-5, rtol=1e-3, msg=name)
