@@ -3,9 +3,11 @@
     python benchmarks/shared_prompt.py                                    # every shape and prompt below
     python benchmarks/shared_prompt.py --shapes tiny 0.5B --prompts 1300
 
-Language models of Qwen2.5-VL's sizes with random weights and few layers, which are all alike: ratios are those of the layers
-and of the output, not of the vision tower. Rows go through the engine of a run (`VisionEngine.prepare_model_inputs`,
-`prepare_model_outputs`), row by row and shared in turns; log-probabilities and gradients of the two are compared.
+Language models of Qwen2.5-VL's sizes with random weights and few layers, which are all alike: ratios are those of the layers and
+of the output, not of the vision tower. The vocabulary is a ninth of the real one: row by row, logits of every token of prompts of
+1,300 tokens would take 6 GB and more, which shared prompts do not compute at all. Rows go through the engine of a run
+(`VisionEngine.prepare_model_inputs`, `prepare_model_outputs`), row by row and shared in turns; log-probabilities and gradients of
+the two are compared.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ from vision_rl.actor.engine import VisionEngine, mend_positions
 
 SHAPES = {  # hidden, intermediate, heads, key heads, vocabulary, layers that are run (of the real model)
     "tiny": (128, 256, 4, 2, 586, 3),
-    "0.5B": (896, 4864, 14, 2, 151936, 2),
-    "1.5B": (1536, 8960, 12, 2, 151936, 1),
-    "3B": (2048, 11008, 16, 2, 151936, 1),
+    "0.5B": (896, 4864, 14, 2, 16384, 2),
+    "1.5B": (1536, 8960, 12, 2, 16384, 1),
+    "3B": (2048, 11008, 16, 2, 16384, 1),
 }
 LAYERS = {"tiny": 3, "0.5B": 24, "1.5B": 28, "3B": 36}
 GROUP = 8
@@ -178,7 +180,7 @@ def _counting(kept: dict[bool, int], share: bool) -> Any:
     seen: set[int] = set()
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
+        storage = (tensor.values() if tensor.is_nested else tensor).untyped_storage()
         if not tensor.is_leaf and storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             kept[share] += storage.nbytes()

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import AutoConfig
 from verl.utils import tensordict_utils as tu
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
@@ -20,11 +22,11 @@ from tests.test_rows import make_sample, rows_of  # noqa: F401  (a fixture)
 from vision_rl.actor import shared_prompt
 from vision_rl.actor.engine import VisionEngine, mend_positions
 from vision_rl.actor.papo import papo_loss
-from vision_rl.actor.rank import VisionTrainingWorker
+from vision_rl.actor.rank import VisionTrainingWorker, VisionWorker
 from vision_rl.actor.shared_prompt import Layout, why_not
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
-from vision_rl.settings import Papo
+from vision_rl.settings import AppSettings, Papo
 from vision_rl.training.balance import groups_by_rank
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.samples import Sample
@@ -294,6 +296,20 @@ def test_the_configuration_says_whether_a_model_can(changes: dict[str, Any], rea
     for name, value in changes.items():
         setattr(config.get_text_config(), name, value)
     assert reason in why_not(config) and bool(reason) == bool(why_not(config))
+
+
+def test_a_model_that_cannot_share_is_refused_where_it_is_asked_to(tiny_dir: Path, tmp_path: Path) -> None:
+    engine = SimpleNamespace(unshared="its attention sees chunks", shares_prompts=None)
+    asked: Any = SimpleNamespace(
+        config=OmegaConf.create({"model": {"path": str(tiny_dir)}}), actor=None, ref=SimpleNamespace(engine=engine)
+    )
+    for setting, expected in ((None, True), (False, False)):
+        app = AppSettings(shared_prompt=setting)
+        VisionWorker.open_pictures(asked, str(tmp_path), {}, app=app, banned_tokens=[], alone=False)
+        assert engine.shares_prompts is expected
+    with pytest.raises(UserError, match=r"app.shared_prompt=true, but .*: its attention sees chunks; leave it at null"):
+        app = AppSettings(shared_prompt=True)
+        VisionWorker.open_pictures(asked, str(tmp_path), {}, app=app, banned_tokens=[], alone=False)
 
 
 def test_pixels_in_a_row_are_refused(worker: VisionTrainingWorker, builder: RowBuilder, groups: list[Sample]) -> None:

@@ -174,6 +174,10 @@ class VisionWorker(ActorRolloutRefWorker):
             if worker is not None:
                 worker.engine.pixels = pixels
                 worker.engine.banned_tokens = torch.tensor(banned_tokens, dtype=torch.long)
+                if app.shared_prompt and worker.engine.unshared:
+                    raise UserError(
+                        f"app.shared_prompt=true, but this model cannot share prompts: {worker.engine.unshared}; leave it at null"
+                    )
                 worker.engine.shares_prompts = app.shared_prompt or (
                     app.shared_prompt is None and get_device_name() == "cpu"
                 )
