@@ -267,6 +267,16 @@ def test_a_shared_prompt_ends_before_a_picture_that_is_not_everybodys(
         assert [(prefix.length, len(prefix.refs)) for prefix in found] == list(zip(lengths, pictures, strict=True))
 
 
+def test_a_batch_of_one_group_may_hold_its_name_once(builder: RowBuilder, groups: list[Sample]) -> None:
+    """tensordict keeps one value for all rows where it stacks equal ones."""
+    rows = rows_of(builder, groups[:4])
+    data, refs = batch(rows), [row["multi_modal_inputs"]["refs"] for row in rows]
+    data.pop("uid")
+    assert len(shared_prompt.prefixes(data, refs, builder.pixels)) == 4, "rows without a group are their own"
+    tu.assign_non_tensor(data, uid="a name of many letters")
+    assert [prefix.rows for prefix in shared_prompt.prefixes(data, refs, builder.pixels)] == [[0, 1, 2, 3]]
+
+
 def test_rows_that_share_too_little_are_computed_one_by_one(
     builder: RowBuilder,
     groups: list[Sample],

@@ -166,7 +166,9 @@ def prefixes(data: Any, refs: Sequence[Sequence[str]], pixels: Pixels | None) ->
     ids, offsets = data["input_ids"].values(), data["input_ids"].offsets()
     positions = data["position_ids"].values()
     limits = data["prompts"].offsets().diff()
-    uids = tu.get(data, "uid") or range(len(refs))
+    uids = tu.get(data, "uid")
+    if uids is None or isinstance(uids, str):  # tensordict keeps one value where all rows have the same
+        uids = range(len(refs)) if uids is None else [uids] * len(refs)
     members: dict[Any, list[int]] = {}
     for row, uid in enumerate(uids):
         members.setdefault(uid, []).append(row)
