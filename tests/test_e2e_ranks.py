@@ -201,4 +201,4 @@ def test_gradients_of_shared_prompts_on_two_ranks_are_those_of_the_rows_on_one(t
     together = gradients(tmp_path, 2)
     for name, gradient in alone.items():
         assert gradient.abs().max() > 0
-        torch.testing.assert_close(together[name] * 2, gradient, atol=1e-5, rtol=1e-3, msg=name)
+        assert (together[name] * 2 - gradient).norm() < 1e-5 * gradient.norm(), name
