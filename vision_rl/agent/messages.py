@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from vision_rl.media.images import open_image, served_unchanged
+from vision_rl.models.tokens import neutralised
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionUserMessageParam
@@ -74,16 +75,19 @@ def picture_url(picture: Image.Image) -> str:
 
 
 def user_message(text: str, image_urls: Sequence[str] = ()) -> ChatCompletionUserMessageParam:
-    """A user message: the images first, then the text, as Qwen-VL models were trained."""
+    """A user message: the images first, then the text, as Qwen-VL models were trained.
+
+    A token of a vision model in the text (`neutralised`) is written with a blank: a question is no place for a picture.
+    """
     images: list[Any] = [{"type": "image_url", "image_url": {"url": url}} for url in image_urls]
-    return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
+    return {"role": "user", "content": [*images, {"type": "text", "text": neutralised(text)}]}
 
 
 def video_message(text: str, frames: Sequence[str]) -> ChatCompletionUserMessageParam:
     """A user message with one video, given its frames as `data:` URIs, in the form that vLLM takes; then the text."""
     url = "data:video/jpeg;base64," + ",".join(frame.partition(",")[2] for frame in frames)
     video: Any = {"type": "video_url", "video_url": {"url": url}}
-    return {"role": "user", "content": [video, {"type": "text", "text": text}]}
+    return {"role": "user", "content": [video, {"type": "text", "text": neutralised(text)}]}
 
 
 def reply_text(message: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from vision_rl.data.schema import group_of, iter_raw_rows, normalise_row, relabe
 from vision_rl.errors import UserError
 from vision_rl.media.check_images import ImageCheck, check_images
 from vision_rl.media.images import LIMIT_PIXELS, too_narrow
+from vision_rl.models.tokens import VISION_MARK
 from vision_rl.rewards import gold_reply, grounding_reward
 from vision_rl.rewards.grounding import takes_points
 from vision_rl.rewards.multiple_choice import alike
@@ -113,7 +114,7 @@ def verify(
             report.problems.append(Problem(number, row["id"], f"it is of task {row['task']}, not {checks.task}"))
             continue
         row = with_absolute_paths(row, image_base_dir or Path(path).parent)
-        reasons = _image_reasons(row, pictures, checks)
+        reasons = _image_reasons(row, pictures, checks) + _text_reasons(row)
         if not reasons:
             contents = [pictures[image].content for image in row["image_paths"] if image in pictures]
             reasons += [f"its picture is also in {elsewhere[c]}" for c in dict.fromkeys(contents) if c in elsewhere]
@@ -222,6 +223,15 @@ def _image_reasons(row: dict[str, Any], pictures: dict[str, ImageCheck], checks:
         elif reason := too_narrow(*size):
             reasons.append(f"{image} {reason}")
     return reasons
+
+
+def _text_reasons(row: dict[str, Any]) -> list[str]:
+    """Tokens of vision models in a row's texts: agents write them with a blank, so that the model reads something else."""
+    texts = {"question": [row["question"]], "choices": row["choices"], "answers": row["answers"]}
+    found = {name: mark.group() for name, each in texts.items() for text in each if (mark := VISION_MARK.search(text))}
+    return [
+        f"its {name} holds {mark!r}, a token by which models mark pictures; remove it" for name, mark in found.items()
+    ]
 
 
 class _Seen:

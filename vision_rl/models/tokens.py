@@ -6,10 +6,25 @@ tokens to 7 placeholders", and the actor's M-RoPE positions count an image that 
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+VISION_MARK = re.compile(
+    r"<\|(?:begin_of_|end_of_)?(?:image|img|video|vision|audio|patch|tile)[a-z_]*\|>"
+    r"|</?IMG_CONTEXT>|<(?:start|end)_of_image>|<image_soft_token>|<fake_token_around_image>|<global-img>"
+    r"|\[IMG(?:_BREAK|_END)?\]"
+)
+"""How the families write the tokens that stand for a picture, begin and end one. In a text they are taken for pictures: the
+prompt has more places than pictures, and the call fails or the actor's positions are another prompt's."""
 
 _OF_TEXT = ("bos", "eos", "pad", "unk", "sep", "cls", "mask", "decoder_start", "end_of_utterance")
 _LISTS = ("image_ids", "video_ids", "row_col_ids")
+
+
+def neutralised(text: str) -> str:
+    """The text with a blank in each `VISION_MARK` and in `<image>` and `<video>`, so that no tokenizer takes it for a token."""
+    text = VISION_MARK.sub(lambda mark: f"{mark.group()[0]} {mark.group()[1:]}", text)
+    return text.replace("<image>", "< image>").replace("<video>", "< video>")
 
 
 def forbidden_token_ids(processor: Any) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from vision_rl.models.tokens import VISION_MARK
 from vision_rl.rollout.sampling_fields import untrainable
 
 MAX_DEPTH = 32
@@ -136,15 +137,28 @@ def _message(message: Any, urls: list[str]) -> dict[str, Any]:
             raise CallError(400, f"a message's {name} must be {_MESSAGE[name][1]}")
     if "role" not in kept:
         raise CallError(400, "a message must have a role")
-    if isinstance(kept.get("content"), list):
+    if isinstance(kept.get("content"), str):
+        _check_text(kept["content"])
+    elif isinstance(kept.get("content"), list):
         kept["content"] = [_part(part, urls) for part in kept["content"]]
     return kept
+
+
+def _check_text(text: str) -> None:
+    """Raise `CallError` for a text with a vision token in it, which the model server would take for a picture."""
+    if mark := VISION_MARK.search(text):
+        raise CallError(
+            400,
+            f"a text holds {mark.group()!r}, by which vision models mark pictures; send pictures as parts, and write it "
+            "otherwise in a text (with a blank in it, as this project's agents do)",
+        )
 
 
 def _part(part: Any, urls: list[str]) -> dict[str, Any]:
     """A content part of one of the three types, written anew; the address of a picture or video is noted."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and set(part) == {"type", "text"} and isinstance(part["text"], str):
+        _check_text(part["text"])
         return {"type": "text", "text": part["text"]}
     if kind == "image_url" and set(part) == {"type", "image_url"}:
         image = part["image_url"]
