@@ -10,35 +10,41 @@ On a machine without a GPU the same stack trains the embedded tiny model; with o
 
 from __future__ import annotations
 
-import time
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-STARTED = time.time()
+import psutil
 
-import argparse  # noqa: E402
-import os  # noqa: E402
-import re  # noqa: E402
-import shlex  # noqa: E402
-import sys  # noqa: E402
-from collections.abc import Mapping, Sequence  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from vision_rl.config.resolve import Resolved, presets, render_resolved, variants
+from vision_rl.errors import UserError, cli_errors
+from vision_rl.files import write_text
+from vision_rl.models.table import model_info, precision_of, render_models
+from vision_rl.platform.checks import check_devices, check_machine
+from vision_rl.platform.environment import run_environment
+from vision_rl.platform.gpu import check_build, on_cpu
+from vision_rl.rollout.addresses import PROXY_PORT, STORE_PORT, Reach, worker_lines
+from vision_rl.run.directory import CONFIG, check_run_dir, open_run_dir
+from vision_rl.run.log import RunLog
+from vision_rl.tasks import TASK_HELP, get_task
+from vision_rl.training.finish import go_on, keep_config, keep_record, resumable
+from vision_rl.training.prepare import (
+    as_tasks,
+    configure,
+    data_files,
+    prepared,
+    reach_of,
+    run_dir_of,
+    total_steps,
+    validation_rows,
+)
 
-from vision_rl.agent.media import check_pictures, check_videos  # noqa: E402
-from vision_rl.config.resolve import Resolved, presets, render_resolved, resolve_tasks, variants  # noqa: E402
-from vision_rl.data.mix import DataFile, data_file, mixed  # noqa: E402
-from vision_rl.data.schema import read_rows, task_names_of  # noqa: E402
-from vision_rl.errors import UserError, cli_errors  # noqa: E402
-from vision_rl.files import write_text  # noqa: E402
-from vision_rl.models.table import render_models  # noqa: E402
-from vision_rl.platform.environment import run_environment  # noqa: E402
-from vision_rl.platform.gpu import check_build, on_cpu  # noqa: E402
-from vision_rl.preflight.checks import check_devices, check_evidence, check_images, check_machine, check_model  # noqa: E402
-from vision_rl.rollout.addresses import PROXY_PORT, STORE_PORT, Reach, free_port, private, published, worker_lines  # noqa: E402
-from vision_rl.run.directory import CONFIG, check_run_dir, open_run_dir  # noqa: E402
-from vision_rl.run.log import RunLog  # noqa: E402
-from vision_rl.tasks import TASK_HELP, get_task  # noqa: E402
-
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    import agentlightning as agl
 
 
 def parser() -> argparse.ArgumentParser:
@@ -120,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--list-models", action="store_true", help="print the model families, their engines and their needs"
     )
+    parser.set_defaults(tasks=None)
     return parser
 
 
@@ -181,132 +188,16 @@ def is_override(text: str) -> bool:
     return bool(re.match(r"[+~]*[A-Za-z_][\w.]*=", text)) and not os.path.exists(text)
 
 
-def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolved:
-    """The resolved configuration; vLLM may read images below `media_root` by file:// address."""
-    preset = args.preset or ("cpu" if cpu else "gpu_24gb")
-    model = args.model
-    if model is None and preset == "cpu":
-        from vision_rl.tiny import checkpoint_dir
-
-        model = checkpoint_dir()
-    run_dir = run_dir_of(args)
-    flags: dict[str, Any] = {
-        "trainer.default_local_dir": str(run_dir.absolute() / "checkpoints"),
-        "trainer.experiment_name": run_dir.name,
-    }
-    if args.max_steps is not None:
-        flags["trainer.total_training_steps"] = args.max_steps
-    if args.seed is not None:
-        flags["data.seed"] = args.seed
-    if args.rollout_engine is not None:
-        flags["actor_rollout_ref.rollout.name"] = args.rollout_engine
-    if args.resume:
-        flags["trainer.resume_mode"] = "auto"
-    resolved = resolve_tasks(
-        tasks_of_run(args),
-        preset,
-        args.overrides,
-        model=model,
-        n_runners=args.n_runners,
-        variants=args.variant,
-        flags=flags,
-        media_root=media_root,
-    )
-    if args.data_path is not None and args.val_data_path is not None:
-        name_data(resolved, *data_files(args), origin="flag")
-    return resolved
-
-
-def tasks_of_run(args: argparse.Namespace) -> list[str]:
-    """The tasks that are named, or those of the data's rows, in the order in which they come.
-
-    A file that is not there yet is passed over: --dry-run and --plan do not need it, and a run will say that it is missing.
-    """
-    if args.task or args.data_path is None:
-        return args.task or ["vqa"]
-    there = [file.path for file in map(data_file, args.data_path) if file.path.is_file()]
-    return list(dict.fromkeys(name for path in there for name in task_names_of(path))) or ["vqa"]
-
-
-def run_dir_of(args: argparse.Namespace) -> Path:
-    """Where the run goes."""
-    return Path(args.run_dir or Path("runs") / "+".join(tasks_of_run(args)))
-
-
-def rows_of_run(path: Path, tasks: Sequence[str]) -> list[Row]:
-    """The rows of a file that are of the run's tasks; `UserError` if there are none."""
-    if len(tasks) == 1:
-        return read_rows(path, task=tasks[0])
-    rows = [row for row in read_rows(path) if row["task"] in tasks]
-    if not rows:
-        raise UserError(f"{path} holds no rows of {' or '.join(tasks)}, the tasks of this run")
-    return rows
-
-
-def media_root_of(rows: Sequence[Mapping[str, Any]], data: Path) -> str:
-    """The deepest folder that holds every image: vLLM may read there and nowhere else. data: a file of rows, whose folder
-    stands in where no row names an image."""
-    folders = [os.path.dirname(path) for row in rows for path in row["image_paths"]]
-    return os.path.commonpath(folders) if folders else str(data.absolute().parent)
-
-
-def data_files(args: argparse.Namespace) -> tuple[list[DataFile], list[DataFile]]:
-    """The named files for training and for validation, or synthetic tasks; half a pair is an error."""
-    if (args.data_path is None) != (args.val_data_path is None):
-        raise UserError(
-            "name both --data-path and --val-data-path (data_utils.py split makes two files of one, by image)"
-        )
-    if args.data_path is not None:
-        return [data_file(text) for text in args.data_path], [data_file(text) for text in args.val_data_path]
-    from vision_rl.tiny import write_tasks
-
-    made = [write_tasks(Path("data") / "synthetic" / task, task) for task in tasks_of_run(args)]
-    return [DataFile(files["train"]) for files in made], [DataFile(files["val"]) for files in made]
-
-
-def name_data(resolved: Resolved, train: Sequence[DataFile], val: Sequence[DataFile], *, origin: str) -> None:
-    """Record the data files where verl's tree has a place for them; it does not read them, and its defaults would mislead."""
-    for key, files in (("train_files", train), ("val_files", val)):
-        names = [str(file) for file in files]
-        resolved.verl["data"][key] = names[0] if len(names) == 1 else names
-        resolved.origin[f"data.{key}"] = origin
-
-
-def prepared(args: argparse.Namespace, cpu: bool) -> tuple[Resolved, list[Row], list[Row], str]:
-    """(configuration, training rows, validation rows, folder of all images), checked as far as is possible beforehand."""
-    files = data_files(args)
-    tasks = tasks_of_run(args)
-    sets, val_sets = ([rows_of_run(file.path, tasks) for file in part] for part in files)
-    rows = mixed(sets, [file.weight for file in files[0]])
-    val_rows = [row for part in val_sets for row in part]
-    media_root = media_root_of([*rows, *val_rows], files[0][0].path)
-    resolved = configure(args, cpu, media_root=media_root)
-    if args.data_path is None:
-        name_data(resolved, *files, origin="synthetic tasks")
-    model = resolved.verl["actor_rollout_ref"]["model"]
-    trusted = bool(model.get("trust_remote_code") and resolved.verl["data"].get("trust_remote_code"))
-    check_model(Path(model["path"]), trusted=trusted)
-    check_evidence(str(model["path"]), cpu, resolved.verl["actor_rollout_ref"]["rollout"]["name"])
-    rows = rows[: resolved.app.max_train_samples or None]
-    used = [part[: resolved.app.max_train_samples or None] for part in sets]  # a mix takes each file's rows in order
-    for checked, file in zip([*used, *val_sets], [*files[0], *files[1]], strict=True):
-        check_images(checked, file.path)
-        check_pictures(checked, resolved.app.images_per_prompt, file.path)
-    if resolved.agent.video == "native":
-        trainer = resolved.verl["trainer"]
-        check_videos([*rows, *val_rows], trainer["n_gpus_per_node"] * trainer["nnodes"])
-    return resolved, rows, val_rows, media_root
-
-
 def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     """Prepare the run directory, run, and close with a summary, whatever ended the run; `command`: the arguments."""
     from rich.console import Console
 
     from vision_rl.run.progress import RunProgress
     from vision_rl.run.summary import render_summary, summarise
-    from vision_rl.training.context import RunContext
 
+    started = psutil.Process().create_time()
     resolved, rows, val_rows, media_root = prepared(args, cpu)
+    check_evidence(resolved, cpu)
     if resolved.app.n_runners == 0 and not args.llm_proxy:
         raise UserError("app.n_runners=0 leaves all rollouts to workers elsewhere: add --llm-proxy, or some runners")
     check_run_dir(run_dir_of(args), resume=args.resume, overwrite=args.overwrite)
@@ -318,29 +209,22 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     console = Console()
     again = go_on(command)
     if args.resume and not resumable(run_dir, resolved, total, console):
-        keep_record(run_dir, summarise(run_dir, resolved.tasks, STARTED), console)
+        keep_record(run_dir, summarise(run_dir, resolved.tasks, started), console)
         console.print(f"go on: {again}", highlight=False, soft_wrap=True, markup=False)
         return
-    if not (
-        args.resume and (run_dir / CONFIG).exists()
-    ):  # else config.yaml describes the steps that there are, until a new one
+    if not (args.resume and (run_dir / CONFIG).exists()):  # else it describes the steps that there are, until a new one
         write_text(run_dir / CONFIG, render_resolved(resolved))
+    lines = [f"{resolved.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}"]
+    lines += [f"note: {note}" for note in resolved.notes]
+    lines += worker_lines(reach, [get_task(task).spec for task in resolved.tasks]) if args.llm_proxy else []
+    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
 
     from vision_rl.agent.lightning import agent_of
-    from vision_rl.training.launch import Launch, fit, tasks_of, validation_rows
+    from vision_rl.training.algorithm import Launch, VisionVERL
+    from vision_rl.training.context import RunContext
+    from vision_rl.training.launch import make_ready
 
-    rows_text = f"{resolved.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}"
-    console.print(rows_text, markup=False, soft_wrap=True)
-    for note in resolved.notes:
-        console.print(f"note: {note}", style="dim", highlight=False, markup=False)
-    for line in worker_lines(reach, [get_task(task).spec for task in resolved.tasks]) if args.llm_proxy else ():
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-    context = RunContext(
-        run_dir=run_dir,
-        app=resolved.app,
-        agent=resolved.agent,
-        reach=reach,
-    )
+    context = RunContext(run_dir=run_dir, app=resolved.app, agents=resolved.agents, reach=reach)
     with RunProgress(run_dir, total, console) as progress:
 
         def watch() -> None:
@@ -351,110 +235,72 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         environment = run_environment(cpu, megatron=resolved.strategy == "megatron")
         launch = Launch(resolved, context, environment, cpu, watch)
         try:
-            fit(
-                agent_of(tasks_of_run(args)),
-                tasks_of(rows, resolved),
-                tasks_of(validation_rows(val_rows, resolved), resolved),
-                launch,
+            make_ready(launch)
+            trainer_of(VisionVERL(launch), resolved.app.n_runners, reach).fit(
+                agent_of(resolved.tasks),
+                train_dataset=as_tasks(rows),
+                val_dataset=as_tasks(validation_rows(val_rows, resolved)),
             )
         except UserError as error:
             RunLog(run_dir).event("error", text=str(error))
             raise
         finally:
             watch()
-            summary = summarise(run_dir, resolved.tasks, STARTED)
+            summary = summarise(run_dir, resolved.tasks, started)
             keep_record(run_dir, summary, console)
     console.print(render_summary(run_dir, summary, again), highlight=False, soft_wrap=True, markup=False)
 
 
-def keep_config(run_dir: Path, resolved: Resolved) -> None:
-    """Let config.yaml say what the run's steps are made with, once there is one."""
-    text = render_resolved(resolved)
-    if (run_dir / CONFIG).read_text(encoding="utf-8") != text:
-        write_text(run_dir / CONFIG, text)
+def check_evidence(resolved: Resolved, cpu: bool) -> None:
+    """Raise `UserError` for a model of a family that is not proven, unless `--doctor` has proven it on this machine."""
+    actor_rollout = resolved.verl["actor_rollout_ref"]
+    info = model_info(str(actor_rollout["model"]["path"]))
+    if info.family.unproven:
+        from vision_rl.preflight.evidence import check_proven
+
+        check_proven(info, precision_of(info, cpu=cpu), cpu, actor_rollout["rollout"]["name"])
 
 
-def resumable(run_dir: Path, resolved: Resolved, total: int, console: Any) -> bool:
-    """Tell what has changed since the run began; False, and the run is closed, if it has no step left to do."""
-    from vision_rl.run.reader import read_run
-    from vision_rl.training.resume import changes, close, steps_done
+def trainer_of(algorithm: agl.Algorithm, n_runners: int, reach: Reach) -> agl.Trainer:
+    """Agent Lightning's trainer with our store, runners and strategy. Runners are forked before Ray starts: a fork of a
+    process with Ray's threads breaks."""
+    import agentlightning as agl
 
-    notes = changes(read_run(run_dir), resolved) if (run_dir / CONFIG).exists() else ()
-    done = steps_done(run_dir, resolved)
-    if done >= total:
-        close(run_dir, resolved, done)
-        console.print(
-            f"{run_dir} has done its {done} steps; --max-steps above {done} goes on", soft_wrap=True, markup=False
-        )
-        return False
-    for note in notes:
-        console.print(f"note: {note}", style="dim", highlight=False, soft_wrap=True, markup=False)
-    return True
+    from vision_rl.rollout.strategy import VisionStrategy
+    from vision_rl.training.launch import store_of, vision_runner
 
-
-def keep_record(run_dir: Path, summary: dict[str, Any], console: Any) -> None:
-    """Write summary and report; what the disk does not take is told, and must not hide why the run ended."""
-    from vision_rl.report import write_report
-    from vision_rl.run.summary import write_summary
-
-    try:
-        write_summary(run_dir, summary)
-        write_report(run_dir)
-    except OSError as error:
-        console.print(f"summary and report were not written: {error.strerror}")
-
-
-def go_on(command: Sequence[str]) -> str:
-    """The command that resumes the run that `command` (the arguments of this one) has started."""
-    kept, skip = [], False
-    for argument in command:
-        steps = argument.startswith(("--max-steps=", "trainer.total_training_steps="))
-        if not (skip or steps or argument in ("--resume", "--overwrite", "--max-steps")):
-            kept.append(argument)
-        skip = argument == "--max-steps"  # its value is the next one
-    return f"{shlex.join(['python', 'train_agent.py', *kept])} --resume --max-steps N"
+    runner = vision_runner()
+    return agl.Trainer(
+        n_runners=n_runners,
+        algorithm=algorithm,
+        runner=runner,
+        tracer=runner.tracer,
+        strategy=VisionStrategy(n_runners=n_runners, reach=reach),
+        store=store_of(reach),
+    )
 
 
 def examine(args: argparse.Namespace, cpu: bool) -> bool:
     """Run the doctor's checks for what these arguments would train; True if none failed."""
     from rich.console import Console
 
-    from vision_rl.preflight.doctor import Patient, doctor
+    from vision_rl.preflight.doctor import RunUnderTest, doctor
 
     ports = [
         (args.proxy_port or PROXY_PORT, args.host, "--proxy-port"),
         (args.store_port or STORE_PORT, args.host, "--store-port"),
     ]
-    files = data_files(args)
+    train_files, val_files = data_files(args)
     resolved = configure(args, cpu, media_root="/")
     check_build(resolved.verl["trainer"]["device"] == "cpu")  # nothing below would say a word for minutes
-    patient = Patient(
+    run = RunUnderTest(
         resolved=resolved,
-        data=([file.path for file in files[0]], [file.path for file in files[1]]),
+        data=([file.path for file in train_files], [file.path for file in val_files]),
         run_dir=run_dir_of(args),
         cpu=cpu,
         ports=ports if args.llm_proxy else (),
     )
-    return doctor(patient, Console())
-
-
-def reach_of(args: argparse.Namespace, media_root: str) -> Reach:
-    """Where store and proxy listen: on free ports of this machine, or published with --llm-proxy."""
-    external = args.external_store.rstrip("/") if args.external_store else None
-    if not args.llm_proxy and args.role != "store":
-        return private(free_port(), external)
-    if args.role == "store":  # it has no proxy
-        args.proxy_port = free_port()
-    return published(args.host, args.advertise, args.proxy_port, args.store_port, media_root, external)
-
-
-def total_steps(resolved: Resolved, rows: int) -> int:
-    """As verl counts them: the named number, or whole batches times epochs. `UserError` if there is not one batch."""
-    batch = resolved.verl["data"]["train_batch_size"]
-    if rows < batch:
-        raise UserError(f"{rows} training rows do not fill one batch; lower data.train_batch_size={batch}")
-    trainer = resolved.verl["trainer"]
-    return int(trainer["total_training_steps"] or rows // batch * trainer["total_epochs"])
+    return doctor(run, Console())
 
 
 if __name__ == "__main__":

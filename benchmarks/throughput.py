@@ -115,9 +115,9 @@ def measure(variant: str, runners: int, rollouts: int, many: int) -> dict[str, A
 
     from tests import fake_backend
     from tests.pictures import noise_picture
+    from train_agent import trainer_of
     from vision_rl.agent.lightning import agent_of
     from vision_rl.rollout.addresses import free_port, private
-    from vision_rl.training.launch import trainer_of
 
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, fake_backend.running(free_port()) as backend:

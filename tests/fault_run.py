@@ -29,11 +29,11 @@ from agentlightning.types import EnqueueRolloutRequest, RolloutConfig
 from tests import fake_backend
 from tests.chat import chat
 from tests.engine_stack import model_entry
+from train_agent import trainer_of
 from vision_rl.agent.messages import user_message
 from vision_rl.rollout.addresses import Reach, free_port
 from vision_rl.rollout.proxy import VisionProxy
 from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
-from vision_rl.training.launch import trainer_of
 
 AGENT_FAULTS = ["raise", "none", "nan", "text", "sysexit", "kill", "kill always"]
 SERVER_FAULTS = ["FAULT500", "FAULT400", "NOCHOICES", "NOTOKENS", "BADJSON", "TRUNCATED", "HANG"]

@@ -16,8 +16,8 @@ from tests.actor import actor
 from vision_rl.errors import UserError
 from vision_rl.export.checkpoint import merge
 from vision_rl.models.chat_templates import check_template_files, check_template_names
+from vision_rl.models.checks import check_model
 from vision_rl.models.processor import load_processor
-from vision_rl.preflight.checks import check_model
 
 HARMLESS = "../../harmless"
 NAMES = [

@@ -20,9 +20,9 @@ from PIL import Image
 import train_agent
 from vision_rl.config.resolve import render_resolved, resolve
 from vision_rl.errors import UserError
-from vision_rl.platform import gpu
-from vision_rl.preflight import checks
+from vision_rl.platform import checks, gpu
 from vision_rl.tiny import checkpoint_dir
+from vision_rl.training import prepare
 
 GOOD_ROW = {"id": "1", "image_path": "a.png", "question": "What is it?", "answer": "a cat"}
 
@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_the_configuration_of_before(
 ) -> None:
     rows = data_flags(parquet(folder, [{**GOOD_ROW, "id": str(number)} for number in range(16)]))
     (folder / "run").mkdir()
-    kept = render_resolved(train_agent.configure(train_agent.parser().parse_args([]), True, media_root="/"))
+    kept = render_resolved(prepare.configure(train_agent.parser().parse_args([]), True, media_root="/"))
     (folder / "run" / "config.yaml").write_text(kept)
 
     def full(path: Path, *_: Any, **__: Any) -> int:

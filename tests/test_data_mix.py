@@ -15,6 +15,7 @@ from vision_rl.data.mix import DataFile, data_file, mixed, per_source, sample_by
 from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError
 from vision_rl.tiny import write_tasks
+from vision_rl.training import prepare
 
 
 @pytest.mark.parametrize(
@@ -113,10 +114,10 @@ def test_training_mixes_files_in_a_fixed_order(tmp_path: Path, monkeypatch: pyte
     one, two = (write_tasks(tmp_path / name, "vqa", train=60, val=4, test=2) for name in "ab")
     args = arguments("--data-path", f"{one['train']}:3", f"{two['train']}:1", "app.max_train_samples=40", "--val-data-path", one["val"], two["val"])  # fmt: skip  # noqa: E501
     assert args.overrides == ["app.max_train_samples=40"]
-    resolved, rows, val_rows, _ = train_agent.prepared(args, True)
+    resolved, rows, val_rows, _ = prepare.prepared(args, True)
     folders = ["a" if "/a/" in row["image_paths"][0] else "b" for row in rows]
     assert (folders.count("a"), folders.count("b")) == (30, 10)
-    assert rows == train_agent.prepared(args, True)[1]
+    assert rows == prepare.prepared(args, True)[1]
     assert {"/a/" in row["image_paths"][0] for row in val_rows} == {True, False}
     assert resolved.verl["data"]["train_files"] == [f"{one['train']}:3", f"{two['train']}:1"]
 
@@ -127,4 +128,4 @@ def test_a_bad_picture_of_a_mix_names_its_own_file(tmp_path: Path, monkeypatch: 
     Path(read_rows(two["train"])[7]["image_paths"][0]).unlink()
     args = arguments("--data-path", one["train"], two["train"], "--val-data-path", one["val"], two["val"])
     with pytest.raises(UserError, match=r"/b/vqa/train\.parquet, row 7: "):
-        train_agent.prepared(args, True)
+        prepare.prepared(args, True)

@@ -21,7 +21,7 @@ from verl import DataProto
 
 from vision_rl.actor.mismatch import check_mismatch, mismatch_metrics
 from vision_rl.errors import UserError
-from vision_rl.preflight.checks import check_model
+from vision_rl.models.checks import check_model
 from vision_rl.rollout.trace import Turn, pack, reward_from_spans, turn_attributes, turns_from_spans, unpack
 from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.directory import open_run_dir

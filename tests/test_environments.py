@@ -361,7 +361,7 @@ def test_a_strip_and_a_card_show_every_turn_with_its_click(tmp_path: Path) -> No
     red = [n for n, (r, g, _) in enumerate(whole.get_flattened_data()) if r > 200 and g < 60]
     columns = {n % whole.width for n in red}
     assert {160, 326 + 80} <= columns and max(columns) < 652, "two crosses, and none where nothing was pointed at"
-    source = Source(tmp_path, row()["settings"], lambda record: "environment")
+    source = Source(tmp_path, AgentSettings.of(row()), lambda record: "environment")
     [card] = group_cards([{**record, "step": 1}], source, 1)
     turns = card.answers[0].turns
     marks = [[(mark.x / 2, mark.y / 2) for picture in turn.pictures for mark in picture.marks] for turn in turns]

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 
 from baselines.constant import running
 from vision_rl.errors import UserError
-from vision_rl.preflight.checks import check_hub_name, check_model
+from vision_rl.models.checks import check_hub_name, check_model
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "Qwen/Qwen2.5-VL-3B-Instuct"
@@ -24,7 +24,7 @@ NAME = "Qwen/Qwen2.5-VL-3B-Instuct"
 def said(name: str, home: Path, **environment: str) -> tuple[str, float]:
     """(what the check says in a process of its own, since the hub's address is read at import; seconds it takes)."""
     code = (
-        "import time, sys; from vision_rl.preflight.checks import check_hub_name; import huggingface_hub\n"
+        "import time, sys; from vision_rl.models.checks import check_hub_name; import huggingface_hub\n"
         "from vision_rl.errors import UserError\nstarted = time.monotonic()\n"
         "try:\n    check_hub_name(sys.argv[1]); print('fine')\n"
         "except UserError as error:\n    print(error)\nprint(time.monotonic() - started)"
@@ -94,7 +94,7 @@ def test_a_model_in_the_cache_asks_nobody(tmp_path: Path) -> None:
 
 def test_check_model_asks_about_names(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("vision_rl.preflight.checks.check_hub_name", asked.append)
+    monkeypatch.setattr("vision_rl.models.checks.check_hub_name", asked.append)
     check_model(Path("some/model"))
     assert asked == ["some/model"]
 

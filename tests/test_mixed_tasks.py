@@ -24,7 +24,8 @@ from vision_rl.run.directory import CONFIG
 from vision_rl.run.reader import read_run
 from vision_rl.run.summary import summarise
 from vision_rl.tiny import write_tasks
-from vision_rl.training.resume import changes
+from vision_rl.training import prepare
+from vision_rl.training.finish import changes
 
 BOTH = ["vqa", "grounding"]
 
@@ -43,7 +44,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def prepared(mixed: dict[str, Path], *options: str) -> tuple[Any, list[Any], list[Any]]:
     data = ["--data-path", f"{mixed['grounding-train']}:1", f"{mixed['vqa-train']}:3", "--val-data-path", mixed["both"]]
     args = train_agent.parsed(["--preset", "cpu", *map(str, data), *options])
-    resolved, rows, val_rows, _ = train_agent.prepared(args, True)
+    resolved, rows, val_rows, _ = prepare.prepared(args, True)
     return resolved, rows, val_rows
 
 
@@ -52,17 +53,16 @@ def test_the_rows_say_the_tasks_and_each_has_its_own_settings(mixed: dict[str, P
     assert (resolved.tasks, resolved.task) == (("grounding", "vqa"), "grounding+vqa")
     assert [row["task"] for row in rows[:8]].count("vqa") == 6
     assert {row["task"] for row in val_rows} == set(BOTH)
-    from vision_rl.training.launch import tasks_of
-
-    sent = [json.loads(item["task"]) for item in tasks_of(val_rows, resolved)]
-    assert {(row["task"], row["settings"]["reward"]) for row in sent} == {("vqa", "vqa"), ("grounding", "iou")}
+    assert {task: agent.reward for task, agent in resolved.agents.items()} == {"vqa": "vqa", "grounding": "iou"}
+    sent = [json.loads(item["task"]) for item in prepare.as_tasks(val_rows)]
+    assert all("settings" not in row for row in sent), "they travel once a task, and are added as a rollout is queued"
 
 
 def test_a_named_task_leaves_the_others_out(mixed: dict[str, Path]) -> None:
     args = train_agent.parsed(
         ["--preset", "cpu", "--task", "vqa", "--data-path", str(mixed["both"]), "--val-data-path", str(mixed["both"])]
     )
-    resolved, rows, _, _ = train_agent.prepared(args, True)
+    resolved, rows, _, _ = prepare.prepared(args, True)
     assert resolved.tasks == ("vqa",) and {row["task"] for row in rows} == {"vqa"} and len(rows) == 3
 
 

@@ -21,7 +21,8 @@ from vision_rl.run.log import EVENTS, METRICS, RunLog, read_jsonl
 from vision_rl.run.progress import RunProgress
 from vision_rl.run.reader import read_run
 from vision_rl.run.summary import render_summary
-from vision_rl.training.resume import MAX_NOTES, changes, steps_done
+from vision_rl.training import finish, prepare
+from vision_rl.training.finish import MAX_NOTES, changes, steps_done
 
 LORA = ("actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.rollout.load_format=safetensors")
 BEGUN = ("trainer.test_freq=2", "actor_rollout_ref.actor.optim.lr=1e-5")
@@ -87,7 +88,7 @@ def test_what_the_checkpoint_cannot_take_is_refused_at_once(
 
 def test_a_run_that_is_done_is_closed_at_once(run_dir: Path) -> None:
     console = Console(record=True, width=200)
-    assert not train_agent.resumable(run_dir, resolved(*BEGUN), 3, console)
+    assert not finish.resumable(run_dir, resolved(*BEGUN), 3, console)
     assert "has done its 3 steps; --max-steps above 3 goes on" in console.export_text()
     assert read_run(run_dir).ended == "all steps done"
     assert [event["step"] for event in read_jsonl(run_dir / EVENTS)[0] if event["kind"] == "resumed"] == [3]
@@ -109,7 +110,7 @@ def test_a_damaged_checkpoint_is_named_before_anything_starts(run_dir: Path, nam
 
 def test_a_run_with_steps_left_goes_on(run_dir: Path) -> None:
     console = Console(record=True, width=200)
-    assert train_agent.resumable(run_dir, resolved("trainer.test_freq=5"), 4, console)
+    assert finish.resumable(run_dir, resolved("trainer.test_freq=5"), 4, console)
     assert "note: trainer.test_freq was 2, is 5 from here on" in console.export_text()
     assert len(read_jsonl(run_dir / EVENTS)[0]) == 1
 
@@ -127,7 +128,7 @@ def test_a_run_with_steps_left_goes_on(run_dir: Path) -> None:
     ],
 )
 def test_the_command_to_go_on_has_the_settings_of_the_run(command: list[str], again: str) -> None:
-    assert train_agent.go_on(command) == again
+    assert finish.go_on(command) == again
 
 
 @pytest.mark.parametrize("known", [{}, {"startup_seconds": 4.0}, {"val_after": 0.5, "val_before": 0.25}])
@@ -149,7 +150,7 @@ def test_a_summary_is_rendered_whatever_a_run_came_to(known: dict[str, float]) -
 def test_the_data_files_are_in_the_kept_configuration() -> None:
     arguments = ["--preset", "cpu", "--data-path", "train.parquet", "--val-data-path", "/data/val.parquet"]
     args = train_agent.parser().parse_intermixed_args(arguments)
-    kept = render_resolved(train_agent.configure(args, True, media_root="/"))
+    kept = render_resolved(prepare.configure(args, True, media_root="/"))
     for key, path in (("train_files", Path("train.parquet").absolute()), ("val_files", "/data/val.parquet")):
         assert re.search(rf"^data\.{key}: {re.escape(json.dumps(str(path)))} +# flag$", kept, re.MULTILINE)
 

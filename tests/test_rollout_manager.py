@@ -26,7 +26,7 @@ from vision_rl.rollout.store import VisionStore
 from vision_rl.rollout.trace import SPAN_NAME, Turn, turn_attributes
 from vision_rl.run.failures import GroupDrop, RolloutFailure, SampleDrop
 from vision_rl.run.log import EVENTS, ROLLOUTS, RunLog, read_jsonl
-from vision_rl.settings import AppSettings, FilterGroups, Integrity, RolloutPolicy
+from vision_rl.settings import AgentSettings, AppSettings, FilterGroups, Integrity, RolloutPolicy
 from vision_rl.tiny import checkpoint_dir
 from vision_rl.training import rollout_manager as manager_module
 from vision_rl.training import steps as steps_module
@@ -35,7 +35,7 @@ from vision_rl.training.rollout_manager import RolloutManager
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.steps import StepRecords
 
-TASK = {"id": "1", "question": "?", "image_paths": ["a.png"], "answers": ["yes"], "boxes": []}
+TASK = {"task": "vqa", "id": "1", "question": "?", "image_paths": ["a.png"], "answers": ["yes"], "boxes": []}
 N = 4
 IMAGE_TOKEN = json.loads((Path(checkpoint_dir()) / "config.json").read_text())["image_token_id"]
 
@@ -91,6 +91,7 @@ def manager(queue: Queue, tiny_processor: Any, tmp_path: Path) -> Iterator[Rollo
         store=VisionStore(),
         proxy=Proxy(),  # type: ignore[arg-type]
         app=AppSettings(rollouts=policy),
+        agents={"vqa": AgentSettings()},
         log=RunLog(tmp_path),
         rows=RowBuilder(tiny_processor, Pixels(tiny_processor, tmp_path), max_prompt_length=64, max_response_length=8),
         n=N,

@@ -26,7 +26,7 @@ from vision_rl.run.reader import read_run
 from vision_rl.run.summary import summarise
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import BUILT_IN, Task, get_task, task_names
-from vision_rl.training.resume import changes
+from vision_rl.training.finish import changes
 from vision_rl.types import Reward
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,7 +136,7 @@ def test_rows_that_name_no_task_are_of_the_one_that_was_asked_for(mine: Path, tm
     assert read_rows(path, task=name)[0]["task"] == "shout"
     with pytest.raises(UserError, match="grounding row has answers"):  # an empty list of boxes says "no finding"
         read_rows(path)
-    with pytest.raises(UserError, match="no rows of task 'grounding'"):
+    with pytest.raises(UserError, match="holds rows of task vqa, none of 'grounding'"):
         read_rows(rows_file(tmp_path, answer="hey"), task="grounding")
     with pytest.raises(UserError, match="shout row has boxes"):
         read_rows(rows_file(tmp_path, task="shout", boxes=[[0.0, 0.0, 1.0, 1.0]]))

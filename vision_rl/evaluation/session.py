@@ -21,7 +21,7 @@ from vision_rl.evaluation.report import write_report
 from vision_rl.evaluation.results import EvaluationStore, disk_errors, open_store, write_json
 from vision_rl.evaluation.scorer import Limits, check_endpoint, run_rows
 from vision_rl.evaluation.summary import summarise, write_summary
-from vision_rl.preflight.checks import check_images
+from vision_rl.media.check_images import check_row_images
 from vision_rl.tasks import answer
 from vision_rl.types import LLM, Record
 
@@ -75,7 +75,7 @@ def evaluate(job: Job, server: Server, console: Console) -> dict[str, Any]:
             console.print(f"{len(job.rows) - len(pending)} of {len(job.rows)} rows are done already", highlight=False)
         try:
             if pending:
-                check_images([row for _, row in pending], job.identity["data"])
+                check_row_images([row for _, row in pending], job.identity["data"])
                 with server() as (endpoint, model):
                     llm = LLM(endpoint=endpoint, model=model, sampling_parameters=dict(job.sampling))
                     asyncio.run(_ask(job, llm, store, pending, console))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from vision_rl.errors import UserError
-from vision_rl.media.images import LIMIT_PIXELS, open_image, pixel_hash
+from vision_rl.media.images import LIMIT_PIXELS, image_size, open_image, pixel_hash
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,20 @@ def check_image(path: str, *, limit_pixels: int = LIMIT_PIXELS) -> ImageCheck:
     is_grey = red.tobytes() == green.tobytes() == blue.tobytes()
     levels = sum(count > 0 for count in red.histogram()) if is_grey else None
     return ImageCheck(path, image.size, pixel_hash(image), grey_levels=levels)
+
+
+def check_row_images(rows: Sequence[Mapping[str, Any]], path: object) -> None:
+    """Open the header of every image that the run will use; raises `UserError` naming row and file."""
+    with ThreadPoolExecutor(8) as pool:
+        for number, problem in enumerate(pool.map(_problem, rows)):
+            if problem:
+                raise UserError(f"{path}, row {number}: {problem}; data_utils.py verify --drop-bad writes a clean file")
+
+
+def _problem(row: Mapping[str, Any]) -> str:
+    try:
+        for image in row["image_paths"]:
+            image_size(image)
+    except UserError as error:
+        return str(error)
+    return ""

@@ -29,9 +29,11 @@ from vision_rl.agent.media import check_pictures
 from vision_rl.config.resolve import Resolved, validate_with_verl
 from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError
+from vision_rl.media.check_images import check_row_images
+from vision_rl.models.checks import cut_off
 from vision_rl.models.sizes import shape_of
 from vision_rl.models.table import model_info, precision_of
-from vision_rl.preflight.checks import check_devices, check_images, check_machine, cut_off
+from vision_rl.platform.checks import check_devices, check_machine
 from vision_rl.preflight.finding import Finding
 from vision_rl.rollout.addresses import check_port
 
@@ -48,7 +50,7 @@ ROWS_CHECKED = 2000
 
 
 @dataclass(frozen=True)
-class Patient:
+class RunUnderTest:
     """What is examined. ports: (port, host, flag) that must be free."""
 
     resolved: Resolved
@@ -58,40 +60,40 @@ class Patient:
     ports: Sequence[tuple[int, str, str]] = ()
 
 
-def doctor(patient: Patient, console: Console) -> bool:
+def doctor(run: RunUnderTest, console: Console) -> bool:
     """Run every check, print each as it is known; True if none failed."""
     from transformers.utils import logging
 
     from vision_rl.preflight.end_to_end import end_to_end
 
     logging.set_verbosity_error()
-    checks: tuple[tuple[str, Callable[[Patient], list[Finding]]], ...] = (
-        ("packages", lambda patient: packages(patient.cpu)),
+    checks: tuple[tuple[str, Callable[[RunUnderTest], list[Finding]]], ...] = (
+        ("packages", lambda run: packages(run.cpu)),
         ("machine", machine),
         ("shared memory", shared_memory),
         ("disk", disk),
         ("ports", ports),
-        ("limits", lambda patient: limits()),
+        ("limits", lambda run: limits()),
         ("model", model),
         ("data", data),
         ("configuration", configuration),
-        ("end to end", lambda patient: end_to_end(patient.resolved, data_row(patient), patient.cpu)),
+        ("end to end", lambda run: end_to_end(run.resolved, data_row(run), run.cpu)),
         ("parity", parity),
     )
     found: list[Finding] = []
     for name, check in checks:
         with console.status(f"checking {name} ..."):
-            found += examined(name, check, patient)
+            found += examined(name, check, run)
     console.print(table(found))
     failed = sum(finding.ok is False for finding in found)
     console.print(f"{failed} of {len(found)} checks failed" if failed else f"all {len(found)} checks passed")
     return not failed
 
 
-def examined(name: str, check: Callable[[Patient], list[Finding]], patient: Patient) -> list[Finding]:
+def examined(name: str, check: Callable[[RunUnderTest], list[Finding]], run: RunUnderTest) -> list[Finding]:
     """The findings of a check; what it raises is a finding too, so that the others still run."""
     try:
-        return check(patient)
+        return check(run)
     except UserError as error:
         return [Finding(name, False, "", str(error))]
     except Exception as error:  # a doctor that dies of the disease helps nobody
@@ -160,19 +162,19 @@ def against_pins(
     return [Finding("packages", True, f"{right} packages as pinned"), *wrong]
 
 
-def machine(patient: Patient) -> list[Finding]:
+def machine(run: RunUnderTest) -> list[Finding]:
     """Cores and memory; on a GPU machine devices, driver and what is free on them."""
     memory = psutil.virtual_memory()
     cores = len(os.sched_getaffinity(0))
     found = f"{cores} cores, {memory.available / GB:.1f} of {memory.total / GB:.1f} GB free"
-    if patient.cpu:
+    if run.cpu:
         check_machine(True)
-        check_devices(patient.resolved.verl, patient.resolved.preset)
+        check_devices(run.resolved.verl, run.resolved.preset)
         return [Finding("machine", True, found + ", no GPU")]
-    return [Finding("machine", True, found), *gpus(patient)]
+    return [Finding("machine", True, found), *gpus(run)]
 
 
-def gpus(patient: Patient) -> list[Finding]:
+def gpus(run: RunUnderTest) -> list[Finding]:
     """The devices as nvidia-smi and as torch see them."""
     fields = "name,driver_version,memory.total,memory.used"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
@@ -189,40 +191,40 @@ def gpus(patient: Patient) -> list[Finding]:
         busy = float(used) / float(total) > 0.1
         cure = "another process holds this GPU (nvidia-smi shows which); end it, or choose with CUDA_VISIBLE_DEVICES"
         found.append(Finding(f"GPU {number}", not busy, f"{name}, {used} of {total} MiB in use, driver {driver}", cure))
-    usable, wanted = torch.cuda.device_count(), patient.resolved.verl["trainer"]["n_gpus_per_node"]
+    usable, wanted = torch.cuda.device_count(), run.resolved.verl["trainer"]["n_gpus_per_node"]
     cure = f"a driver for CUDA {torch.version.cuda} (nvidia-smi, top right), CUDA_VISIBLE_DEVICES, or trainer.n_gpus_per_node"
     found.append(Finding("GPUs for torch", usable >= wanted, f"{usable} usable, the preset wants {wanted}", cure))
     return found
 
 
-def shared_memory(patient: Patient) -> list[Finding]:
+def shared_memory(run: RunUnderTest) -> list[Finding]:
     """Free space in /dev/shm, against Ray's object store and what NCCL takes."""
     free = shutil.disk_usage("/dev/shm").free / GB
-    store = (patient.resolved.verl["ray_kwargs"]["ray_init"].get("object_store_memory") or 0) / GB
-    wanted = max(SHARED_MEMORY_GB[patient.cpu], store)
+    store = (run.resolved.verl["ray_kwargs"]["ray_init"].get("object_store_memory") or 0) / GB
+    wanted = max(SHARED_MEMORY_GB[run.cpu], store)
     cure = "docker run --shm-size=16g (or --ipc=host), or less ray_kwargs.ray_init.object_store_memory"
     return [Finding("shared memory", free >= wanted, f"{free:.1f} GB free in /dev/shm, needs {wanted:.1f}", cure)]
 
 
-def disk(patient: Patient) -> list[Finding]:
+def disk(run: RunUnderTest) -> list[Finding]:
     """Free space for the checkpoints that stay, and one more while it is written."""
-    place = next(path for path in (patient.run_dir.absolute(), *patient.run_dir.absolute().parents) if path.exists())
+    place = next(path for path in (run.run_dir.absolute(), *run.run_dir.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free / GB
-    app = patient.resolved.app.checkpoints
+    app = run.resolved.app.checkpoints
     kept = app.keep_last + app.keep_best + 1
-    parameters = shape_of(model_info(patient.resolved.verl["actor_rollout_ref"]["model"]["path"])).parameters
+    parameters = shape_of(model_info(run.resolved.verl["actor_rollout_ref"]["model"]["path"])).parameters
     wanted = kept * parameters * BYTES_PER_PARAMETER / GB + 1
     found = f"{free:.0f} GB free at {place}, {kept} checkpoints of this model take about {wanted:.0f}"
     return [Finding("disk", free >= wanted, found, "free space, another --run-dir, or app.checkpoints.keep_last=1")]
 
 
-def ports(patient: Patient) -> list[Finding]:
+def ports(run: RunUnderTest) -> list[Finding]:
     """The ports that a published run needs; a private one takes free ones."""
-    if not patient.ports:
+    if not run.ports:
         return [Finding("ports", None, "not published: free ports are taken at the start (--llm-proxy publishes)")]
-    for port, host, flag in patient.ports:
+    for port, host, flag in run.ports:
         check_port(port, host, flag)
-    return [Finding("ports", True, ", ".join(f"{host}:{port} is free" for port, host, _ in patient.ports))]
+    return [Finding("ports", True, ", ".join(f"{host}:{port} is free" for port, host, _ in run.ports))]
 
 
 def limits() -> list[Finding]:
@@ -241,9 +243,9 @@ def limits() -> list[Finding]:
     return found
 
 
-def model(patient: Patient) -> list[Finding]:
+def model(run: RunUnderTest) -> list[Finding]:
     """Family, weights and processor of the model folder; a hub name is only looked up."""
-    name = str(patient.resolved.verl["actor_rollout_ref"]["model"]["path"])
+    name = str(run.resolved.verl["actor_rollout_ref"]["model"]["path"])
     info = model_info(name)
     if not info.on_disk:
         return [
@@ -273,13 +275,13 @@ def processor(name: str, family: str) -> list[Finding]:
     return [Finding("processor", bool(template), shown, cure)]
 
 
-def parity(patient: Patient) -> list[Finding]:
+def parity(run: RunUnderTest) -> list[Finding]:
     """The cells of the parity matrix, asked of this very model: where trainer and server would see different things."""
     from vision_rl.preflight.evidence import keep
     from vision_rl.preflight.parity import parity_cells
     from vision_rl.preflight.parity_cells import TOOL_REPLY
 
-    actor_rollout = patient.resolved.verl["actor_rollout_ref"]
+    actor_rollout = run.resolved.verl["actor_rollout_ref"]
     name = str(actor_rollout["model"]["path"])
     if actor_rollout["rollout"]["name"] != "vllm":
         return [
@@ -288,9 +290,9 @@ def parity(patient: Patient) -> list[Finding]:
     if not model_info(name).on_disk:
         return [Finding("parity", None, f"{name} is a hub name; download it to have its parity checked")]
     cure = "do not train this model on such conversations; docs/models.md has the family's row"
-    results = parity_cells(name, cpu=patient.cpu, videos=patient.resolved.agent.video == "native")
-    precision = precision_of(model_info(name), cpu=patient.cpu)
-    kept = keep(Path(name), precision, patient.cpu, results)
+    results = parity_cells(name, cpu=run.cpu, videos=run.resolved.agent.video == "native")
+    precision = precision_of(model_info(name), cpu=run.cpu)
+    kept = keep(Path(name), precision, run.cpu, results)
     # Not every template knows a tool's message, and the agents here show a tool's picture in a user's.
     return [
         *(
@@ -306,14 +308,14 @@ def parity(patient: Patient) -> list[Finding]:
     ]
 
 
-def data(patient: Patient) -> list[Finding]:
+def data(run: RunUnderTest) -> list[Finding]:
     """Rows and the headers of their images, up to a few thousand of either file; no image in both."""
     found = []
     images: tuple[set[str], set[str]] = (set(), set())
-    for seen, path in ((seen, path) for seen, paths in zip(images, patient.data, strict=True) for path in paths):
-        rows = _rows(patient, path, ROWS_CHECKED)
-        check_images(rows, path)
-        check_pictures(rows, patient.resolved.app.images_per_prompt, path)
+    for seen, path in ((seen, path) for seen, paths in zip(images, run.data, strict=True) for path in paths):
+        rows = _rows(run, path, ROWS_CHECKED)
+        check_row_images(rows, path)
+        check_pictures(rows, run.resolved.app.images_per_prompt, path)
         own = {image for row in rows for image in row["image_paths"]}
         seen |= own
         found.append(Finding(f"data {path.name}", True, f"{len(rows)} rows and {len(own)} images checked"))
@@ -323,20 +325,20 @@ def data(patient: Patient) -> list[Finding]:
     return found
 
 
-def data_row(patient: Patient) -> dict[str, Any]:
+def data_row(run: RunUnderTest) -> dict[str, Any]:
     """The row with the smallest picture among the first: the trial should cost seconds."""
-    rows = _rows(patient, patient.data[1][0], 50)
+    rows = _rows(run, run.data[1][0], 50)
     return min(rows, key=lambda row: sum(width * height for width, height in row["image_sizes"]))
 
 
-def _rows(patient: Patient, path: Path, limit: int) -> list[dict[str, Any]]:
+def _rows(run: RunUnderTest, path: Path, limit: int) -> list[dict[str, Any]]:
     """The first rows of the run's task; of any task in a run of several."""
-    tasks = patient.resolved.tasks
+    tasks = run.resolved.tasks
     return read_rows(path, task=tasks[0] if len(tasks) == 1 else None, limit=limit)
 
 
-def configuration(patient: Patient) -> list[Finding]:
+def configuration(run: RunUnderTest) -> list[Finding]:
     """verl's own validation of the composed tree, and what stands in for packages that are not there."""
-    validate_with_verl(patient.resolved)
-    found = [Finding("configuration", True, f"preset {patient.resolved.preset}: verl accepts it")]
-    return [*found, *(Finding("configuration", None, note) for note in patient.resolved.notes)]
+    validate_with_verl(run.resolved)
+    found = [Finding("configuration", True, f"preset {run.resolved.preset}: verl accepts it")]
+    return [*found, *(Finding("configuration", None, note) for note in run.resolved.notes)]

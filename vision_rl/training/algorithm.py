@@ -29,6 +29,7 @@ from vision_rl.platform.rendezvous import RENDEZVOUS
 from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.last_words import MAX_ERROR, in_a_sentence
 from vision_rl.run.log import RunLog
+from vision_rl.training.context import RunContext
 
 WATCH_SECONDS = 0.1
 LOOPBACK = {
@@ -42,7 +43,7 @@ class Launch:
     """Everything that the task runner needs, known before the runners are forked."""
 
     resolved: Resolved
-    context: Any
+    context: RunContext
     environment: dict[str, str]
     cpu: bool
     watch: Callable[[], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,5 +16,10 @@ class RunContext:
 
     run_dir: Path
     app: AppSettings
-    agent: AgentSettings
+    agents: Mapping[str, AgentSettings]  # by task
     reach: Reach
+
+    @property
+    def agent(self) -> AgentSettings:
+        """Of any task: what the tasks of a run may not differ in, such as limits of pictures."""
+        return next(iter(self.agents.values()))

@@ -1,10 +1,8 @@
-"""From a resolved configuration and rows to a run: Agent Lightning's trainer, its runners, and the algorithm."""
+"""The processes around Agent Lightning's trainer: its store, runners on other machines, and what Ctrl-C does."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import json
 import logging
 import os
 import signal
@@ -17,8 +15,6 @@ from typing import Any
 import agentlightning as agl
 import httpx
 
-from vision_rl.config.resolve import Resolved
-from vision_rl.data.mix import sample_by_source
 from vision_rl.errors import UserError
 from vision_rl.rollout.addresses import Reach, host_of
 from vision_rl.rollout.http_auth import hide_keys
@@ -28,46 +24,30 @@ from vision_rl.rollout.store_server import PREFIX, VisionStoreClient, VisionStor
 from vision_rl.rollout.strategy import VisionStrategy
 from vision_rl.run.directory import STOP_FILE
 from vision_rl.settings import TOKEN_VARIABLE
-from vision_rl.training.algorithm import Launch, VisionVERL
+from vision_rl.training.algorithm import Launch
 
 RUNNER_POLL_SECONDS = 0.05
 
 
-def tasks_of(rows: list[dict[str, Any]], resolved: Resolved) -> list[dict[str, str]]:
-    """Rows as self-contained tasks, each one JSON text: what a runner on any machine needs, and nothing that a
-    data-frame in between could change."""
-    settings = {name: dataclasses.asdict(agent) for name, agent in resolved.agents.items()}
-    return [{"task": json.dumps({**row, "settings": settings[row["task"]]})} for row in rows]
+def store_of(reach: Reach) -> VisionStore | VisionStoreClient:
+    """The run's own store, or the client of one that `--role store` serves elsewhere."""
+    outer = reach.external_store
+    return VisionStoreClient(outer, reach.token) if outer else VisionStore()
 
 
-def validation_rows(rows: list[dict[str, Any]], resolved: Resolved) -> list[dict[str, Any]]:
-    """The fixed validation sample: the same rows at every validation, chosen by seed, of every source some."""
-    wanted = resolved.app.validation.samples
-    if not wanted or wanted >= len(rows):
-        return rows
-    return sample_by_source(rows, wanted, resolved.app.validation.seed)
-
-
-def fit(
-    agent: Any,
-    train: list[dict[str, str]],
-    val: list[dict[str, str]],
-    launch: Launch,
-) -> None:
-    """Run to the end. Runners are forked before Ray starts: a fork of a process with Ray's threads breaks."""
-    logging.getLogger("agentlightning").setLevel(logging.ERROR)
+def make_ready(launch: Launch) -> None:
+    """What must hold before Agent Lightning's trainer starts: a store that answers, Ctrl-C, the token, quiet loggers."""
     # It logs what it raises, with a traceback: a `UserError` would be said twice.
+    logging.getLogger("agentlightning").setLevel(logging.ERROR)
     logging.getLogger("agentlightning.execution").setLevel(logging.CRITICAL)
     logging.getLogger("agentlightning.trainer.trainer").addFilter(is_no_user_error)
     reach = launch.context.reach
     if reach.external_store and not check_store(reach.external_store, reach.token):
         raise UserError(f"no store answers at {reach.external_store}; start it with train_agent.py --role store")
     stop_on_interrupt(launch.context.run_dir, launch.watch)
-    trainer = trainer_of(VisionVERL(launch), launch.resolved.app.n_runners, reach)
     hide_keys()
     if reach.token:
         os.environ[TOKEN_VARIABLE] = reach.token  # for the runners, which are forked
-    trainer.fit(agent, train_dataset=train, val_dataset=val)
 
 
 def is_no_user_error(record: logging.LogRecord) -> bool:
@@ -75,18 +55,9 @@ def is_no_user_error(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], UserError))
 
 
-def trainer_of(algorithm: agl.Algorithm, n_runners: int, reach: Reach) -> agl.Trainer:
-    """Agent Lightning's trainer with our store, runners and strategy; benchmarks drive it with their own algorithm."""
-    runner = VisionRunner(poll_interval=RUNNER_POLL_SECONDS, interval_jitter=0.0)
-    outer = reach.external_store
-    return agl.Trainer(
-        n_runners=n_runners,
-        algorithm=algorithm,
-        runner=runner,
-        tracer=runner.tracer,
-        strategy=VisionStrategy(n_runners=n_runners, reach=reach),
-        store=VisionStoreClient(outer, reach.token) if outer else VisionStore(),
-    )
+def vision_runner() -> VisionRunner:
+    """Agent Lightning's runner as a run uses it."""
+    return VisionRunner(poll_interval=RUNNER_POLL_SECONDS, interval_jitter=0.0)
 
 
 def run_runners(agent: Any, n_runners: int, store_url: str) -> None:
@@ -98,7 +69,7 @@ def run_runners(agent: Any, n_runners: int, store_url: str) -> None:
     up = check_store(store_url, os.environ.get(TOKEN_VARIABLE))
     print(f"{n_runners} runners ask {store_url} for rollouts" + ("" if up else ", once it answers"), flush=True)
     reach = Reach(0, token=os.environ.get(TOKEN_VARIABLE), external_store=store_url.rstrip("/"))
-    runner = VisionRunner(poll_interval=RUNNER_POLL_SECONDS, interval_jitter=0.0)
+    runner = vision_runner()
     strategy = VisionStrategy(n_runners=n_runners, reach=reach, role="runner")
     agl.Trainer(n_runners=n_runners, runner=runner, tracer=runner.tracer, strategy=strategy, store=VisionStore()).fit(
         agent

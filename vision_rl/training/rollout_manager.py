@@ -9,13 +9,14 @@ It lives in the trainer's process; its asyncio loop, with the store's client and
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,7 @@ from vision_rl.rollout.store import Trace
 from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
 from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import RunLog
-from vision_rl.settings import AppSettings
+from vision_rl.settings import AgentSettings, AppSettings
 from vision_rl.training.health import Health, ModelDied
 from vision_rl.training.rollouts import FinishedRollout, failure_of, failures
 from vision_rl.training.rows import Drop, RowBuilder, tag_of, truncated
@@ -82,6 +83,7 @@ class RolloutManager:
         store: Any,
         proxy: VisionProxy,
         app: AppSettings,
+        agents: Mapping[str, AgentSettings],
         log: RunLog,
         rows: RowBuilder,
         n: int,
@@ -91,6 +93,7 @@ class RolloutManager:
     ) -> None:
         self.store, self.proxy, self.app, self.log, self.rows = store, proxy, app, log, rows
         self.n, self.model, self.sampling, self.aggregator = n, model, sampling, aggregator
+        self.settings = {task: dataclasses.asdict(agent) for task, agent in agents.items()}
         self.version = 0
         self.groups: dict[str, Group] = {}
         self.error: BaseException | None = None
@@ -163,7 +166,9 @@ class RolloutManager:
         resources = await self.store.add_resources({"main_llm": resource})
         requests = []
         for uid, text in tasks.items():
-            self.groups[uid] = Group(uid, json.loads(text), mode, step, self.version)
+            row = json.loads(text)
+            task = {**row, "settings": self.settings[row["task"]]}
+            self.groups[uid] = Group(uid, task, mode, step, self.version)
             copies = self.n if mode == "train" else 1
             requests += [self._request(self.groups[uid], resources.resources_id) for _ in range(copies)]
         for rollout in await self.store.enqueue_many_rollouts(requests):

@@ -161,6 +161,7 @@ class VisionTrainer(PPOTrainer):
                 media_roots=reach.media_roots,
             ),
             app=run.app,
+            agents=run.agents,
             log=self.log,
             rows=RowBuilder(
                 self.processor,

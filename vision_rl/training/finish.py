@@ -1,18 +1,23 @@
-"""--resume against what the run directory holds: what must be as it was, what has changed, and whether the run is done."""
+"""How a run ends and goes on: its summary and report, the command that resumes it, and what --resume finds."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from vision_rl.config.resolve import Resolved, render_resolved
 from vision_rl.errors import UserError
+from vision_rl.files import write_text
 from vision_rl.run.checkpoints import Checkpoints
+from vision_rl.run.directory import CONFIG
 from vision_rl.run.log import RunLog
-from vision_rl.run.reader import RecordedRun
+from vision_rl.run.reader import RecordedRun, read_run
 
 FIXED = (
     "actor_rollout_ref.model.path",
@@ -68,3 +73,48 @@ def close(run_dir: Path, resolved: Resolved, step: int) -> None:
     log.forget_after(step)
     log.event("resumed", step=step)
     log.event("finished", step=step, reason="all steps done")
+
+
+def keep_config(run_dir: Path, resolved: Resolved) -> None:
+    """Let config.yaml say what the run's steps are made with, once there is one."""
+    text = render_resolved(resolved)
+    if (run_dir / CONFIG).read_text(encoding="utf-8") != text:
+        write_text(run_dir / CONFIG, text)
+
+
+def resumable(run_dir: Path, resolved: Resolved, total: int, console: Any) -> bool:
+    """Tell what has changed since the run began; False, and the run is closed, if it has no step left to do."""
+    notes = changes(read_run(run_dir), resolved) if (run_dir / CONFIG).exists() else ()
+    done = steps_done(run_dir, resolved)
+    if done >= total:
+        close(run_dir, resolved, done)
+        console.print(
+            f"{run_dir} has done its {done} steps; --max-steps above {done} goes on", soft_wrap=True, markup=False
+        )
+        return False
+    for note in notes:
+        console.print(f"note: {note}", style="dim", highlight=False, soft_wrap=True, markup=False)
+    return True
+
+
+def keep_record(run_dir: Path, summary: dict[str, Any], console: Any) -> None:
+    """Write summary and report; what the disk does not take is told, and must not hide why the run ended."""
+    from vision_rl.report import write_report
+    from vision_rl.run.summary import write_summary
+
+    try:
+        write_summary(run_dir, summary)
+        write_report(run_dir)
+    except OSError as error:
+        console.print(f"summary and report were not written: {error.strerror}")
+
+
+def go_on(command: Sequence[str]) -> str:
+    """The command that resumes the run that `command` (the arguments of this one) has started."""
+    kept, skip = [], False
+    for argument in command:
+        steps = argument.startswith(("--max-steps=", "trainer.total_training_steps="))
+        if not (skip or steps or argument in ("--resume", "--overwrite", "--max-steps")):
+            kept.append(argument)
+        skip = argument == "--max-steps"  # its value is the next one
+    return f"{shlex.join(['python', 'train_agent.py', *kept])} --resume --max-steps N"

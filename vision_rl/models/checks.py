@@ -1,26 +1,15 @@
-"""Checks before anything heavy starts: the machine, the model's files and the first image of every row's list."""
+"""Checks of a model's folder or name before anything heavy starts: its processor, template, weights, and code of its own."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from vision_rl.errors import UserError
-from vision_rl.media.images import image_size
 from vision_rl.models.chat_templates import check_template_files
-from vision_rl.models.table import TABLE, model_info, precision_of
-from vision_rl.platform.gpu import check_build, cpu_build, cuda_devices
-
-CPU_CORES = 2
-CPU_MEMORY_GIB = 9
-"""The tiny model's run was measured at 7.3 GB at its peak."""
+from vision_rl.models.table import TABLE
 
 HUB_SECONDS = 10.0
 
@@ -30,58 +19,6 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json")
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Where a vision model's folder says how pictures become its input."""
-
-
-def check_machine(cpu: bool) -> None:
-    """Raise `UserError` if a CPU run cannot fit this machine."""
-    if not cpu:
-        return
-    cores = len(os.sched_getaffinity(0))
-    if cores < CPU_CORES:
-        raise UserError(
-            f"the cpu preset needs {CPU_CORES} cores, this process may use {cores}; give it more (taskset, --cpus)"
-        )
-    available = psutil.virtual_memory().available / 2**30
-    if available < CPU_MEMORY_GIB:
-        raise UserError(
-            f"the cpu preset needs {CPU_MEMORY_GIB} GiB of free memory, {available:.1f} GiB are there; close something"
-        )
-
-
-def check_devices(verl: Mapping[str, Any], preset: str) -> None:
-    """Raise `UserError` if a run on this machine alone asks for more GPUs than it has; of a cluster only Ray knows.
-    And for a CPU run by vLLM's CUDA build."""
-    ray_init, trainer = verl["ray_kwargs"]["ray_init"], verl["trainer"]
-    check_build(trainer["device"] == "cpu")
-    if ray_init.get("address") or os.environ.get("RAY_ADDRESS"):
-        return
-    wanted = trainer["n_gpus_per_node"] * trainer["nnodes"]
-    named = ray_init.get("num_gpus")  # the cpu preset's one is logical
-    if named is not None:
-        found, cure = named, f"set ray_kwargs.ray_init.num_gpus={wanted} as well"
-    elif cpu_build():
-        found, cure = 0, "vLLM is its CPU build here: install the gpu extra (README), or use --preset cpu"
-    else:
-        found = cuda_devices()
-        cure = (
-            f"lower that to {found}, or name Ray's cluster (--preset multi_node)"
-            if found
-            else "nvidia-smi shows whether the driver works; without a GPU use --preset cpu"
-        )
-    if wanted > found:
-        raise UserError(
-            f"preset {preset} wants {wanted} GPU{'s' * (wanted != 1)} (trainer.n_gpus_per_node x trainer.nnodes) and "
-            f"{found or 'none'} can be used here; {cure}"
-        )
-
-
-def check_evidence(model: str, cpu: bool, engine: str) -> None:
-    """Raise `UserError` for a model of a family that is not proven, unless `--doctor` has proven it on this machine."""
-    info = model_info(model)
-    if info.family.unproven:
-        from vision_rl.preflight.evidence import check_proven
-
-        check_proven(info, precision_of(info, cpu=cpu), cpu, engine)
 
 
 def check_model(folder: Path, *, trusted: bool = False) -> None:
@@ -210,20 +147,3 @@ def cut_off(file: Path) -> str:
             return f"{file.name} has no readable header"
     whole = 8 + header_size + end
     return "" if size == whole else f"{file.name} has {size} bytes of {whole}"
-
-
-def check_images(rows: Sequence[Mapping[str, Any]], path: object) -> None:
-    """Open the header of every image that the run will use; raises `UserError` naming row and file."""
-    with ThreadPoolExecutor(8) as pool:
-        for number, problem in enumerate(pool.map(_problem, rows)):
-            if problem:
-                raise UserError(f"{path}, row {number}: {problem}; data_utils.py verify --drop-bad writes a clean file")
-
-
-def _problem(row: Mapping[str, Any]) -> str:
-    try:
-        for image in row["image_paths"]:
-            image_size(image)
-    except UserError as error:
-        return str(error)
-    return ""
