@@ -173,7 +173,10 @@ def cases(count: int) -> list[Case]:
         reply, gold = pick(FORMS).format(**names), ["ABCD"[pick([right, right, other])]]
         made += [(name, reply, gold, choices, {}) for name in ("mmmu_choice", "mcq_extract", "scienceqa")]
         kind = pick(["integer", "float", "list", "text"])
-        meta = {"answer_type": kind, "precision": pick([1, 2])}
+        meta = {
+            "answer_type": kind,
+            "precision": pick([1, 2]),
+        }  # lmms-eval takes no float (findings/lmms_eval_mathvista_precision.sh)
         if kind == "text":
             made.append(("mathvista", reply, gold, choices, meta))
         elif kind == "list":

@@ -96,10 +96,10 @@ def decided(said: str, truth: str) -> bool | None:
     words = is_word(said), is_word(truth)
     if any(words):
         return all(words) and bool(exact_match(said, [truth]))
-    numbers = plain_value(said), plain_value(truth)
-    if numbers[0] is None or numbers[1] is None:
+    left, right = plain_value(said), plain_value(truth)
+    if left is None or right is None:
         return None
-    (a, kind), (b, other) = numbers
+    (a, kind), (b, other) = left, right
     if a == b:
         return True
     if "percent" in (kind, other) and kind != other:  # "50%" and 50: how many percent
