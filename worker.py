@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--name", default=f"{socket.gethostname()}-{os.getpid()}", help="how the trainer sees this worker"
     )
     args = parser.parse_args(argv)
+    os.environ.setdefault("OPENAI_AGENTS_DISABLE_TRACING", "1")  # it would send prompts and the token to its maker
     with cli_errors():
         if not (base_url := os.environ.get("OPENAI_BASE_URL")):
             raise UserError("set OPENAI_BASE_URL to the address that train_agent.py --llm-proxy printed")

@@ -6,9 +6,11 @@ the fix unnoticed: without pixels in the actor nothing is learnt, and Agent Ligh
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +52,14 @@ def run(run_dir: Path, *arguments: str, **environment: str) -> dict[str, Any]:
     return json.loads((run_dir / "summary.json").read_text())
 
 
+def is_own_address(name: str) -> bool:
+    """Whether a name is the number of an address of this machine: nothing is looked up for it, and nothing leaves."""
+    try:
+        return ipaddress.ip_address(name).is_loopback or name == socket.gethostbyname(socket.gethostname())
+    except ValueError:
+        return False
+
+
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
     return read_jsonl(run_dir / METRICS)[0]
 
@@ -58,7 +68,20 @@ def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """`make demo`'s command."""
     run_dir = tmp_path_factory.mktemp("demo") / "run"
-    return run_dir, run(run_dir, "--task", "vqa")
+    names = {"PYTHONPATH": f"{ROOT / 'tests' / 'names'}{os.pathsep}{ROOT}", "NAMES_FILE": str(run_dir.parent / "names")}
+    return run_dir, run(run_dir, "--task", "vqa", **names)
+
+
+def test_no_process_of_a_run_looks_up_a_foreign_name(demo: tuple[Path, dict[str, Any]]) -> None:
+    """Trackers, price lists and tracing ask for their makers' addresses; a run asks for its own machine's."""
+    asked = set((demo[0].parent / "names").read_text().split())
+    own = {"localhost", "None", "", socket.gethostname(), socket.getfqdn(), "0.0.0.0", "::", "::1"}
+    own |= {
+        "metadata.google.internal",
+        "169.254.169.254",
+    }  # Ray asks which cloud it is in, also without its usage statistics
+    assert "127.0.0.1" in asked, "the names are noted"
+    assert {name for name in asked - own if not is_own_address(name)} == set()
 
 
 def test_the_demo_learns(demo: tuple[Path, dict[str, Any]]) -> None:

@@ -31,7 +31,7 @@ from vision_rl.tiny import checkpoint_dir
 from vision_rl.training import rollout_manager as manager_module
 from vision_rl.training import steps as steps_module
 from vision_rl.training.replay import replay_buffer
-from vision_rl.training.rollout_manager import RolloutManager
+from vision_rl.training.rollout_manager import NO_CALL, RolloutManager
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.steps import StepRecords
 
@@ -443,6 +443,18 @@ PROVOKED: dict[RolloutFailure | SampleDrop, list[Any]] = {
     SampleDrop.IMAGE_TOKENS_DISAGREE: [(0.5, [turn(prompt=4, picture_tokens=1)])],
 }
 """The outcome of a rollout by the reason that its record must name. The reasons of groups are provoked above."""
+
+
+def test_an_answer_without_a_call_says_what_it_may_be(manager: RolloutManager, queue: Queue) -> None:
+    """dspy's default cache ignores the address: four rollouts of a group make one request."""
+    manager.n = 2
+    manager.queue({"g": json.dumps(TASK)}, "train", 3)
+    roll_out(manager, 1.0)
+    roll_out(manager, 0.5, [])
+    wait_for(manager, "g")
+    reasons = {one.failure: one.reason for one in manager.groups["g"].finished.values()}
+    assert reasons == {None: "", RolloutFailure.NO_TRACE: NO_CALL}
+    assert "cache of the client's?" in NO_CALL
 
 
 @pytest.mark.parametrize("reason", [*RolloutFailure, *SampleDrop])

@@ -17,6 +17,8 @@ COMMON = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # Ray's 15 would let anything else on the machine go before actor and model server
     "AGENTOPS_TELEMETRY": "false",
+    "OPENAI_AGENTS_DISABLE_TRACING": "1",  # it would send prompts, and the run's token as its key, to its maker
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # its import asks GitHub for prices
     "VLLM_LOGGING_LEVEL": "WARNING",
     "HYDRA_FULL_ERROR": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # keeps Ray from hiding devices from actors that ask for none

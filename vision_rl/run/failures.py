@@ -49,8 +49,9 @@ class RolloutFailure(NotTrained):
     NO_TRACE = (
         "no_trace",
         "The rollout ended well, but none of its model calls was traced.",
-        "The agent called a model server without the LLM proxy.",
-        "Call `llm.endpoint`; in a worker, the path that came with the claim.",
+        "The agent called a model server without the LLM proxy, or its client answered from a cache of its own.",
+        "Call `llm.endpoint`; in a worker, the path that came with the claim. Switch the client's cache off "
+        "(`docs/add-a-task.md` names the switches).",
     )
     TIMEOUT = (
         "timeout",

@@ -42,6 +42,7 @@ CALL_SECONDS = 300.0
 HEALTH_LOOK_SECONDS = 2.0
 TOLD_SECONDS = 1.0
 """How often the progress of rollouts is told, at most."""
+NO_CALL = "no call arrived, but an answer came: from a cache of the client's? docs/add-a-task.md names the switches"
 FAIL_FAST = 32
 """Stop the run if a step's first rollouts, so many of them, all failed."""
 
@@ -261,8 +262,9 @@ class RolloutManager:
             if turns and reward:
                 return FinishedRollout(**common, turns=turns, reward=reward)
             if time.monotonic() > deadline:
-                failure = RolloutFailure.NO_REWARD if turns else RolloutFailure.NO_TRACE
-                return FinishedRollout(**common, turns=turns, failure=failure)
+                if turns:
+                    return FinishedRollout(**common, turns=turns, failure=RolloutFailure.NO_REWARD)
+                return FinishedRollout(**common, failure=RolloutFailure.NO_TRACE, reason=NO_CALL if reward else "")
             await asyncio.sleep(self.app.rollouts.poll_seconds)
             [trace] = await self.store.traces([rollout.rollout_id])
 
