@@ -2,8 +2,8 @@
 
 `python tests/fake_backend.py PORT [KEEP_ALIVE_SECONDS]` serves it under uvicorn and uvloop as vLLM does. Words in the
 last message choose a fault: FAULT500, FAULT400, HANG, SLEEP<seconds>, NOCHOICES, NOTOKENS, BADJSON, TRUNCATED, REDIRECT; of
-requests for several choices FAULTN fails all and CUT cuts off all choices but the first. DICE answers by chance. TOOL calls
-the first of the request's tools, once in a conversation.
+requests for several choices FAULTN fails all and CUT cuts off all choices but the first. DICE answers by chance, JSON
+with an object. TOOL calls the first of the request's tools, once in a conversation.
 `/stats` counts; `/block?<seconds>` holds the event loop, as a large image does in a real server.
 """
 
@@ -65,7 +65,7 @@ def reply(body: dict[str, Any], text: str) -> dict[str, Any]:
 def _choice(body: dict[str, Any], text: str, index: int) -> dict[str, Any]:
     """RESPONSE_IDS, or with DICE one token of six by chance; with CUT all but the first are cut off."""
     ids = [random.randrange(10, 16)] if "DICE" in text else RESPONSE_IDS
-    content = f"face {ids[0] - 9}" if "DICE" in text else REPLY
+    content = f"face {ids[0] - 9}" if "DICE" in text else '{"color": "red"}' if "JSON" in text else REPLY
     choice: dict[str, Any] = {
         "index": index,
         "message": {"role": "assistant", "content": content, "tool_calls": []},

@@ -5,17 +5,20 @@ Through the real proxy, before a fake model server that shows what arrives.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from tests import fake_backend
 from tests.engine_stack import Stack, running_stack
 from vision_rl.rollout.chat_request import DROPPED as LEFT_OUT
 from vision_rl.rollout.chat_request import FIELDS
-from vision_rl.rollout.trace import turns_from_spans
+from vision_rl.rollout.proxy import VisionProxy
+from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
 
 SERVED, DROPPED, REFUSED = "served", "dropped", "refused"
 TOOL = {"type": "function", "function": {"name": "zoom", "parameters": {"type": "object"}}}
@@ -227,6 +230,83 @@ def test_the_models_are_listed_under_a_rollouts_path_too(stack: Stack) -> None:
     for path in (address, address.removesuffix("/v1"), f"{stack.address}/v1"):
         listed = httpx.get(f"{path}/models", trust_env=False).json()["data"]
         assert [model["id"] for model in listed] == [fake_backend.MODEL]
+
+
+# What is asked for in words
+
+
+COLOR = {"type": "object", "properties": {"color": {"enum": ["red"]}}, "required": ["color"]}
+COLOR_FORMAT = {"type": "json_schema", "json_schema": {"name": "color", "schema": COLOR, "strict": True}}
+OTHER = {**COLOR, "properties": {"color": {"enum": ["blue"]}}}
+OTHER_FORMAT = {"type": "json_schema", "json_schema": {"name": "color", "schema": OTHER}}
+JSON_WORDS = "Answer with one JSON object and nothing else."
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    proxy: Any = functools.partial(VisionProxy, structured_output="prompt")
+    with running_stack(tmp_path_factory.mktemp("pictures"), proxy=proxy) as running:
+        yield running
+
+
+@pytest.mark.parametrize("mode", ["train", "val"])
+@pytest.mark.parametrize(
+    ("question", "fields", "said", "flaw"),
+    [
+        ("JSON", {"response_format": {"type": "json_object"}}, JSON_WORDS, ""),
+        ("What?", {"response_format": {"type": "json_object"}}, JSON_WORDS, "the reply is not JSON"),
+        ("JSON", {"response_format": COLOR_FORMAT}, orjson.dumps(COLOR).decode(), ""),
+        ("What?", {"response_format": COLOR_FORMAT}, orjson.dumps(COLOR).decode(), "the reply is not JSON"),
+        ("JSON", {"response_format": OTHER_FORMAT}, orjson.dumps(OTHER).decode(), "the reply does not fit its schema"),
+        ("What?", {"tools": [TOOL], "tool_choice": "required"}, "Call one of", "the reply does not call a function"),
+        ("What?", {"tools": [TOOL], "tool_choice": NAMED}, "Call the function zoom.", "the reply does not call zoom"),
+    ],
+)
+def test_a_form_is_asked_for_in_words_and_looked_at_on_arrival(
+    words: Stack, mode: str, question: str, fields: dict[str, Any], said: str, flaw: str
+) -> None:
+    reply, rollout = ask(words, mode, messages=[{"role": "user", "content": question}], **fields)
+    assert reply.status_code == 200, reply.text
+    arrived = words.stats()
+    assert "response_format" not in arrived["last"] and arrived["last"].get("tool_choice") in (None, "auto")
+    system, user = arrived["messages"]
+    assert system["role"] == "system" and said in system["content"] and user["content"] == question
+    [turn] = turns_from_spans(words.spans(rollout))
+    assert turn.flaw.startswith(flaw) and bool(turn.flaw) is bool(flaw) and turn.sampling == {}
+
+
+def test_the_words_stand_below_a_system_message(words: Stack) -> None:
+    messages = [{"role": "system", "content": "You see."}, *REQUIRED["messages"]]
+    ask(words, "train", messages=messages, response_format={"type": "json_object"})
+    assert words.stats()["messages"] == [{"role": "system", "content": f"You see.\n\n{JSON_WORDS}"}, messages[1]]
+
+
+def test_a_call_of_no_rollout_keeps_its_grammar(words: Stack) -> None:
+    ask(words, None, response_format=COLOR_FORMAT)
+    assert words.stats()["last"]["response_format"] == COLOR_FORMAT
+
+
+@pytest.mark.parametrize("schema", [{"type": 5}, {"$ref": "http://127.0.0.1:9/x"}, {"$ref": "#/nowhere"}], ids=str)
+def test_a_schema_that_cannot_be_checked_is_refused(words: Stack, schema: dict[str, Any]) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    reply, _ = ask(words, "train", response_format=form)
+    assert reply.status_code == 400 and "no usable JSON schema" in reply.text
+
+
+@pytest.mark.parametrize(("question", "status", "earned"), [("What?", "succeeded", 0.0), ("JSON", "failed", None)])
+def test_an_agent_that_fails_on_the_form_has_earned_nothing(
+    words: Stack, question: str, status: str, earned: float | None
+) -> None:
+    """It is trained on instead of tried again, and counts as before where the form was right."""
+    messages = [{"role": "user", "content": question}]
+    _, rollout = ask(words, "train", messages=messages, response_format=COLOR_FORMAT)
+    ids = rollout.rollout_id, rollout.attempt.attempt_id
+    assert words.call(words.store.record(*ids, [], "failed", "ValidationError: color"))
+    attempt = words.call(words.store.get_latest_attempt(rollout.rollout_id))
+    assert attempt.status == status
+    assert attempt.metadata["failure"].endswith("ValidationError: color")
+    reward = reward_from_spans(words.spans(rollout))
+    assert reward == (None if earned is None else {"reward": earned, "structured_output": 0.0})
 
 
 @pytest.mark.slow

@@ -99,6 +99,7 @@ class AgentSettings:
     max_turns: int = 1  # replies of the model in one rollout; more than one needs tools or an environment
     max_tool_calls: int = 0  # 0: the agent has no tools
     tool_protocol: str = "text"  # "text": <tool_call> in the reply; "function": OpenAI's function tools
+    structured_output: str = "refuse"  # of a rollout's response_format and forced tool_choice; "prompt": in words
     answer_view: str = "original"  # with tools, whose space answers are in: the first picture's, or the "last" one's
     max_images: int | None = None  # per conversation, those of tools included; None: app.images_per_prompt
     max_total_pixels: int | None = None  # of all pictures of a conversation as the model sees them; None: no limit

@@ -255,6 +255,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "agent.answer_format": ("native", *FORMATS),
     "agent.image_transport": ("file", "data"),
     "agent.tool_protocol": ("text", "function"),
+    "agent.structured_output": ("refuse", "prompt"),
     "agent.video": ("frames", "native"),
     "agent.answer_view": ("original", "last"),
     "agentlightning.trace_aggregator.level": ("transition", "trajectory"),

@@ -17,6 +17,7 @@ import orjson
 
 from vision_rl.models.tokens import VISION_MARK
 from vision_rl.rollout.sampling_fields import untrainable
+from vision_rl.rollout.structured_output import PROMPT, REFUSE, Wanted, in_words
 
 MAX_DEPTH = 32
 """Nested lists and objects of a body; a tool's JSON schema has about ten."""
@@ -45,7 +46,7 @@ class ChatRequest:
     """A request that was checked. body: what the model server gets.
 
     urls: the addresses of pictures and videos. stream: the client wants events; usage: and a last one with the numbers of
-    tokens. untrainable: why a training rollout may not make it, "" if it may.
+    tokens. untrainable: why a training rollout may not make it, "" if it may. wanted: the form that was asked for in words.
     """
 
     body: dict[str, Any]
@@ -53,6 +54,7 @@ class ChatRequest:
     stream: bool = False
     usage: bool = False
     untrainable: str = ""
+    wanted: Wanted | None = None
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
     raise CallError(400, f"the body is nested more than {MAX_DEPTH} deep")
 
 
-def checked(body: dict[str, Any], *, traced: bool) -> ChatRequest:
+def checked(body: dict[str, Any], *, traced: bool, structured_output: str = REFUSE) -> ChatRequest:
     """The request with nothing in it but what was checked. Raises `CallError` naming the field and what it may be.
 
     traced: a rollout's call, which has one choice. `data:` URIs and paths are not looked into here (`pictures.py`). A null
@@ -98,11 +100,16 @@ def checked(body: dict[str, Any], *, traced: bool) -> ChatRequest:
     usage = bool(given.pop("stream_options", {}).get("include_usage"))
     given.pop("modalities", None)
     request = ChatRequest(given, stream=bool(given.pop("stream", False)), usage=usage)
+    given["messages"] = [_message(message, request.urls) for message in given["messages"]]
     if traced:
+        if structured_output == PROMPT:
+            try:
+                request.wanted = in_words(given)
+            except ValueError as error:
+                raise CallError(400, str(error)) from error
         request.untrainable = untrainable(given)
         if "tools" in given:
             given["tools"] = [_not_strict(tool) for tool in given["tools"]]
-    given["messages"] = [_message(message, request.urls) for message in given["messages"]]
     return request
 
 

@@ -23,6 +23,7 @@ from vision_rl.rollout.groups import Groups
 from vision_rl.rollout.pictures import Pictures
 from vision_rl.rollout.sampling_fields import asked_sampling
 from vision_rl.rollout.store_link import IDLE_SECONDS, StoreLink
+from vision_rl.rollout.structured_output import REFUSE, flaw
 from vision_rl.rollout.trace import SPAN_NAME, Turn, span, turn_attributes
 
 logger = logging.getLogger(__name__)
@@ -117,8 +118,11 @@ class ModelServers:
 class Calls:
     """Answers chat requests; both methods raise `CallError`, and return the request and the reply for its client."""
 
-    def __init__(self, servers: ModelServers, store: StoreLink, pictures: Pictures) -> None:
+    def __init__(
+        self, servers: ModelServers, store: StoreLink, pictures: Pictures, structured_output: str = REFUSE
+    ) -> None:
         self.servers, self.store, self.pictures = servers, store, pictures
+        self.structured_output = structured_output
         self.groups = Groups(store.membership, servers.ask)
         # The rollouts of a group send the same megabytes: they are read and checked once.
         self._checked: OrderedDict[bytes, tuple[ChatRequest, list[str]]] = OrderedDict()
@@ -135,7 +139,8 @@ class Calls:
         """A call of a rollout; its span is in the store when this returns."""
         key = hashlib.blake2b(content, digest_size=16).digest()
         if key not in self._checked:
-            request = self._seen(checked(parse_object(content), traced=True))
+            body = parse_object(content)
+            request = self._seen(checked(body, traced=True, structured_output=self.structured_output))
             self._checked[key] = request, [self.pictures.reference(url) for url in request.urls]
             if len(self._checked) > KNOWN_REQUESTS:
                 self._checked.popitem(last=False)
@@ -144,7 +149,7 @@ class Calls:
             raise CallError(400, request.untrainable)
         reply = await self.groups.reply(rollout_id, key, request, refs)
         try:
-            turn = turn_of(reply, refs, asked_sampling(request.body))
+            turn = turn_of(reply, refs, request)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CallError(502, f"{type(error).__name__}: {error}") from error
         now = time.time()
@@ -165,7 +170,7 @@ class Calls:
         return black
 
 
-def turn_of(reply: dict[str, Any], image_refs: list[str], sampling: dict[str, Any]) -> Turn:
+def turn_of(reply: dict[str, Any], image_refs: list[str], request: ChatRequest) -> Turn:
     """Raises `ValueError` if the server returned no token ids: without them nothing can be trained."""
     if not reply.get("choices"):
         raise ValueError("the model server answered without choices")
@@ -183,7 +188,8 @@ def turn_of(reply: dict[str, Any], image_refs: list[str], sampling: dict[str, An
         image_refs=image_refs,
         text=reply_text(choice["message"]),
         finish_reason=choice.get("finish_reason") or "",
-        sampling=sampling,
+        sampling=asked_sampling(request.body),
+        flaw=flaw(choice["message"], request.wanted),
     )
 
 

@@ -40,7 +40,7 @@ class VisionProxy:
     `store`: has an `endpoint` (the run's server) or `server_address` (a client of one elsewhere), and its `token`.
     `media_roots`: the folders from which pictures may be named and served; None allows any file, for a proxy on the
     loopback interface. `access_host`: the name under which this machine reaches it; `advertised`: the one under which
-    runners on other machines do. `token`: what every request must carry.
+    runners on other machines do. `token`: what every request must carry. `structured_output`: agent.structured_output.
     """
 
     start_seconds = 60.0
@@ -58,12 +58,14 @@ class VisionProxy:
         advertised: str | None = None,
         token: str | None = None,
         media_roots: Sequence[Path] | None = None,
+        structured_output: str = "refuse",
     ) -> None:
         self.store, self.picture_dir, self.token = store, picture_dir, token
         self.host, self.port = host, port
         self.access_host = access_host or host
         self.advertised = advertised or self.access_host
         self.media_roots = media_roots
+        self.structured_output = structured_output
         self.model_list: list[dict[str, Any]] = []
         self.process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -189,6 +191,7 @@ class VisionProxy:
             "picture_dir": str(self.picture_dir),
             "media_roots": None if self.media_roots is None else [str(root) for root in self.media_roots],
             "servers": self._servers(),
+            "structured_output": self.structured_output,
         }
 
     def _servers(self) -> list[dict[str, Any]]:

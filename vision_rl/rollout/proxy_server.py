@@ -47,14 +47,15 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class ProxyApp:
-    """The routes of a proxy. config: store, store_token, token, picture_dir, media_roots, servers."""
+    """The routes of a proxy. config: store, store_token, token, picture_dir, media_roots, servers,
+    structured_output."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         roots = config["media_roots"]
         pictures = Pictures(Path(config["picture_dir"]), None if roots is None else [Path(root) for root in roots])
         self.store = StoreLink(config["store"], config["store_token"])
         self.servers = ModelServers()
-        self.calls = Calls(self.servers, self.store, pictures)
+        self.calls = Calls(self.servers, self.store, pictures, config["structured_output"])
         self.claims = Claims(self.store, pictures, config["token"])
         self.change(config)
         traced = "/rollout/{rollout_id}/attempt/{attempt_id}"

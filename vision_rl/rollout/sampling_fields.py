@@ -52,8 +52,10 @@ def untrainable(body: Mapping[str, Any]) -> str:
                 if name == "temperature"
                 else "the actor cannot compute the log-probabilities of what is left of the distribution"
             )
+            form = name in ("response_format", "tool_choice")
+            other = ", or set agent.structured_output=prompt" if form else "; validation and evaluation may have it"
             return (
-                f"{name}={said} cannot be trained on: {why}. Leave {name} out of a training rollout's calls; validation, "
-                "evaluation and calls to /v1/chat/completions may have it (docs/workers.md)"
+                f"{name}={said} cannot be trained on: {why}. Leave {name} out of a training rollout's calls{other} "
+                "(docs/workers.md)"
             )
     return ""

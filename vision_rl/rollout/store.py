@@ -27,6 +27,7 @@ from agentlightning.types import Attempt, AttemptedRollout, Rollout, Span, SpanC
 
 from vision_rl.errors import UserError
 from vision_rl.rollout.store_link import MAX_WAIT_SECONDS
+from vision_rl.rollout.trace import REWARD_SPAN_NAME, SPAN_NAME, reward_attributes, span
 
 KEEP_FORGOTTEN = 1000
 """Rollouts that stay visible in the dashboard after the trainer has collected them."""
@@ -89,6 +90,7 @@ class VisionStore(InMemoryLightningStore):
     ) -> bool:
         """Add spans to an attempt, numbered as they arrive, and end it with `status` if that is given.
 
+        An agent that fails on a reply of the wrong form (`structured_output.py`) has earned 0 and is trained on.
         Raises `UnknownAttempt` if there is no such attempt. An end that comes twice, or after the rollout was given up
         or given to another, changes nothing and returns False: a worker that lost the reply may send it again.
         """
@@ -99,6 +101,8 @@ class VisionStore(InMemoryLightningStore):
                 return False
             if not await self._is_latest(attempt):
                 return False
+        if status == "failed" and (flaw := await self._flaw(rollout_id, attempt_id)):
+            spans, status, failure = [*spans, _wrong_form()], "succeeded", f"{flaw}: {failure}"
         if spans:
             numbers = await self.get_many_span_sequence_ids([(rollout_id, attempt_id)] * len(spans))
             await self.add_many_spans(
@@ -206,6 +210,11 @@ class VisionStore(InMemoryLightningStore):
             index.pop(rollout_id, None)
         self._running_rollout_ids.discard(rollout_id)
 
+    async def _flaw(self, rollout_id: str, attempt_id: str) -> str:
+        """Why the last reply of an attempt has not the form that it was asked for; "" if it has."""
+        spans = await self.query_spans(rollout_id, attempt_id=attempt_id, name=SPAN_NAME)
+        return str(max(spans, key=lambda span: span.sequence_id).attributes.get("flaw", "")) if spans else ""
+
     async def _attempt(self, rollout_id: str, attempt_id: str) -> Attempt:
         filters: Any = {"rollout_id": {"exact": rollout_id}, "attempt_id": {"exact": attempt_id}}
         async with self.collections.atomic(mode="r", snapshot=False, labels=["attempts"]) as collections:
@@ -245,8 +254,13 @@ class VisionStore(InMemoryLightningStore):
                 await collections.attempts.update([attempt])
 
 
+def _wrong_form() -> SpanCoreFields:
+    attributes = reward_attributes({"reward": 0.0, "structured_output": 0.0})
+    return SpanCoreFields.model_validate(span(REWARD_SPAN_NAME, attributes, time.time()))
+
+
 def _span(core: SpanCoreFields, rollout_id: str, attempt_id: str, number: int) -> Span:
     """Agent Lightning's span without the context, which repeats its ids (a tenth of what a rollout keeps)."""
-    span = Span.from_core_fields(core, rollout_id=rollout_id, attempt_id=attempt_id, sequence_id=number)
-    span.context = None
-    return span
+    made = Span.from_core_fields(core, rollout_id=rollout_id, attempt_id=attempt_id, sequence_id=number)
+    made.context = None
+    return made

@@ -39,6 +39,8 @@ class Turn:
     finish_reason: str
     sampling: dict[str, Any] = field(default_factory=dict)
     """The fields by which the request asked for a way of sampling; what it leaves out is the run's."""
+    flaw: str = ""
+    """Why the reply has not the form that it was asked for in words."""
 
 
 def pack(values: Sequence[int] | Sequence[float], dtype: str) -> str:
@@ -61,6 +63,7 @@ def turn_attributes(turn: Turn) -> dict[str, str]:
         "text": turn.text,
         "finish_reason": turn.finish_reason,
         "sampling": json.dumps(turn.sampling),
+        "flaw": turn.flaw,
     }
 
 
@@ -99,6 +102,7 @@ def _turn(attributes: Mapping[str, Any]) -> Turn:
         text=attributes["text"],
         finish_reason=attributes["finish_reason"],
         sampling=json.loads(attributes.get("sampling", "{}")),
+        flaw=attributes.get("flaw", ""),
     )
 
 

@@ -252,15 +252,15 @@ class RolloutManager:
             "attempts": attempt.sequence_id if attempt else 0,
             "worker": (attempt.worker_id if attempt else None) or "",
         }
+        reason = str((attempt.metadata or {}).get("failure", "") if attempt else "")
         if rollout.status != "succeeded":
-            reason = str((attempt.metadata or {}).get("failure", "") if attempt else "")
             failure = failure_of(attempt.status if attempt else rollout.status, reason)
             return FinishedRollout(**common, failure=failure, reason=reason)
         deadline = time.monotonic() + self.app.rollouts.span_deadline_seconds
         while True:
             turns, reward = turns_from_spans(trace.spans), reward_from_spans(trace.spans)
             if turns and reward:
-                return FinishedRollout(**common, turns=turns, reward=reward)
+                return FinishedRollout(**common, turns=turns, reward=reward, reason=reason)
             if time.monotonic() > deadline:
                 if turns:
                     return FinishedRollout(**common, turns=turns, failure=RolloutFailure.NO_REWARD)

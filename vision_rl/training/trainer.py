@@ -159,6 +159,7 @@ class VisionTrainer(PPOTrainer):
                 port=reach.proxy_port,
                 token=reach.token,
                 media_roots=reach.media_roots,
+                structured_output=run.agent.structured_output,
             ),
             app=run.app,
             agents=run.agents,
