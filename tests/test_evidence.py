@@ -192,17 +192,3 @@ def test_pages_that_held_states_are_cleared(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-2000:]
         counts[how] = int(done.stdout.splitlines()[-1])
     assert counts["mended"] == 0 < counts["stock"]
-
-
-@pytest.mark.e2e
-@pytest.mark.long
-def test_a_sync_restores_every_buffer_of_a_server_of_random_weights(tmp_path: Path) -> None:
-    """`load_format=dummy` fills buffers too. From vLLM 0.28 on those are among them by which pictures are normalised, and which
-    no checkpoint holds: the server would be blind in silence."""
-    models = [build(name, tmp_path / name) for name in ("Qwen2.5-VL", "Qwen3-VL", "LLaVA-1.5", "Gemma 4", "Llama 4")]
-    extension = "vision_rl.serving.vllm_extension.CpuExtension"
-    command = [sys.executable, "-m", "tests.synced_buffers", extension, *map(str, models)]
-    environment = {**os.environ, **run_environment(True), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == {str(model): [] for model in models}
