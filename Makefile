@@ -14,7 +14,7 @@ SGLANG := $(VENV)/.sglang
 # Where it is set, every one of a run's dozen processes would compile the project's own files again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install python sglang demo demo-grounding test test-fast test-slow test-e2e test-long lint clean
+.PHONY: install python sglang demo demo-grounding demo-browser test test-fast test-slow test-e2e test-long lint clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overrides.txt
@@ -43,6 +43,18 @@ demo: install
 
 demo-grounding: install
 	$(RUN) train_agent.py --task grounding --run-dir runs/demo-grounding --overwrite
+
+# The warm start that the demo begins with is made where it is not there: a quarter of an hour.
+BROWSER := scripts/tiny_models/browser_checkpoint
+$(BROWSER)/config.json: $(STAMP)
+	$(RUN) -m scripts.tiny_models.browser --output $(BROWSER)
+
+demo-browser: install $(BROWSER)/config.json
+	$(RUN) data_utils.py episodes miniwob --envs click-test:1 click-test-2:1 click-button-sequence:2 \
+	  --train 384 --val 96 --option shade=true --output data/miniwob
+	$(RUN) train_agent.py --task miniwob --model $(BROWSER) --run-dir runs/demo-browser --overwrite \
+	  --data-path data/miniwob/train.parquet --val-data-path data/miniwob/val.parquet \
+	  agent.answer_format=bbox data.max_prompt_length=256
 
 test: install lint test-fast test-slow test-e2e
 
