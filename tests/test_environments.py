@@ -38,6 +38,7 @@ from vision_rl.tasks import Task, answer, is_episode
 from vision_rl.training.rollouts import FinishedRollout
 from vision_rl.training.samples import trajectory_samples
 from vision_rl.training.steps import StepRecords
+from worker import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
 Server = Callable[[dict[str, Any]], str]
@@ -465,3 +466,13 @@ def test_a_wrong_environment_of_gymnasium_is_named(changes: dict[str, Any], said
         grid(**changes).make().reset(seed=1, options={})
     with pytest.raises(UserError, match="cannot make 'NoSuch-v0'"):
         Environment.of("NoSuch-v0", prompt="", actions=("a",)).make().reset(seed=1, options={})
+
+
+def test_a_worker_plays_an_episode_and_sends_its_pictures_along() -> None:
+    """It needs no file of the trainer's: the environment runs where the worker does."""
+    rollout = {"task": row(clicks=2), "path": "/v1", "api_key": "key", "model": MODEL, "sampling_parameters": {}}
+    with fake_openai(seeing) as fake:
+        reward = asyncio.run(Worker(answer, fake.url, "key")._reward({**rollout, "rollout_id": "r", "attempt_id": "a"}))
+    assert reward.components["success"] == 1 and Squares.made == 1
+    parts = [part for body in fake.requests for part in body["messages"][0]["content"] if part["type"] == "image_url"]
+    assert len(parts) == 2 and all(part["image_url"]["url"].startswith("data:image/png") for part in parts)
