@@ -74,7 +74,7 @@ class VisionTrainingWorker(TrainingWorker):
         """
         seeing = data["old_log_probs"] if "old_log_probs" in data else self._responses(data, "seen")
         blind = self._responses(data, "blank")
-        if blind is None:
+        if seeing is None or blind is None:
             return {}
         own = data["response_mask"].values().bool()
         seeing, blind = seeing.values()[own].float(), blind.values()[own].float()
