@@ -1,6 +1,6 @@
 """The parity matrix: for every family, whether trainer and model server compute the same log-probabilities.
 
-    python benchmarks/parity.py                          all families, written to benchmarks/results/parity.json
+    python benchmarks/parity.py                          all families, written to vision_rl/models/parity.json
     python benchmarks/parity.py --families Qwen3-VL      some of them; the other rows of the file stay
     python benchmarks/parity.py --precision bfloat16     beside a control family, written to benchmarks/results/parity_bf16.json
     python benchmarks/parity.py --modes                  the engine's modes, written to benchmarks/results/parity_modes.json
@@ -35,9 +35,10 @@ from vision_rl.preflight.low_precision import prove
 from vision_rl.preflight.parity import Job, Result, Server, compare
 from vision_rl.preflight.parity_cells import VIDEO
 
-MODE_RESULTS = PARITY_RESULTS.with_name("parity_modes.json")
-SGLANG_RESULTS = PARITY_RESULTS.with_name("parity_sglang.json")
-LOW_RESULTS = PARITY_RESULTS.with_name("parity_bf16.json")
+RESULTS = Path(__file__).with_name("results")
+MODE_RESULTS = RESULTS / "parity_modes.json"
+SGLANG_RESULTS = RESULTS / "parity_sglang.json"
+LOW_RESULTS = RESULTS / "parity_bf16.json"
 CONTROL = "Qwen3-VL"
 """The yardstick of the proof in bfloat16: it is proven in float32, and its vision part is that of Qwen3.5."""
 MODE_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL", "LLaVA-1.5"]

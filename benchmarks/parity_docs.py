@@ -12,6 +12,7 @@ from vision_rl.models.family import ModelFamily
 from vision_rl.models.table import PARITY_RESULTS, TABLE
 from vision_rl.preflight.parity import LIMIT
 
+RESULTS = Path(__file__).with_name("results")
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 COLORS = {"equal": "#c8e6c9", "differs": "#ffcdd2", "refused": "#ffe0b2", "": "#eeeeee"}
 MARKS = {"equal": "🟩", "differs": "🟥", "refused": "🟧", "": "⬜"}
@@ -71,7 +72,7 @@ def write_docs(folder: Path = DOCS) -> list[Path]:
     """Write both pages; returns their paths."""
     matrix, names, when = _read(PARITY_RESULTS)
     others = [
-        Section(title, text, *_read(PARITY_RESULTS.with_name(name)))
+        Section(title, text, *_read(RESULTS / name))
         for title, text, name in (
             ("The proof in bfloat16", LOW, "parity_bf16.json"),
             ("Modes of the engine", MODES, "parity_modes.json"),

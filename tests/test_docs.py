@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SOURCES = [
     *(path for folder in ("vision_rl", "tests", "benchmarks", "baselines", "examples") for path in (ROOT / folder).rglob("*.py")),
-    *(ROOT / "configs").rglob("*.yaml"),
+    *(ROOT / "vision_rl" / "configs").rglob("*.yaml"),
     *ROOT.glob("*.py"),
 ]  # fmt: skip
-FOLDERS = ["tests", "benchmarks", "baselines", "examples", "configs", "requirements", "vision_rl"]
+FOLDERS = ["tests", "benchmarks", "baselines", "examples", "requirements", "vision_rl"]
 ROOMS = sorted(path.name for path in (ROOT / "vision_rl").iterdir() if (path / "__init__.py").exists())
 UPSTREAM = ROOT / "docs" / "upstream.md"
 """Names files of verl and vLLM as well; of those it names of ours, the ones that begin with a folder are looked up."""

@@ -1,6 +1,6 @@
 """One configuration: verl's own defaults, then small layers, checked key by key, each the origin of what it set.
 
-Layers, later ones win: verl 0.9.1 (hydra-composed) < agentlightning < configs/base < the task's own row <
+Layers, later ones win: verl 0.9.1 (hydra-composed) < agentlightning < vision_rl/configs/base < the task's own row <
 configs/<preset> < configs/variants/<variant>... < flags < overrides. What nobody set by choice
 is then derived (attention kernel, pixel limits, vLLM's flags). Nothing here imports torch, verl or vLLM at module
 level: `--dry-run` answers at once.
@@ -32,7 +32,7 @@ from vision_rl.rewards.user import is_user_reward
 from vision_rl.settings import AgentSettings, AppSettings
 from vision_rl.tasks import Task, get_task
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
 
 @dataclass(frozen=True)

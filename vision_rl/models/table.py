@@ -143,7 +143,7 @@ def check_pairing(
 MEGATRON = ("Qwen2.5-VL", "Qwen3-VL", "Qwen3-VL-MoE")
 """Families that verl 0.9.1's Megatron workers know (verl/models/mcore/registry.py)."""
 
-PARITY_RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "parity.json"
+PARITY_RESULTS = Path(__file__).with_name("parity.json")
 
 
 @dataclass(frozen=True)

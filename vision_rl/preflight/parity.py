@@ -48,7 +48,7 @@ class Result:
     distances: Mapping[str, Mapping[str, float]] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As a row of benchmarks/results/parity.json."""
+        """As a row of vision_rl/models/parity.json."""
         return asdict(self)
 
 
