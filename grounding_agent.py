@@ -46,7 +46,8 @@ async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     shown = show(task["image_paths"], settings, task["image_sizes"])
     size = (task["image_sizes"] or [None])[0]
     form, ranked = (settings.answer_format, settings.family), settings.reward == "ranked"
-    text = request(task["question"], *form, pictures=len(shown), size=size, ranked=ranked)
+    how = {"ranked": ranked, "refusal": settings.refusal}
+    text = request(task["question"], *form, pictures=len(shown), size=size, **how)
     completion = await client_for(llm, settings).chat.completions.create(
         model=llm.model,
         messages=[user_message(text, [picture.url for picture in shown])],

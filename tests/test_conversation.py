@@ -104,7 +104,10 @@ def test_without_tools_it_is_one_question_with_the_plain_prompt(run: Any) -> Non
     model = Model("<bbox>[0.6, 0.1, 0.7, 0.3]</bbox>")
     _, reward = run(model, agent=True, max_turns=1, max_tool_calls=0)
     [[message]] = model.sent
-    assert text_of(message) == GROUNDING_PROMPT.format(instruction="Find it.")
+    plain = GROUNDING_PROMPT.format(instruction="Find it.")
+    assert text_of(message) == f"{plain} If it is not there, answer <bbox>[]</bbox>."
+    run(model, agent=True, max_turns=1, max_tool_calls=0, refusal=False)
+    assert text_of(model.sent[-1][0]) == plain
     assert reward.value == pytest.approx(1.0) and "tools/calls" not in reward.components
     assert "tools" not in model.parameters[0]
 

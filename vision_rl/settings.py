@@ -88,6 +88,7 @@ class AgentSettings:
     """
 
     answer_format: str = "bbox"  # grounding: a row of vision_rl.answers.formats.FORMATS, or "native" (the family's own)
+    refusal: bool = True  # grounding: the prompt says how to answer that there is nothing to find
     family: str = "unit"  # a row of vision_rl.answers.coordinates.FAMILIES, filled in from the model
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -216,6 +217,7 @@ class CollapseWatch:
     equal_groups: float = 0.8  # share of groups without spread
     format_failures: float = 0.5  # share of answers that do not parse
     wrong_space: float = 0.2  # share of boxes in another coordinate space
+    refusals: float = 0.95  # share of replies that see nothing, of those to rows with something to find
     overconfidence: float = 0.4  # mean stated confidence minus mean reward
 
 

@@ -102,6 +102,7 @@ class _Talk:
             view=self.settings.answer_view,
             size=(task["image_sizes"] or [None])[0],
             ranked=self.settings.reward == "ranked",
+            refusal=self.settings.refusal,
         )
         self.messages: list[Any] = [
             {"role": "system", "content": system_text(self.settings.tool_protocol == "text")},

@@ -39,23 +39,25 @@ def request(
     view: str = "",
     size: Sequence[int] | None = None,
     ranked: bool = False,
+    refusal: bool = False,
 ) -> str:
     """The user's text: the instruction and how to answer it.
 
     view: "" for a conversation without tools, else which picture's space the answer is in ("original" or "last"). size:
     (width, height) of the first picture's file, stated where the answer is in its pixels, whatever a server resizes.
-    ranked: several answers are wanted, as the reward "ranked" pays for.
+    ranked: several answers are wanted, as the reward "ranked" pays for. refusal: say how to answer that there is nothing to
+    find; formats of points always do.
     """
-    if not view and answer_format == "bbox" and pictures == 1 and not ranked:
+    if not view and answer_format == "bbox" and pictures == 1 and not (ranked or refusal):
         return GROUNDING_PROMPT.format(instruction=instruction)
     picture = _PICTURES[view] if view else "the image" if pictures == 1 else "the first picture"
     name, numbers_of = answer_space(answer_format, family)
     form, space = FORMATS[name], get_family(numbers_of).space
     stated = f" ({size[0]} x {size[1]} pixels)" if size and space == "original" and view != "last" else ""
-    refusal = f" If it is not there, answer {form.nothing}." if form.points else ""
+    nothing = f" If it is not there, answer {form.nothing}." if form.points or refusal else ""
     place = _SPACES[space].format(picture=picture)
     several = f" {RANKED}" if ranked else ""
-    return f"{instruction}\nAnswer with {form.form}, {place}{stated}.{several}{refusal}"
+    return f"{instruction}\nAnswer with {form.form}, {place}{stated}.{several}{nothing}"
 
 
 def system_text(as_text: bool) -> str:

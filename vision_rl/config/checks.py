@@ -404,6 +404,14 @@ def _ours(task: Task, agent: AgentSettings, app: AppSettings) -> None:
     for name in ("patience", "samples", "seed"):
         if getattr(app.validation, name) < 0:
             raise UserError(f"app.validation.{name}={getattr(app.validation, name)} must be at least 0")
-    for name in ("reward_drop", "entropy_drop", "equal_groups", "format_failures", "wrong_space", "overconfidence"):
+    for name in (
+        "reward_drop",
+        "entropy_drop",
+        "equal_groups",
+        "format_failures",
+        "wrong_space",
+        "refusals",
+        "overconfidence",
+    ):
         if not 0 <= getattr(app.collapse, name) <= 1:
             raise UserError(f"app.collapse.{name}={getattr(app.collapse, name)} must be a share from 0 to 1")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vision_rl.data.schema import group_of
 from vision_rl.evaluation.intervals import mean_interval
 from vision_rl.evaluation.official_tables import QUESTION_TABLES, benchmark_of, cells_of, cells_title, values_of
 from vision_rl.rewards.calibration import brier_score, correlation, expected_calibration_error
@@ -118,6 +119,7 @@ def grounding_breakdowns(record: Record) -> list[tuple[str, str]]:
     if not record["boxes"]:
         labels = [NO_FINDING]
     found += [("label", label) for label in labels]
+    found.append(("rows", "with something to find" if record["boxes"] else "with nothing to find"))
     return found + [("target size", target_size(box)) for box in record["boxes"][:1]]
 
 
@@ -186,12 +188,13 @@ def tool_figures(records: Sequence[Record]) -> dict[str, float] | None:
 
 
 def cluster(record: Record) -> str:
-    """What makes rows depend on each other: their first picture; an episode stands alone."""
-    return str(record["image_paths"][0] if record["image_paths"] else record["id"])
+    """What makes rows depend on each other: the patient, where a row names one, else its first picture; an episode stands
+    alone."""
+    return group_of(record) or str(record["image_paths"][0] if record["image_paths"] else record["id"])
 
 
 def figure(records: Sequence[Record], measure: Measure) -> Figure:
-    """Mean of a measure with its interval, drawn by picture; value None for no rows."""
+    """Mean of a measure with its interval, drawn by `cluster`; value None for no rows."""
     if not records:
         return {"value": None, "low": None, "high": None, "n": 0}
     values = [measure(record) for record in records]
@@ -212,8 +215,9 @@ def by_breakdown(task: str, records: Sequence[Record]) -> dict[str, dict[str, di
     for record in scored(records):
         for title, value in breakdowns(record):
             groups.setdefault(title, {}).setdefault(value, []).append(record)
-    if len(groups.get("source", {})) < 2:
-        groups.pop("source", None)
+    for title in ("source", "rows"):
+        if len(groups.get(title, {})) < 2:
+            groups.pop(title, None)
     return {
         title: {
             value: {name: figure(values[value], measures(task)[name]) for name in headline(task)}

@@ -8,8 +8,10 @@ from typing import Any
 
 from vision_rl.agent.grounding_prompts import request
 from vision_rl.answers.coordinates import get_family
+from vision_rl.answers.formats import FORMATS
 from vision_rl.answers.parsing import parse_answer
 from vision_rl.evaluation import metrics
+from vision_rl.evaluation.detection import detection_figures
 from vision_rl.evaluation.metrics import Figure
 from vision_rl.evaluation.results import write_json, write_text
 from vision_rl.rewards.grounding import answer_space
@@ -42,6 +44,7 @@ def summarise(
         "metrics": metrics.overall(task, kept),
         "truncated": metrics.truncated(kept),
         "by_metric": metrics.by_metric(kept),
+        "detection": _detection(identity, metrics.scored(kept)),
         "by_source": metrics.by_source(kept),
         "cell_means": metrics.cell_means(task, kept),
         "breakdowns": metrics.by_breakdown(task, kept),
@@ -53,6 +56,17 @@ def summarise(
     }
 
 
+def _detection(identity: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    """`detection_figures` of a task of boxes whose settings are known and ask for boxes."""
+    settings = identity.get("settings") or {}
+    if get_task(str(identity["task"])).truth != "boxes" or "family" not in settings:
+        return {}
+    name, _ = answer_space(settings["answer_format"], settings["family"])
+    if FORMATS[name].points:
+        return {}
+    return detection_figures(records, settings, [metrics.cluster(record) for record in records])
+
+
 def protocol(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What decides whether a figure can be reproduced, beside model and data: {name: value}, ready to be shown."""
     settings, sampling = identity.get("settings") or {}, identity.get("sampling") or {}
@@ -60,8 +74,8 @@ def protocol(identity: Mapping[str, Any]) -> dict[str, Any]:
     if get_task(str(identity["task"])).truth == "boxes" and "family" in settings:
         name, family = answer_space(settings["answer_format"], settings["family"])
         space = get_family(family).space
-        ranked = settings.get("reward") == "ranked"
-        text = request("{instruction}", settings["answer_format"], settings["family"], ranked=ranked)
+        how = {"ranked": settings.get("reward") == "ranked", "refusal": settings.get("refusal", False)}
+        text = request("{instruction}", settings["answer_format"], settings["family"], **how)
         found |= {"prompt": text, "answer format": name, "coordinate space": f"{space} ({family})"}
     else:
         found["prompt"] = get_task(str(identity["task"])).part("prompt")
@@ -97,7 +111,7 @@ def render_markdown(summary: Mapping[str, Any]) -> str:
     lines += ["| measure | value | 95 % interval | rows |", "|---|---|---|---|"]
     for name, figure in all_figures(summary).items():
         lines.append(f"| {name} | {show(name, figure['value'])} | {show_interval(name, figure)} | {figure['n']} |")
-    for name, figure in summary.get("by_metric", {}).items():
+    for name, figure in {**summary.get("by_metric", {}), **summary.get("detection", {})}.items():
         lines.append(f"| {name} | {show(name, figure['value'])} | {show_interval(name, figure)} | {figure['n']} |")
     for name, mean in summary.get("cell_means", {}).items():
         of = f"{name}, mean over the {mean['number']} cells of {mean['cells']}"

@@ -198,6 +198,7 @@ def grounding_reward(
     nothing and cost like any other extra box; the prompt's template echoed is no box and costs the format term.
     Components: task (again under the kind's own name), iou (matched), point (hit rate of the centres), format/ok,
     format/wrong_space (0 or 1), format/malformed, format/placeholder, boxes/predicted, boxes/extra, boxes/missing,
+    boxes/refused (0 or 1, where there is something to find),
     truncated, and those of the terms and of Arc Vision.
     """
     kind = checked_kind(kind, answer_format, family)
@@ -220,6 +221,8 @@ def grounding_reward(
         "boxes/extra": float(max(0, written - len(true))),
         "boxes/missing": float(max(0, len(true) - len(boxes))),
     }
+    if true:
+        components["boxes/refused"] = float(reading.none and not written)
     format_ok = answered and not unusable and not reading.placeholders
     format_ok = format_ok and ("<" not in reply or reasoning_is_closed(reply))
     if kind == "max_iou":

@@ -20,6 +20,7 @@ from vision_rl.settings import CollapseWatch
 REWARD, LENGTH, ENTROPY = "train/reward", "train/response_length", "actor/entropy"
 KL, EQUAL, FORMAT = "train/kl", "train/groups_equal", "train/format/ok"
 SPACE, CONFIDENCE, MISMATCH = "train/format/wrong_space", "train/confidence", "mismatch/logprob_mean"
+REFUSED = "train/boxes/refused"
 
 NOISE = 4.0
 """A change of an average counts if it is this many standard errors wide; steps of a small batch differ by chance."""
@@ -95,6 +96,14 @@ REMEDIES: dict[str, Remedy] = {
             "check agent.family: it decides how native numbers are read",
         ),
     ),
+    "always refuses": Remedy(
+        "most rows of the data have nothing to find, so that saying so pays without looking",
+        (
+            "convert with --empty share=0.1: fewer such rows",
+            '--question "Locate the {label}.": a smaller target, asked for by name',
+            "a denser reward: agent.reward=giou",
+        ),
+    ),
     "overconfident": Remedy(
         "stated confidence costs nothing when it is wrong",
         (
@@ -156,7 +165,7 @@ class CollapseWatcher:
         """
         if not _finite(metrics.get(REWARD)):
             return []
-        names = (REWARD, LENGTH, ENTROPY, KL, EQUAL, FORMAT, SPACE, CONFIDENCE, MISMATCH)
+        names = (REWARD, LENGTH, ENTROPY, KL, EQUAL, FORMAT, SPACE, CONFIDENCE, MISMATCH, REFUSED)
         for name in names:
             if _finite(metrics.get(name)):
                 self._values.setdefault(name, []).append(float(metrics[name]))
@@ -187,6 +196,7 @@ class CollapseWatcher:
             ("equal groups", EQUAL, self._equal_groups),
             ("format fails", FORMAT, self._format_fails),
             ("wrong space", SPACE, self._wrong_space),
+            ("always refuses", REFUSED, self._always_refuses),
             ("overconfident", CONFIDENCE, self._overconfident),
             ("actor and rollout drift", MISMATCH, self._drift),
         )
@@ -230,6 +240,12 @@ class CollapseWatcher:
     def _wrong_space(self) -> str:
         now = self._now(SPACE)
         return f"{now:.0%} of the replies use another coordinate space" if now >= self.settings.wrong_space else ""
+
+    def _always_refuses(self) -> str:
+        now = self._now(REFUSED)
+        if now < self.settings.refusals:
+            return ""
+        return f"{now:.0%} of the replies say that there is nothing where there is something to find"
 
     def _overconfident(self) -> str:
         stated, earned = self._now(CONFIDENCE), self._now(REWARD)

@@ -102,12 +102,14 @@ class _Flat:
 
 @dataclass(frozen=True)
 class _Group:
-    """One row in the making. label: take only boxes of this one; readers: how many looked at the picture."""
+    """One row in the making. label: take only boxes of this one; readers: how many looked at the picture; asked: the
+    finding that its question names."""
 
     flats: list[_Flat]
     question: str
     label: str | None
     readers: int
+    asked: str = ""
 
 
 def iter_rows(path: str | Path, options: BoxOptions, *, on_bad: OnBad | None = None) -> Iterator[Record]:
@@ -233,11 +235,11 @@ def _groups(flats: Sequence[_Flat], options: BoxOptions) -> Iterator[_Group]:
             continue
         for label in labels:
             own = [flat for flat in unasked if label in flat.labels]
-            yield _Group(own, template.replace("{label}", str(label)), label, readers)
+            yield _Group(own, template.replace("{label}", str(label)), label, readers, str(label))
         if not labels:
             # A question that only pictures without a finding get would give the answer away.
             drawn = known[zlib.crc32(key.encode()) % len(known)] if known else "finding"
-            yield _Group(unasked, template.replace("{label}", drawn), None, readers)
+            yield _Group(unasked, template.replace("{label}", drawn), None, readers, drawn)
 
 
 def _row(options: BoxOptions, group: _Group) -> Record:
@@ -259,7 +261,7 @@ def _row(options: BoxOptions, group: _Group) -> Record:
                 corners = [float(number) for point in flat.record["polygons"][index] for number in point]
                 sides = stated if space == "pixels" else (1, 1)
                 shapes.append([number / sides[place % 2] for place, number in enumerate(corners)])
-    meta = _extra(first.record, options)
+    meta = _extra(first.record, options) | ({"finding": group.asked} if group.asked else {})
     if options.readers == "fuse" and group.readers > 1:
         fused = fuse(found)
         found, meta["readers"] = [(box, label, "") for box, label, _ in fused], [count for _, _, count in fused]
