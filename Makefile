@@ -26,6 +26,7 @@ $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overr
 	  --constraints requirements/cpu-constraints.txt --overrides requirements/cpu-overrides.txt \
 	  --editable '.[cpu,dev,dicom]' ./packaging/vllm-alias
 	touch $(STAMP)
+	@echo "Installed. To type python in place of $(RUN), activate it: . $(VENV)/bin/activate"
 
 # The Python that `make install` takes.
 python:
