@@ -142,7 +142,8 @@ FORMS += [
 
 def cases(count: int) -> list[Case]:
     """Made answers, `count` for each scorer."""
-    generator, made = random.Random(11), []
+    generator = random.Random(11)
+    made: list[Case] = []
     pick = generator.choice
     for _ in range(count):
         said, truth = pick(WORDS) + pick(["", ".", "?", ", it is"]), [pick(WORDS) for _ in range(10)]
@@ -173,10 +174,8 @@ def cases(count: int) -> list[Case]:
         reply, gold = pick(FORMS).format(**names), ["ABCD"[pick([right, right, other])]]
         made += [(name, reply, gold, choices, {}) for name in ("mmmu_choice", "mcq_extract", "scienceqa")]
         kind = pick(["integer", "float", "list", "text"])
-        meta = {
-            "answer_type": kind,
-            "precision": pick([1, 2]),
-        }  # lmms-eval takes no float (findings/lmms_eval_mathvista_precision.sh)
+        digits = pick([1, 2])  # lmms-eval takes no float (findings/lmms_eval_mathvista_precision.sh)
+        meta = {"answer_type": kind, "precision": digits}
         if kind == "text":
             made.append(("mathvista", reply, gold, choices, meta))
         elif kind == "list":
@@ -185,7 +184,7 @@ def cases(count: int) -> list[Case]:
             )
         else:
             value = generator.uniform(-9, 9)
-            true = str(int(value)) if kind == "integer" else str(round(value, meta["precision"]))
+            true = str(int(value)) if kind == "integer" else str(round(value, digits))
             made.append(
                 (
                     "mathvista",
