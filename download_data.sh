@@ -226,7 +226,7 @@ get() {
         mmbench-gui-l2) hf OpenGVLab/MMBench-GUI "$dir/$1" 'L2_annotations\.json|MMBench-GUI-OfflineImages\.zip' ;;
         venusbench-gd) hf inclusionAI/VenusBench-GD "$dir/$1" '(instruction|images)/.*\.(json|png|jpe?g)' ;;
         ms-cxr | vindr-cxr) account "$1" ;;
-        *) usage >&2; fail "unknown set $1" 2 ;;
+        *) fail "unknown set $1; bash download_data.sh --help lists them" 2 ;;
     esac
 }
 
@@ -237,7 +237,7 @@ while (($#)); do
         --dir) [[ $# -ge 2 ]] || fail "--dir needs a directory" 2; dir=$2; shift ;;
         --dry-run) dry_run=1 ;;
         --keep-archives) keep_archives=1 ;;
-        -*) usage >&2; fail "unknown option $1" 2 ;;
+        -*) fail "unknown option $1; bash download_data.sh --help lists them" 2 ;;
         *) sets+=("$1") ;;
     esac
     shift

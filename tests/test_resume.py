@@ -134,7 +134,7 @@ def test_the_command_to_go_on_has_the_settings_of_the_run(command: list[str], ag
 @pytest.mark.parametrize("known", [{}, {"startup_seconds": 4.0}, {"val_after": 0.5, "val_before": 0.25}])
 def test_a_summary_is_rendered_whatever_a_run_came_to(known: dict[str, float]) -> None:
     """A resumed run that is stopped before its first rollout has steps of before, and no start-up."""
-    summary = dict.fromkeys(("startup_seconds", "val_before", "val_after"))
+    summary = dict.fromkeys(("startup_seconds", "val_before", "val_after", "share_of_limit"))
     figures = {
         "steps": 3,
         "rollouts": 6,
@@ -143,6 +143,7 @@ def test_a_summary_is_rendered_whatever_a_run_came_to(known: dict[str, float]) -
         "logprob_mismatch_max": 1e-6,
     }
     text = render_summary(Path("run"), {**summary, **figures, "metric": "accuracy", **known}, "python ...")
+    assert "\nreport: python -m vision_rl.report run\n" in text
     assert "median step 1.50 s" in text and text.endswith("go on: python ...")
     assert ("start-up" in text) is ("startup_seconds" in known) and ("validation" in text) is ("val_after" in known)
 
@@ -174,3 +175,9 @@ def test_config_says_what_the_steps_were_made_with(tmp_path: Path, monkeypatch: 
     assert progress.stepped
     train_agent.keep_config(tmp_path, "new.parquet")  # type: ignore[arg-type]
     assert (tmp_path / CONFIG).read_text() == "data.train_files: new.parquet\n"
+
+
+@pytest.mark.parametrize(("variant", "near"), [("dpao", "dapo"), ("papoo", "papo")])
+def test_swapped_letters_are_the_nearest_variant(variant: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"--variant {variant} does not exist; did you mean {near}?"):
+        resolve("cpu", (), task="vqa", model="m", variants=[variant])

@@ -228,7 +228,8 @@ def _named_layer(kind: str, name: str, directory: Path) -> tuple[str, dict[str, 
     path = Path(name) if name.endswith(".yaml") else directory / f"{name}.yaml"
     names = presets() if kind == "preset" else variants()
     if not path.is_file():
-        near = difflib.get_close_matches(name, names, n=1)
+        swapped = [known for known in names if sorted(known) == sorted(name)]  # "dpao" is dapo rather than papo
+        near = swapped or difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(
             f"--{kind} {name} does not exist{hint} (there are {', '.join(names)}, or give a path to a .yaml file)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,5 +64,6 @@ def render_summary(run_dir: Path, summary: dict[str, Any], go_on: str) -> str:
         before, after = summary["val_before"], summary["val_after"]
         lines.append(f"validation {summary['metric']}: {before:.3f} before, {after:.3f} after ({after - before:+.3f})")
     lines.append(f"metrics, rollouts and checkpoints: {run_dir}")
+    lines.append(f"report: {shlex.join(['python', '-m', 'vision_rl.report', str(run_dir)])}")
     lines.append(f"go on: {go_on}")
     return "\n".join(lines)
