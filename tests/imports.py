@@ -27,9 +27,9 @@ FRAMEWORKS: dict[str, set[str]] = {
 """The rooms that may import a framework."""
 TEXT = """# Where things are
 
-The folders of `vision_rl`, from what knows nothing of the others (`errors`) to what uses most of them. An arrow says "imports";
-one that follows from two others is left out. Imports go one way: `tests/test_layout.py` fails on a circle, on a page that
-is not what `python -m tests.imports` writes, and on a folder that imports a framework it should not know.
+The folders of `vision_rl`. Bottom: modules that import nothing of ours. An arrow means *imports*; indirect arrows are not drawn.
+`python -m tests.imports` writes this page. `tests/test_layout.py` fails on a circle, on a page that is out of date, and on
+a folder that imports a framework which is not its own.
 
 ```mermaid
 flowchart BT
@@ -40,9 +40,9 @@ flowchart BT
 |---|---|
 {rows}
 
-Which rooms know a framework, again checked:
+Each framework is imported by these folders only (`tests/test_layout.py`):
 
-| framework | rooms that import it |
+| framework | folders that import it |
 |---|---|
 {frameworks}
 """
