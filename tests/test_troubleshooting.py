@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 ADVICE = TEXT + "\n".join(cure for each in REMEDIES.values() for cure in each.cures)
 ROOTS = ("actor_rollout_ref.", "agent.", "app.", "data.", "trainer.", "algorithm.", "ray_kwargs.")
-# The guides' own settings, which the left column of that table quotes.
-FOREIGN = TEXT.split("## Settings of the guides")[1].split("\n## ")[0]
+# The settings of older guides, which the left column of that table quotes.
+FOREIGN = TEXT.split("## Settings of older guides")[1].split("\n## ")[0]
 
 
 def advised_settings() -> list[str]:

@@ -31,7 +31,7 @@ from vision_rl.rewards.vqa import answer_similarity, vqa_reward
 from vision_rl.settings import ArcWeights
 
 GAMEABLE_KINDS = ("max_iou",)
-"""Kinds that keep a guide's known hole under its own name; the tables show it, the guarantee leaves them out."""
+"""Kinds that keep a known hole under their own names; the tables show it, the guarantee leaves them out."""
 
 PUBLISHED_ARC = ArcWeights(right_iou=0.0, aimed_only=False, needed_only=False)
 """Arc Vision's tool bonus as published, for comparison."""
@@ -225,7 +225,7 @@ TOOL_ATTACKS: dict[str, Callable[[Box], list[Call]]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """One attack in one case: the rewards of the honest answer, of the attack, of the attack under the guide."""
+    """One attack in one case: the rewards of the honest answer, of the attack, of the attack under the naive reward."""
 
     attack: str
     case: str
@@ -277,7 +277,7 @@ def tool_outcomes() -> Iterator[Outcome]:
 
 
 def guessing_rows() -> Iterator[tuple[str, int, float, float, float]]:
-    """(task, k, expected reward of naming one of k candidates, reward of listing all, the same under the guide).
+    """(task, k, expected reward of naming one of k candidates, reward of listing all, the same under the naive reward).
 
     Exactly one candidate is right, and each is equally likely; the boxes tile the image.
     """
@@ -301,7 +301,7 @@ def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
 
 
 def _worst_rows(outcomes: Sequence[Outcome]) -> Iterator[Sequence[str]]:
-    """One row per attack: its case with the highest attacked - honest, and the most that the guide pays it."""
+    """One row per attack: its case with the highest attacked - honest, and the most that the naive reward pays it."""
     for attack in dict.fromkeys(outcome.attack for outcome in outcomes):
         cases = [outcome for outcome in outcomes if outcome.attack == attack]
         worst = max(cases, key=lambda outcome: outcome.attacked - outcome.honest)
@@ -316,19 +316,19 @@ def all_outcomes() -> dict[str, list[Outcome]]:
 
 def tables(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
     """The suite's results (of `all_outcomes`) as Markdown."""
-    head = ("attack", "cases", "worst case", "honest", "attacked", "guide's reward at most")
+    head = ("attack", "cases", "worst case", "honest", "attacked", "naive reward at most")
     lines: list[str] = []
     for kind, title in (
-        ("grounding", "Grounding, against the right boxes (guide: max-IoU)"),
-        ("vqa", "VQA, against the right answer (guide: similarity without brevity)"),
-        ("tools", "Tools, right box, against the better of no tool and one aimed zoom (guide: as published)"),
+        ("grounding", "Grounding, against the right boxes (naive reward: max-IoU)"),
+        ("vqa", "VQA, against the right answer (naive reward: similarity without brevity)"),
+        ("tools", "Tools, right box, against the better of no tool and one aimed zoom (naive reward: as published)"),
     ):
         lines += [f"### {title}", "", *_table(head, _worst_rows(outcomes[kind])), ""]
     rows = (
         (task, str(k), f"{one:.3f}", f"{all_:.3f}", f"{guide:.3f}") for task, k, one, all_, guide in guessing_rows()
     )
     lines += ["### Listing k candidates, against naming one at random", ""]
-    lines += _table(("task", "k", "naming one", "listing all", "listing all, guide's reward"), rows)
+    lines += _table(("task", "k", "naming one", "listing all", "listing all, naive reward"), rows)
     return "\n".join(lines)
 
 
