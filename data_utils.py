@@ -190,7 +190,7 @@ def _add_convert_screenspot(commands: Any) -> None:
     parser = _command(commands, "convert-screenspot", convert_screenspot, text)
     parser.add_argument("--input", type=Path, default=Path("data/screenspot"), help="file or directory (%(default)s)")
     parser.add_argument("--image-dir", type=Path, help="pictures of the JSON forms (default: images beside the JSON)")
-    parser.add_argument("--form", choices=screenspot.FORMS, default="auto", help="default: told by the fields")
+    parser.add_argument("--form", choices=screenspot.FORMS, default="auto", help="default: by the file's fields")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--output", type=Path, help="one parquet file with everything, for evaluation")
     where.add_argument("--output-dir", "--local_dir", type=Path, help="train, validation and test.parquet go here")

@@ -1,4 +1,4 @@
-"""Score a model on a data file with the agents, prompts and rewards of training; a killed run goes on where it stopped.
+"""Score a model on a data file with the agents, prompts and rewards of training; a killed run continues where it stopped.
 
     python evaluate_agent.py --tiny                                               # tiny model, synthetic VQA
     python evaluate_agent.py --data val.parquet --checkpoint runs/vqa/checkpoints/global_step_100
@@ -55,7 +55,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--data", type=Path, help="parquet file (default: 128 synthetic test rows)")
     data.add_argument("--image-dir", type=Path, help="base of relative image paths (default: the file's directory)")
     data.add_argument("--task", help=f"{TASK_HELP} (default: each row's own; vqa without a file)")
-    data.add_argument("--limit", type=int, help="only the first rows; a higher limit later goes on")
+    data.add_argument("--limit", type=int, help="only the first rows; a higher limit later continues")
     data.add_argument("--output", type=Path, help=f"directory for the results (default: one under {OUTPUT})")
     data.add_argument("--overwrite", action="store_true", help="delete the evaluation that --output holds")
 

@@ -86,19 +86,19 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("overrides", nargs="*", metavar="key=value", help="verl's keys, and ours under agent.* and app.*")
     where = parser.add_argument_group("where it runs and what it leaves")
     where.add_argument("--run-dir", type=Path, default=None, help="default: runs/<task>")
-    where.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in --run-dir")
+    where.add_argument("--resume", action="store_true", help="continue from the last whole checkpoint in --run-dir")
     where.add_argument("--overwrite", action="store_true", help="delete the run that --run-dir holds")
     where.add_argument(
         "--llm-proxy",
         action="store_true",
-        help=f"publish the LLM proxy on port {PROXY_PORT} and the store on {STORE_PORT}, and say how to start workers",
+        help=f"publish the LLM proxy on port {PROXY_PORT} and the store on {STORE_PORT}, and print the commands for workers",
     )
     where.add_argument(
         "--host",
         default="127.0.0.1",
         help="interface of proxy and store (with --llm-proxy); 0.0.0.0: all, with a token",
     )
-    where.add_argument("--advertise", help="address under which workers reach this machine, if it is behind NAT")
+    where.add_argument("--advertise", help="address of this machine for workers, if it is behind NAT")
     where.add_argument("--proxy-port", type=int, help="port of the LLM proxy (with --llm-proxy)")
     where.add_argument(
         "--store-port", type=int, help="port of Agent Lightning's store and dashboard (with --llm-proxy)"
@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--doctor",
         action="store_true",
-        help="check machine, model and data for this run, one image end to end; exit code 1 if a check fails",
+        help="check machine, model and data for this run, with one image end to end; exit code 1 if a check fails",
     )
     ask.add_argument(
         "--list-models", action="store_true", help="print the model families, their engines and their needs"

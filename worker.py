@@ -1,11 +1,13 @@
-"""A worker for a trainer elsewhere: claims rollouts, runs the agent, reports rewards. It needs an address and a key.
+"""A worker for a trainer on another machine: it claims rollouts, runs the agent, reports rewards.
+
+It needs an address and a key:
 
     export OPENAI_BASE_URL=http://trainer:8080/v1 OPENAI_API_KEY=<token>
     python worker.py --task vqa --concurrency 8
 
 `train_agent.py --llm-proxy` prints this command with its own address and token. Neither Agent Lightning nor verl, vLLM or
 torch must be installed: the protocol is four HTTP routes (docs/workers.md shows them with curl). The worker outlives a
-trainer that restarts; Ctrl-C lets it finish what it has begun, a second one gives that back.
+trainer that restarts; after Ctrl-C it finishes its rollouts, after a second one it gives them back.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from vision_rl.errors import UserError
 from vision_rl.run.directory import STOP_FILE
-from vision_rl.run.last_words import TRACEBACK, in_a_sentence
+from vision_rl.run.last_words import TRACEBACK, to_user_error
 from vision_rl.settings import AppSettings
 from vision_rl.training.algorithm import VisionVERL
 
@@ -36,7 +36,7 @@ def algorithm(tmp_path: Path) -> VisionVERL:
 
 def told_of(algorithm: VisionVERL, error: RayError) -> UserError:
     """As the algorithm tells of an error."""
-    return in_a_sentence(error, algorithm.launch.context.run_dir / "logs", algorithm._how_to_go_on())
+    return to_user_error(error, algorithm.launch.context.run_dir / "logs", algorithm._how_to_go_on())
 
 
 def test_an_error_that_the_user_can_mend_is_told_as_it_is(algorithm: VisionVERL, tmp_path: Path) -> None:

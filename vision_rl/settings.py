@@ -180,7 +180,7 @@ class Sight:
 
     every: int = 5  # steps from check to check, after one in the first step; 0: none
     rows: float = 0.125  # share of a step's rows, of those with pictures, that a check computes again
-    time: float = 0.03  # share of the time since the first step that checks may take
+    time: float = 0.03  # at most this share of the run's time, from its first step on, is spent on checks
     min_kl: float | None = 0.001  # nats per token between seeing and blind; checks below it end the run; null: never
     patience: int = 3  # so many checks in a row
     val_rows: int = 16  # rows of every validation that are asked again with black pictures; 0: none

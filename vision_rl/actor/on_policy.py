@@ -24,7 +24,10 @@ Loss = Callable[..., tuple[torch.Tensor, dict[str, Any]]]
 
 
 class OnPolicy:
-    """What one rank's update tells of the policy before it. entropy_coeff: the actor's; at 0 the entropy has no gradient."""
+    """Takes `old_log_probs` from the update's own forward pass and checks them before the optimizer step, on one rank.
+
+    entropy_coeff: the actor's; at 0 the entropy has no gradient.
+    """
 
     def __init__(self, limits: Integrity, entropy_coeff: float) -> None:
         self.limits, self.entropy_coeff = limits, entropy_coeff

@@ -27,7 +27,7 @@ _BALANCE = "verl balances the tokens of the GPUs by itself; see also actor_rollo
 _GONE = "verl 0.6 had it"
 _LOOPS = "Agent Lightning's runners roll out (app.n_runners), verl's own agent loops do not run"
 _SHORT = ("model", "actor", "rollout", "ref")
-# prefix or key -> (the true key, why): keys of the guides that circulate for these tasks, and of verl 0.6.
+# prefix or key -> (the true key, why): keys of older guides to these tasks, and of verl 0.6.
 OBSOLETE: dict[str, tuple[str, str]] = {
     "actor_rollout_ref.model.peft.lora_alpha": ("actor_rollout_ref.model.lora_alpha", "verl has no peft section"),
     "actor_rollout_ref.model.peft.lora_r": (_LORA, "verl has no peft section"),

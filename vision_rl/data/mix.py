@@ -39,7 +39,9 @@ def data_file(text: str) -> DataFile:
     except ValueError:
         return DataFile(Path(text))
     if not 0 < number < math.inf:
-        raise UserError(f"{text}: the weight {weight} is not above 0; give how many of its rows come for others' one")
+        raise UserError(
+            f"{text}: the weight {weight} is not above 0; give how many rows of this file come per row of the others"
+        )
     return DataFile(Path(path), number)
 
 

@@ -158,7 +158,7 @@ def listening(spoken: list[tuple[str, str]]) -> Iterator[None]:
 
 
 def text_of(content: Any) -> str:
-    """The text of a message; a picture is told as such, since its data: URI would fill the screen."""
+    """The text of a message; a picture is named as one, since its data: URI would fill the screen."""
     if not isinstance(content, list):
         return str(content or "")
     return "\n".join(part["text"] if part.get("type") == "text" else f"[{part.get('type')}]" for part in content)

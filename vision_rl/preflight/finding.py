@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """ok: None for what is only told; found: what there is; cure: what to do where ok is False."""
+    """ok: None for what is only reported; found: what there is; cure: what to do where ok is False."""
 
     check: str
     ok: bool | None

@@ -142,6 +142,6 @@ def cell(value: Row) -> Cell:
 
 
 def components(reward: Mapping[str, float]) -> list[tuple[str, float]]:
-    """(part, value) of a reward, zeros too, without the reward itself; `length` is told to be in characters."""
+    """(part, value) of a reward, zeros too, without the reward itself; `length` is marked as characters."""
     named = ("length (characters)" if name == "length" else name for name in reward)
     return [(name, value) for name, value in zip(named, reward.values(), strict=True) if name != "reward"]

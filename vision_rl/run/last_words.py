@@ -1,4 +1,4 @@
-"""What to tell of an error that ended the training: one sentence of Ray's pages, which stay in logs/ of the run."""
+"""The error that ended a run, as one sentence; Ray's whole text stays in the run's logs/."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def last_error(traceback: str) -> str:
     return " ".join(" ".join(lines[begins[-1] if begins else -1 :]).split())[:MAX_ERROR]
 
 
-def in_a_sentence(error: Exception, logs: Path, how_to_go_on: str) -> UserError:
+def to_user_error(error: Exception, logs: Path, how_to_go_on: str) -> UserError:
     """The error to raise in place of Ray's; its whole text is written into `logs`, the run's folder of logs."""
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, UserError):
@@ -38,17 +38,17 @@ def in_a_sentence(error: Exception, logs: Path, how_to_go_on: str) -> UserError:
         logs.mkdir(exist_ok=True)
         (logs / TRACEBACK).write_text(f"{error}\n", encoding="utf-8")
     if getattr(cause, "actor_init_failed", None) is False:  # Ray's ActorDiedError, of one that had started
-        return UserError(_of_the_dead(cause, logs, how_to_go_on))
+        return UserError(_actor_died_message(cause, logs, how_to_go_on))
     for call, failure in FAILED_STARTS.items():
         if call in str(error):
-            return UserError(_of_the_start(failure, error, logs))
+            return UserError(_startup_message(failure, error, logs))
     return UserError(
         f"the trainer failed: {last_error(str(error))}; this is a defect of the program, or of code that the "
         f"configuration names, not of a setting: {logs / TRACEBACK} has the whole traceback; {how_to_go_on}"
     )
 
 
-def _of_the_dead(error: Exception, logs: Path, how_to_go_on: str) -> str:
+def _actor_died_message(error: Exception, logs: Path, how_to_go_on: str) -> str:
     """A worker process that was killed: Ray's reason is a page long."""
     name = re.search(r"class_name: (\w+)", str(error))
     which = f"a process of the trainer ({name.group(1) if name else 'a Ray actor'})"
@@ -63,7 +63,7 @@ def _of_the_dead(error: Exception, logs: Path, how_to_go_on: str) -> str:
     )
 
 
-def _of_the_start(failure: str, error: Exception, logs: Path) -> str:
+def _startup_message(failure: str, error: Exception, logs: Path) -> str:
     """A start that failed: the traceback is pages long, and its reason often stands in another log."""
     return (
         f"{failure}: {last_error(str(error))}; {logs} has what was printed, --plan estimates the memory, --doctor checks "

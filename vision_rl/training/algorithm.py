@@ -27,7 +27,7 @@ from vision_rl.errors import UserError
 from vision_rl.platform.environment import SERVER_KEY
 from vision_rl.platform.rendezvous import RENDEZVOUS
 from vision_rl.run.checkpoints import Checkpoints
-from vision_rl.run.last_words import MAX_ERROR, in_a_sentence
+from vision_rl.run.last_words import MAX_ERROR, to_user_error
 from vision_rl.run.log import RunLog
 from vision_rl.training.context import RunContext
 
@@ -77,7 +77,7 @@ class VisionVERL(agl.Algorithm):
         self._ranks = ""  # the folder in which the ranks meet, on one machine
 
     def run(self, train_dataset: Any = None, val_dataset: Any = None) -> None:
-        """Train; `watch` is called every tenth of a second meanwhile. Raises `UserError` for what the user can mend."""
+        """Train; `watch` is called every tenth of a second meanwhile. Raises `UserError` for what the user can correct."""
         self._close_ray()
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -105,7 +105,7 @@ class VisionVERL(agl.Algorithm):
                 ray.get(training)
             except ray.exceptions.RayError as error:
                 context = self.launch.context
-                raise in_a_sentence(error, context.run_dir / "logs", self._how_to_go_on()) from None
+                raise to_user_error(error, context.run_dir / "logs", self._how_to_go_on()) from None
             finally:
                 self.launch.watch()
         finally:

@@ -98,7 +98,7 @@ def resumable(run_dir: Path, resolved: Resolved, total: int, console: Any) -> bo
 
 
 def keep_record(run_dir: Path, summary: dict[str, Any], console: Any) -> None:
-    """Write summary and report; what the disk does not take is told, and must not hide why the run ended."""
+    """Write summary and report; a failure of the disk is reported, and must not hide why the run ended."""
     from vision_rl.report import write_report
     from vision_rl.run.summary import write_summary
 

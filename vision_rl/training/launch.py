@@ -51,7 +51,7 @@ def make_ready(launch: Launch) -> None:
 
 
 def is_no_user_error(record: logging.LogRecord) -> bool:
-    """A filter for loggers: a `UserError` is told once, as one sentence, by the command line."""
+    """A filter for loggers: the command line prints a `UserError` once, as one sentence."""
     return not (record.exc_info and isinstance(record.exc_info[1], UserError))
 
 

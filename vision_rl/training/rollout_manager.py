@@ -41,7 +41,7 @@ from vision_rl.training.samples import trajectory_samples, transition_samples
 CALL_SECONDS = 300.0
 HEALTH_LOOK_SECONDS = 2.0
 TOLD_SECONDS = 1.0
-"""How often the progress of rollouts is told, at most."""
+"""How often the progress of rollouts is reported, at most."""
 NO_CALL = "no call arrived, but an answer came: from a cache of the client's? docs/add-a-task.md names the switches"
 FAIL_FAST = 32
 """Stop the run if a step's first rollouts, so many of them, all failed."""

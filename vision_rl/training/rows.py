@@ -31,7 +31,7 @@ class Drop:
 
 
 class RowBuilder:
-    """Turns samples into rows; what cannot be trained on is dropped with its reason, never mended.
+    """Turns samples into rows; what cannot be trained on is dropped with its reason, never repaired.
 
     temperature: the run's, at which the server samples what a request says nothing about.
     """

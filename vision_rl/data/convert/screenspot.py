@@ -5,7 +5,7 @@
 | v2 | JSON lists of the original ScreenSpot (SeeClick) and of ScreenSpot-v2, images beside them | xywh, pixels |
 | pro | JSON lists of ScreenSpot-Pro, images beside them, or parquet with embedded images | xyxy, pixels |
 
-The form is told by the fields that each one has, never by the size of the numbers. There is no published train split.
+The fields of a file say which form it has; the size of the numbers never does. There is no published train split.
 """
 
 from __future__ import annotations
