@@ -46,7 +46,7 @@ async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     shown = show(task["image_paths"], settings, task["image_sizes"])
     size = (task["image_sizes"] or [None])[0]
     form, ranked = (settings.answer_format, settings.family), settings.reward == "ranked"
-    how = {"ranked": ranked, "refusal": settings.refusal}
+    how: dict[str, Any] = {"ranked": ranked, "refusal": settings.refusal}
     text = request(task["question"], *form, pictures=len(shown), size=size, **how)
     completion = await client_for(llm, settings).chat.completions.create(
         model=llm.model,

@@ -115,7 +115,8 @@ def measure_low(families: list[str], folder: Path) -> list[Result]:
     jobs = [
         Job(
             family,
-            *(_rounded(build(family, folder / f"{n}.{seed}", seed=seed)) for seed in (0, 1)),
+            model=_rounded(build(family, folder / f"{n}.0", seed=0)),
+            updated=_rounded(build(family, folder / f"{n}.1", seed=1)),
             precision="bfloat16",
         )
         for n, family in enumerate(dict.fromkeys([CONTROL, *families]))

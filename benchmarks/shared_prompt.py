@@ -39,10 +39,6 @@ SHAPES = {  # hidden, intermediate, heads, key heads, vocabulary, layers that ar
 }
 LAYERS = {"tiny": 3, "0.5B": 24, "1.5B": 28, "3B": 36}
 GROUP = 8
-ATTENTION = (
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
-    (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward),
-)
 
 
 def _attention(query: Any, key: Any, *_: Any, **__: Any) -> int:
@@ -57,7 +53,7 @@ def _attention_backward(_gradient: Any, query: Any, key: Any, *rest: Any, **__: 
 
 
 _OPS = torch.ops.aten
-ATTENTION = {
+ATTENTION: Any = {
     _OPS._scaled_dot_product_flash_attention_for_cpu: _attention,
     _OPS._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
@@ -151,7 +147,10 @@ def compared(engine: Any, shape: str, prompt: int, reply: int, repeat: int) -> d
     """One line of the table."""
     vocabulary = SHAPES[shape][4]
     seconds: dict[bool, list[float]] = {False: [], True: []}
-    found, gradients, flops, kept = {}, {}, {}, {}
+    found: dict[bool, Any] = {}
+    gradients: dict[bool, Any] = {}
+    flops: dict[bool, Any] = {}
+    kept: dict[bool, Any] = {}
     for share in (False, True):
         counted = FlopCounterMode(display=False, custom_mapping=ATTENTION)
         with counted as counter, torch.autograd.graph.saved_tensors_hooks(*_counting(kept, share)):

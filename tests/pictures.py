@@ -70,7 +70,7 @@ def odd_picture(kind: str, folder: Path) -> Path:
     if "orientation" in kind:
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = int(kind[-1])
-        options["exif"] = exif
+        options["exif"] = exif  # type: ignore[assignment]
     path = folder / f"picture.{form.lower()}"
     image.save(path, form, **options)
     return path

@@ -13,9 +13,9 @@ from vision_rl.answers.actions import READERS, SCROLL, Action, words
 from vision_rl.settings import AgentSettings
 
 SIZE = (200, 100)
-UNIT = {"family": "unit", "answer_format": "bbox"}
-THOUSAND = {"family": "qwen3_vl", "answer_format": "native"}
-PIXELS = {"family": "qwen2_5_vl", "answer_format": "native"}
+UNIT: dict[str, Any] = {"family": "unit", "answer_format": "bbox"}
+THOUSAND: dict[str, Any] = {"family": "qwen3_vl", "answer_format": "native"}
+PIXELS: dict[str, Any] = {"family": "qwen2_5_vl", "answer_format": "native"}
 
 
 def read(reader: str, reply: str, settings: dict[str, Any]) -> Any:

@@ -26,7 +26,7 @@ from vision_rl.models.pixels import Pixels
 from vision_rl.models.positions import position_ids
 from vision_rl.models.processor import load_processor
 from vision_rl.preflight import doctor
-from vision_rl.preflight.doctor import Finding, Patient, against_pins, examined, table
+from vision_rl.preflight.doctor import Finding, RunUnderTest, against_pins, examined, table
 from vision_rl.preflight.end_to_end import logprob_difference
 from vision_rl.rollout.trace import Turn
 from vision_rl.tiny import write_tasks
@@ -36,11 +36,11 @@ Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture(scope="module")
-def patient(tmp_path_factory: pytest.TempPathFactory, tiny_dir: Path) -> Patient:
+def patient(tmp_path_factory: pytest.TempPathFactory, tiny_dir: Path) -> RunUnderTest:
     folder = tmp_path_factory.mktemp("doctor")
     files = write_tasks(folder / "tasks", "vqa", train=6, val=4, test=2)
     resolved = resolve("cpu", task="vqa", model=tiny_dir, media_root="/")
-    return Patient(resolved, ([files["train"]], [files["val"]]), folder / "runs" / "x", True)
+    return RunUnderTest(resolved, ([files["train"]], [files["val"]]), folder / "runs" / "x", True)
 
 
 PINS = [
@@ -78,14 +78,16 @@ def test_this_environment_is_as_pinned() -> None:
 
 @pytest.mark.parametrize(("free", "ok"), [(0.064e9, False), (0.2e9, False), (2e9, True)])
 def test_dockers_default_shared_memory_is_too_small(
-    patient: Patient, monkeypatch: pytest.MonkeyPatch, free: float, ok: bool
+    patient: RunUnderTest, monkeypatch: pytest.MonkeyPatch, free: float, ok: bool
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free, 0, free))
     [finding] = doctor.shared_memory(patient)
     assert finding.ok is ok and "--shm-size" in finding.cure
 
 
-def test_disk_is_compared_with_the_checkpoints_that_stay(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_is_compared_with_the_checkpoints_that_stay(
+    patient: RunUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(5e9, 0, 5e9))
     assert doctor.disk(patient)[0].ok is True
     large = resolve("cpu", task="vqa", model="Qwen/Qwen2.5-VL-3B-Instruct", media_root="/")
@@ -103,7 +105,7 @@ SMI = "NVIDIA A10, 550.54, 23028, {used}\nNVIDIA A10, 550.54, 23028, 12\n"
     [(400, 2, []), (20000, 2, ["GPU 0"]), (400, 0, ["GPUs for torch"]), (None, 0, ["driver"])],
 )
 def test_gpus_that_are_busy_or_too_few_are_told(
-    patient: Patient, monkeypatch: pytest.MonkeyPatch, used: int | None, usable: int, failed: list[str]
+    patient: RunUnderTest, monkeypatch: pytest.MonkeyPatch, used: int | None, usable: int, failed: list[str]
 ) -> None:
     def nvidia_smi(command: list[str], **options: Any) -> Any:
         if used is None:
@@ -122,7 +124,7 @@ def test_limits_of_the_shell(monkeypatch: pytest.MonkeyPatch, soft: int, ok: boo
     assert files.ok is ok and "ulimit -n 65535 (the hard limit is 1048576)" in files.cure
 
 
-def test_a_port_that_is_taken_is_named(patient: Patient) -> None:
+def test_a_port_that_is_taken_is_named(patient: RunUnderTest) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -134,7 +136,7 @@ def test_a_port_that_is_taken_is_named(patient: Patient) -> None:
     assert doctor.ports(patient)[0].ok is None
 
 
-def test_a_whole_model_folder_passes(patient: Patient) -> None:
+def test_a_whole_model_folder_passes(patient: RunUnderTest) -> None:
     assert [finding.ok for finding in doctor.model(patient)] == [True, True]
 
 
@@ -143,7 +145,7 @@ def test_a_whole_model_folder_passes(patient: Patient) -> None:
     [("model.safetensors", "model"), ("chat_template.jinja", "processor"), ("preprocessor_config.json", "processor")],
 )
 def test_a_model_folder_that_lacks_a_file_is_refused(
-    patient: Patient, tiny_dir: Path, tmp_path: Path, missing: str, check: str
+    patient: RunUnderTest, tiny_dir: Path, tmp_path: Path, missing: str, check: str
 ) -> None:
     copy = Path(shutil.copytree(tiny_dir, tmp_path / "model"))
     (copy / missing).unlink()
@@ -160,7 +162,7 @@ def test_a_model_folder_that_lacks_a_file_is_refused(
     [(-1, r"model\.safetensors has \d+ bytes of \d+"), (3000, "no readable header"), (4, "no readable header")],
 )
 def test_weights_that_are_cut_off_are_told(
-    patient: Patient, tiny_dir: Path, tmp_path: Path, kept: int, found: str
+    patient: RunUnderTest, tiny_dir: Path, tmp_path: Path, kept: int, found: str
 ) -> None:
     folder = shutil.copytree(tiny_dir, tmp_path / "model")
     weights = folder / "model.safetensors"
@@ -170,7 +172,7 @@ def test_weights_that_are_cut_off_are_told(
     assert first.ok is False and re.search(found, first.found) and "download the folder again" in first.cure
 
 
-def test_data_files_that_share_images_are_told(patient: Patient) -> None:
+def test_data_files_that_share_images_are_told(patient: RunUnderTest) -> None:
     assert [finding.ok for finding in doctor.data(patient)] == [True, True, True]
     twice = dataclasses.replace(patient, data=(patient.data[0], patient.data[0]))
     assert doctor.data(twice)[-1].ok is False
@@ -183,8 +185,8 @@ def test_data_files_that_share_images_are_told(patient: Patient) -> None:
     ("error", "found", "cure"),
     [(UserError("mend it"), "", "mend it"), (RuntimeError("boom"), "RuntimeError: boom", "docs/troubleshooting.md")],
 )
-def test_a_check_that_raises_is_a_finding(patient: Patient, error: Exception, found: str, cure: str) -> None:
-    def check(patient: Patient) -> list[Finding]:
+def test_a_check_that_raises_is_a_finding(patient: RunUnderTest, error: Exception, found: str, cure: str) -> None:
+    def check(patient: RunUnderTest) -> list[Finding]:
         raise error
 
     [finding] = examined("x", check, patient)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import ray
@@ -24,6 +25,8 @@ UNUSED = {
     "HCCL_NPU_SOCKET_PORT_RANGE",
     "HSA_NO_SCRATCH_RECLAIM",
 }
+
+NO_CONTEXT: Any = None
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +62,7 @@ def test_a_cpu_run_hides_the_gpus_of_its_machine(monkeypatch: pytest.MonkeyPatch
     """Ray gives the worker "GPU 0", a logical one; torch would take the real one of that number."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     resolved = resolve("cpu", task="vqa", model=checkpoint_dir())
-    launch = Launch(resolved, None, run_environment(True), True, lambda: None)
+    launch = Launch(resolved, NO_CONTEXT, run_environment(True), True, lambda: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", launch.environment["CUDA_VISIBLE_DEVICES"])  # as the command line does
     theirs = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
     try:
@@ -79,7 +82,7 @@ def test_a_cluster_that_cannot_be_reached_is_named(variable: bool, monkeypatch: 
     overrides = [] if variable else [f"ray_kwargs.ray_init.address={address}"]
     resolved = resolve("cpu", overrides, task="vqa", model=checkpoint_dir())
     with pytest.raises(UserError, match=rf"Ray does not start \(address {address}\): .*refused; .*RAY_ADDRESS"):
-        VisionVERL(Launch(resolved, None, run_environment(True), True, lambda: None))._start_ray()
+        VisionVERL(Launch(resolved, NO_CONTEXT, run_environment(True), True, lambda: None))._start_ray()
 
 
 def test_what_ray_refuses_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +95,7 @@ def test_what_ray_refuses_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ray, "init", init)
     resolved = resolve("cpu", ["ray_kwargs.ray_init.address=auto"], task="vqa", model=checkpoint_dir())
     with pytest.raises(UserError, match=r"address auto.*: When connecting to an existing cluster, num_cpus must not"):
-        VisionVERL(Launch(resolved, None, run_environment(True), True, lambda: None))._start_ray()
+        VisionVERL(Launch(resolved, NO_CONTEXT, run_environment(True), True, lambda: None))._start_ray()
 
 
 def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +108,9 @@ def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(monkeypatch: pytest
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", late)
-    launch = Launch(resolve("cpu", task="vqa", model=checkpoint_dir()), None, run_environment(True), True, lambda: None)
+    launch = Launch(
+        resolve("cpu", task="vqa", model=checkpoint_dir()), NO_CONTEXT, run_environment(True), True, lambda: None
+    )
     words = r"^Ray does not start \(address local\): The current node timed out [^\n]*; the machine is too busy"
     with pytest.raises(UserError, match=words):
         VisionVERL(launch)._start_ray()

@@ -79,7 +79,8 @@ def pictures(body: dict[str, Any]) -> list[Image.Image]:
 def seeing(body: dict[str, Any]) -> str:
     """The box of the red square in the last picture: a model that looks."""
     picture = pictures(body)[-1]
-    red = [n for n, (r, g, _) in enumerate(picture.get_flattened_data()) if r > 200 and g < 100]
+    pixels: Any = picture.get_flattened_data()
+    red = [n for n, (r, g, _) in enumerate(pixels) if r > 200 and g < 100]
     x, y = red[0] % SIDE, red[0] // SIDE
     corners = (x / SIDE, y / SIDE, (x + SQUARE) / SIDE, (y + SQUARE) / SIDE)
     return "<bbox>[" + ", ".join(f"{one:.2f}" for one in corners) + "]</bbox>"
@@ -192,7 +193,7 @@ def test_groups_that_begin_differently_are_counted_and_too_many_end_the_run() ->
     ):
         records._same_pictures([same, other])
     rowed = SimpleNamespace(task={"image_paths": ["a.png"], "meta": {"seed": 1}}, finished={})
-    assert records._same_pictures([rowed]) == {}
+    assert records._same_pictures([rowed]) == {}  # type: ignore[list-item]
 
 
 # --- instances -----------------------------------------------------------------------------------------------------
@@ -359,7 +360,8 @@ def test_a_strip_and_a_card_show_every_turn_with_its_click(tmp_path: Path) -> No
     record = recorded(tmp_path, [[A], [A, B], [A, B, C]], replies)
     whole = episode_strip(tmp_path, record, AgentSettings.of(row()))
     assert whole.size == (3 * 320 + 2 * 6, 160)
-    red = [n for n, (r, g, _) in enumerate(whole.get_flattened_data()) if r > 200 and g < 60]
+    pixels: Any = whole.get_flattened_data()
+    red = [n for n, (r, g, _) in enumerate(pixels) if r > 200 and g < 60]
     columns = {n % whole.width for n in red}
     assert {160, 326 + 80} <= columns and max(columns) < 652, "two crosses, and none where nothing was pointed at"
     source = Source(tmp_path, AgentSettings.of(row()), lambda record: "environment")

@@ -101,7 +101,7 @@ def test_every_prompt_names_its_refusal_and_the_reward_takes_it(name: str) -> No
     nothing = FORMATS[name].nothing
     family = FORMATS[name].space or "qwen2_5_vl"
     assert f"If it is not there, answer {nothing}." in request("Find it.", name, family, refusal=True)
-    sizes = {"original_size": (100, 100), "processed_size": (112, 112)}
+    sizes: dict[str, Any] = {"original_size": (100, 100), "processed_size": (112, 112)}
     kind = "point" if FORMATS[name].points else "iou"
     assert grounding_reward(nothing, [], answer_format=name, family=family, kind=kind, **sizes).value == 1
 

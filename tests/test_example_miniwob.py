@@ -178,7 +178,8 @@ def test_a_page_reaches_neither_network_nor_files_and_leaves_nothing(example: Mo
         browser = example.Browser(folder)
         try:
             browser.call("Page.navigate", url=f"{example.ORIGIN}/hostile.html")
-            deadline, results = time.monotonic() + 30, []
+            deadline = time.monotonic() + 30
+            results: list[Any] = []
             while len(results) < 5 and time.monotonic() < deadline:
                 results = browser.evaluate("window.results || []")
                 time.sleep(0.1)

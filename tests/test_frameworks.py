@@ -54,7 +54,11 @@ def run(packages: Path, *command: Any, seconds: float) -> str:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{packages}"}
     done = subprocess.run(
         [sys.executable, *map(str, command)],
-        **{"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": seconds},
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout

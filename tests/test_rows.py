@@ -279,7 +279,11 @@ def test_positions_of_a_groups_rows_are_those_of_each_by_itself(
     shown = make_sample([paths[1]], "red")
     tool = make_sample([paths[0]], "red", image_refs=[*make_sample([paths[0]], "").image_refs, *shown.image_refs])
     reply = [*tool.response_ids, *shown.prompt_ids, *shown.response_ids]
-    changes = {"response_ids": reply, "response_mask": [1] * len(reply), "rollout_log_probs": [0.0] * len(reply)}
+    changes: dict[str, Any] = {
+        "response_ids": reply,
+        "response_mask": [1] * len(reply),
+        "rollout_log_probs": [0.0] * len(reply),
+    }
     samples = [make_sample([paths[0]], text) for text in (REPLIES[0], REPLIES[2])]
     samples += [dataclasses.replace(tool, **changes), make_sample([paths[0]], "2"), make_sample(paths[:2], "2")]
     samples += [make_sample([], "2 3 4"), make_sample([], "2")]

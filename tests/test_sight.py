@@ -129,7 +129,7 @@ def test_gap_and_kl_are_means_over_the_models_own_tokens(
     blind = log_probs(worker, rows, builder.pixels, view="blank")[0]
     views: list[str] = []
     compute = worker._responses
-    monkeypatch.setattr(worker, "_responses", lambda data, view: views.append(view) or compute(data, view))
+    monkeypatch.setattr(worker, "_responses", lambda data, view: (views.append(view), compute(data, view))[1])  # type: ignore[func-returns-value]
     seeing = blind + torch.tensor([0.5, 9.0, -1.0][: len(blind)])
     own = torch.tensor([i for i in range(len(blind)) if i != 1])
     found = gap(worker, builder, samples[:1], old_log_probs=seeing[None])

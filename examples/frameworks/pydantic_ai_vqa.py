@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vision_rl.agent.client import connection, shared_client
+from vision_rl.agent.client import connection
 from vision_rl.agent.lightning import agl
 from vision_rl.agent.media import show, size_limits
+from vision_rl.agent.openai_client import shared_client
 from vision_rl.agent.prompts import vqa_text
 from vision_rl.agent.tools import ToolBox
 from vision_rl.answers.parsing import ToolCall

@@ -84,7 +84,7 @@ def record(count: int, progress: Callable[[str], None]) -> list[Episode]:
     for name, clicks in PAGES.items():
         for seed in range(FIRST_SEED, FIRST_SEED + count):
             seen = page.reset(seed=seed, options={"env": name, "shade": True})
-            buttons = {
+            buttons: dict[str, Sequence[float]] = {
                 word: (box["left"] / 160, (box["top"] - 50) / 160, box["right"] / 160, (box["bottom"] - 50) / 160)
                 for word, box in page.browser().evaluate(_BUTTONS)
             }

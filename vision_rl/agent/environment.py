@@ -244,7 +244,8 @@ class _Episode:
         """The messages with the pictures of the latest observations, as many as `history` and the prompt's limits allow."""
         left = len(self.messages) if self.setup.history == "all" else int(self.setup.history)
         most, room = self.settings.max_images, self.settings.max_total_pixels
-        limits, shown, sizes = size_limits(self.settings), [], list(self.sizes)
+        limits, sizes = size_limits(self.settings), list(self.sizes)
+        shown: list[Any] = []
         for message in reversed(self.messages):
             seen = [limits.processed(size) for size in sizes.pop()] if message["role"] == "user" else []
             if seen:

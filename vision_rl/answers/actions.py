@@ -130,7 +130,9 @@ def _of_text(name: str, arguments: str, scale: Callable[[float, float], Point]) 
     numbers = [float(one) for one in _NUMBER.findall(_KEYWORD.sub(" ", arguments)) if len(one) <= 32]
     points = [scale(*pair) for pair in _pairs(numbers, _PLACED.get(name, 1))]
     way = _DIRECTION.search(arguments)
-    return _checked(Action(name, *points, amount=_amount(way[1] if way else "") if name == "scroll" else 0.0))
+    amount = _amount(way[1] if way else "") if name == "scroll" else 0.0
+    point, to = [*points, None, None][:2]
+    return _checked(Action(name, point, to, amount=amount))
 
 
 def _pairs(numbers: Sequence[float], wanted: int) -> list[Point]:
@@ -155,7 +157,8 @@ def _of_call(tool: str, arguments: Mapping[str, Any], scale: Callable[[float, fl
     text = "+".join(map(str, keys)) if isinstance(keys, list) else str(keys)
     pixels = arguments.get("pixels", 0)
     way = str(arguments.get("direction") or ("up" if isinstance(pixels, int | float) and pixels > 0 else "down"))
-    return _checked(Action(name, *points[:2], text=text, amount=_amount(way) if name == "scroll" else 0.0))
+    point, to = [*points, None, None][:2]
+    return _checked(Action(name, point, to, text=text, amount=_amount(way) if name == "scroll" else 0.0))
 
 
 def _amount(way: str) -> float:

@@ -38,7 +38,7 @@ def write_episodes(
             if turns and not (turns.isdecimal() and int(turns)):
                 raise UserError(f"--envs {spec} is not NAME or NAME:TURNS with a number of turns above 0")
             seed = FIRST_SEEDS[split] + number
-            meta = {"env": name} if name else {}
+            meta: dict[str, Any] = {"env": name} if name else {}
             meta |= {"seed": seed, **({"turns": int(turns)} if turns else {}), **options}
             yield {
                 "id": f"{name or task.name}-{seed}",

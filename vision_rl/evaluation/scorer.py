@@ -155,7 +155,7 @@ async def _one(
         with disk_errors(kept), replacing(kept) as temporary:
             shown = [(picture, acted_at(said, AgentSettings.of(task), picture.size)) for picture, said in turns]
             strip(shown).save(temporary, format="PNG")
-        record |= {"replies": [said for _, said in turns], "episode": str(kept)}
+        record = {**record, "replies": [said for _, said in turns], "episode": str(kept)}
     return record
 
 

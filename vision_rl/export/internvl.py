@@ -114,7 +114,8 @@ def _write_weights(files: list[Path], output: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    index, size = {}, 0
+    index: dict[str, str] = {}
+    size = 0
     for file in files:
         with safe_open(file, "pt") as opened:
             shard = {new: one for name in opened.keys() for new, one in converted(name, opened.get_tensor(name))}  # noqa: SIM118

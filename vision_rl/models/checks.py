@@ -70,7 +70,7 @@ def missing_weights(folder: Path) -> str:
         content = _json(folder / index)
         named = content.get("weight_map") if isinstance(content, dict) else None
         gone = sorted({str(name) for name in named.values() if not (folder / str(name)).exists()} if named else [])
-        if gone:
+        if named and gone:
             more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
             return f"{gone[0]}{more} of {len(set(named.values()))} files of weights"
     there = [path for suffix in ("safetensors", "bin") for path in folder.glob(f"*.{suffix}")]

@@ -263,7 +263,7 @@ def _looked(rollout: Rollout, source: Source) -> tuple[tuple[Box, ...], list[Box
 
 def _episode_turns(rollout: Rollout, source: Source, number: int) -> list[Turn]:
     """An episode's replies in order, each with the pictures that the model saw before it, and where it acted."""
-    turns = []
+    turns: list[Any] = []
     for reply, files in zip(rollout["replies"], episode_pictures(source.run_dir, rollout), strict=True):
         shown: list[Picture] = []
         for place, file in enumerate(files, start=1):

@@ -270,7 +270,7 @@ def _output(choice: dict[str, Any], status: str) -> list[dict[str, Any]]:
         output.append({"type": "reasoning", "id": _id("rs"), "summary": [], "content": content, "status": status})
     calls = message.get("tool_calls") or []
     if message.get("content") or not (output or calls):
-        part = {"type": "output_text", "text": message.get("content") or "", "annotations": []}
+        part: dict[str, Any] = {"type": "output_text", "text": message.get("content") or "", "annotations": []}
         part["logprobs"] = (choice.get("logprobs") or {}).get("content") or []
         kept = {"type": "message", "id": _id("msg"), "role": "assistant", "status": status, "content": [part]}
         output.append(kept)
@@ -295,7 +295,8 @@ def events(whole: dict[str, Any]) -> bytes:
     ]
     for index, item in enumerate(whole["output"]):
         at = {"output_index": index, "item_id": item["id"]}
-        empty = {**item, "status": "in_progress"} | ({"arguments": ""} if "arguments" in item else {"content": []})
+        without: dict[str, Any] = {"arguments": ""} if "arguments" in item else {"content": []}
+        empty = {**item, "status": "in_progress"} | without
         sent.append(("response.output_item.added", {"output_index": index, "item": empty}))
         if item["type"] == "function_call":
             sent.append(("response.function_call_arguments.delta", {**at, "delta": item["arguments"]}))
