@@ -78,7 +78,7 @@ class Derivation:
         return self.origin.get(key, "verl").split(" ", 1)[0] in _WEAK
 
     def put(self, key: str, value: Any, reason: str) -> None:
-        """Set `key` where it is weak and differs."""
+        """Set `key` if nobody chose it and it differs."""
         if self.is_weak(key) and self.get(key) != value:
             OmegaConf.update(self.tree, key, value, merge=False, force_add=True)
             self.origin[key] = f"derived: {reason}"
