@@ -16,6 +16,7 @@ import pytest
 from tests import fake_backend
 from tests.engine_stack import running_stack
 from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
+from vision_rl.tasks import get_task
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "frameworks.md"
@@ -33,6 +34,13 @@ def packages(example: Path) -> list[str]:
 def test_the_page_names_the_examples_and_their_versions(example: Path) -> None:
     [row] = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if f"frameworks/{example.name})" in line]
     assert packages(example) and all(f"`{package}`" in row for package in packages(example))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_loads_without_its_framework(example: Path) -> None:
+    """So its rows are checked, and its run is planned, where the framework is not installed."""
+    task = get_task(str(example))
+    assert task.name == example.stem and task.agent is not None
 
 
 def installed(names: list[str], folder: Path) -> Path:
