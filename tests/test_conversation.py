@@ -106,8 +106,9 @@ def test_without_tools_it_is_one_question_with_the_plain_prompt(run: Any) -> Non
     [[message]] = model.sent
     plain = GROUNDING_PROMPT.format(instruction="Find it.")
     assert text_of(message) == f"{plain} If it is not there, answer <bbox>[]</bbox>."
-    run(model, agent=True, max_turns=1, max_tool_calls=0, refusal=False)
-    assert text_of(model.sent[-1][0]) == plain
+    model = Model("<bbox>[0.6, 0.1, 0.7, 0.3]</bbox>")
+    _, reward = run(model, agent=True, max_turns=1, max_tool_calls=0, refusal=False)
+    assert text_of(model.sent[0][0]) == plain
     assert reward.value == pytest.approx(1.0) and "tools/calls" not in reward.components
     assert "tools" not in model.parameters[0]
 
