@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -93,6 +93,7 @@ side = st.floats(0.05, 0.4)
 drawn = st.tuples(coordinate, coordinate, side, side).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
 
 
+@settings(deadline=None)  # the first example imports scipy
 @given(st.lists(st.tuples(drawn, st.sampled_from("mn"), st.sampled_from("123")), max_size=9))
 def test_fusing_keeps_every_reader_and_never_merges_ones_own_boxes(boxes: list[tuple[Box, str, str]]) -> None:
     fused = fuse(boxes)
