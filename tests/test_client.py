@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2 as httpx
+import openai
 import pytest
 
 from tests import fake_backend
@@ -132,7 +133,6 @@ def completion_with(**choice: object) -> dict[str, object]:
         ([], "no chat completion"),
         (None, "no chat completion"),
         ("please log in", "no chat completion"),
-        ({"error": {"message": "overloaded"}}, "without choices"),
         ({**completion_with(), "choices": []}, "without choices"),
         (completion_with(message=None), "no text"),
         (completion_with(message={"content": [{"type": "text", "text": "red"}]}), "no text"),
@@ -146,6 +146,15 @@ def test_what_is_no_chat_completion_is_refused_by_name(body: object, reason: str
         assert url in str(refusal.value)
 
     with fake_openai(fault=lambda number, request: (200, {}, body)) as fake:
+        asyncio.run(ask(fake.url))
+
+
+def test_an_error_with_status_200_is_that_error() -> None:
+    async def ask(url: str) -> None:
+        with pytest.raises(openai.APIStatusError, match="overloaded"):
+            await chat(url, "fake", [user_message("hi")], timeout_seconds=10)
+
+    with fake_openai(fault=lambda number, request: (200, {}, {"error": {"message": "overloaded"}})) as fake:
         asyncio.run(ask(fake.url))
 
 

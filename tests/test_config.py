@@ -325,7 +325,7 @@ def test_good_overrides_are_taken(override: str, key: str | None, value: Any) ->
         ((f"{ROLLOUT}.name=sglang",), "sglang is not installed"),
         (("trainer.logger=[console,mlflow]",), "asks for mlflow, which is not installed: pip install mlflow"),
         (("algorithm.adv_estimator=gae",), "needs a critic"),
-        (("agent.reward=iou",), "no reward of --task vqa; use vqa, official_2021, exact_match"),
+        (("agent.reward=iou",), "no reward of --task vqa; use vqa, official_2021, textvqa, exact_match"),
         (("app.validation.metric=reward",), "such as val/reward"),
         (("app.checkpoints.keep_last=0",), r"app\.checkpoints\.keep_last=0 must be at least 1"),
         (("trainer.total_training_steps=0",), "--max-steps 0 must be at least 1"),

@@ -57,7 +57,7 @@ def refused(
 CUSTOM = [
     ("x.csv", "image,question,answer\na.png,what,red, white\n", "more cells than the header"),
     ("x.csv", "image,answer\na.png,q,x,y\n", "more cells than the header"),
-    ("x.csv", "image,question,answer\n" + "a" * 5000 + ",q,x\n", "does not exist"),
+    ("x.csv", "image,question,answer\n" + "a" * 5000 + ",q,x\n", "embedded image is not a picture"),
     ("x.json", DEEP, "not readable JSON"),
     ("x.jsonl", DEEP, "line 1 is not JSON"),
     ("x.jsonl", json.dumps({"image": "a.png", "question": LONE, "answer": "x"}), "surrogate"),

@@ -367,6 +367,7 @@ def test_what_a_sampling_client_needs_is_served(stack: Stack, client: httpx.Clie
         "return_token_ids": True,
         "response_format": {"type": "text"},
         "user": "me",
+        "modalities": ["text"],
     }
     call = {"id": "1", "type": "function", "function": {"name": "zoom", "arguments": "{}"}}
     messages = [
@@ -377,10 +378,13 @@ def test_what_a_sampling_client_needs_is_served(stack: Stack, client: httpx.Clie
     ]
     request = {"model": fake_backend.MODEL, "messages": messages, **fields, "stream": False, "stream_options": None}
     assert set(request) == set(FIELDS)
-    reply = client.post(address(stack, traced), json={**request, "user_config": None})
-    assert reply.status_code == 400  # null or not, a field that is not listed is none of ours
+    reply = client.post(address(stack, traced), json={**request, "user_config": {}})
+    assert reply.status_code == 400, "a field that is not listed is none of ours"
     assert client.post(address(stack, traced), json=request).status_code == 200
     sent = seen(stack)["last"]
+    del fields["modalities"]  # it cannot change a reply
+    if traced:
+        del function["strict"]  # vLLM would compile a grammar
     assert {name: value for name, value in sent.items() if name != "model"} == fields
 
 

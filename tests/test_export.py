@@ -35,6 +35,7 @@ def a_run(folder: Path, *steps: int, best: int | None = None, settings: dict[str
         "actor_rollout_ref.model.path": "models/tiny",
         "actor_rollout_ref.actor.fsdp_config.dtype": "float32",
         "agent.reward": "iou",
+        **{"task.name": "grounding", "task.truth": "boxes", "task.metric": "iou"},
         "trainer.total_training_steps": 40,
     }
     folder.mkdir(parents=True)

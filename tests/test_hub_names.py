@@ -65,7 +65,7 @@ def hub() -> Iterator[tuple[str, list[str]]]:
 
 def test_offline_it_is_said_at_once(tmp_path: Path) -> None:
     text, seconds = said(NAME, tmp_path, HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE is set" in text and NAME in text and seconds < 1
+    assert "HF_HUB_OFFLINE is set" in text and NAME in text and seconds < 5  # no request was waited for
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path) -> None:

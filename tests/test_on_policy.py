@@ -258,7 +258,7 @@ def test_what_the_update_tells_is_logged_and_watched(
     trainer._update_actor(trainer._compute_old_log_prob(batch, metrics), metrics)
     assert metrics == {
         **{"mismatch/logprob_max": 0.05, "mismatch/logprob_mean": 0.01},
-        **{"actor/entropy_loss": 2.0, "actor/entropy": 2.0},
+        **{"actor/entropy_loss": 2.0, "actor/entropy": 2.0, "mismatch/share_of_limit": 0.5},
     }
     said["actor/mismatch/logprob_max"] = 0.25
     with pytest.raises(UserError, match=r"step 4.*off from the rollout's by 0\.25"):

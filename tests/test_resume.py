@@ -162,7 +162,7 @@ def test_config_says_what_the_steps_were_made_with(tmp_path: Path, monkeypatch: 
     (tmp_path / CONFIG).write_text("data.train_files: old.parquet\n")
     for step in (1, 2):
         log.metrics(step, {"train/reward": 0.5, "timing_s/step": 1.0})
-    monkeypatch.setattr(train_agent, "render_resolved", lambda resolved: f"data.train_files: {resolved}\n")
+    monkeypatch.setattr(finish, "render_resolved", lambda resolved: f"data.train_files: {resolved}\n")
     progress = RunProgress(tmp_path, 4, Console(file=io.StringIO()))
     log.event("resumed", step=2)
     progress.update()
@@ -173,7 +173,7 @@ def test_config_says_what_the_steps_were_made_with(tmp_path: Path, monkeypatch: 
     log.metrics(3, {"train/reward": 0.5, "timing_s/step": 1.0})
     progress.update()
     assert progress.stepped
-    train_agent.keep_config(tmp_path, "new.parquet")  # type: ignore[arg-type]
+    finish.keep_config(tmp_path, "new.parquet")  # type: ignore[arg-type]
     assert (tmp_path / CONFIG).read_text() == "data.train_files: new.parquet\n"
 
 

@@ -258,6 +258,7 @@ def test_only_what_the_weights_of_now_have_sampled_can_end_a_run(
     monkeypatch.setattr(trainer_module, "one_update", lambda config, rows: False)
     trainer.config = OmegaConf.create({"actor_rollout_ref": {"actor": {"calculate_sum_pi_squared": True}}})
     trainer.local_trigger_step = 1  # the sight gauge looks at the first of a sync's updates only
+    trainer.records = SimpleNamespace(own_sampling=lambda: {})  # type: ignore[assignment]
     batch = KVBatchMeta(partition_id="train", keys=["g_0_0"], tags=[{"min_global_steps": version}])
     metrics: dict[str, Any] = {}
     if stops:

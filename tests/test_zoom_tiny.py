@@ -116,7 +116,8 @@ def test_the_page_shows_the_pictures_and_what_was_looked_at(tmp_path: Path) -> N
     first = (tmp_path / "a.png").as_uri()
     settings = AgentSettings(reward="iou", max_turns=2, max_tool_calls=1, answer_view="last", max_pixels=112 * 112)
     lines = [f"agent.{name}: {json.dumps(value)}" for name, value in dataclasses.asdict(settings).items()]
-    (tmp_path / CONFIG).write_text("\n".join(lines))
+    task = ["task.name: grounding", "task.truth: boxes", "task.metric: iou"]
+    (tmp_path / CONFIG).write_text("\n".join([*task, *lines]))
     record = {
         **{"step": 1, "mode": "train", "id": "zoom-1", "question": INSTRUCTION, "boxes": [list(scene.box)]},
         "replies": [call_text(scene.region), "<answer><bbox>[0.25, 0.25, 0.5, 0.5]</bbox><script></answer>"],
