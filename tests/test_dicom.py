@@ -231,7 +231,16 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         dicom_picture(dicom_bytes(RAMP), "x.dcm")
 
 
-def test_pixels_that_are_not_square_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_pixels_that_are_not_square_are_said_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Frameworks that other tests of the process import may have disabled loggers, or raised levels, by a configuration of theirs.
+    logger = logging.getLogger("vision_rl.media.dicom")
+    monkeypatch.setattr(logger, "disabled", False)
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("vision_rl"), "propagate", True)
+    logging.disable(logging.NOTSET)
+    caplog.set_level(logging.WARNING, logger=logger.name)
     assert grey(RAMP, PixelSpacing=[0.2, 0.1]).shape == (64, 64)
     assert caplog.text.count("not square") == 1
 
