@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.pixels import apply_modality_lut, apply_windowing, pixel_array
-from pydicom.uid import MPEG2MPML, JPEG2000Lossless, JPEGExtended12Bit, JPEGLossless
+from pydicom.uid import MPEG2MPML, UID, JPEG2000Lossless, JPEGExtended12Bit, JPEGLossless
 
 from tests.dicom_files import dicom_bytes, radiograph, write_dicom
 from vision_rl.errors import UserError
@@ -192,7 +192,7 @@ def without_pixels() -> bytes:
 
 def of_syntax(syntax: str) -> bytes:
     header = pydicom.dcmread(io.BytesIO(dicom_bytes(RAMP)))
-    header.file_meta.TransferSyntaxUID = syntax
+    header.file_meta.TransferSyntaxUID = UID(syntax)
     header.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8 no such picture \xff\xd9"])
     header["PixelData"].VR = "OB"
     header["PixelData"].is_undefined_length = True
