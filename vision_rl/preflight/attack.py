@@ -1,9 +1,10 @@
-"""The attack suite as a command for any reward: `python -m vision_rl.preflight.attack my_reward.py --task vqa`.
+"""The attack suite as a command for any reward: `python -m vision_rl.preflight.attack my_reward.py`.
 
 The reward is a file with a function `reward(reply, row)` (or FILE.py:function), "module:function", or a reward's name,
 such as `anls` or `gaussian`. Prints a table of what pays more than the honest answer, and what breaks the reward: a
 number that is not finite, an error, two seconds of CPU time. Listing all candidates is compared with naming one at random.
-Exit code 1 if there is anything to tell.
+Without --task, the rows are those whose honest answers the reward pays: short answers (vqa) or boxes (grounding).
+Exit code 1 if there is a finding.
 """
 
 from __future__ import annotations
@@ -36,29 +37,38 @@ from vision_rl.settings import AgentSettings
 from vision_rl.types import Reward
 
 SLOW_SECONDS = 2.0
+TASKS = ("vqa", "grounding")
+SHOWN = 60
+"""Characters of an attacking reply in the table."""
 Scored = Callable[[str, Mapping[str, Any]], float]
 """(reply, row with settings) -> the reward's value."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One attack that pays, or that breaks the reward. honest: what the honest answer gets in the same case."""
+    """One attack that pays, or that breaks the reward, with the text that does.
+
+    honest: what the honest answer gets in the same case; guess: it is the mean over the candidates, each named alone.
+    """
 
     attack: str
     case: str
+    reply: str
     honest: float
     attacked: float
     verdict: str
+    guess: bool = False
 
 
 def reward_of(spec: str, task: str) -> tuple[Scored, str]:
-    """(reward, task) for a name, "module:function", FILE.py or FILE.py:function; `UserError` for what is none of them."""
+    """(reward, task) for a name, "module:function", FILE.py or FILE.py:function; `UserError` for what is none of them.
+
+    task: of a function of one's own; "" finds it out (`paid_task`).
+    """
     if spec in ANSWER_KINDS:
         return lambda reply, row: vqa_reward(reply, row["answers"], kind=spec, choices=row["choices"]).value, "vqa"
     if spec in KINDS:
         return lambda reply, row: _boxed(reply, row, spec), "grounding"
-    if not task:
-        raise UserError(f"{spec} is no reward's name; for a function of your own name --task vqa or --task grounding")
     path, _, name = spec.partition(":") if spec.split(":")[0].endswith(".py") else ("", "", "")
     function = _from_file(Path(path), name or "reward") if path else user_reward(spec)
 
@@ -66,7 +76,18 @@ def reward_of(spec: str, task: str) -> tuple[Scored, str]:
         value = function(reply, row)
         return value.value if isinstance(value, Reward) else float(value)
 
-    return scored, task
+    return scored, task or paid_task(scored, spec)
+
+
+def paid_task(reward: Scored, spec: str) -> str:
+    """The task whose honest answers a reward pays. Raises `UserError` where it pays those of both tasks or of none."""
+    paid = [task for task in TASKS if any(_tried(reward, case.honest, case.row)[0] > 0 for case in cases_of(task))]
+    if len(paid) == 1:
+        return paid[0]
+    raise UserError(
+        f"{spec} pays honest answers of {'both short answers and boxes' if paid else 'neither short answers nor boxes'}, so "
+        "its rows are unknown; add --task vqa (short answers) or --task grounding (boxes)"
+    )
 
 
 def _boxed(reply: str, row: Mapping[str, Any], kind: str) -> float:
@@ -136,18 +157,20 @@ def attack(reward: Scored, cases: Iterator[Case]) -> list[Finding]:
         _tried(reward, case.honest, case.row)  # what it imports when first called is not its time
         honest, problem = _tried(reward, case.honest, case.row)
         if problem:
-            findings.append(Finding("the honest answer", case.name, honest, honest, problem))
+            findings.append(Finding("the honest answer", case.name, case.honest, honest, honest, problem))
         for name, reply in case.attacks.items():
             value, problem = _tried(reward, reply, case.row)
             if problem or value > honest + 1e-9:
-                findings.append(Finding(name, case.name, honest, value, problem or "pays more"))
+                findings.append(Finding(name, case.name, reply, honest, value, problem or "pays more"))
         if case.candidates:
             named = sum(_tried(reward, reply, case.row)[0] for reply in case.candidates) / len(case.candidates)
             for mark, reply in case.listed.items():
                 value, _ = _tried(reward, reply, case.row)
                 if value > named + 1e-9:
                     verdict = "listing pays more than naming one at random"
-                    findings.append(Finding(f"every candidate ({mark})", case.name, named, value, verdict))
+                    findings.append(
+                        Finding(f"every candidate ({mark})", case.name, reply, named, value, verdict, guess=True)
+                    )
     return findings
 
 
@@ -168,22 +191,33 @@ def table(findings: list[Finding]) -> str:
     """The findings as Markdown, or one sentence where there are none."""
     if not findings:
         return "No attack pays more than the honest answer, and none breaks the reward."
-    head = "| attack | case | honest | attacked | verdict |\n| --- | --- | --- | --- | --- |"
-    rows = (f"| {f.attack} | {f.case} | {f.honest:.3f} | {f.attacked:.3f} | {f.verdict} |" for f in findings)
-    return "\n".join([head, *rows])
+    head = "| attack | case | attacking reply | honest | attacked | verdict |\n| --- | --- | --- | --- | --- | --- |"
+    return "\n".join([head, *map(_line, findings)])
+
+
+def _line(finding: Finding) -> str:
+    reply = shortened(finding.reply).replace("|", "\\|")
+    honest = f"{finding.honest:.3f}{' (one at random)' if finding.guess else ''}"
+    return f"| {finding.attack} | {finding.case} | `{reply}` | {honest} | {finding.attacked:.3f} | {finding.verdict} |"
+
+
+def shortened(reply: str) -> str:
+    """A reply on one line, its control characters as escapes, with its length where it is cut."""
+    text = reply if reply.isprintable() else repr(reply)[1:-1]
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(reply):,} characters)"
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reward", help="FILE.py, FILE.py:function, module:function, or a reward's name")
-    parser.add_argument("--task", choices=("vqa", "grounding"), default="", help="the rows that your own reward scores")
+    parser.add_argument("--task", choices=TASKS, default="", help="the rows that your own reward scores (found out)")
     parser.add_argument("--answer-format", default="bbox", help="of a grounding reward (default: bbox)")
     parser.add_argument("--family", default="unit", help="model family in whose space the numbers are")
     args = parser.parse_args(argv)
     reward, task = reward_of(args.reward, args.task)
     findings = attack(reward, cases_of(task, args.answer_format, args.family))
-    print(table(findings))
+    print(f"{args.reward} on rows of {task}:\n{table(findings)}")
     return 1 if findings else 0
 
 
