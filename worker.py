@@ -114,7 +114,7 @@ class Worker:
         self.away_since: float | None = None
 
     async def run(self) -> None:
-        """Work until told to stop. Raises `UserError` if the trainer refuses the key."""
+        """Work until a signal stops it. Raises `UserError` if the trainer refuses the key."""
         loops = [asyncio.create_task(self._loop()) for _ in range(self.concurrency)]
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):

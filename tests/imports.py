@@ -2,13 +2,15 @@
 
     python -m tests.imports          # writes docs/layout.md
 
-A room is a folder of `vision_rl`, or a module that stands beside the folders. Commands (modules that are run by
-`python -m`) stand above all rooms and may import any; imports for type hints alone do not count.
+A room is a folder of `vision_rl`, or a module that stands beside the folders. The page shows the rooms alone; the order
+holds for the commands as well: the modules that are run, the top-level files, and the folders beside the package.
+Imports for type hints alone do not count.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,10 @@ import networkx as nx
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "vision_rl"
+FOLDERS = (PACKAGE, "baselines", "examples", "scripts", "benchmarks")
+TEXT_NAME = re.compile(r"[a-z_]+(\.\w+)*:\w+")
+REGISTRY = {("vision_rl.tasks", "vqa_agent"), ("vision_rl.tasks", "grounding_agent")}
+"""The only references upwards: the names of the built-in tasks, which `tasks.get_task` imports when they are asked for."""
 PAGE = ROOT / "docs" / "layout.md"
 FRAMEWORKS: dict[str, set[str]] = {
     "agentlightning": {"rollout", "training", "preflight"},
@@ -49,16 +55,20 @@ Each framework is imported by these folders only (`tests/test_layout.py`):
 
 
 def modules() -> dict[str, Path]:
-    """The package's modules by dotted name."""
+    """The project's modules by dotted name, the commands at the top and the folders beside the package included."""
+    paths = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
     found = {}
-    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+    for path in sorted(paths):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         found[name.removesuffix(".__init__")] = path
     return found
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The dotted names that a module imports when it runs, wherever in it; of `from a import b` both `a` and `a.b`."""
+    """The dotted names that a module imports when it runs, wherever in it; of `from a import b` both `a` and `a.b`.
+
+    So does what it names as text: "module:attribute", or the module that it starts, after sys.executable and "-m".
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     hints = {
         inner
@@ -74,36 +84,57 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and TEXT_NAME.fullmatch(node.value):
+            yield node.value.split(":")[0]
+        elif isinstance(node, ast.List | ast.Tuple) and "sys.executable, '-m', '" in ast.unparse(node):
+            yield ast.unparse(node).split("sys.executable, '-m', '")[1].split("'")[0]
 
 
-def is_command(name: str, path: Path) -> bool:
-    return name.endswith(".__main__") or "if __name__ ==" in path.read_text(encoding="utf-8")
+def is_command(path: Path) -> bool:
+    return path.name == "__main__.py" or "if __name__ ==" in path.read_text(encoding="utf-8")
 
 
 def room(name: str) -> str:
-    """Of a dotted name of ours: the folder, or the module beside the folders."""
-    return name.split(".")[1] if "." in name else ""
+    """Of a dotted name of ours: the folder of the package, or what stands beside it; "" for the package itself."""
+    first, *rest = name.split(".")
+    return first if first != PACKAGE else rest[0] if rest else ""
 
 
-def rooms() -> nx.DiGraph:
-    """An edge (a, b) where a module of room a imports one of room b."""
+def floors(graph: nx.DiGraph) -> list[set[str]]:
+    """The rooms in layers, ground first: each imports from floors below it alone."""
+    return list(nx.topological_generations(graph.reverse()))
+
+
+def rooms(commands: bool = False) -> nx.DiGraph:
+    """An edge (a, b) where a module of room a imports one of room b.
+
+    commands: with a node of its own for each module that is run; without, the package's rooms alone.
+    """
     known = modules()
     graph = nx.DiGraph()
-    for name, path in known.items():
-        if is_command(name, path) or not room(name):
-            continue
-        graph.add_node(room(name))
-        for target in imported(path):
-            if target in known and room(target) not in ("", room(name)):
-                graph.add_edge(room(name), room(target))
+
+    arrows = {
+        (name, target)
+        for name, path in known.items()
+        for target in imported(path)
+        if target in known and room(name) and room(target) and (name, target) not in REGISTRY
+    }
+    parts = {target for name, target in arrows if name.startswith(PACKAGE) and name != target}
+    alone = {name for name, path in known.items() if is_command(path)} - parts
+
+    def node(name: str) -> str:
+        return name if name in alone and name.startswith(PACKAGE) else room(name)
+
+    inside = {name for name in known if room(name) and (commands or (name.startswith(PACKAGE) and name not in alone))}
+    graph.add_nodes_from(map(node, inside))
+    graph.add_edges_from((node(a), node(b)) for a, b in arrows if {a, b} <= inside and node(a) != node(b))
     return graph
 
 
 def users_of(framework: str) -> set[str]:
-    """The rooms in which a module imports a framework, commands included."""
-    return {
-        room(name) for name, path in modules().items() if framework in {one.split(".")[0] for one in imported(path)}
-    }
+    """The package's rooms in which a module imports a framework, commands included."""
+    ours = {name: path for name, path in modules().items() if name.startswith(PACKAGE)}
+    return {room(name) for name, path in ours.items() if framework in {one.split(".")[0] for one in imported(path)}}
 
 
 def page() -> str:

@@ -78,7 +78,7 @@ def test_a_killed_worker_is_told_as_one_and_not_as_a_defect(algorithm: VisionVER
 def test_a_worker_that_a_signal_ended_with_the_run_does_not_blame_memory(algorithm: VisionVERL, tmp_path: Path) -> None:
     (tmp_path / STOP_FILE).write_text("")
     told = str(told_of(algorithm, ActorDiedError()))
-    assert "was told to stop (SIGTERM or Ctrl-C)" in told and "memory" not in told
+    assert "was stopped (SIGTERM or Ctrl-C)" in told and "memory" not in told
 
 
 def test_a_server_that_does_not_start_is_told_as_that(algorithm: VisionVERL) -> None:

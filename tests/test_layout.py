@@ -5,13 +5,20 @@ from __future__ import annotations
 import networkx as nx
 import pytest
 
-from tests import imports
+from tests import imports, reached
 
 
-def test_imports_run_one_way() -> None:
-    graph = imports.rooms()
-    assert graph.has_edge("training", "rollout") and len(graph) > 15, "the scan finds what there is"
+def test_imports_run_one_way_over_at_most_ten_floors() -> None:
+    graph = imports.rooms(commands=True)
+    assert graph.has_edge("training", "rollout") and len(graph) > 30, "the scan finds what there is"
+    assert graph.has_edge("vqa_agent", "evaluation") and graph.has_edge("worker", "tasks"), "as text, and at the top"
     assert nx.is_directed_acyclic_graph(graph), nx.find_cycle(graph)
+    assert len(imports.floors(graph)) <= 10, nx.dag_longest_path(graph)
+
+
+def test_commands_reach_every_line_of_the_package() -> None:
+    """What only tests or benchmarks call is no part of the product: delete it, or move it to where it is called."""
+    assert reached.unreached() == []
 
 
 @pytest.mark.parametrize("framework", imports.FRAMEWORKS)

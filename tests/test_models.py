@@ -171,7 +171,7 @@ def test_missing_folders(path: str) -> None:
 
 
 def test_hub_names_of_unknown_family() -> None:
-    with pytest.raises(UserError, match="its family cannot be told from the name"):
+    with pytest.raises(UserError, match="its family is not clear from the name"):
         model_info("somebody/some-model")
 
 

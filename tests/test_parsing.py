@@ -15,24 +15,25 @@ from hypothesis import strategies as st
 
 from tests.random_texts import random_text
 from vision_rl.answers.boxes import Box
+from vision_rl.answers.formats import FORMATS
 from vision_rl.answers.parsing import (
-    BOX_FORMATS,
     BoxReading,
     ToolCall,
-    box_format,
     count_answers,
     final_text,
     format_boxes,
+    format_row,
     parse_answer,
     parse_boxes,
     parse_confidence,
-    parse_number,
     parse_tool_calls,
     read_boxes,
     reasoning_is_closed,
     strip_reasoning,
 )
 from vision_rl.errors import UserError
+
+BOX_FORMATS = tuple(name for name, row in FORMATS.items() if not row.points)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,9 @@ def test_reasoning_and_answer_tags(text: str, closed: bool, answers: int) -> Non
     ],
 )
 def test_numbers(text: str, number: float | None) -> None:
-    assert parse_number(text) == number
+    """A plain decimal number in ASCII digits, at most 32 characters: no exponent, nan, inf, "_"."""
+    reading = read_boxes(f"<bbox>[{text}, 0, 99, 1]</bbox>", "bbox")
+    assert (reading.boxes, reading.malformed) == (([], 1) if number is None else ([(number, 0, 99, 1)], 0))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +219,7 @@ def test_decimals_of_written_boxes() -> None:
 
 def test_unknown_format() -> None:
     with pytest.raises(UserError, match="does not exist"):
-        box_format("yolo")
+        format_row("yolo")
 
 
 @pytest.mark.parametrize(

@@ -348,8 +348,7 @@ def test_a_proxy_process_that_dies_is_replaced(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         assert ask(stack.claim()[1], timeout=20).choices[0].message.content == fake_backend.REPLY
-        assert stack.proxy.is_running() and stack.proxy.process is not process
-    assert not stack.proxy.is_running()
+        assert stack.proxy.process is not process
     with pytest.raises(httpx.ConnectError):
         httpx.get(stack.address + "/v1/models", trust_env=False)
 

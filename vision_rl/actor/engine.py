@@ -236,7 +236,7 @@ class VisionEngine(FSDPEngineWithLMHead):
         """Pixels and grids of a micro-batch's rows, given the pictures of each."""
         if self.pixels is None:
             if any(rows):
-                raise UserError("the actor was not told where the run's pictures are")
+                raise UserError("the actor does not know where the run's pictures are")
             return [{} for _ in rows]
         return self.pictures.merge(self.pixels, rows, view)
 

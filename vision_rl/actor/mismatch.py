@@ -18,7 +18,7 @@ def mismatch_metrics(batch: DataProto, fresh: np.ndarray) -> dict[str, float]:
 
     Zero up to rounding when both see the same pixels at the same positions with the same weights; about 0.5 on average
     for an actor without pixels, whose training otherwise looks normal. fresh: (rows,) bool, whether a row was rolled out
-    with the weights that the actor has now. Older rows differ rightly, and are told apart under "stale".
+    with the weights that the actor has now. Older rows differ rightly, and are counted under "stale".
     """
     mask = batch.batch["response_mask"].bool()
     difference = (batch.batch["old_log_probs"] - batch.batch["rollout_log_probs"]).abs()

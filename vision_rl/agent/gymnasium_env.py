@@ -72,7 +72,7 @@ class GymnasiumEnvironment(Environment):
             ) from error
 
     def _text(self, seen: Any, info: Mapping[str, Any]) -> str:
-        """The prompt, its {fields} filled in with the texts of the observation and of what is told beside it."""
+        """The prompt, its {fields} filled in with the texts of the observation and of what comes beside it."""
         fields = {**info, **(seen if isinstance(seen, Mapping) else {})}
         try:
             return self.prompt.format_map({name: value for name, value in fields.items() if isinstance(value, str)})

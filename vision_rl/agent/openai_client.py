@@ -27,8 +27,9 @@ MAX_RETRIES = 2
 
 
 _platform = cache(get_platform)
-_Clients = dict[bool, openai.AsyncOpenAI]
-_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Clients] = weakref.WeakKeyDictionary()
+_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[bool, openai.AsyncOpenAI]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class _CheckedClient(openai.AsyncOpenAI):
@@ -76,11 +77,11 @@ class _CheckedClient(openai.AsyncOpenAI):
             body = body or {"message": "the provider ended the answer with an error"}
         if not body:
             return None
-        told = dict(body) if isinstance(body, Mapping) else {"message": str(body)}
-        told["message"] = str(told.get("message") or told)[:2000]
-        status = _status_of(told)
+        error = dict(body) if isinstance(body, Mapping) else {"message": str(body)}
+        error["message"] = str(error.get("message") or error)[:2000]
+        status = _status_of(error)
         response = httpx.Response(status, request=httpx.Request("POST", self.base_url))
-        return self._make_status_error(f"Error code: {status} - {told['message']}", body=told, response=response)
+        return self._make_status_error(f"Error code: {status} - {error['message']}", body=error, response=response)
 
 
 def shared_client(*, trainer: bool = False) -> openai.AsyncOpenAI:

@@ -21,10 +21,9 @@ from typing import Any
 
 from vision_rl.answers.boxes import Box
 from vision_rl.answers.coordinates import FAMILIES
-from vision_rl.answers.formats import FORMATS, MAX_NUMBER_CHARS, NUMBER_PATTERN, OWN, AnswerFormat
+from vision_rl.answers.formats import FORMATS, OWN, AnswerFormat
 from vision_rl.errors import UserError
 
-BOX_FORMATS = tuple(name for name, row in FORMATS.items() if not row.points)
 POINT_FORMATS = tuple(name for name, row in FORMATS.items() if row.points)
 
 MAX_CALL_CHARS = 10_000
@@ -51,7 +50,6 @@ _CONFIDENCE = re.compile(
 )
 _LARGEST_AMBIGUOUS = 10
 """Above 1 and up to this, a bare number may be out of 10 or out of 100."""
-_NUMBER = re.compile(NUMBER_PATTERN)
 _NAMED_CALL = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\s*(?::\s*)?(\{.*\})?", re.DOTALL)
 _NO_FINDING = re.compile(r"\bno\s{1,4}findings?\b", re.IGNORECASE)
 
@@ -177,23 +175,12 @@ def parse_answer(text: str) -> str:
     return text.strip()
 
 
-def parse_number(text: str) -> float | None:
-    """A plain decimal number in ASCII digits, at most 32 characters, else None: no exponent, nan, inf, "_"."""
-    text = text.strip()
-    return float(text) if len(text) <= MAX_NUMBER_CHARS and _NUMBER.fullmatch(text) else None
-
-
 def format_row(fmt: str) -> AnswerFormat:
     """A row of `FORMATS` by its name or by that of a family (its native one); `UserError` for others."""
     name = FAMILIES[fmt].native if fmt in FAMILIES else fmt
     if name not in FORMATS:
         raise UserError(f"box format {fmt!r} does not exist; choose one of {', '.join(FORMATS)}, or a model family")
     return FORMATS[name]
-
-
-def box_format(fmt: str) -> str:
-    """The name of `format_row`."""
-    return format_row(fmt).name
 
 
 def answer_space(answer_format: str, family: str) -> tuple[str, str]:

@@ -246,8 +246,8 @@ class _Seen:
         first = self._ids.setdefault(row["id"], number)
         if first != number:
             reasons.append(f"its id occurs already in row {first}")
-        told = [row[name] for name in ("question", "choices", "answers", "boxes", "labels")]
-        identity = [contents or row["image_paths"] or row["meta"], *told]
+        content = [row[name] for name in ("question", "choices", "answers", "boxes", "labels")]
+        identity = [contents or row["image_paths"] or row["meta"], *content]
         first = self._rows.setdefault(hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).digest(), number)
         if first != number:
             reasons.append(f"it repeats row {first} (same picture, question and answer)")
@@ -288,8 +288,8 @@ class _GoldScores:
         except UserError as error:
             return [str(error)]
         if value < best - GOLD_TOLERANCE:
-            told = f" {reply!r}" if task.truth == "answers" else ""
-            return [f"its gold answer{told} scores {value:.4g} instead of {best:.3g}{self._form(task)}"]
+            shown = f" {reply!r}" if task.truth == "answers" else ""
+            return [f"its gold answer{shown} scores {value:.4g} instead of {best:.3g}{self._form(task)}"]
         self._ceilings.append(best)
         if best < 1:
             self._disputed += 1

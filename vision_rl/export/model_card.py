@@ -105,8 +105,8 @@ def _settings(run: RecordedRun) -> str:
 
 def _warnings(run: RecordedRun, step: int) -> str:
     _, alarms = run.alarms()
-    told = [f"- {e.alarm.name} from step {e.alarm.since}: {e.alarm.seen}" for e in alarms if e.alarm.since <= step]
-    return "\n".join(["## Alarms of the collapse watch\n", *told]) + "\n" if told else ""
+    lines = [f"- {e.alarm.name} from step {e.alarm.since}: {e.alarm.seen}" for e in alarms if e.alarm.since <= step]
+    return "\n".join(["## Alarms of the collapse watch\n", *lines]) + "\n" if lines else ""
 
 
 def _usage(adapter: bool) -> str:

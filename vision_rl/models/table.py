@@ -234,7 +234,7 @@ def _by_name(name: str) -> ModelInfo:
         if row.pattern and re.search(row.pattern, name, re.IGNORECASE):
             return ModelInfo(name, row, row.model_types[0] if row.model_types else "", False)
     raise UserError(
-        f"--model {name} is no folder, and its family cannot be told from the name; download it and give the folder, "
+        f"--model {name} is no folder, and its family is not clear from the name; download it and give the folder, "
         "or choose one of --list-models"
     )
 

@@ -45,10 +45,6 @@ class Plan:
         """Whether both phases fit, with room in the KV cache for at least one whole sequence."""
         return not self.advice
 
-    def peak_gb(self) -> float:
-        """The larger of the two phases, per GPU."""
-        return max(sum(self.update.values()), sum(self.rollout.values()))
-
 
 def plan(resolved: Resolved, gpu_gb: float | None = None) -> Plan:
     """Estimate memory for a resolved configuration on GPUs of `gpu_gb` GB (default: what the preset is meant for).

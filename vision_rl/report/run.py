@@ -28,7 +28,7 @@ COMPUTED = (
 NO_ALARM = [DROPPED + reason for reason in NO_FAULT]
 MOST_STEPS = 10
 """Of the steps whose rollouts the page holds."""
-_TOLD = ("warning", "alarm", "restored", "resumed", "checkpoint", "finished", "error")
+_SHOWN_EVENTS = ("warning", "alarm", "restored", "resumed", "checkpoint", "finished", "error")
 
 
 @dataclass(frozen=True)
@@ -352,11 +352,11 @@ def told_events(run: RecordedRun) -> list[tuple[str, str]]:
     if not run.events:
         return []
     start = run.events[0]["time"]
-    told = [event for event in run.events if event["kind"] in _TOLD]
-    last = max((event["time"] for event in told if event["kind"] == "checkpoint"), default=None)
+    shown = [event for event in run.events if event["kind"] in _SHOWN_EVENTS]
+    last = max((event["time"] for event in shown if event["kind"] == "checkpoint"), default=None)
     return [
         (_elapsed(event["time"] - start), _event_text(event))
-        for event in told
+        for event in shown
         if event["kind"] != "checkpoint" or event["time"] == last
     ]
 

@@ -200,8 +200,8 @@ class Judge:
         candidate = " ".join(answer.lower().split()).rstrip(".")
         case = json.dumps({"question": question, "references": references, "candidate": candidate or answer})
         seen = [_version(url) for url in pictures]
-        told = [self.model, SEEING_RUBRIC, case, seen] if seen else [self.model, RUBRIC, case]
-        key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        request = [self.model, SEEING_RUBRIC, case, seen] if seen else [self.model, RUBRIC, case]
+        key = hashlib.sha256(json.dumps(request).encode()).hexdigest()
         with self._lock, closing(self._cache.execute("SELECT score FROM verdicts WHERE key = ?", (key,))) as rows:
             found = rows.fetchone()
         if found:
@@ -211,7 +211,7 @@ class Judge:
             with self._slots:
                 verdict = parse_verdict(self._retrying(self._ask, case, pictures))
         except (_Busy, httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-            if not self.counts["fallback"]:  # told once; the count says how often
+            if not self.counts["fallback"]:  # logged once; the count says how often
                 logger.warning("the judge gave no verdict (%r); the VQA accuracy takes its place", error)
             return None
         if verdict is not None:

@@ -34,7 +34,7 @@ Check = Callable[[Any], bool]
 
 
 class CallError(Exception):
-    """What the client is told: an HTTP status and one sentence."""
+    """What the client gets: an HTTP status and one sentence."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

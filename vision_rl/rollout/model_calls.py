@@ -7,7 +7,6 @@ the trace is complete. A span that cannot be stored fails the request; it is nev
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -25,8 +24,6 @@ from vision_rl.rollout.sampling_fields import asked_sampling
 from vision_rl.rollout.store_link import IDLE_SECONDS, StoreLink
 from vision_rl.rollout.structured_output import REFUSE, flaw
 from vision_rl.rollout.trace import SPAN_NAME, Turn, span, turn_attributes
-
-logger = logging.getLogger(__name__)
 
 CALL_SECONDS = 600.0
 """The longest model call. The agents' own time-outs are shorter; this one bounds what a lost client leaves behind."""

@@ -83,10 +83,6 @@ class VisionProxy:
         """The base URL under which this machine reaches the proxy."""
         return str(URL.build(scheme="http", host=self.access_host, port=self.port)).rstrip("/")
 
-    def is_running(self) -> bool:
-        """Whether it was started and not stopped; a process that died meanwhile is being replaced."""
-        return self._watch is not None and self._watch.is_alive()
-
     def update_model_list(self, model_list: Sequence[dict[str, Any]]) -> None:
         """Which model servers to use from now on, as Agent Lightning writes them; a running proxy takes them at once.
 
@@ -128,11 +124,6 @@ class VisionProxy:
     async def stop(self) -> None:
         """End the process and give the port back."""
         await asyncio.to_thread(self._stop)
-
-    async def restart(self) -> None:
-        """Stop if it runs, and start."""
-        await self.stop()
-        await self.start()
 
     def _start(self) -> None:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
@@ -206,14 +197,14 @@ class VisionProxy:
         return servers
 
     def _tell(self, message: dict[str, Any]) -> None:
-        """A line to the process, if there is one; a new one is told all."""
+        """A line to the process, if there is one; a new one gets all of them."""
         with self._lock:
             if self.process is None or self.process.poll() is not None or self.process.stdin is None:
                 return
             try:
                 self.process.stdin.write(orjson.dumps(message) + b"\n")
                 self.process.stdin.flush()
-            except OSError:  # it has just died, and its successor is told
+            except OSError:  # it has just died, and its successor gets the line
                 return
 
     def _end(self) -> None:

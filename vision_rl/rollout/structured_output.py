@@ -76,7 +76,7 @@ def flaw(message: Mapping[str, Any], wanted: Wanted | None) -> str:
 
 
 def _errors(value: Any, schema: Any) -> str:
-    """The first thing in which a value does not fit a schema. Patterns are told to the model and not tried: a caller's regular
+    """The first thing in which a value does not fit a schema. Patterns are shown to the model and not tried: a caller's regular
     expression can take for ever. Nothing is fetched for a schema that refers to an address."""
     from jsonschema import Draft202012Validator, exceptions, validators  # the proxy starts without it
     from referencing import Registry

@@ -173,7 +173,7 @@ class CollapseWatcher:
         if reward is not None and reward > self._peak:
             self._peak, self._peak_step = reward, step
         seen = {name: (metric, text) for name, metric, text in self._signs(metrics) if text}
-        told = []
+        new = []
         for name in list(self.active):
             if name not in seen:
                 del self.active[name]
@@ -183,8 +183,8 @@ class CollapseWatcher:
             persistent = step - since + 1 >= self.settings.persist_steps
             alarm = self.active[name] = Alarm(name, text, since, metric, REMEDIES[name].cures, persistent)
             if before is None or (persistent and not before.persistent):
-                told.append(alarm)
-        return told
+                new.append(alarm)
+        return new
 
     def _signs(self, metrics: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
         """(alarm, metric, what was seen or "") of every rule; rules whose metric is not in this line are silent."""

@@ -54,7 +54,7 @@ def _actor_died_message(error: Exception, logs: Path, how_to_go_on: str) -> str:
     which = f"a process of the trainer ({name.group(1) if name else 'a Ray actor'})"
     if (logs.parent / STOP_FILE).exists():
         return (
-            f"{which} was ended together with the run, which was told to stop (SIGTERM or Ctrl-C): the step under way is lost; "
+            f"{which} was ended together with the run, which was stopped (SIGTERM or Ctrl-C): the step under way is lost; "
             f"a signal to train_agent.py alone lets it finish and be kept; {how_to_go_on}"
         )
     return (

@@ -18,7 +18,7 @@ WAIT_SECONDS = 0.25
 """The longest time between two looks at the queue; a group that is done ends the wait at once."""
 
 
-class _Told:
+class _ReportingBuffer:
     """What both buffers change. `rollouts` is set once the rollout manager is there.
 
     `selected` names the groups of the last batch, `thrown_away` those given up since somebody emptied it, with the reason;
@@ -69,11 +69,11 @@ class _Told:
         return set(sorted(equal)[: max(spare, 0)]), Counter()
 
 
-class SyncBuffer(_Told, ReplayBuffer):
+class SyncBuffer(_ReportingBuffer, ReplayBuffer):
     """For the synchronous mode."""
 
 
-class AsyncBuffer(_Told, ReplayBufferAsync):
+class AsyncBuffer(_ReportingBuffer, ReplayBufferAsync):
     """For the asynchronous modes: groups may be some weight updates old."""
 
 

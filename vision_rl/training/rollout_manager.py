@@ -197,7 +197,7 @@ class RolloutManager:
     # --- collecting --------------------------------------------------------------------------------------------------
 
     async def _collect_for_ever(self) -> None:
-        """Watch until an error ends the run; whoever waits for a group is then told (`wait`)."""
+        """Watch until an error ends the run; `wait` then raises it to whoever waits for a group."""
         try:
             while True:
                 await self._collect_once()
