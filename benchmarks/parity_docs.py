@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,7 +175,13 @@ def _grid(matrix: Matrix, names: Sequence[str], last: str = "") -> str:
             title = html.escape(cell["reason"] if cell else "", quote=True)
             body += f'<td style="background:{COLORS[_verdict(cell)]}" title="{title}">{_shown(cell)}</td>'
         body += (f"<td>{_ids(cells)}</td>" if last else "") + "</tr>\n"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+
+
+def _prose(text: str) -> str:
+    """Paragraphs of Markdown with code spans, as HTML."""
+    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
+    return "".join(f"<p>{paragraph}</p>" for paragraph in escaped.split("\n\n"))
 
 
 def _html(matrix: Matrix, names: Sequence[str], when: str, others: Sequence[Section]) -> str:
@@ -183,21 +190,23 @@ def _html(matrix: Matrix, names: Sequence[str], when: str, others: Sequence[Sect
         for color, text in zip(COLORS.values(), LEGEND, strict=False)
     )
     reasons = "".join(
-        f"<tr><th>{html.escape(family)}</th><td>{html.escape(cells)}</td><td>{html.escape(reason)}</td></tr>\n"
+        f"<tr><th>{html.escape(family)}</th><td class='cells'>{html.escape(cells)}</td><td>{_prose(reason)}</td></tr>\n"
         for (family, reason), cells in _reasons(matrix, *(section.matrix for section in others)).items()
     )
     sections = "".join(
-        f"<h2>{html.escape(title)}</h2><p>Measured {html.escape(measured)}.</p>"
-        f'<p style="max-width:60em">{html.escape(text)}</p>{_grid(other, columns)}\n'
+        f"<h2>{html.escape(title)}</h2><p>Measured {html.escape(measured)}.</p>{_prose(text)}{_grid(other, columns)}\n"
         for title, text, other, columns, measured in others
     )
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Parity of trainer and server</title>
-<style>body{{font:14px sans-serif;margin:2em}}table{{border-collapse:collapse}}td,th{{border:1px solid #bbb;padding:4px 6px}}
-thead th{{font-size:12px}}tbody th{{text-align:left;white-space:nowrap}}</style>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Parity of trainer and server</title>
+<style>body{{font:14px sans-serif;margin:1em}}p{{max-width:60em}}.wide{{overflow-x:auto}}
+table{{border-collapse:collapse}}td,th{{border:1px solid #bbb;padding:4px 6px}}
+td p{{min-width:18em;overflow-wrap:anywhere}}td{{white-space:nowrap}}td p,td.cells{{white-space:normal}}
+thead th{{font-size:12px}}tbody th{{text-align:left;white-space:nowrap;position:sticky;left:0;background:#fff}}</style>
 <h1>Whether trainer and server agree</h1>
-<p>Measured {html.escape(when)}.</p><p style="max-width:60em">{html.escape(HOW)}</p><p>{legend}</p>
+<p>Measured {html.escape(when)}.</p>{_prose(HOW)}<p>{legend}</p>
 {_grid(matrix, names, "ids")}
-{sections}<h2>Cells that are not equal</h2><table><tbody>
-{reasons}</tbody></table></html>
+{sections}<h2>Cells that are not equal</h2><div class="wide"><table><tbody>
+{reasons}</tbody></table></div></html>
 """

@@ -18,6 +18,7 @@ from vision_rl.rewards.grounding import grounding_reward
 from vision_rl.rollout.trace import Turn
 from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import METRICS, ROLLOUTS, RunLog
+from vision_rl.run.names import PHASES, STEP, phase_seconds
 from vision_rl.settings import AgentSettings, CollapseWatch
 from vision_rl.training.rollouts import FinishedRollout, rollout_metrics
 
@@ -178,10 +179,12 @@ def _rollout(row: dict[str, Any], step: int, index: int, turns: int, draw: rando
 def _engine(step: int, draw: random.Random) -> dict[str, Any]:
     """What the trainer measures beside the rollouts."""
     late = max(0, step - PEAK)
-    timing = {"weight_sync": 0.1, "generate": 2.0 + 0.1 * late, "batch": 0.1, "old_log_prob": 0.2, "update_actor": 1.2}
+    timing = {name: 0.1 for name in PHASES} | {"timing_s/old_log_prob": 0.3}
+    timing |= {"timing_s/gen": 2.0 + 0.1 * late, "timing_s/update_actor": 1.2}
+    timing = {name: seconds * draw.uniform(0.9, 1.1) for name, seconds in timing.items()}
     return {
-        **{f"timing_s/{name}": seconds * draw.uniform(0.9, 1.1) for name, seconds in timing.items()},
-        "timing_s/step": 4.2 + 0.1 * late,
+        **timing,
+        STEP: 1.02 * sum(phase_seconds(timing).values()),
         "actor/entropy": max(0.05, 0.9 - 0.02 * step),
         "actor/grad_norm": draw.uniform(0.4, 1.5),
         "train/kl": 0.004 * step,

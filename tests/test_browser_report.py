@@ -203,8 +203,14 @@ def test_values_stand_under_the_pointer_and_a_click_shows_the_step(driver: Any, 
 
 def test_two_runs_share_their_charts(driver: Any, pages: dict[str, str]) -> None:
     show(driver, pages["both"])
-    legend = js(driver, "document.querySelector('.plot .legend').textContent")
-    assert "one: training" in legend and "two: training" in legend
+    keys = js(
+        driver, "[...document.querySelector('.chart').querySelectorAll('.keys button')].map(k => k.textContent.trim())"
+    )
+    assert {"one: training, mean of 5", "two: training, mean of 5", "one: validation", "two: validation"} <= set(keys)
+    strokes = "[...document.querySelectorAll('.chart:first-child .scatterlayer .js-line')].map(l => getComputedStyle(l).stroke)"
+    assert len(set(js(driver, strokes))) == 2, "a colour for each run"
+    js(driver, "document.querySelectorAll('.chart:first-child .keys button')[1].click()")
+    until(lambda: len(js(driver, strokes)) == len(keys) - 2, 20)  # the alarms have no line either
     choose(driver, "run", "two")
     assert {each["run"] for each in shown(driver)} == {"two"}
 

@@ -21,6 +21,7 @@ import pytest
 
 from tests.sockets import complaints, processes_of
 from vision_rl.run.log import EVENTS, METRICS, ROLLOUTS, read_jsonl
+from vision_rl.run.names import AFTER_A_STEP, PHASES, PLANS, SIGHT, STEP, phase_seconds
 
 ROOT = Path(__file__).resolve().parents[1]
 SUMMARY_KEYS = {
@@ -29,6 +30,8 @@ SUMMARY_KEYS = {
 }  # fmt: skip
 QUICK = ["--max-steps", "2", "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1"]
 MODEL = "actor_rollout_ref.model"
+ELSEWHERE = {"Tools used", "Success", "Confidence", "Distance to the reference", "GPU utilisation"}
+"""Charts of what the demo has not: tools, episodes, stated confidence, a reference, a GPU."""
 NO_LIMITS = ["app.integrity.logprob_mismatch_max=null", "app.integrity.logprob_mismatch_mean=null"]
 
 pytestmark = pytest.mark.e2e
@@ -113,10 +116,22 @@ def test_the_demo_uses_its_pictures_and_the_gauge_costs_little(demo: tuple[Path,
     checks = [line for line in lines if "sight/kl" in line]
     assert checks[0]["step"] == 1 and len(checks) >= 2
     assert min(line["sight/kl"] for line in checks) > 0.1, "a hundred times the limit"
-    steps = [line["timing_s/step"] for line in lines if "timing_s/step" in line]
+    steps = [line[STEP] for line in lines if STEP in line]
     assert sum(line["timing_s/sight"] for line in checks) <= 0.05 * sum(steps)
     last = [line for line in lines if "sight/val_reward_gap" in line][-1]
     assert last["sight/val_reward_gap"] > 0.2 and last["sight/val_rows"] == 16
+
+
+def test_the_page_shows_all_that_a_step_spends_its_time_on(demo: tuple[Path, dict[str, Any]]) -> None:
+    """No phase of verl's or ours that the page does not know, and less than a twentieth of a step outside of them."""
+    lines = [line for line in metrics_of(demo[0]) if STEP in line]
+    timed = {name for line in lines for name in line if name.startswith("timing_s/")}
+    assert timed - PHASES.keys() - AFTER_A_STEP.keys() == {STEP}
+    assert {"timing_s/gen", "timing_s/update_actor", "timing_s/update_weights", SIGHT} <= timed
+    assert sum(sum(phase_seconds(line).values()) for line in lines) >= 0.95 * sum(line[STEP] for line in lines)
+    written = {name for line in metrics_of(demo[0]) for name in line}
+    everywhere = {next(iter(plan.metrics)) for plan in PLANS if plan.title not in ELSEWHERE}
+    assert everywhere <= written
 
 
 def test_a_blind_actor_does_not_learn(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ from tests.test_evaluation_metrics import IDENTITY, TRUE, boxed, record
 from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation.official_tables import BENCHMARKS, cells_of, cells_title
+from vision_rl.evaluation.report import page_of
 from vision_rl.evaluation.summary import render_markdown, summarise
 from vision_rl.evaluation.targets import agent_settings, served_pixels
 from vision_rl.rewards import vqa_reward
 from vision_rl.rewards.grounding import gold_reply
 from vision_rl.settings import AgentSettings
+from vision_rl.tasks import get_task
 
 HIT, MISS = gold_reply([TRUE]), gold_reply([(0.8, 0.8, 0.9, 0.9)])
 
@@ -98,6 +101,7 @@ def test_an_evaluation_records_what_decides_its_reproduction() -> None:
     identity = {**IDENTITY, "task": "grounding", "settings": settings, "sampling": {"temperature": 0.0}}
     found = summarise(identity, {0: boxed(0, HIT)}, 1)["protocol"]
     assert found["coordinate space"] == "processed (qwen2_5_vl)" and found["served pixels"] == [3136, 99999]
+
     assert found["temperature"] == 0.0 and found["pictures"] == "before the text"
     assert "(x, y)" in found["prompt"] and "- coordinate space: processed" in render_markdown(
         summarise(identity, {0: boxed(0, HIT)}, 1)
@@ -142,3 +146,29 @@ def test_terms_and_weights_come_from_the_configuration() -> None:
     settings = foreign("agent.terms.format_price=0.5", "agent.arc.task=1.0")
     assert settings["terms"]["format_price"] == 0.5 and settings["arc"]["task"] == 1.0
     assert AgentSettings().terms.format_price == 0.1
+
+
+@pytest.mark.parametrize(
+    ("limits", "shown"),
+    [
+        ([None, None], "the processor's own limit"),
+        ([3136, None], "3136 to the processor's own limit"),
+        ([1, 9], "1 to 9"),
+    ],
+)
+def test_what_nobody_set_is_no_none(limits: list[int | None], shown: str) -> None:
+    settings = {**dataclasses.asdict(AgentSettings()), "min_pixels": limits[0], "max_pixels": limits[1]}
+    summary = summarise(
+        {**IDENTITY, "task": "vqa", "settings": settings}, {0: record(0, "vqa", "yes", answers=["yes"])}, 1
+    )
+    text = render_markdown(summary)
+    assert f"- served pixels: {shown}\n" in text and "None" not in text
+    assert not any("None" in value for value in page_of(summary, []).settings.values())
+
+
+def test_a_task_that_is_judged_by_a_published_metric_shows_it_once() -> None:
+    get_task("examples/chart_qa.py")  # known by its name from here on
+    row = record(0, "chart_qa", "7", answers=["7"], meta={"kind": "human"})
+    row["components"] = {"relaxed_accuracy": 1.0, "format/ok": 1.0}
+    text = render_markdown(summary_of([row], "chart_qa"))
+    assert text.count("\n| relaxed_accuracy |") == 1

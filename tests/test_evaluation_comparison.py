@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 from scipy.stats import binomtest
 
 from baselines.compare import main
 from tests.test_evaluation_metrics import IDENTITY, boxed, record, shifted
 from vision_rl.errors import UserError
-from vision_rl.evaluation.comparison import compare, difference, load, render_comparison
+from vision_rl.evaluation.comparison import compare, difference, draw_comparison, load, render_comparison, shown_p
 from vision_rl.evaluation.results import open_store
 
 
@@ -108,6 +109,19 @@ def test_questions_about_one_picture_flip_together(tmp_path: Path) -> None:
     wrong = [{**row, "image_paths": [f"{row['row'] // 4}.png"]} for row in answered([False] * 24)]
     runs = load([evaluation(tmp_path / "a", wrong), evaluation(tmp_path / "b", rows)])
     assert difference(runs[0], runs[1], "accuracy")["p"] == pytest.approx(2 / 2**6), "six pictures, not 24 rows"
+
+
+def test_the_picture_carries_rows_and_p(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong, right = answered([False] * 20), answered([True] * 20)
+    runs = load([evaluation(tmp_path / "first", wrong), evaluation(tmp_path / "second", right)])
+    texts: list[str] = []
+    annotate = Axes.annotate
+    monkeypatch.setattr(
+        Axes, "annotate", lambda self, text, *a, **k: texts.append(text) or annotate(self, text, *a, **k)
+    )
+    draw_comparison(compare(runs), tmp_path / "comparison.png")
+    assert texts == ["0.000, n = 20", "1.000, n = 20, p < 0.001"]
+    assert shown_p(0.0234) == "= 0.023"
 
 
 def test_an_empty_evaluation_is_named(tmp_path: Path) -> None:

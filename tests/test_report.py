@@ -24,13 +24,14 @@ from vision_rl.answers.parsing import parse_boxes
 from vision_rl.errors import UserError
 from vision_rl.report.__main__ import main, page_of
 from vision_rl.report.cards import Card, advantages
-from vision_rl.report.charts import Curves, charts, figure, laid_over, moving_average
+from vision_rl.report.charts import VALIDATION, Chart, Curves, Line, charts, figure, laid_over, legend, moving_average
 from vision_rl.report.index import RolloutIndex
 from vision_rl.report.page import Page, components, facet_values, render
 from vision_rl.report.pictures import Mark, picture, row_pictures
-from vision_rl.report.run import COMPUTED, REPORT, Choice, phase_table, run_page, state
+from vision_rl.report.run import COMPUTED, REPORT, Choice, component_table, phase_table, run_names, run_page, state
 from vision_rl.report.serve import application
 from vision_rl.run.log import EVENTS, METRICS, ROLLOUTS, RunLog
+from vision_rl.run.names import PHASES, phase_seconds, tables
 from vision_rl.run.reader import RecordedRun, first_mid_last, read_run
 
 
@@ -89,6 +90,13 @@ def curves(run_dir: Path) -> Curves:
 
 def marks_of(card: Card, kind: str) -> list[Mark]:
     return [mark for mark in card.pictures[0].marks if mark.kind == kind]
+
+
+def test_the_contents_lead_to_parts_and_the_rollouts_come_before_the_curves(html: Elements) -> None:
+    ids = [attributes["id"] for _, attributes in html.elements if "id" in attributes]
+    links = [link["href"].removeprefix("#") for link in html.all("a") if "=" not in link["href"]]
+    assert links == ["alarms", "rollouts", "curves", "tables", "events", "settings"]
+    assert [name for name in ids if name in links] == links
 
 
 def test_the_page_stands_alone(html: Elements) -> None:
@@ -160,12 +168,76 @@ def test_no_curve_twice_no_zeros_hidden_no_characters_beside_tokens() -> None:
     assert components({"reward": 1.0, "zero": 0.0, "length": 7.0}) == [("zero", 0.0), ("length (characters)", 7.0)]
 
 
+def test_a_line_keeps_its_colour_from_chart_to_chart_and_two_runs_have_one_each(run_dir: Path) -> None:
+    drawn = {chart.title: chart for chart in charts(curves(run_dir))}
+    for title in ("Reward", "Reply length", "Format"):
+        keys = {key.name: key for key in legend(drawn[title])}
+        validation = next(key for name, key in keys.items() if "validation" in name)
+        assert validation.colour == VALIDATION
+        assert [key for key in keys.values() if key.colour == VALIDATION] == [validation]
+    reward = {key.name: key for key in legend(drawn["Reward"])}
+    assert reward["training, each step"].colour == reward["training, mean of 5"].colour
+    [both] = [chart for chart in laid_over([curves(run_dir), curves(run_dir)]) if chart.title == "Reward"]
+    assert len({look[0] for look in both.looks}) == 2 and both.looks[0][0] != both.looks[-1][0]
+    assert len(legend(drawn["Reply length"])) == 3, "training, validation, alarms"
+    assert legend(drawn["Entropy"]) == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "log", "values", "scale"),
+    [
+        ("share of replies", False, [1.0, 1.0], {"range": [0, 1.05]}),
+        ("share of groups", False, [0.2, 0.4], {"range": [0, 1.05]}),
+        ("mean", False, [-0.1, 0.4], {}),
+        ("GB", False, [31.0, 31.0], {"range": [0, 62.0]}),
+        ("GB", False, [31.0, 32.0], {}),
+        ("nats", True, [2e-6, 6e-6], {"type": "log", "range": [-6, -5], "dtick": 1, "exponentformat": "power"}),
+        ("nats", True, [0.0, 1e-6], {"type": "log", "range": [-6, -5], "dtick": 1, "exponentformat": "power"}),
+        ("nats", True, [3e-9, 0.5], {"type": "log", "range": [-9, 0], "dtick": 2, "exponentformat": "power"}),
+    ],
+)
+def test_an_axis_ends_where_its_unit_does(unit: str, log: bool, values: list[float], scale: dict[str, Any]) -> None:
+    chart = Chart("one", unit, [Line("one", [1, 2], values)], log=log)
+    axis = figure(chart, 2)["layout"]["yaxis"]
+    assert {
+        key: list(value) if key == "range" else value for key, value in axis.items() if key not in ("title", "zeroline")
+    } == scale
+
+
 def test_edges_of_all_charts_align(page: Page) -> None:
     layouts = [drawing.figure["layout"] for drawing in page.drawings]
     assert len({tuple(layout["margin"][side] for side in ("l", "r", "t", "autoexpand")) for layout in layouts}) == 1
     assert len({layout["height"] - layout["margin"]["b"] for layout in layouts}) == 1
     assert layouts[0]["margin"]["autoexpand"] is False
     assert len({tuple(layout["xaxis"]["range"]) for layout in layouts}) == 1
+
+
+@pytest.mark.parametrize(("steps", "columns"), [(4, ["1 to 4"]), (5, ["1 to 5"]), (6, ["1 to 5", "2 to 6"])])
+def test_no_steps_stand_in_two_columns_of_one_name(steps: int, columns: list[str]) -> None:
+    lines = [{"step": n + 1, "train/reward": 0.5} for n in range(steps)]
+    assert component_table(lines, [], 5)[0] == [f"training, steps {column}" for column in columns]
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["runs/a", "runs/b"], ["a", "b"]),
+        (["sweep/seed0/run", "sweep/seed1/run"], ["seed0", "seed1"]),
+        (["a/x/run", "b/x/run"], ["a", "b"]),
+        (["run", "run"], ["run (1)", "run (2)"]),
+        (["runs/a"], ["a"]),
+    ],
+)
+def test_a_run_is_called_by_a_word_and_not_by_its_path(folders: list[str], names: list[str]) -> None:
+    assert run_names([Path(folder) for folder in folders]) == names
+
+
+def test_labels_are_names(run_dir: Path, tmp_path: Path) -> None:
+    main([str(run_dir), str(run_dir), "--labels", "GRPO", "DAPO", "-o", str(tmp_path / "both.html")])
+    assert "<title>grounding: GRPO and DAPO</title>" in (tmp_path / "both.html").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main([str(run_dir), "--labels", "GRPO", "DAPO"])
+    assert dataclasses.replace(read_run(run_dir), config={"actor_rollout_ref.model.path": "/a/b/c"}).model_name == "b/c"
 
 
 @pytest.mark.slow
@@ -403,12 +475,20 @@ def test_the_live_page_follows_the_run_on_this_machine_only(tmp_path: Path) -> N
     assert broken.status_code == 500 and "not JSON" in broken.text
 
 
+def test_the_page_of_the_names_is_made_from_their_table() -> None:
+    text = Path("docs/report.md").read_text(encoding="utf-8")
+    assert text.partition("<!-- names: start -->\n")[2].partition("\n<!-- names: end -->")[0] == tables()
+
+
 def test_phases_add_up_to_the_step(run_dir: Path) -> None:
     run = read_run(run_dir)
+    assert {row[0] for row in phase_table(run.steps())} == {*PHASES.values(), "whole step"}
+    assert phase_seconds({"timing_s/sight": 0.2, "timing_s/old_log_prob": 0.3}) == pytest.approx(
+        {"look at black pictures": 0.2, "log-probs": 0.1}
+    )
     [chart] = [c for c in charts(Curves(run.metrics)) if c.title == "Step time by phase"]
     total = [sum(line.values[i] for line in chart.lines) for i in range(STEPS)]
     assert total == pytest.approx([line["timing_s/step"] for line in run.steps()], abs=1e-6)
-    assert phase_table(run.steps())[-1][0] == "whole step"
 
 
 def test_moving_average_uses_what_there_is() -> None:

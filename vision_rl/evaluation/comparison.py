@@ -146,15 +146,20 @@ def render_comparison(result: Mapping[str, Any]) -> str:
             gap = figure.get("difference")
             cells = "| | |"
             if gap:
-                p = f"{gap['p']:.3f}" if gap["p"] >= 0.001 else "< 0.001"
+                p = shown_p(gap["p"]).removeprefix("= ")
                 sign = "+" if gap["value"] > 0 else ""
                 cells = f"{sign}{show(name, gap['value'])} ({show_interval(name, gap)}) | {p} | {gap['verdict']} |"
             lines.append(f"| {name} | {label} | {show_with_interval(name, figure)} | {cells}")
     return "\n".join(lines) + "\n"
 
 
+def shown_p(p: float) -> str:
+    """ "= 0.023" or "< 0.001"."""
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def draw_comparison(result: Mapping[str, Any], path: Path) -> None:
-    """A PNG: one panel per headline measure, each run with its interval."""
+    """A PNG: one panel per headline measure, each run with its interval, its rows, and p of its difference to the first."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
@@ -170,12 +175,14 @@ def draw_comparison(result: Mapping[str, Any], path: Path) -> None:
             axis.errorbar(
                 figure["value"], place, xerr=spread, fmt="o", capsize=4, color="#2f6fdb" if place else "#5b6472"
             )
-            axis.annotate(
-                f"{figure['value']:.3f}", (figure["value"], place), (0, 7), textcoords="offset points", ha="center"
-            )
+            text = f"{figure['value']:.3f}, n = {figure['n']}"
+            if gap := figure.get("difference"):
+                text += f", p {shown_p(gap['p'])}"
+            axis.annotate(text, (figure["value"], place), (0, 7), textcoords="offset points", ha="center", fontsize=9)
         axis.set_yticks(range(len(labels)), labels if index == 0 else [""] * len(labels))
         axis.set_ylim(len(labels) - 0.4, -0.7)
-        axis.set_title(f"{name} (95 % interval)", fontsize=10)
+        axis.margins(x=0.3)
+        axis.set_title(f"{name}: 95 % interval, p against {result['reference']}", fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     with replacing(path) as temporary:
         canvas.savefig(temporary, format="png", dpi=130)

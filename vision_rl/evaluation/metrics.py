@@ -148,10 +148,11 @@ def cell_means(task: str, records: Sequence[Record]) -> dict[str, dict[str, Any]
 
 
 def by_metric(records: Sequence[Record]) -> dict[str, Figure]:
-    """Metric -> figure over the rows that name it, or that a run's reward has scored by it."""
+    """Metric -> figure over the rows that name it, or that a run's reward has scored by it; none of the task's own figures."""
     groups: dict[str, list[Record]] = {}
+    shown = {*OVERALL, *(name for record in records for name in measures(record["task"]))}
     for record in scored(records):
-        for name in (name for name in METRICS if name in record["components"] and name not in OVERALL):
+        for name in (name for name in METRICS if name in record["components"] and name not in shown):
             groups.setdefault(name, []).append(record)
     return {name: figure(rows, _component(name)) for name, rows in groups.items()}
 

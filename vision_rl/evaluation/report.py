@@ -19,7 +19,7 @@ from vision_rl.evaluation.metrics import Figure, headline
 from vision_rl.evaluation.results import IDENTITY, read_records, write_text
 from vision_rl.media.images import image_size
 from vision_rl.report.cards import Answer, Card, Turn, card_pictures, gold_text
-from vision_rl.report.charts import COLOURS, frame
+from vision_rl.report.charts import COLOURS, Key, frame
 from vision_rl.report.page import Cell, Drawing, Page, Table, Tile, render
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import get_task
@@ -63,7 +63,7 @@ def page_of(summary: Mapping[str, Any], records: Sequence[Record]) -> Page:
         selection=f"The {len(worst)} worst rows, then the {len(best)} best, the extremes first; among equally bad rows, "
         "those that were sure of themselves.",
         lists={"Requests": texts.usage_lines(summary), **({"Failed rows": failures} if failures else {})},
-        settings={f"agent.{name}": str(value) for name, value in summary["settings"].items()},
+        settings={f"agent.{name}": str(value) for name, value in summary["settings"].items() if value is not None},
     )
 
 
@@ -147,12 +147,12 @@ def _cell(name: str, figure: Figure, note: str = "") -> Cell:
 def _outcomes(summary: Mapping[str, Any]) -> Drawing | None:
     if not summary["outcomes"]:
         return None
-    drawn = go.Figure()
+    drawn, keys = go.Figure(), [Key(name, _OUTCOME_COLOURS[name]) for name in summary["outcomes"]]
     for name, count in summary["outcomes"].items():
         colour = {"color": _OUTCOME_COLOURS[name]}
         drawn.add_bar(x=[count], y=["rows"], name=name, orientation="h", marker=colour, hovertemplate="%{x} rows")
     drawn.update_layout(barmode="stack", xaxis={"title": {"text": "rows"}}, yaxis={"visible": False})
-    return Drawing("Outcomes", _framed(drawn))
+    return Drawing("Outcomes", _framed(drawn), keys)
 
 
 def _calibration(summary: Mapping[str, Any]) -> Drawing | None:
@@ -172,10 +172,11 @@ def _calibration(summary: Mapping[str, Any]) -> Drawing | None:
         hovertemplate="%{text}: stated %{x:.2f}, right %{y:.2f}<extra></extra>",
     )
     drawn.update_layout(xaxis={"title": {"text": "stated confidence"}}, yaxis={"title": {"text": "share right"}})
-    return Drawing("Calibration", _framed(drawn))
+    keys = [Key("can be trusted", "#8a93a0", "dot"), Key("stated, larger with more rows", COLOURS[0])]
+    return Drawing("Calibration", _framed(drawn), keys)
 
 
 def _framed(drawn: go.Figure) -> dict[str, Any]:
-    drawn.update_layout(**frame(len(drawn.data)))
+    drawn.update_layout(**frame())
     found: dict[str, Any] = drawn.to_plotly_json()
     return found

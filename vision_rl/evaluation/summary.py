@@ -127,7 +127,11 @@ def render_markdown(summary: Mapping[str, Any]) -> str:
     lines += [*_outcome_lines(summary["outcomes"]), *_tool_lines(summary.get("tools"))]
     lines += _calibration_lines(summary["calibration"])
     lines += ["", "## Protocol", ""]
-    lines += [f"- {name}: {_cell(str(value))}" for name, value in summary.get("protocol", {}).items()]
+    lines += [
+        f"- {name}: {_cell(_protocol(value))}"
+        for name, value in summary.get("protocol", {}).items()
+        if value is not None
+    ]
     lines += ["", "## Requests", "", *(f"- {line}" for line in usage_lines(summary))]
     if summary["failures"]:
         lines += [
@@ -170,6 +174,13 @@ def usage_lines(summary: Mapping[str, Any]) -> list[str]:
     if summary.get("cost") is not None:
         lines.append(f"cost {summary['cost']:.4f} (in the currency of the prices given)")
     return lines
+
+
+def _protocol(value: Any) -> str:
+    """A value of the protocol in words; limits that nobody set are those of the model's own processor."""
+    if not isinstance(value, list):
+        return str(value)
+    return " to ".join("the processor's own limit" if item is None else str(item) for item in dict.fromkeys(value))
 
 
 def show(name: str, value: float | None) -> str:

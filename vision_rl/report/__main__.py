@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "directories", type=Path, nargs="+", metavar="DIR", help="--run-dir, or an evaluation's --output"
     )
+    parser.add_argument("--labels", nargs="+", help="a name for each run (default: the directories' names)")
     parser.add_argument("-o", "--output", type=Path, help=f"default: {REPORT} in the first directory")
     parser.add_argument("--steps", help="training steps whose rollouts are shown, as 1,20,40 (default: a telling few)")
     parser.add_argument("--groups", type=int, default=Choice.groups, help="groups of each step (default: %(default)s)")
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the page, or serve it until Ctrl-C."""
     args = parser().parse_args(argv)
     with cli_errors():
-        choice = Choice(chosen(args.steps), args.groups)
+        if args.labels and len(args.labels) != len(args.directories):
+            raise UserError(f"{len(args.labels)} --labels for {len(args.directories)} runs; give one each")
+        choice = Choice(chosen(args.steps), args.groups, tuple(args.labels or ()))
         if args.serve:
             from vision_rl.report.serve import serve
 

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
 from vision_rl.run import collapse
 from vision_rl.run.collapse import Episode
+from vision_rl.run.names import PLANS, STEP, Plan, phase_seconds
 
 Metrics = Mapping[str, Any]
 Series = tuple[list[float], list[float]]
 
-COLOURS = ("#2f6fdb", "#d6246e", "#0a8f3c", "#e07b00", "#7a4bc2", "#0097a7", "#8d6e63", "#c0b000")
+COLOURS = ("#2f6fdb", "#0a8f3c", "#e07b00", "#7a4bc2", "#0097a7", "#8d6e63", "#c0b000")
 """Readable on white and on the dark page alike."""
+VALIDATION = "#d6246e"
+"""Of validation in every chart that has another line."""
 ALARM_COLOUR = "#c0392b"
 _DASHES = ("solid", "dash", "dot", "dashdot")
-PHASES = {
-    "timing_s/weight_sync": "weights to vLLM",
-    "timing_s/generate": "rollouts",
-    "timing_s/batch": "batch",
-    "timing_s/old_log_prob": "log-probs",
-    "timing_s/ref": "reference",
-    "timing_s/update_actor": "update",
-}
-"""The parts of a step that do not overlap; the rest of `timing_s/step` is shown as "other"."""
 _NO_SHARES = ("format/", "length")
 """Parts of the reward with a chart of their own, or that are no shares."""
 
@@ -64,6 +59,29 @@ class Chart:
     log: bool = False
     stacked: bool = False
 
+    @property
+    def looks(self) -> list[tuple[str, str]]:
+        """(colour, dash) of each line: by its name, validation in its own; of several runs, a colour for each run."""
+        names = list(dict.fromkeys(line.name for line in self.lines if not line.faint))
+        trained = [line.name for line in self.lines if not (line.dots or line.faint)]
+        found = []
+        for line in self.lines:
+            place = 0 if line.faint else names.index(line.name)
+            if line.of:
+                found.append((COLOURS[line.run % len(COLOURS)], _DASHES[place % len(_DASHES)]))
+            else:
+                found.append((VALIDATION if line.dots and trained else COLOURS[place % len(COLOURS)], "solid"))
+        return found
+
+
+class Key(NamedTuple):
+    """An entry of a legend. dash: as Plotly names it; faint: as the line."""
+
+    name: str
+    colour: str
+    dash: str = "solid"
+    faint: bool = False
+
 
 @dataclass(frozen=True)
 class Curves:
@@ -76,88 +94,11 @@ class Curves:
     name: str = ""
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A chart to be: metric -> label; the first metric must be there.
-
-    positive: only if a value is above zero (GPU figures on a CPU are zeros); varied: only if values differ.
-    """
-
-    title: str
-    unit: str
-    metrics: Mapping[str, str]
-    log: bool = False
-    positive: bool = False
-    varied: bool = False
-
-
-_PLANS = (
-    _Plan("Reply length", "tokens", {collapse.LENGTH: "training", "val/response_length": "validation"}),
-    _Plan("Replies per rollout", "turns", {"train/turns": "training", "val/turns": "validation"}, varied=True),
-    _Plan(
-        "Tools used",
-        "share of rollouts",
-        {
-            "train/tools/use_rate": "all",
-            "train/tools/use_rate_small": "small targets",
-            "train/tools/use_rate_large": "large targets",
-        },
-    ),
-    _Plan(
-        "Success",
-        "share of rollouts",
-        {
-            "train/success": "training",
-            "train/success_small": "training, small targets",
-            "train/success_large": "training, large targets",
-            "val/success": "validation",
-        },
-    ),
-    _Plan("Entropy", "nats per token", {collapse.ENTROPY: "entropy"}),
-    _Plan("Distance to the reference", "nats per token", {collapse.KL: "KL"}),
-    _Plan(
-        "|actor - rollout| log-probability",
-        "nats",
-        {"mismatch/logprob_max": "largest", collapse.MISMATCH: "mean"},
-        log=True,
-        positive=True,
-    ),
-    _Plan("What pictures change", "nats per token", {"sight/kl": "KL, seen and black"}),
-    _Plan(
-        "Validation with black pictures",
-        "reward",
-        {"sight/val_reward_seeing": "seeing", "sight/val_reward_blind": "blind"},
-    ),
-    _Plan(
-        "Format",
-        "share of replies",
-        {collapse.FORMAT: "parses", collapse.SPACE: "wrong space", "val/format/ok": "parses, validation"},
-    ),
-    _Plan("Confidence", "", {collapse.CONFIDENCE: "stated", collapse.REWARD: "reward"}),
-    _Plan("Groups without spread", "share of groups", {collapse.EQUAL: "all rewards equal"}),
-    _Plan("Gradient norm", "", {"actor/grad_norm": "before clipping"}),
-    _Plan("Throughput", "tokens/s per GPU", {"perf/throughput": "tokens"}),
-    _Plan(
-        "GPU memory",
-        "GB",
-        {
-            "perf/max_memory_allocated_gb": "allocated",
-            "perf/max_memory_reserved_gb": "reserved",
-            "gpu/memory_gb": "in use",
-        },
-        positive=True,
-    ),
-    _Plan("Main memory", "GB", {"perf/cpu_memory_used_gb": "in use"}),
-    _Plan("GPU utilisation", "%", {"gpu/utilisation": "GPU busy"}, positive=True),
-    _Plan("Model FLOPs utilisation of the update", "", {"perf/mfu/actor": "MFU"}, positive=True),
-)
-
-
 def charts(run: Curves) -> list[Chart]:
     """The charts of a run, the reward first; what was not measured is left out."""
     lines, alarms, names = run.metrics, run.alarms, list(run.components)
     found: list[Chart | None] = [_reward(run), _components(lines, names, "train"), _components(lines, names, "val")]
-    found += [_planned(plan, lines, alarms) for plan in _PLANS]
+    found += [_planned(plan, lines, alarms) for plan in PLANS]
     found += [_phases(lines)]
     return [chart for chart in found if chart is not None and chart.lines]
 
@@ -184,16 +125,14 @@ def figure(chart: Chart, last_step: float) -> dict[str, Any]:
 
     Names come from reward functions and workers: they are escaped, since Plotly reads tags in labels.
     """
-    drawn, names = go.Figure(), list(dict.fromkeys(line.name for line in chart.lines))
-    for line in chart.lines:
-        # Of several runs, the lines of one name have one colour and differ by their dashes.
-        colour = COLOURS[names.index(line.name) % len(COLOURS)]
+    drawn = go.Figure()
+    for line, (colour, dash) in zip(chart.lines, chart.looks, strict=True):
         drawn.add_scatter(
             x=list(line.steps),
             y=list(line.values),
             name=html.escape(line.label, quote=False),
             mode="lines+markers" if line.dots or len(line.values) == 1 else "lines",
-            line={"color": colour, "width": 1 if line.faint else 2, "dash": _DASHES[line.run % len(_DASHES)]},
+            line={"color": colour, "width": 1 if line.faint else 2, "dash": dash},
             opacity=0.45 if line.faint else 1.0,
             stackgroup="parts" if chart.stacked else None,
             hovertemplate="%{y:.4g}",
@@ -212,32 +151,46 @@ def figure(chart: Chart, last_step: float) -> dict[str, Any]:
             text=[html.escape(name, quote=False) for _, _, name in chart.spans],
             hovertemplate="%{text}<extra>alarm</extra>",
         )
-    values = [value for line in chart.lines for value in line.values]
-    constant = len(set(values)) == 1 and values[0] > 0 and not chart.log
     drawn.update_layout(
-        **frame(len(drawn.data)),
+        **frame(),
         hovermode="x unified",
-        showlegend=len(chart.lines) > 1,
         xaxis={"title": {"text": "step", "standoff": 6}, "range": [0, max(1.0, last_step) * 1.02], "zeroline": False},
-        yaxis={"title": {"text": chart.unit}, "type": "log" if chart.log else "linear", "zeroline": False}
-        | ({"range": [0, 2 * values[0]]} if constant else {}),
+        yaxis={"title": {"text": chart.unit}, "zeroline": False, **_scale(chart)},
         yaxis2={"overlaying": "y", "range": [0, 1.03], "visible": False, "fixedrange": True},
     )
     found: dict[str, Any] = drawn.to_plotly_json()
     return found
 
 
-def frame(entries: int) -> dict[str, Any]:
-    """The layout that all figures share: drawing areas of one size, and room below for a legend of so many entries."""
-    below = 46 if entries < 2 else 56 + 19 * -(-entries // 2)
+def _scale(chart: Chart) -> dict[str, Any]:
+    """The y axis: whole decades, each labelled once; shares from 0 to 1; one value in the middle."""
+    values = [value for line in chart.lines for value in line.values if not chart.log or value > 0]
+    if chart.log and values:
+        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
+        high = max(high, low + 1)
+        return {"type": "log", "range": [low, high], "dtick": max(1, (high - low) // 4), "exponentformat": "power"}
+    if chart.unit.startswith(("share", "mean")) and values and min(values) >= 0 and max(values) <= 1:
+        return {"range": [0, 1.05]}
+    return {"range": [0, 2 * values[0]]} if len(set(values)) == 1 and values[0] > 0 else {}
+
+
+def frame() -> dict[str, Any]:
+    """The layout that all figures share: drawing areas of one size. The page writes the legend, which Plotly would cut off."""
     return {
         "template": "none",
-        "height": 240 + below,
-        "margin": {"l": 62, "r": 14, "t": 12, "b": below, "autoexpand": False},
-        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
+        "height": 280,
+        "margin": {"l": 62, "r": 14, "t": 12, "b": 46, "autoexpand": False},
+        "showlegend": False,
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
     }
+
+
+def legend(chart: Chart) -> list[Key]:
+    """The legend of a chart: an entry for each of the figure's traces, in their order, alarms last; none for one line."""
+    keys = [Key(line.label, *look, line.faint) for line, look in zip(chart.lines, chart.looks, strict=True)]
+    keys += [Key("alarms", ALARM_COLOUR)] if chart.spans else []
+    return keys if len(keys) > 1 else []
 
 
 def component_label(name: str) -> str:
@@ -279,10 +232,10 @@ def _components(lines: Sequence[Metrics], names: Sequence[str], mode: str) -> Ch
         if name.startswith(_NO_SHARES) or not found[1] or found == reward or max(map(abs, found[1])) > 1:
             continue
         drawn.append(Line(name, *found, dots=mode == "val"))
-    return Chart("Reward components" + (", validation" if mode == "val" else ""), "", drawn)
+    return Chart("Reward components" + (", validation" if mode == "val" else ""), "mean", drawn)
 
 
-def _planned(plan: _Plan, lines: Sequence[Metrics], alarms: Sequence[Episode]) -> Chart | None:
+def _planned(plan: Plan, lines: Sequence[Metrics], alarms: Sequence[Episode]) -> Chart | None:
     found = {metric: series(lines, metric) for metric in plan.metrics}
     values = [value for _, some in found.values() for value in some]
     if not next(iter(found.values()))[0] or (plan.varied and len(set(values)) == 1):
@@ -299,16 +252,13 @@ def _planned(plan: _Plan, lines: Sequence[Metrics], alarms: Sequence[Episode]) -
 
 
 def _phases(lines: Sequence[Metrics]) -> Chart | None:
-    steps, totals = series(lines, "timing_s/step")
-    timed = [line for line in lines if line.get("timing_s/step") is not None]
-    drawn = [
-        Line(label, steps, [float(line.get(metric) or 0) for line in timed])
-        for metric, label in PHASES.items()
-        if any(line.get(metric) for line in timed)
-    ]
-    if not drawn:
+    steps, totals = series(lines, STEP)
+    parts = [phase_seconds(line) for line in lines if line.get(STEP) is not None]
+    names = dict.fromkeys(name for part in parts for name in part)
+    if not names:
         return None
-    rest = [max(0.0, total - sum(part.values[i] for part in drawn)) for i, total in enumerate(totals)]
+    drawn = [Line(name, steps, [part.get(name, 0.0) for part in parts]) for name in names]
+    rest = [max(0.0, total - sum(part.values())) for total, part in zip(totals, parts, strict=True)]
     return Chart("Step time by phase", "seconds", [*drawn, Line("other", steps, rest)], stacked=len(steps) > 1)
 
 

@@ -15,6 +15,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from vision_rl.report.cards import Card
+from vision_rl.report.charts import Key
 
 
 class Cell(NamedTuple):
@@ -59,10 +60,11 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of Plotly, as JSON values, under its title."""
+    """A figure of Plotly, as JSON values, under its title and its legend: an entry for each of its first traces."""
 
     title: str
     figure: Mapping[str, Any]
+    legend: Sequence[Key] = ()
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def render(page: Page, *, version: str = "") -> str:
         number=number,
         cell=cell,
         components=components,
+        pushed=any(answer.push for card in page.cards for answer in card.answers),
         kinds={mark.kind for card in page.cards for picture in card.pictures for mark in picture.marks},
     )
 

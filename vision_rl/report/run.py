@@ -11,10 +11,11 @@ from typing import Any
 
 from vision_rl.files import replacing
 from vision_rl.report.cards import Card, Source, group_cards, validation_cards
-from vision_rl.report.charts import PHASES, Curves, component_label, figure, laid_over
+from vision_rl.report.charts import Curves, component_label, figure, laid_over, legend
 from vision_rl.report.index import DROPPED, RolloutIndex
 from vision_rl.report.page import Alarm, Cell, Drawing, Page, Row, Table, Tile, render
 from vision_rl.run.failures import NO_FAULT
+from vision_rl.run.names import STEP, phase_seconds
 from vision_rl.run.reader import RecordedRun, first_mid_last, read_run
 
 REPORT = "report.html"
@@ -34,10 +35,11 @@ _SHOWN_EVENTS = ("warning", "alarm", "restored", "resumed", "checkpoint", "finis
 @dataclass(frozen=True)
 class Choice:
     """Which rollouts the page holds. steps: of training; empty: first, middle and last, where alarms began and rollouts
-    were lost. groups: of each step."""
+    were lost. groups: of each step. labels: a name for each run; empty: the folders' names."""
 
     steps: tuple[int, ...] = ()
     groups: int = 4
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def run_page(
     """
     choice = choice or Choice()
     indexes = {} if indexes is None else indexes
-    names = _names(run_dirs)
+    names = choice.labels or run_names(run_dirs)
     shown = []
     for run_dir, name in zip(run_dirs, names, strict=True):
         index = indexes.setdefault(run_dir, RolloutIndex(run_dir))
@@ -78,14 +80,13 @@ def run_page(
     return _page(shown, names, choice)
 
 
-def _names(run_dirs: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many parents as tell them apart."""
-    parts = [run_dir.absolute().parts for run_dir in run_dirs]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
+def run_names(run_dirs: Sequence[Path]) -> list[str]:
+    """A word for each run: the folder's name, or that of the nearest folder above which tells them apart; else a number."""
+    parts = [run_dir.absolute().parts[::-1] for run_dir in run_dirs]
+    for names in zip(*parts, strict=False):
         if len(set(names)) == len(names):
-            return names
-    return [f"{part[-1]} ({number})" for number, part in enumerate(parts, start=1)]
+            return list(names)
+    return [f"{part[0]} ({number})" for number, part in enumerate(parts, start=1)]
 
 
 def _shown(run: RecordedRun, index: RolloutIndex, name: str, choice: Choice) -> Shown:
@@ -122,11 +123,11 @@ def _page(shown: Sequence[Shown], names: Sequence[str], choice: Choice) -> Page:
     }
     return Page(
         title=f"{runs[0].task}: {' and '.join(names)}",
-        subtitle=" | ".join(f"{run.model}, {state(run)}" for run in runs),
+        subtitle=" | ".join(f"{run.model_name}, {state(run)}" for run in runs),
         tiles=[tile for each in shown for tile in tiles(each)],
         alarms=[alarm for each in shown for alarm in alarms(each)],
         calm=WATCHED,
-        drawings=[Drawing(chart.title, figure(chart, last)) for chart in laid_over(curves)],
+        drawings=[Drawing(chart.title, figure(chart, last), legend(chart)) for chart in laid_over(curves)],
         tables=tables,
         cards=cards,
         selection=selection(shown, choice),
@@ -141,7 +142,7 @@ def _cards(each: Shown, choice: Choice) -> list[Card]:
     by_std = run.config.get("algorithm.norm_adv_by_std_in_grpo") is not False
     source = Source(run.path, run.settings, run.truth_of, each.name, by_std)
     cards = [card for rollouts in each.train.values() for card in group_cards(rollouts, source, choice.groups)]
-    return [*validation_cards(each.validation, source), *cards]
+    return [*cards, *validation_cards(each.validation, source)]
 
 
 def selection(shown: Sequence[Shown], choice: Choice) -> str:
@@ -198,7 +199,7 @@ def state(run: RecordedRun) -> str:
     if run.ended:
         return f"{begun}, ended: {run.ended}"
     sign = max(line["time"] for lines in (run.metrics, run.events) for line in lines[-1:])
-    seconds = [line["timing_s/step"] for line in steps if line.get("timing_s/step") is not None]
+    seconds = [line[STEP] for line in steps if line.get(STEP) is not None]
     left = ""
     if seconds and run.total_steps and done < run.total_steps:
         left = f", about {statistics.median(seconds) * (run.total_steps - done) / 60:.0f} min left"
@@ -252,10 +253,10 @@ def _measured(steps: Sequence[Mapping[str, Any]]) -> list[Tile]:
         return [line[name] for line in steps if line.get(name) is not None]
 
     found = []
-    if seconds := values("timing_s/step"):
+    if seconds := values(STEP):
         found.append(Tile("step", f"{statistics.median(seconds):.1f} s", f"median of {len(seconds)}"))
     if rate := values("perf/throughput"):
-        found.append(Tile("throughput", f"{statistics.median(rate):.0f}", "tokens per second and GPU"))
+        found.append(Tile("throughput", f"{statistics.median(rate):.0f}", "tokens per second and rank"))
     if worst := values("mismatch/logprob_max"):
         found.append(Tile("log-prob mismatch", f"{max(worst):.1e}", "largest |actor - rollout|, nats"))
     if memory := max(values("perf/max_memory_reserved_gb"), default=0):
@@ -308,13 +309,12 @@ def component_table(
     steps = [line for line in lines if line.get("train/reward") is not None]
     validated = [line for line in lines if line.get("val/reward") is not None]
     chosen = [validated[i] for i in first_mid_last(list(range(len(validated))))]
-    early, late = steps[:window], steps[-window:]
+    parts = [steps[:window], steps[-window:]] if len(steps) > window else [steps] if steps else []
     columns = [f"validation, step {line['step']}" for line in chosen]
-    if steps:
-        columns = [f"training, steps {part[0]['step']} to {part[-1]['step']}" for part in (early, late)] + columns
+    columns = [f"training, steps {part[0]['step']} to {part[-1]['step']}" for part in parts] + columns
     rows = []
     for name in ("reward", *components):
-        values = [_mean(part, f"train/{name}") for part in (early, late)] if steps else []
+        values = [_mean(part, f"train/{name}") for part in parts]
         rows.append((component_label(name), values + [line.get(f"val/{name}") for line in chosen]))
     return columns, rows if columns else []
 
@@ -326,11 +326,13 @@ def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 def phase_table(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
     """(phase, median seconds, share of the median step), the longest first, then the whole step."""
-    timed = [line for line in steps if line.get("timing_s/step")]
+    timed = [line for line in steps if line.get(STEP)]
     if not timed:
         return []
-    whole = statistics.median(line["timing_s/step"] for line in timed)
-    medians = {label: statistics.median(line.get(metric) or 0.0 for line in timed) for metric, label in PHASES.items()}
+    whole = statistics.median(line[STEP] for line in timed)
+    parts = [phase_seconds(line) for line in timed]
+    names = dict.fromkeys(name for part in parts for name in part)
+    medians = {name: statistics.median(part.get(name, 0.0) for part in parts) for name in names}
     rows = [(label, seconds, seconds / whole) for label, seconds in medians.items() if seconds > 0]
     return [*sorted(rows, key=lambda row: -row[1]), ("whole step", whole, 1.0)]
 

@@ -3,6 +3,8 @@
 
 const dark = () => document.documentElement.dataset.theme === "dark";
 const form = () => document.getElementById("filters");
+// What the address names where it leads to a part of the page, and holds no filters.
+const contents = () => document.getElementById(location.hash.slice(1));
 
 function drawCharts() {
   const figures = JSON.parse(document.getElementById("figures").textContent);
@@ -14,10 +16,16 @@ function drawCharts() {
     layout.font = {color: ink, family: "system-ui, sans-serif", size: 12};
     layout.hoverlabel = {bgcolor: style.getPropertyValue("--soft").trim(), font: {color: ink}};
     for (const axis of ["xaxis", "yaxis"]) Object.assign(layout[axis], {gridcolor: line, linecolor: line, tickcolor: line});
-    Plotly.react(div, structuredClone(figure.data), layout, {responsive: true, displaylogo: false, displayModeBar: false});
+    const data = structuredClone(figure.data), keys = [...div.closest(".chart").querySelectorAll(".keys button")];
+    keys.forEach((key, index) => { data[index].visible = key.getAttribute("aria-pressed") === "true"; });
+    Plotly.react(div, data, layout, {responsive: true, displaylogo: false, displayModeBar: false});
     if (div.dataset.listening) continue;
     div.dataset.listening = "yes";
     div.on("plotly_click", (event) => chooseStep(event.points[0].x));
+    for (const key of keys) key.addEventListener("click", () => {
+      key.setAttribute("aria-pressed", key.getAttribute("aria-pressed") !== "true");
+      drawCharts();
+    });
   }
 }
 
@@ -86,7 +94,7 @@ function order(by) {
 
 // Filters live in the address, so that alarms can link to them and a link can be passed on.
 function readAddress() {
-  if (!form()) return;
+  if (!form() || contents()) return;
   const asked = new URLSearchParams(location.hash.slice(1));
   form().reset();
   for (const [name, value] of asked) if (form().elements[name]) form().elements[name].value = value;
@@ -151,8 +159,13 @@ async function refresh() {
 document.getElementById("theme").addEventListener("click", () => setTheme(dark() ? "light" : "dark"));
 const preferred = matchMedia("(prefers-color-scheme: dark)");
 preferred.addEventListener("change", (event) => setTheme(event.matches ? "dark" : "light"));
-addEventListener("hashchange", () => { readAddress(); document.getElementById("rollouts")?.scrollIntoView(); });
+addEventListener("hashchange", () => {
+  if (contents()) return;
+  readAddress();
+  document.getElementById("rollouts")?.scrollIntoView();
+});
 setTheme(preferred.matches ? "dark" : "light");
 listen();
+applyFilters();
 readAddress();
 if (document.body.dataset.version) setTimeout(refresh, 2000);

@@ -61,6 +61,11 @@ class RecordedRun:
         return str(self.config.get("actor_rollout_ref.model.path", ""))
 
     @property
+    def model_name(self) -> str:
+        """The model's name as a page shows it: of a folder, its last two parts."""
+        return "/".join(Path(self.model).parts[-2:])
+
+    @property
     def total_steps(self) -> int | None:
         """How many steps the run was asked for."""
         return self.config.get("trainer.total_training_steps")

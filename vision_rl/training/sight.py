@@ -16,6 +16,7 @@ from typing import Any
 from transfer_queue import KVBatchMeta
 
 from vision_rl.errors import UserError
+from vision_rl.run.names import SIGHT
 from vision_rl.settings import Sight
 from vision_rl.tasks import is_episode
 from vision_rl.training.rollout_manager import RolloutManager
@@ -49,8 +50,8 @@ class SightGauge:
             extra_info={"temperature": temperature},
         )
         metrics = {name: float(value) for name, value in workers.sight(rows)["metrics"].items()}
-        metrics["timing_s/sight"] = time.monotonic() - started
-        self.note(metrics["sight/kl"], step, metrics["timing_s/sight"])
+        metrics[SIGHT] = time.monotonic() - started
+        self.note(metrics["sight/kl"], step, metrics[SIGHT])
         return metrics
 
     def due(self, step: int) -> bool:
