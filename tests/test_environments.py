@@ -244,6 +244,28 @@ def test_a_group_shares_a_picture_where_the_environment_repeats(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
+    "start", ["work()", "p = multiprocessing.get_context('fork').Process(target=work); p.start(); p.join()"]
+)
+def test_what_an_agent_made_is_closed_at_the_end_of_its_process(start: str) -> None:
+    """A worker's process ends by itself; a runner's is forked, and knows nothing of `atexit`."""
+    script = f"""
+import asyncio, multiprocessing
+from tests.toy_environment import TASK, Squares
+from vision_rl.agent.keeper import at_end
+Squares.close = lambda self: print("closed", flush=True)
+async def begun():
+    async with TASK.environment.keeper().episode(1, {{}}):
+        pass
+def work():
+    at_end(lambda: print("ended", flush=True))
+    asyncio.run(begun())
+{start}
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert sorted(done.stdout.split()) == ["closed", "ended"], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ({"reader": "telepathy"}, "choose one of click"),

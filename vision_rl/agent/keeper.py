@@ -13,6 +13,7 @@ import multiprocessing.util
 import os
 import queue
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
@@ -72,20 +73,25 @@ class Instance:
                 raise EnvironmentFailed(said) from error
         return result
 
-    def close(self) -> None:
-        """Close the environment, in its thread, or from here if that hangs."""
-        if self.environment is None:
-            self._calls.put(None)
-            return
-        closing = self.submit("close")
+    def end(self) -> Callable[..., None]:
+        """Have the environment closed in its thread; what is returned waits for that, and closes it from here if it hangs.
+
+        No thread is started for it: a worker's process is ending, where none can be.
+        """
+        closing = None if self.environment is None else self.submit("close")
         self._calls.put(None)
-        try:
-            closing.result(CLOSE_SECONDS)
-        except TimeoutError:
-            with suppress(Exception):
-                self.environment.close()
-        except Exception:  # it was broken before, and nobody waits for it
-            return
+
+        def wait(seconds: float = CLOSE_SECONDS) -> None:
+            try:
+                if closing is not None:
+                    closing.result(seconds)
+            except TimeoutError:
+                with suppress(Exception):
+                    self.environment.close()
+            except Exception:  # it was broken before, and nobody waits for it
+                return
+
+        return wait
 
     def _serve(self) -> None:
         while (entry := self._calls.get()) is not None:
@@ -173,17 +179,15 @@ class Keeper:
                 if not instance.broken:
                     self._idle.append(instance)
         if instance.broken:
-            threading.Thread(target=instance.close, daemon=True).start()
+            threading.Thread(target=instance.end(), daemon=True).start()
 
     def close(self) -> None:
         """Close all instances, lent ones included."""
         with self._lock:
             instances, self._all, self._idle = list(self._all), set(), []
-        closing = [threading.Thread(target=one.close, daemon=True) for one in instances]
-        for thread in closing:
-            thread.start()
-        for thread in closing:
-            thread.join(2 * CLOSE_SECONDS)
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for wait in [one.end() for one in instances]:
+            wait(max(deadline - time.monotonic(), 0.1))
 
 
 _keepers: dict[tuple[int, int], Keeper] = {}
@@ -196,13 +200,21 @@ def keeper_of(key: Any, make: Callable[[], Any], most: int, seconds: float) -> K
         for other in [one for one in _keepers if one[0] != mine[0]]:
             del _keepers[other]  # the parent's, whose threads do not exist here
         if not _keepers:
-            multiprocessing.util.Finalize(None, close_all, exitpriority=10)  # atexit does not run in forked children
+            at_end(close_all)
         _keepers[mine] = Keeper(make, most, seconds)
     return _keepers[mine]
 
 
+def at_end(call: Callable[[], None]) -> None:
+    """Have `call` called when this process, a runner, a worker or an evaluation, has done its last rollout.
+
+    To be said where an agent makes what must be closed: what was said before a runner was forked is not known there.
+    """
+    multiprocessing.util.Finalize(None, call, exitpriority=10)  # atexit does not run in forked children
+
+
 def close_all() -> None:
-    """Close the environments of this process: what runners and workers do at their end."""
+    """Close the environments of this process."""
     for mine, keeper in list(_keepers.items()):
         if mine[0] == os.getpid():
             keeper.close()
