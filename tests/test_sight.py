@@ -293,6 +293,11 @@ def test_the_reward_gap_is_over_rows_that_neither_side_failed(tmp_path: Path) ->
         "sight/val_reward_seeing": 0.75, "sight/val_reward_blind": 0.125, "sight/val_reward_gap": 0.625, "sight/val_rows": 2,
     }  # fmt: skip
     assert gauge(tmp_path, val_rows=0).reward_gap(Rollouts(), tasks, seeing, 7) == {}  # type: ignore[arg-type]
+    for one in seeing:
+        one.reward["success"] = one.reward["reward"]
+    assert "sight/val_success_seeing" not in gauge(tmp_path).reward_gap(Rollouts(), tasks, seeing, 7)  # type: ignore[arg-type]
+    known = gauge(tmp_path).reward_gap(SimpleNamespace(validate=lambda *_, **__: seeing), tasks, seeing, 7)  # type: ignore[arg-type]
+    assert known["sight/val_success_blind"] == 2.5 / 3 and known["sight/val_success_gap"] == 0
 
 
 def test_a_worker_elsewhere_may_not_fetch_what_lies_outside_of_the_data(tmp_path: Path) -> None:

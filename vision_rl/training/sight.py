@@ -86,7 +86,7 @@ class SightGauge:
     def reward_gap(
         self, rollouts: RolloutManager, tasks: Sequence[str], seeing: Sequence[FinishedRollout], step: int
     ) -> dict[str, float]:
-        """The reward of some validation rows, `seeing`, beside that of the same rows with black pictures.
+        """The reward, and the success where it is known, of some validation rows, `seeing`, beside those with black pictures.
 
         The proxy blackens what goes to the model: pictures of rows, of tools and of environments alike.
 
@@ -96,19 +96,19 @@ class SightGauge:
         blind = seeing_tasks(tasks, self.rule.val_rows)
         finished = rollouts.validate([tasks[place] for place in blind], step, mode="test") if blind else []
         pairs = [
-            (seeing[place].reward["reward"], one.reward["reward"])
+            (seeing[place].reward, one.reward)
             for place, one in zip(blind, finished, strict=True)
             if not (seeing[place].failure or one.failure)
         ]
-        if not pairs:
-            return {}
-        with_pictures, without = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
-        return {
-            "sight/val_reward_seeing": with_pictures,
-            "sight/val_reward_blind": without,
-            "sight/val_reward_gap": with_pictures - without,
-            "sight/val_rows": len(pairs),
-        }
+        gap: dict[str, float] = {"sight/val_rows": len(pairs)} if pairs else {}
+        for name in ("reward", "success"):
+            if pairs and all(name in one for pair in pairs for one in pair):
+                with_pictures, without = (
+                    sum(one[name] for one in side) / len(pairs) for side in zip(*pairs, strict=True)
+                )
+                gap |= {f"sight/val_{name}_seeing": with_pictures, f"sight/val_{name}_blind": without}
+                gap[f"sight/val_{name}_gap"] = with_pictures - without
+        return gap
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
