@@ -36,8 +36,9 @@ from vision_rl.errors import UserError
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import Task
 
-SIDE, TOP = 160, 50
-"""Pixels: the task's area is a square below the yellow instruction, which goes to the model as text."""
+Area = tuple[int, int, int]
+AREA, FLIGHT_AREA = (50, 160, 160), (0, 375, 667)
+"""Top, width and height in pixels of a task's area. The instruction, above or beside it, goes to the model as text."""
 ORIGIN = "http://miniwob.invalid"
 """Where the pages seem to lie. Every request of theirs is answered here, from the package's folder, or refused."""
 RELOADED = re.compile(
@@ -133,7 +134,6 @@ class Browser:
             self.call(f"{domain}.enable")
         self.call("Fetch.enable", patterns=[{"urlPattern": "*"}])
         self.call("Page.setDownloadBehavior", behavior="deny")
-        self.call("Emulation.setDeviceMetricsOverride", width=400, height=240, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
 
     def call(self, method: str, *, seconds: float = CALL_SECONDS, **parameters: Any) -> dict[str, Any]:
@@ -275,7 +275,7 @@ class MiniWoB(Environment):
 
     def __init__(self) -> None:
         self._browser: Browser | None = None
-        self._env = ""
+        self._env, self._area = "", AREA
         self._shade = self._done = False
 
     def reset(self, *, seed: int, options: Mapping[str, Any]) -> Observation:
@@ -310,7 +310,7 @@ class MiniWoB(Environment):
         if self._done:
             return Step(Observation("The episode is over."), terminated=True)
         browser = self.browser()
-        browser.calls(_events(action))
+        browser.calls(_events(action, self._area))
         self._done, raw = browser.evaluate("[WOB_DONE_GLOBAL, WOB_RAW_REWARD_GLOBAL]")
         reward = float(raw) if self._done else 0.0
         seen = Observation("") if self._done else Observation("", [self._look()])
@@ -322,7 +322,8 @@ class MiniWoB(Environment):
         boxes = self.browser().evaluate(_ORACLE % int(seed))
         if boxes is None:
             return None
-        return [Action("click", ((x1 + x2) / 2 / SIDE, ((y1 + y2) / 2 - TOP) / SIDE)) for x1, y1, x2, y2 in boxes]
+        top, width, height = self._area
+        return [Action("click", ((x1 + x2) / 2 / width, ((y1 + y2) / 2 - top) / height)) for x1, y1, x2, y2 in boxes]
 
     def browser(self) -> Browser:
         """The browser, started when it is first asked for."""
@@ -341,14 +342,16 @@ class MiniWoB(Environment):
         self._browser, self._env = None, ""
 
     def _load(self, env: str) -> None:
-        browser = self.browser()
-        if not (pages() / "miniwob" / f"{env}.html").is_file():
+        browser, flight = self.browser(), env.startswith("flight.")
+        page = f"{env.replace('.', '/', 1)}/wrapper.html" if flight else f"miniwob/{env}.html"
+        if not (pages() / page).is_file():
             raise UserError(f"MiniWoB has no page {env!r}; examples/miniwob/environments.md lists them")
-        self._env = ""
-        browser.call("Page.navigate", url=f"{ORIGIN}/miniwob/{env}.html")
+        self._env, self._area = "", FLIGHT_AREA if flight else AREA
+        size = {"width": 400, "height": self._area[0] + self._area[2] + 30, "deviceScaleFactor": 1, "mobile": False}
+        browser.calls([("Emulation.setDeviceMetricsOverride", size), ("Page.navigate", {"url": f"{ORIGIN}/{page}"})])
         deadline = time.monotonic() + READY_SECONDS
         while not browser.evaluate(
-            f"location.href.endsWith('/{env}.html') && document.readyState === 'complete' && !!window.core?.cover_div"
+            f"location.href.endsWith('/{page}') && document.readyState === 'complete' && !!window.core?.cover_div"
         ):
             if time.monotonic() > deadline:
                 raise BrowserError(f"{env} has not loaded after {READY_SECONDS:g} s")
@@ -357,7 +360,8 @@ class MiniWoB(Environment):
 
     def _look(self) -> Image.Image:
         """The task's area as it is drawn now."""
-        clip = {"x": 0, "y": TOP, "width": SIDE, "height": SIDE, "scale": 1}
+        top, width, height = self._area
+        clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
         shot = self.browser().call("Page.captureScreenshot", format="png", optimizeForSpeed=True, clip=clip)
         picture = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
         return shaded(picture) if self._shade else picture
@@ -382,14 +386,14 @@ def shaded(picture: Image.Image) -> Image.Image:
     return ImageChops.multiply(picture, Image.merge("RGB", (across, Image.new("L", picture.size, 255), down)))
 
 
-def _events(action: Action) -> list[tuple[str, dict[str, Any]]]:
+def _events(action: Action, area: Area) -> list[tuple[str, dict[str, Any]]]:
     """The DevTools commands that carry an action out."""
     button = "right" if action.name == "right_click" else "left"
     if action.name in ("type", "press"):
         return [("Input.insertText", {"text": action.text})] if action.name == "type" else _press(action.text)
     if action.point is None:
         return [("Runtime.evaluate", {"expression": "0"})]
-    place = _pixel(action.point)
+    place = _pixel(action.point, area)
     events = [_mouse("mouseMoved", place)]
     if action.name == "scroll":
         return [
@@ -399,7 +403,7 @@ def _events(action: Action) -> list[tuple[str, dict[str, Any]]]:
     if action.name == "hover":
         return events
     if action.name == "drag" and action.to is not None:
-        end = _pixel(action.to)
+        end = _pixel(action.to, area)
         middle = ((place[0] + end[0]) // 2, (place[1] + end[1]) // 2)
         events += [_mouse("mousePressed", place, button)]
         events += [_mouse("mouseMoved", there, button) for there in (middle, end)]  # some pages ask for two moves
@@ -409,9 +413,10 @@ def _events(action: Action) -> list[tuple[str, dict[str, Any]]]:
     return events
 
 
-def _pixel(point: tuple[float, float]) -> tuple[int, int]:
-    x, y = (min(max(int(number * SIDE), 0), SIDE - 1) for number in point)
-    return x, TOP + y
+def _pixel(point: tuple[float, float], area: Area) -> tuple[int, int]:
+    top, *size = area
+    x, y = (min(max(int(number * pixels), 0), pixels - 1) for number, pixels in zip(point, size, strict=True))
+    return x, top + y
 
 
 def _mouse(kind: str, place: tuple[int, int], button: str = "none", count: int = 1) -> tuple[str, dict[str, Any]]:

@@ -65,7 +65,8 @@ class GymnasiumEnvironment(Environment):
         except ImportError as error:
             raise UserError(f"{name} needs a package that is not installed ({error}); pip install it") from error
         try:
-            return gymnasium.make(name, render_mode="rgb_array", **self.settings)
+            settings = {"render_mode": "rgb_array", **self.settings}
+            return gymnasium.make(name, **{key: value for key, value in settings.items() if value is not None})
         except gymnasium.error.Error as error:
             raise UserError(
                 f"gymnasium cannot make {name!r} ({error}); name the package that registers it, as package=..."
@@ -100,7 +101,7 @@ def environments(
 
     actions: the words for the actions 0, 1, ... of its discrete space; or else `reader`, with `convert` where what it reads is
     not yet the environment's action. package: what must be imported for the id to be known. make: arguments of
-    `gymnasium.make`. settings: those of `Environments`.
+    `gymnasium.make`; render_mode is None where an environment takes none (BrowserGym). settings: those of `Environments`.
     """
     if bool(actions) == bool(reader):
         raise UserError(f"{name}: give the words of its `actions`, or a `reader`")
