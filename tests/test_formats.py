@@ -44,6 +44,13 @@ NATIVE = [
     ("ui_tars_1_5", "Action: left_double(start_box='[1, 2, 3, 4]')", [(1, 2, 3, 4)]),
 ]
 B: Box = (100, 200, 300, 400)
+
+
+def _use(action: str, place: str = "") -> str:
+    arguments = f'{{"action": "{action}"' + (f', "coordinate": {place}' if place else "") + "}"
+    return f'<tool_call>{{"name": "computer_use", "arguments": {arguments}}}</tool_call>\n'
+
+
 WAYS = [
     *[("bbox_2d", text, [B]) for text in (
         "[{'bbox_2d': [100, 200, 300, 400]}]", '[{"bbox_2d": [100, 200, 300, 400,]},]', "bbox_2d: [100, 200, 300, 400]",
@@ -67,6 +74,16 @@ WAYS = [
         "<tool_call>\n<function=computer_use>\n<parameter=action>\nleft_click\n</parameter>\n<parameter=coordinate>\n"
         "[197, 525]\n</parameter>\n</function>\n</tool_call>",
     )],
+    *[("computer_use", text, [P]) for text in (
+        _use("mouse_move", "[197, 525]") + _use("left_click"), _use("mouse_move", "[1, 2]") + _use("left_click", "[197, 525]"),
+        _use("mouse_move", "[1, 2]") + _use("mouse_move", "[197, 525]"), _use("mouse_move", "[197, 525]") + _use("double_click") * 2,
+        '{"coordinate": [197, 525], "action": "mouse_move"} {"action": "right_click"}', _use("mouse_move", "[197, 525]"),
+        _use("left_click", "[197, 525]") + _use("type"), _use("screenshot") + _use("left_click", "[197, 525]"),
+        _use("left_click", "[197, 525]") + _use("mouse_move", "[0, 0]"),
+        *("<function=computer_use><parameter=action>mouse_move</parameter><parameter=coordinate>[197, 525]</parameter></function>"
+          f"<function=computer_use><parameter=action>{click}</parameter></function>" for click in ("left_click", "triple_click")),
+    )],
+    ("computer_use", _use("left_click", "[1, 2]") + _use("left_click", "[197, 525]"), [(1, 2, 1, 2), P]),
     *[("click", f"<click>{text}</click>", [(0.25, 0.5, 0.5, 0.75)]) for text in (
         "(0.25, 0.5, 0.25, 0.25)", "[0.25, 0.5, 0.25, 0.25]", "0.25 0.5 0.25 0.25", "25%, 50%, 25%, 25%", "25 % 50 % 25 % 25 %",
         "0.25, 0.5, 0.25, 0.25,",
@@ -135,6 +152,8 @@ def test_every_format_has_an_accepted_reply() -> None:
         ("pyautogui", "pyautogui.write('(197, 525)')", 1),
         ("computer_use", '{"action": "left_click", "coordinate": [197]}', 1),
         ("pyautogui", "pyautogui.click()", 1),  # where?
+        ("computer_use", _use("left_click"), 0),
+        ("computer_use", _use("mouse_move", "[197]") + _use("left_click"), 1),
         ("bbox_2d", '{"bbox_2d": [10%, 20%, 30%, 40%]}', 1),  # a percentage of what is said in unit space only
         ("bbox_2d", '{"bbox_2d": [[1, 2], [3, 4]', 1),
         ("click", "<click>(0.1, 0.2, 0.3, 0.4</click>", 1),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vision_rl.answers.coordinates import Size, get_family, to_unit
@@ -42,6 +42,7 @@ _NAMES = {
     "finish": "finish finished terminate done answer",
 }
 _KNOWN = {word: name for name, words in _NAMES.items() for word in words.split()}
+_CLICKS = ("click", "double_click", "right_click")
 _PLACED = {"click": 1, "double_click": 1, "right_click": 1, "hover": 1, "drag": 2}
 # Between a call's brackets: texts in quotes, places in brackets of their own, and what is neither.
 _ARGUMENTS = r"((?:'(?:[^'\\\n]|\\.){0,2000}'|\"(?:[^\"\\\n]|\\.){0,2000}\"|\([^()\n]{0,100}\)|[^()\n\"']){0,300})"
@@ -114,25 +115,40 @@ def _read_gui(reply: str, settings: AgentSettings, size: Size, seen: Size) -> Ac
     scale = lambda x, y: to_unit((x, y, x, y), settings.family, size, seen)[:2]  # noqa: E731
     calls = [call for call in parse_tool_calls(reply) if not call.error]
     if calls:
-        return _of_call(calls[0].name, calls[0].arguments, scale) if len(calls) == 1 else None
+        return _only([_of_call(call.name, call.arguments, scale) for call in calls])
     found = _CALL.findall(final_text(reply))
-    return _of_text(_KNOWN[found[0][0].lower()], found[0][1], scale) if len(found) == 1 else None
+    return _only([_of_text(_KNOWN[name.lower()], arguments, scale) for name, arguments in found])
 
 
-def _of_text(name: str, arguments: str, scale: Callable[[float, float], Point]) -> Action | None:
+def _only(actions: Sequence[Action | None]) -> Action | None:
+    """The one action of a reply; a pointer that moves and then clicks or drags, as pyautogui and computer_use write it, is one."""
+    *moves, last = actions or [None]
+    if last is None or any(move is None or move.name != "hover" for move in moves):
+        return None
+    before = moves[-1].point if moves and moves[-1] is not None else None
+    if before is not None and last.name == "drag" and last.to is None:
+        last = replace(last, point=before, to=last.point)
+    elif before is not None and last.name in _CLICKS:
+        last = replace(last, point=last.point or before)
+    elif moves:
+        return None
+    return _checked(last)
+
+
+def _of_text(name: str, arguments: str, scale: Callable[[float, float], Point]) -> Action:
     """An action written as code: its numbers in order, its texts in quotes."""
     quoted = [re.sub(r"\\(.)", r"\1", one or two) for one, two in _QUOTED.findall(arguments)]
     if name in ("type", "press", "finish"):
         text = "+".join(quoted) if name == "press" else (quoted or [""])[0]
         if name == "press":
             text = "+".join(text.replace("+", " + ").split()).replace("+++", "+") if len(text) > 1 else text
-        return _checked(Action(name, text=text))
+        return Action(name, text=text)
     numbers = [float(one) for one in _NUMBER.findall(_KEYWORD.sub(" ", arguments)) if len(one) <= 32]
     points = [scale(*pair) for pair in _pairs(numbers, _PLACED.get(name, 1))]
     way = _DIRECTION.search(arguments)
     amount = _amount(way[1] if way else "") if name == "scroll" else 0.0
     point, to = [*points, None, None][:2]
-    return _checked(Action(name, point, to, amount=amount))
+    return Action(name, point, to, amount=amount)
 
 
 def _pairs(numbers: Sequence[float], wanted: int) -> list[Point]:
@@ -158,7 +174,7 @@ def _of_call(tool: str, arguments: Mapping[str, Any], scale: Callable[[float, fl
     pixels = arguments.get("pixels", 0)
     way = str(arguments.get("direction") or ("up" if isinstance(pixels, int | float) and pixels > 0 else "down"))
     point, to = [*points, None, None][:2]
-    return _checked(Action(name, point, to, text=text, amount=_amount(way) if name == "scroll" else 0.0))
+    return Action(name, point, to, text=text, amount=_amount(way) if name == "scroll" else 0.0)
 
 
 def _amount(way: str) -> float:

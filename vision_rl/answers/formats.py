@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vision_rl.answers.boxes import Box
@@ -38,6 +38,8 @@ _GUI_CLICKS = "click|doubleClick|tripleClick|rightClick|middleClick"
 _GUI_OPTIONS = r"(?:button|clicks|interval|duration)\s*=\s*[^,()\n]{0,40}"
 _CLICK_IN_PLACE = re.compile(rf"\bpyautogui\.(?:{_GUI_CLICKS})\(\s*(?:{_GUI_OPTIONS}(?:,\s*{_GUI_OPTIONS}){{0,3}})?\)")
 _ARGUMENT = r"[^,()=\n]{0,40}"
+_ARGUMENTS_OF_A_CALL = re.compile(r"(?:[^{}<]|<(?!/?function\b))+")
+_ACTION = re.compile(r"(?:[\"']action[\"']\s{0,8}:\s{0,8}[\"']|<parameter=action>\s{0,8})(\w{1,32})")
 # In prose a bracket may hold anything: only numbers, or the template's letters, make it an entry.
 _COORDINATES = r"(?:[\s0-9.,+-]|\b[a-z][0-9]?\b){1,256}"
 
@@ -79,8 +81,8 @@ class AnswerFormat:
         if self.keys:
             yield from self._values(text)
             return
-        if self.name == "pyautogui":
-            yield from _clicks(self.pattern, text)
+        if self.name in _POINTERS:
+            yield from _one_for_each_click(_POINTERS[self.name](self.pattern, text))
             return
         for found in self.pattern.finditer(text):
             groups = [group for group in found.groups() if group is not None]
@@ -178,29 +180,51 @@ def _in_one_object(text: str, one: re.Match[str], other: re.Match[str]) -> bool:
     return "{" not in between and "}" not in between
 
 
-def _clicks(pattern: re.Pattern[str], text: str) -> Iterator[tuple[str, int]]:
-    """pyautogui's clicks in their order. `moveTo` and then `click()` are one; a pointer that only moves is an answer alone."""
-    calls = sorted((*pattern.finditer(text), *_CLICK_IN_PLACE.finditer(text)), key=lambda call: call.start())
-    pending, place, answered = "", "", False
-    for call in calls:
-        given = ",".join(call.groups()) if call.re is pattern else ""
-        if call.re is pattern and ".moveTo(" in call[0]:
-            if pending:
-                yield OWN, call.end()
-            pending = place = given
-        elif given:
-            if pending:
-                yield OWN, call.end()
+def _one_for_each_click(calls: Iterable[tuple[str, str, int]]) -> Iterator[tuple[str, int]]:
+    """The entries of a pointer's calls: (kind, content, end) in their order, kind being "move", "click", or "here" for a click
+    where the pointer is. A move and then a click are one answer; a pointer that only moves is an answer alone."""
+    pending, place, answered, end = "", "", False, 0
+    for kind, content, end in calls:
+        if kind != "here" and pending:
+            yield OWN, end
+        if kind == "move":
+            pending = place = content
+        elif kind == "click":
             pending, answered = "", True
-            yield given, call.end()
+            yield content, end
         elif place:
-            yield OWN, call.end()
+            if content:
+                yield content, end
             if pending:
                 answered = True
-                yield pending, call.end()
+                yield pending, end
             pending = ""
     if pending:
-        yield OWN if answered else pending, calls[-1].end()
+        yield OWN if answered else pending, end
+
+
+def _pyautogui_calls(pattern: re.Pattern[str], text: str) -> Iterator[tuple[str, str, int]]:
+    for call in sorted((*pattern.finditer(text), *_CLICK_IN_PLACE.finditer(text)), key=lambda call: call.start()):
+        if call.re is pattern:
+            yield "move" if ".moveTo(" in call[0] else "click", ",".join(call.groups()), call.end()
+        else:
+            yield "here", OWN, call.end()  # counts as an opening of the form
+
+
+def _computer_calls(pattern: re.Pattern[str], text: str) -> Iterator[tuple[str, str, int]]:
+    """By the action that stands in the same object, or `<function>`, as the coordinate."""
+    for part in _ARGUMENTS_OF_A_CALL.finditer(text):
+        action = _ACTION.search(part[0])
+        moves = action is not None and action[1].lower() in ("mouse_move", "move_to", "moveto", "hover")
+        places = list(pattern.finditer(part[0]))
+        for place in places:
+            content = ",".join(group for group in place.groups() if group is not None)
+            yield "move" if moves else "click", content, part.start() + place.end()
+        if action is not None and not places and "click" in action[1].lower():
+            yield "here", "", part.end()
+
+
+_POINTERS = {"pyautogui": _pyautogui_calls, "computer_use": _computer_calls}
 
 
 def _opening(text: str) -> re.Pattern[str]:
