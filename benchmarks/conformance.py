@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 REASONS: dict[str, str] = {
     "cors": "no page of another origin may read the store; its dashboard is its own",
     "mp_server|launcher_args|port_conflict": "the store is served by a thread of the trainer, whose port was looked at before",
@@ -21,7 +23,9 @@ REASONS: dict[str, str] = {
 _outcomes: dict[str, str] = {}
 
 
-def pytest_configure() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Before the suites' own conftest.py, which imports the classes by name."""
     if os.environ.get("CONFORMANCE") == "ours":
         put_in_place()
 

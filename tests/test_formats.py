@@ -76,7 +76,8 @@ WAYS = [
     )],
     *[("computer_use", text, [P]) for text in (
         _use("mouse_move", "[197, 525]") + _use("left_click"), _use("mouse_move", "[1, 2]") + _use("left_click", "[197, 525]"),
-        _use("mouse_move", "[1, 2]") + _use("mouse_move", "[197, 525]"), _use("mouse_move", "[197, 525]") + _use("double_click") * 2,
+        _use("mouse_move", "[1, 2]") + _use("mouse_move", "[197, 525]"),
+        _use("mouse_move", "[197, 525]") + _use("double_click") * 2,
         '{"coordinate": [197, 525], "action": "mouse_move"} {"action": "right_click"}', _use("mouse_move", "[197, 525]"),
         _use("left_click", "[197, 525]") + _use("type"), _use("screenshot") + _use("left_click", "[197, 525]"),
         _use("left_click", "[197, 525]") + _use("mouse_move", "[0, 0]"),

@@ -20,13 +20,14 @@ import httpx
 import openai
 import psutil
 import pytest
+from PIL import Image
 
 from tests import fake_backend
 from tests.chat import chat
 from tests.engine_stack import Stack, model_entry, running_stack
 from tests.pictures import data_uri, noise_picture
 from tests.slow_proxy import HOLD_SECONDS
-from vision_rl.agent.messages import user_message
+from vision_rl.agent.messages import image_url, user_message
 from vision_rl.agent.openai_client import shared_client
 from vision_rl.rollout.addresses import free_port
 from vision_rl.rollout.model_calls import SPARE_LOAD, ModelServers, Server
@@ -211,6 +212,21 @@ def test_a_bad_answer_is_an_error_for_its_own_rollout_only(stack: Stack, word: s
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("traced", [True, False])
+def test_a_refusal_names_a_picture_that_no_processor_takes(stack: Stack, tmp_path: Path, traced: bool) -> None:
+    """vLLM says "Failed to apply Qwen2_5_VLProcessor" and keeps the reason; the client can correct a picture by its number."""
+    for name, size in (("good", (28, 28)), ("narrow", (402, 2))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    good, narrow = ((tmp_path / f"{name}.png").as_uri() for name in ("good", "narrow"))
+    address = stack.claim()[1] if traced else f"{stack.address}/v1"
+    for url in (narrow, image_url(str(tmp_path / "narrow.png"), "data")):
+        with pytest.raises(openai.BadRequestError, match=r"picture 2 is 402 x 2, .* above 200, .* answered 400: "):
+            ask(address, [user_message("FAULT400", [good, url])])
+    with pytest.raises(openai.BadRequestError, match="the model server answered 400") as refused:
+        ask(address, [user_message("FAULT400", [good])])
+    assert "picture 1" not in str(refused.value)
+
+
 def test_a_hanging_server_costs_the_client_its_own_time_out_and_nobody_else(stack: Stack) -> None:
     _, address = stack.claim()
 

@@ -5,10 +5,12 @@ The store, the rows and verl's own replay buffer are the real ones; verl's queue
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from vision_rl.training import rollout_manager as manager_module
 from vision_rl.training import steps as steps_module
 from vision_rl.training.replay import replay_buffer
 from vision_rl.training.rollout_manager import NO_CALL, RolloutManager
+from vision_rl.training.rollouts import shared_refusal
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.steps import StepRecords
 
@@ -303,6 +306,48 @@ def test_failures_alone_end_the_run_at_once(manager: RolloutManager) -> None:
         roll_out(manager, "Odd: the server said 500")
     with pytest.raises(UserError, match=r"first 4 of 4 train rollouts of step 3 all failed .*Odd: the server said 500"):
         for _ in range(200):
+            manager.wait(0.05)
+
+
+TOO_NARROW = "BadRequestError: Error code: 400 - picture 1 is 210 x 1"
+NO_PLACE = "InternalServerError: Error code: 500 - Failed to apply prompt replacement for mm_items['image'][0]"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "said"),
+    [
+        ([[NO_PLACE] * 4, [NO_PLACE] * 4], "chat template leaves these messages' pictures out: take"),
+        ([[TOO_NARROW] * 8, [TOO_NARROW.replace("210", "220")]], TOO_NARROW),
+        ([["ModelHTTPError: status_code: 422, body: no"] * 4] * 2, "ModelHTTPError: status_code: 422"),
+        ([[TOO_NARROW] * 8], ""),  # it may be about this row
+        ([[TOO_NARROW] * 4, [TOO_NARROW] * 3], ""),
+        ([[TOO_NARROW] * 8, [NO_PLACE]], ""),
+        ([["APIConnectionError: Connection error."] * 8] * 2, ""),
+        ([["RateLimitError: Error code: 429 - later"] * 8] * 2, ""),
+        ([["InternalServerError: Error code: 502 - no answer"] * 8] * 2, ""),
+        ([["KeyError: 'x'"] * 8] * 2, ""),
+        ([], ""),
+    ],
+)  # fmt: skip
+def test_a_refusal_that_all_first_attempts_share(reasons: list[list[str]], said: str) -> None:
+    shared = shared_refusal(reasons)
+    assert (said in shared) if said else not shared
+
+
+@pytest.mark.parametrize(("answered", "ends"), [(False, True), (True, False)])
+def test_a_refusal_of_every_first_attempt_ends_the_run_before_it_is_tried_again(
+    manager: RolloutManager, monkeypatch: pytest.MonkeyPatch, answered: bool, ends: bool
+) -> None:
+    monkeypatch.setattr(manager_module, "HEALTH_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(manager, "_check_health", lambda: asyncio.sleep(0))
+    manager.app = AppSettings(rollouts=RolloutPolicy(max_attempts=3, poll_seconds=0.01, span_deadline_seconds=0.1))
+    manager.queue({uid: json.dumps(TASK) for uid in "abc"}, "train", 3)
+    if answered:
+        roll_out(manager, 1.0)
+    for _ in range(2 * N):
+        roll_out(manager, NO_PLACE)
+    with pytest.raises(UserError, match=r"chat template.*the calls of the first 8 rollouts") if ends else nullcontext():
+        for _ in range(20):
             manager.wait(0.05)
 
 

@@ -121,7 +121,7 @@ def _read_gui(reply: str, settings: AgentSettings, size: Size, seen: Size) -> Ac
 
 
 def _only(actions: Sequence[Action | None]) -> Action | None:
-    """The one action of a reply; a pointer that moves and then clicks or drags, as pyautogui and computer_use write it, is one."""
+    """The one action of a reply; a pointer that moves and then clicks or drags is one, as for pyautogui."""
     *moves, last = actions or [None]
     if last is None or any(move is None or move.name != "hover" for move in moves):
         return None

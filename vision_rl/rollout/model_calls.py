@@ -19,7 +19,7 @@ import orjson
 from vision_rl.agent.messages import reply_text
 from vision_rl.rollout.chat_request import CallError, ChatRequest, checked, parse_object
 from vision_rl.rollout.groups import Groups
-from vision_rl.rollout.pictures import Pictures
+from vision_rl.rollout.pictures import Pictures, too_narrow_one
 from vision_rl.rollout.sampling_fields import asked_sampling
 from vision_rl.rollout.store_link import IDLE_SECONDS, StoreLink
 from vision_rl.rollout.structured_output import REFUSE, flaw
@@ -89,7 +89,8 @@ class ModelServers:
             reply = None
         if status != 200:
             message = reply.get("error", reply) if isinstance(reply, dict) else content[:500].decode(errors="replace")
-            raise CallError(status if status >= 400 else 502, f"the model server answered {status}: {message}")
+            reason = too_narrow_one(request.urls)
+            raise CallError(status if status >= 400 else 502, f"{reason}the model server answered {status}: {message}")
         if not isinstance(reply, dict):
             raise CallError(502, "the model server's answer is not JSON")
         return reply

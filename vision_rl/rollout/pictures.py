@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -14,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from vision_rl.errors import UserError
-from vision_rl.media.images import image_size
+from vision_rl.media.images import image_size, too_narrow
 from vision_rl.media.references import kept_reference, video_reference
 from vision_rl.rollout.chat_request import NO_PICTURE, VIDEO_URI, CallError, is_data_uri
 
@@ -67,8 +68,7 @@ class Pictures:
             frames = (self.black(frame).partition(",")[2] for frame in _frames(url))
             return VIDEO_URI + ",".join(frames)
         self.check(url)
-        content = _picture(url) if is_data_uri(url) else unquote(urlsplit(url).path)
-        return _black(*image_size(io.BytesIO(content) if isinstance(content, bytes) else content))
+        return _black(*_size(url))
 
     def may_read(self, path: Path) -> bool:
         """Whether a file lies in the run's media roots, symbolic links followed."""
@@ -95,6 +95,21 @@ class Pictures:
             temporary.write_bytes(content)
             os.replace(temporary, target)
         return kept_reference(digest)
+
+
+def too_narrow_one(urls: Sequence[str]) -> str:
+    """Which picture of a call no processor takes, as the beginning of a sentence; "" if none. vLLM keeps its processor's reason
+    to itself, so that its refusal says nothing that a client could correct."""
+    for number, url in enumerate(urls, 1):
+        with suppress(UserError, CallError, ValueError):
+            if not url.startswith(VIDEO_URI) and (reason := too_narrow(*_size(url))):
+                return f"picture {number} {reason}: "
+    return ""
+
+
+def _size(url: str) -> tuple[int, int]:
+    """(width, height) of the picture at an address that was checked, by its header alone."""
+    return image_size(io.BytesIO(_picture(url)) if is_data_uri(url) else unquote(urlsplit(url).path))
 
 
 @lru_cache(maxsize=64)

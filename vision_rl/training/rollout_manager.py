@@ -34,7 +34,7 @@ from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import RunLog
 from vision_rl.settings import AgentSettings, AppSettings
 from vision_rl.training.health import Health, ModelDied
-from vision_rl.training.rollouts import FinishedRollout, failure_of, failures
+from vision_rl.training.rollouts import FinishedRollout, failure_of, failures, shared_refusal
 from vision_rl.training.rows import Drop, RowBuilder, tag_of, truncated
 from vision_rl.training.samples import trajectory_samples, transition_samples
 
@@ -103,6 +103,7 @@ class RolloutManager:
         self._health: Health | None = None
         self._owner: dict[str, str] = {}  # rollout id -> group
         self._forget: list[str] = []
+        self._refused: dict[str, dict[str, str]] | None = {}  # by group and rollout, until a first call is answered
         self._watch: asyncio.Task[None] | None = None
         self._next_look = self._last_progress = self._last_told = 0.0
         self._loop = asyncio.new_event_loop()
@@ -318,6 +319,20 @@ class RolloutManager:
         if failed or time.monotonic() > self._next_look:
             self._next_look = time.monotonic() + HEALTH_LOOK_SECONDS
             await self._check_health()
+            if self._refused is not None:
+                await self._look_at_first_attempts(self._refused)
+
+    async def _look_at_first_attempts(self, refused: dict[str, dict[str, str]]) -> None:
+        """Raise `UserError` if the model refused whatever it was asked so far, in the same words: retries change nothing."""
+        for rollout in await self.store.query_rollouts(status_in=["requeuing", "running", "succeeded"]):
+            uid, attempt = self._owner.get(rollout.rollout_id), getattr(rollout, "attempt", None)
+            if rollout.status != "requeuing":  # a call was answered
+                self._refused = None
+                return
+            if uid and attempt and (reason := (attempt.metadata or {}).get("failure")):
+                refused.setdefault(uid, {})[rollout.rollout_id] = reason
+        if words := shared_refusal([list(reasons.values()) for reasons in refused.values()]):
+            raise UserError(words)
 
     async def _check_health(self) -> None:
         self._health = self._health or Health.of_this_run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -85,6 +86,32 @@ def rollout_metrics(rollouts: Sequence[FinishedRollout], prefix: str) -> dict[st
 def failures(rollouts: Iterable[FinishedRollout]) -> Counter[str]:
     """How many rollouts failed, by reason."""
     return Counter(rollout.failure.value for rollout in rollouts if rollout.failure)
+
+
+_REFUSAL = re.compile(
+    r"(?:Error code|status_code): ?(4\d\d|500|501)\b"
+)  # of OpenAI's client and litellm, of pydantic-ai
+_PASSING = ("404", "408", "409", "425", "429")
+NO_PLACE = ("prompt replacement", "prompt updates", "prompt placeholders")
+"""What vLLM 0.24 says of a prompt without its pictures' places (multimodal/processing/processor.py)."""
+
+
+SHARED_REFUSAL = 8
+"""So many rollouts must have been refused in the same words, of two rows or more, before it counts as a refusal of all."""
+
+
+def shared_refusal(failed: Sequence[Sequence[str]]) -> str:
+    """A sentence on what the model refused to every rollout in the same words; "" where it did not, or to too few.
+
+    failed: the reasons of each row's failed attempts, one for each rollout. Whatever may pass by itself is no refusal.
+    """
+    reasons = [reason for row in failed for reason in row]
+    found = _REFUSAL.search(reasons[0]) if len(failed) > 1 and len(reasons) >= SHARED_REFUSAL else None
+    if found is None or found[1] in _PASSING or len({re.sub(r"\d+", "#", reason) for reason in reasons}) > 1:
+        return ""
+    cure = "the model's chat template leaves these messages' pictures out: take that of the vision model; "
+    hint = cure if any(words in reasons[0] for words in NO_PLACE) else ""
+    return f"{hint}the calls of the first {len(reasons)} rollouts were all refused, in the same words: {reasons[0]}"
 
 
 def failure_of(status: str, text: str) -> RolloutFailure:
