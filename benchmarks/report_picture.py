@@ -1,20 +1,26 @@
-"""A picture of a run's report for the README: figures and two curves, then groups of one step with their advantages.
+"""A picture of a run's report for the README, and the report as a page of docs/.
 
-    python benchmarks/report_picture.py runs/demo-vqa -o docs/images/report.png [--step 30] [--cards 3]
+    python benchmarks/report_picture.py runs/demo-vqa -o docs/images/report.png --page docs/example-report.html
 
-The rest of the page, and the folder of the model, are left out. Needs
+The picture shows figures, three curves, and groups of one step with their advantages. The page is the whole report; its curves
+are pictures in place of Plotly's script, which has 4.8 MB, and settings that name a folder are left out. Needs
 Chromium and its driver (apt-get install chromium chromium-driver) and selenium.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import contextlib
 import dataclasses
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import unquote, urlencode
+
+from plotly.offline import get_plotlyjs
 
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.files import replacing
@@ -26,7 +32,11 @@ from vision_rl.run.log import ROLLOUTS, read_jsonl
 FLAGS = "--headless --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --disable-background-networking"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 LOAD_SECONDS = 60
-CURVES = ("Reward", "|actor - rollout| log-probability")
+CURVES = ("Reward", "|actor - rollout| log-probability", "Step time by phase")
+PAGE_GROUPS = 3
+CHART = {"format": "svg", "width": 400, "height": 280}
+STILL = "window.Plotly = {react() {}};"
+"""What stands in the page for Plotly's script."""
 CUT = """
 document.querySelectorAll("#cards .card:not([hidden])").forEach((card, index) => { card.hidden = index >= arguments[0]; });
 document.getElementById("filters").style.display = "none";
@@ -47,14 +57,14 @@ def short(page: Page, step: int) -> Page:
     """What fits into a picture."""
     curves = [drawing for drawing in page.drawings if drawing.title in CURVES]
     groups = [card for card in page.cards if any(answer.push for answer in card.answers)]
-    about = page.subtitle.partition(", ")[2]  # without the model's folder
     chosen = f"Groups of step {step}, the widest spread of rewards first; equal replies are counted together."
     nothing: dict[str, Any] = {"alarms": [], "calm": "", "tables": [], "lists": {}, "settings": {}}
-    return dataclasses.replace(page, subtitle=about, selection=chosen, drawings=curves, cards=groups, **nothing)
+    return dataclasses.replace(page, selection=chosen, drawings=curves, cards=groups, **nothing)
 
 
-def picture(page: Path, width: int, cards: int, filters: dict[str, str]) -> bytes:
-    """A PNG of a page in light mode down to its last card, once its curves are drawn and its filters set."""
+@contextlib.contextmanager
+def browser(page: Path, width: int, filters: dict[str, str]) -> Iterator[Any]:
+    """Chromium with a page in light mode, once its curves are drawn and its filters set."""
     from selenium import webdriver
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -70,34 +80,77 @@ def picture(page: Path, width: int, cards: int, filters: dict[str, str]) -> byte
     try:
         light = [{"name": "prefers-color-scheme", "value": "light"}]
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": light})
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        resized(driver, width, 900)
         driver.get(f"{page.as_uri()}#{urlencode(filters)}")
         drawn = "return document.querySelectorAll('.plot .main-svg').length > 0 && document.readyState === 'complete'"
-        WebDriverWait(driver, LOAD_SECONDS).until(lambda browser: browser.execute_script(drawn))
-        size["height"] = driver.execute_script(CUT, cards)
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        return bytes(driver.get_screenshot_as_png())
+        WebDriverWait(driver, LOAD_SECONDS).until(lambda chromium: chromium.execute_script(drawn))
+        yield driver
     finally:
         driver.quit()
+
+
+def resized(driver: Any, width: int, height: int) -> None:
+    """Give the window a size in pixels."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def picture(page: Path, width: int, cards: int, filters: dict[str, str]) -> bytes:
+    """A PNG of a page down to its last card."""
+    with browser(page, width, filters) as driver:
+        resized(driver, width, driver.execute_script(CUT, cards))
+        return bytes(driver.get_screenshot_as_png())
+
+
+def still(page: Path, width: int) -> str:
+    """The page's text with pictures of its curves in place of Plotly's script; filters, tables and the dark mode work."""
+    with browser(page, width, {}) as driver:
+        driver.set_script_timeout(LOAD_SECONDS)
+        drawn = driver.execute_async_script(
+            "Promise.all([...document.querySelectorAll('.plot')].map(d => Plotly.toImage(d, arguments[0]))).then(arguments[1])",
+            CHART,
+        )
+    text = page.read_text(encoding="utf-8").replace(get_plotlyjs(), STILL)
+    for number, address in enumerate(drawn):
+        svg = base64.b64encode(unquote(address.partition(",")[2]).encode()).decode()
+        image = f'<img style="background: #fff" alt="" src="data:image/svg+xml;base64,{svg}">'
+        empty = f'data-figure="{number}">'
+        text = text.replace(empty, f'data-listening="yes" {empty}{image}')
+    return text
+
+
+def of_nobodys_machine(page: Page) -> Page:
+    """The page without settings that name a folder."""
+    kept = {name: value for name, value in page.settings.items() if ": /" not in name}
+    return dataclasses.replace(page, settings=kept)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--page", type=Path, help="also write the report as one small page")
     parser.add_argument("--step", type=int, help="whose groups to show (default: the last step)")
-    parser.add_argument("--width", type=int, default=1280)
-    parser.add_argument("--cards", type=int, default=3, help="groups to show (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=1400)
+    parser.add_argument("--cards", type=int, default=4, help="groups to show (default: %(default)s)")
     args = parser.parse_args()
     with cli_errors(), tempfile.TemporaryDirectory() as folder:
         step = args.step or last_step(args.run_dir)
         page = Path(folder) / "report.html"
         page.write_text(render(short(page_of([args.run_dir], Choice((step,)), {}), step)), encoding="utf-8")
         content = picture(page, args.width, args.cards, {"step": str(step), "order": "spread"})
-        with replacing(args.output) as temporary:
-            temporary.write_bytes(content)
-        print(f"wrote {args.output} ({len(content) / 1e3:.0f} kB)")
+        written(args.output, content)
+        if args.page:
+            whole = of_nobodys_machine(page_of([args.run_dir], Choice(groups=PAGE_GROUPS), {}))
+            page.write_text(render(whole), encoding="utf-8")
+            written(args.page, still(page, args.width).encode())
+
+
+def written(path: Path, content: bytes) -> None:
+    """Write a file and say so."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    print(f"wrote {path} ({len(content) / 1e3:.0f} kB)")
 
 
 if __name__ == "__main__":

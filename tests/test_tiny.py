@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,18 @@ from vision_rl.models.tokens import forbidden_token_ids
 from vision_rl.rewards import gold_reply, grounding_reward, vqa_accuracy, vqa_reward
 from vision_rl.tasks import get_task
 from vision_rl.tiny import checkpoint_dir, write_tasks
-from vision_rl.tiny.scenes import COLORS, COUNTS, ELEMENTS, SHAPES, TASKS, draw_example, unit_box
+from vision_rl.tiny.scenes import (
+    COLORS,
+    COUNTS,
+    ELEMENTS,
+    PICTURE_SIZE,
+    SCREEN_SIZE,
+    SHAPES,
+    TASKS,
+    WORDINGS,
+    draw_example,
+    unit_box,
+)
 
 SIZES = {"train": 40, "val": 24, "test": 16}
 
@@ -260,6 +272,7 @@ def test_equal_pictures_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 TASK_FILE = """
 import random
+import re
 from pathlib import Path
 from PIL import Image
 from vision_rl.tasks import Task
@@ -550,3 +563,28 @@ def test_the_recipe_does_not_overwrite_other_folders(
     assert exit_info.value.code == 2
     assert "choose another --output" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def known_words() -> str:
+    """What the tiny model was taught to answer, and to which questions, as a list in Markdown: docs/add-a-task.md has it."""
+    answers = {"colours": list(COLORS), "shapes": SHAPES, "numbers": COUNTS}
+    elements = f"{', '.join(ELEMENTS)} on screens of {SCREEN_SIZE[0]} x {SCREEN_SIZE[1]} pixels, answered by a box"
+    lines = [f"- {name}: {', '.join(words)}" for name, words in answers.items()] + [f"- elements: {elements}"]
+    lines += [f"- question ({kind}): {' / '.join(wordings)}" for kind, wordings in WORDINGS.items()]
+    return "\n".join(lines)
+
+
+def test_the_page_names_the_words_that_the_model_knows() -> None:
+    text = Path("docs/add-a-task.md").read_text(encoding="utf-8")
+    assert text.partition("<!-- words: start -->\n")[2].partition("\n<!-- words: end -->")[0] == known_words()
+    assert f"{PICTURE_SIZE[0]} x {PICTURE_SIZE[1]} pixels" in text
+
+
+@pytest.mark.parametrize("task", ["vqa", "grounding"])
+def test_no_word_is_missing_from_the_page(task: str) -> None:
+    """What the lessons are drawn from: each answer, and each question with its blanks filled in, stands in the list."""
+    known, rng = known_words(), random.Random(0)
+    words = set(re.findall(r"[a-z]+|[0-9]+", known.lower())) | {"left", "right"}
+    for example in (draw_example(task, rng) for _ in range(300)):
+        said = example.question if task == "grounding" else f"{example.question} {example.answer} {example.mistake}"
+        assert set(re.findall(r"[a-z]+|[0-9]+", said.lower())) <= words
