@@ -9,31 +9,33 @@ import argparse
 import dataclasses
 import json
 import random
-import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from vision_rl.errors import Parser, UserError, cli_errors  # first: it says what this Python lacks
+
+# isort: split
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from vision_rl.answers.choices import ANSWER_FORMS
 from vision_rl.answers.coordinates import FAMILIES, family_for
 from vision_rl.data.convert import box_sets, screenspot, vqav2
 from vision_rl.data.convert.data_set import Source
-from vision_rl.data.convert.data_set import iter_rows as set_rows
+from vision_rl.data.convert.data_set import iter_rows as iter_set
 from vision_rl.data.convert.empty import with_empty
 from vision_rl.data.convert.geometry import BOX_FORMATS, SPACES
-from vision_rl.data.convert.sets import get_set, sets_table
+from vision_rl.data.convert.sets import get_set, set_rows, sets_table
 from vision_rl.data.episodes import write_episodes
 from vision_rl.data.schema import iter_rows, write_rows
 from vision_rl.data.show import contact_sheet, save_sheet
 from vision_rl.data.split import parse_shares, write_splits
 from vision_rl.data.stats import as_text, summarise
 from vision_rl.data.verify import Checks, Report, verify, write_good_rows
-from vision_rl.errors import UserError, cli_errors
 from vision_rl.files import replacing
 from vision_rl.media.images import LIMIT_PIXELS
 from vision_rl.tasks import TASK_HELP, get_task
@@ -44,9 +46,8 @@ _NOT_COMPARABLE = (
 )
 
 
-def main() -> None:
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    args = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
     with cli_errors():
         try:
             if getattr(args, "task", None):
@@ -57,8 +58,9 @@ def main() -> None:
             sys.exit(130)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = Parser(__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_convert(commands)
     _add_convert_screenspot(commands)
@@ -94,7 +96,10 @@ def _add_convert(commands: Any) -> None:
     parser = _command(commands, "convert-custom", convert, "the same as convert custom")
     parser.set_defaults(set="custom", questions=None)
     _add_set_options(parser)
-    parser = _command(commands, "sets", sets, "the sets that convert knows, as a Markdown table")
+    parser = _command(commands, "sets", sets, "the sets that convert knows; with a name all that is known of that one")
+    parser.add_argument("set", nargs="?", metavar="SET", help="one set: its command, layout, source and licence")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--markdown", action="store_true", help="print the table of docs/data.md")
 
 
 def _add_set_options(parser: argparse.ArgumentParser) -> None:
@@ -154,12 +159,25 @@ def convert(args: argparse.Namespace) -> int:
         allow_unanswered=args.allow_unanswered,
     )
     bad = _BadRows(args.skip_bad)
-    rows = with_empty(islice(set_rows(data_set, source, on_bad=bad.handler), args.max_samples), args.empty)
+    rows = with_empty(islice(iter_set(data_set, source, on_bad=bad.handler), args.max_samples), args.empty)
     return _write_converted(args.output, rows, bad)
 
 
 def sets(args: argparse.Namespace) -> int:
-    print(sets_table())
+    rows = [row for row in set_rows() if not args.set or row["set"] == args.set]
+    if args.markdown:
+        print(sets_table())
+    elif args.json:
+        print(json.dumps(rows, indent=2))
+    elif args.set:
+        get_set(args.set)
+        print("\n".join(f"{name + ':':18}{value}" for name, value in rows[0].items()))
+    else:
+        table = Table("set", "rows", "metric", "licence, account", box=None, header_style="bold")
+        for row in rows:
+            table.add_row(*(row[column.header] for column in table.columns))
+        Console(highlight=False, markup=False).print(table)
+        print("data_utils.py sets SET says how one is read")
     return 0
 
 

@@ -242,7 +242,7 @@ while (($#)); do
     esac
     shift
 done
-((${#sets[@]})) || { usage >&2; exit 2; }
+((${#sets[@]})) || fail "name one set or more; bash download_data.sh --help lists them" 2
 for tool in curl unzip python3; do
     command -v "$tool" >/dev/null || fail "$tool is not installed; install it first (apt-get install curl unzip python3)" 2
 done

@@ -22,22 +22,27 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from vision_rl.errors import Parser, UserError, cli_errors  # first: it says what this Python lacks
+
+# isort: split
 from rich.console import Console
 
-from vision_rl.errors import UserError, cli_errors
 from vision_rl.platform.environment import run_environment
 from vision_rl.platform.gpu import on_cpu
 from vision_rl.tasks import TASK_HELP, get_task
+from vision_rl.waiting import waiting
 
 OUTPUT = Path("runs") / "evaluations"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line; settings of the agent are `agent.key=value` overrides, as in training."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     what = parser.add_argument_group("what to score")
-    target = what.add_mutually_exclusive_group(required=True)
-    target.add_argument("--endpoint", help="OpenAI-compatible base URL of a running server (with --model)")
+    target = what.add_mutually_exclusive_group()
+    target.add_argument(
+        "--endpoint", help="OpenAI-compatible base URL of a server (with --model; default: OPENAI_BASE_URL)"
+    )
     target.add_argument("--checkpoint", type=Path, help="model folder, global_step_N or run directory, served by vLLM")
     target.add_argument("--tiny", action="store_true", help="the tiny model that ships with the package")
     what.add_argument("--model", help="model name at --endpoint")
@@ -85,15 +90,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate; returns the exit code."""
     from vision_rl.config.resolve import overrides_for
     from vision_rl.evaluation.session import Job, evaluate
-    from vision_rl.evaluation.targets import agent_settings, served_checkpoint, served_pixels
+    from vision_rl.evaluation.targets import agent_settings, model_folder, served_checkpoint, served_pixels, warm_server
 
+    if args.model is not None and not (args.tiny or args.checkpoint):
+        args.endpoint = args.endpoint or os.environ.get("OPENAI_BASE_URL")
+    if not (args.endpoint or args.tiny or args.checkpoint):
+        raise UserError("name what to score: --tiny, --checkpoint, or --endpoint (or OPENAI_BASE_URL) with --model")
     if (args.endpoint is None) != (args.model is None):
         raise UserError("--endpoint and --model go together; --checkpoint and --tiny need no --model")
     if args.model == "":
         raise UserError("--model is empty; give the model's name at --endpoint")
     cpu = on_cpu()
     data, by_task = rows_of(args)
-    folder = model_folder(args)
+    folder = None if args.endpoint else model_folder(args.checkpoint)
     name = args.model or ("tiny" if args.tiny else os.path.relpath(folder or ""))
     sampling = sampling_of(args)
     jobs = {}
@@ -121,11 +130,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if folder is None:
             yield args.endpoint, args.model
             return
+        if warm := warm_server(folder):
+            console.print(f"asking the server at {warm[0]}", highlight=False, markup=False)
+            yield warm
+            return
         os.environ.update(run_environment(cpu))
-        console.print(f"serving {folder} with vLLM", highlight=False, markup=False)
-        with served_checkpoint(
+        serving = served_checkpoint(
             folder, settings, cpu=cpu, images=settings["max_images"], max_model_len=args.max_model_len
-        ) as served:
+        )
+        with contextlib.ExitStack() as ending:
+            with waiting(f"vLLM loads {folder}", console):
+                served = ending.enter_context(serving)
             yield served
 
     with contextlib.ExitStack() as stack:
@@ -155,19 +170,6 @@ def rows_of(args: argparse.Namespace) -> tuple[Path, dict[str, list[tuple[int, d
         task = named or "vqa"
         data = write_tasks(Path("data") / "synthetic" / task, task)["test"]
     return data, load_rows(data, named, args.limit, args.image_dir)
-
-
-def model_folder(args: argparse.Namespace) -> Path | None:
-    """The folder to serve, merged if it is a training checkpoint; None for a running server."""
-    if args.tiny:
-        from vision_rl.tiny import checkpoint_dir
-
-        return checkpoint_dir()
-    if args.checkpoint:
-        from vision_rl.export.checkpoint import merged_checkpoint
-
-        return merged_checkpoint(args.checkpoint)
-    return None
 
 
 def weights_of(folder: Path | None) -> str:

@@ -4,6 +4,7 @@ On a machine without a GPU the same stack trains the embedded tiny model; with o
 
     python train_agent.py                                              # tiny model, synthetic VQA
     python train_agent.py --task grounding
+    python train_agent.py init my-task                                 # a folder with a task of your own that runs
     python train_agent.py --model Qwen/Qwen2.5-VL-3B-Instruct --data-path train.parquet --val-data-path val.parquet \\
         --llm-proxy --n-runners 8
 """
@@ -11,6 +12,7 @@ On a machine without a GPU the same stack trains the embedded tiny model; with o
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -18,12 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vision_rl.errors import Parser, UserError, cli_errors  # first: it says what this Python lacks
+
+# isort: split
 import psutil
 
 from vision_rl.config.resolve import Resolved, presets, render_resolved, variants
-from vision_rl.errors import UserError, cli_errors
 from vision_rl.files import write_text
-from vision_rl.models.table import model_info, precision_of, render_models
+from vision_rl.models.table import model_info, model_rows, precision_of, render_models
 from vision_rl.platform.checks import check_devices, check_machine
 from vision_rl.platform.environment import run_environment
 from vision_rl.platform.gpu import check_build, on_cpu
@@ -39,6 +43,7 @@ from vision_rl.training.prepare import (
     prepared,
     reach_of,
     run_dir_of,
+    take_given,
     total_steps,
     validation_rows,
 )
@@ -49,7 +54,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; everything else is a `key=value` override."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     what = parser.add_argument_group("what to train")
     what.add_argument(
         "--task",
@@ -77,6 +82,12 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--preset", metavar="NAME", help=named)
     named = f"an algorithm by one word, repeatable: {', '.join(variants())}, or a .yaml file"
     how.add_argument("--variant", metavar="NAME", action="append", default=[], help=named)
+    how.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings of a file, such as the config.yaml of a run: the same run again",
+    )
     how.add_argument("--max-steps", type=int, help="training steps in all, those before --resume included")
     how.add_argument(
         "--rollout-engine", choices=("vllm", "sglang"), help="inference server (default: the preset's, vllm)"
@@ -116,6 +127,12 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print the resolved configuration and where each value came from"
     )
     ask.add_argument(
+        "--changed", action="store_true", help="with --dry-run: only what differs from preset and defaults"
+    )
+    ask.add_argument(
+        "--json", action="store_true", help="with --plan, --list-models and --doctor (a line a check): as JSON"
+    )
+    ask.add_argument(
         "--plan", action="store_true", help="estimate the memory of model and preset; exit code 1 if it does not fit"
     )
     ask.add_argument(
@@ -126,34 +143,32 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--list-models", action="store_true", help="print the model families, their engines and their needs"
     )
-    parser.set_defaults(tasks=None)
+    parser.set_defaults(tasks=None, given=None)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["init"]:
-        with cli_errors():
-            from vision_rl.new_task import init
+        from vision_rl.new_task import main as init
 
-            if len(words) != 2:
-                raise UserError("init makes the folder of a new task; give its name, as train_agent.py init my-task")
-            print(init(words[1]))
+        init(words[1:])
         return
     args = parsed(argv)
     with cli_errors():
+        take_given(args)
         args.task = [get_task(spec).name for spec in args.task]
         cpu = on_cpu()
         os.environ.update(run_environment(cpu))
         if args.list_models:
-            print(render_models())
+            print(json.dumps(model_rows(), indent=2) if args.json else render_models())
         elif args.dry_run:
-            print(render_resolved(configure(args, cpu, media_root="/")))
+            print(render_resolved(configure(args, cpu, media_root="/"), changed_only=args.changed))
         elif args.plan:
-            from vision_rl.preflight.memory_plan import plan, render_plan
+            from vision_rl.preflight.memory_plan import as_json, plan, render_plan
 
             estimate = plan(configure(args, cpu, media_root="/"))
-            print(render_plan(estimate))
+            print(as_json(estimate) if args.json else render_plan(estimate))
             sys.exit(0 if estimate.fits else 1)
         elif args.doctor:
             sys.exit(0 if examine(args, cpu) else 1)
@@ -193,7 +208,7 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     from rich.console import Console
 
     from vision_rl.run.progress import RunProgress
-    from vision_rl.run.summary import render_summary, summarise
+    from vision_rl.run.summary import summarise
 
     started = psutil.Process().create_time()
     resolved, rows, val_rows, media_root = prepared(args, cpu)
@@ -207,16 +222,15 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     # All that can be refused is refused above: below, --overwrite deletes a run and config.yaml is written.
     run_dir = open_run_dir(run_dir_of(args), resume=args.resume, overwrite=args.overwrite)
     console = Console()
-    again = go_on(command)
     if args.resume and not resumable(run_dir, resolved, total, console):
-        keep_record(run_dir, summarise(run_dir, resolved.tasks, started), console)
-        console.print(f"go on: {again}", highlight=False, soft_wrap=True, markup=False)
+        keep_record(run_dir, summarise(run_dir, resolved.tasks, started), go_on(command, done=True), console)
         return
     if not (args.resume and (run_dir / CONFIG).exists()):  # else it describes the steps that there are, until a new one
         write_text(run_dir / CONFIG, render_resolved(resolved))
     lines = [f"{resolved.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}"]
     lines += [f"note: {note}" for note in resolved.notes]
-    lines += worker_lines(reach, [get_task(task).spec for task in resolved.tasks]) if args.llm_proxy else []
+    published = worker_lines(reach, [get_task(task).spec for task in resolved.tasks]) if args.llm_proxy else []
+    lines += ["the commands for workers follow once the proxy listens"] if published else []
     console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
 
     from vision_rl.agent.lightning import agent_of
@@ -225,30 +239,31 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     from vision_rl.training.launch import make_ready
 
     context = RunContext(run_dir=run_dir, app=resolved.app, agents=resolved.agents, reach=reach)
-    with RunProgress(run_dir, total, console) as progress:
+    environment = run_environment(cpu, megatron=resolved.strategy == "megatron")
+    try:
+        with RunProgress(run_dir, total, console, published) as progress:
 
-        def watch() -> None:
-            progress.update()
-            if progress.stepped:
-                keep_config(run_dir, resolved)
+            def watch() -> None:
+                progress.update()
+                if progress.stepped:
+                    keep_config(run_dir, resolved)
 
-        environment = run_environment(cpu, megatron=resolved.strategy == "megatron")
-        launch = Launch(resolved, context, environment, cpu, watch)
-        try:
+            launch = Launch(resolved, context, environment, cpu, watch)
             make_ready(launch)
-            trainer_of(VisionVERL(launch), resolved.app.n_runners, reach).fit(
-                agent_of(resolved.tasks),
-                train_dataset=as_tasks(rows),
-                val_dataset=as_tasks(validation_rows(val_rows, resolved)),
-            )
-        except UserError as error:
-            RunLog(run_dir).event("error", text=str(error))
-            raise
-        finally:
-            watch()
-            summary = summarise(run_dir, resolved.tasks, started)
-            keep_record(run_dir, summary, console)
-    console.print(render_summary(run_dir, summary, again), highlight=False, soft_wrap=True, markup=False)
+            try:
+                trainer_of(VisionVERL(launch), resolved.app.n_runners, reach).fit(
+                    agent_of(resolved.tasks),
+                    train_dataset=as_tasks(rows),
+                    val_dataset=as_tasks(validation_rows(val_rows, resolved)),
+                )
+            finally:
+                watch()
+    except UserError as error:
+        RunLog(run_dir).event("error", text=str(error))
+        raise
+    finally:
+        summary = summarise(run_dir, resolved.tasks, started)
+        keep_record(run_dir, summary, go_on(command, done=summary["steps"] >= total), console)
 
 
 def check_evidence(resolved: Resolved, cpu: bool) -> None:
@@ -300,7 +315,7 @@ def examine(args: argparse.Namespace, cpu: bool) -> bool:
         cpu=cpu,
         ports=ports if args.llm_proxy else (),
     )
-    return doctor(run, Console())
+    return doctor(run, Console(), as_json=args.json)
 
 
 if __name__ == "__main__":

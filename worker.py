@@ -12,7 +12,6 @@ trainer that restarts; after Ctrl-C it finishes its rollouts, after a second one
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import mimetypes
@@ -27,9 +26,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from vision_rl.errors import Parser, UserError, cli_errors  # first: it says what this Python lacks
+
+# isort: split
 import httpx
 
-from vision_rl.errors import UserError, cli_errors
 from vision_rl.tasks import TASK_HELP, answer, get_task
 
 CLAIM_WAIT_SECONDS = 1.0
@@ -42,8 +43,9 @@ MAX_PAUSE_SECONDS = 10.0
 Answer = Callable[[dict[str, Any], Any], Awaitable[tuple[str, Any]]]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__)
     parser.add_argument(
         "--task",
         action="append",
@@ -62,7 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--name", default=f"{socket.gethostname()}-{os.getpid()}", help="how the trainer sees this worker"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
     os.environ.setdefault("OPENAI_AGENTS_DISABLE_TRACING", "1")  # it would send prompts and the token to its maker
     with cli_errors():
         if not (base_url := os.environ.get("OPENAI_BASE_URL")):

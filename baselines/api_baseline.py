@@ -20,6 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # in a checkout that is not installed
+from vision_rl.errors import Parser, UserError, cli_errors  # first: it says what this Python lacks
+
+# isort: split
 from rich.console import Console
 
 from baselines.constant import KINDS
@@ -34,7 +38,6 @@ from evaluate_agent import (
     sampling_of,
     with_settings,
 )
-from vision_rl.errors import UserError, cli_errors
 from vision_rl.tasks import get_task
 from vision_rl.types import Record
 
@@ -43,7 +46,7 @@ OPENAI = "https://api.openai.com/v1"
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     what = parser.add_argument_group("what to score")
     who = what.add_mutually_exclusive_group(required=True)
     who.add_argument("--model", help="model name at the API")

@@ -8,15 +8,17 @@ The first is what the others are compared with. Leaves comparison.json, comparis
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vision_rl.errors import cli_errors
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # in a checkout that is not installed
+from vision_rl.errors import Parser, cli_errors  # first: it says what this Python lacks
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("evaluations", type=Path, nargs="+", help="directories of evaluate_agent.py or api_baseline.py")
     parser.add_argument("--labels", nargs="+", help="a name for each (default: the directories' names)")
     parser.add_argument("--output", type=Path, default=Path("runs") / "comparison", help="directory for the results")

@@ -119,7 +119,10 @@ def rooms(commands: bool = False) -> nx.DiGraph:
         for target in imported(path)
         if target in known and room(name) and room(target) and (name, target) not in REGISTRY
     }
-    parts = {target for name, target in arrows if name.startswith(PACKAGE) and name != target}
+    # `vision-rl`, which starts every other command, makes none of them a part of the package.
+    parts = {
+        target for name, target in arrows if name.startswith(PACKAGE) and name not in (target, f"{PACKAGE}.__main__")
+    }
     alone = {name for name, path in known.items() if is_command(path)} - parts
 
     def node(name: str) -> str:

@@ -43,7 +43,9 @@ def parquet(folder: Path, rows: list[dict[str, Any]], name: str = "rows.parquet"
 
 
 def data_flags(path: str) -> list[str]:
-    return ["--data-path", path, "--val-data-path", path]
+    other = Path(path).with_name(f"val-{Path(path).name}")
+    shutil.copy(path, other)
+    return ["--data-path", path, "--val-data-path", str(other)]
 
 
 def missing_model(folder: Path) -> list[str]:
@@ -103,6 +105,11 @@ def run_is_there(folder: Path) -> list[str]:
     return [*data_flags(parquet(folder, [GOOD_ROW])), "--run-dir", "run"]
 
 
+def one_file_for_both(folder: Path) -> list[str]:
+    path = parquet(folder, [GOOD_ROW])
+    return ["--data-path", path, "--val-data-path", "./rows.parquet", "--dry-run"]
+
+
 CASES: list[tuple[Callable[[Path], list[str]], list[str]]] = [
     (missing_model, ["no-such-model"]),
     (text_model, ["text", "vision"]),
@@ -114,6 +121,11 @@ CASES: list[tuple[Callable[[Path], list[str]], list[str]]] = [
     (zero_rows, ["empty.parquet", "no rows"]),
     (no_parquet, ["rows.parquet"]),
     (half_a_pair, ["--val-data-path"]),
+    (one_file_for_both, ["rows.parquet is given for training and for validation", "data_utils.py split"]),
+    (lambda _: ["--varient", "dapo"], ["unknown option --varient; did you mean --variant?"]),
+    (lambda _: ["--variant", "dpao", "--dry-run"], ["did you mean dapo?"]),
+    (lambda _: ["agent.reward=exactmatch", "--dry-run"], ["did you mean exact_match?"]),
+    (lambda _: ["agent.reward=exact", "--dry-run"], ["needs its --task"]),
     (run_is_there, ["--resume", "--overwrite"]),
     (lambda _: ["--resume", "--run-dir", "nothing"], ["nothing", "--resume"]),
     (lambda _: ["actor_rollout_ref.rollout.temprature=1"], ["temprature", "actor_rollout_ref.rollout.temperature"]),

@@ -329,7 +329,7 @@ def test_ms_cxr_csv(tmp_path: Path, run: Any) -> None:
 def test_the_metrics_are_known_and_the_table_in_the_docs_is_current() -> None:
     assert {item.metric for item in SETS.values()} <= {*METRICS, ""}
     docs = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
-    assert sets_table() in docs, "run python data_utils.py sets and put the table into docs/data.md"
+    assert sets_table() in docs, "run python data_utils.py sets --markdown and put the table into docs/data.md"
 
 
 @pytest.mark.parametrize("name", [name for name, item in SETS.items() if item.get.startswith("download_data.sh")])

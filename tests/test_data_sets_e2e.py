@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,9 +64,11 @@ def trained(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     twice = {"slake"} if sum(counts.values()) % 2 else {"slake", "custom"}
     weighted = [f"{path}:{counts[name] * (1 + (name in twice))}" for name, path in files.items()]
     batch = (sum(counts.values()) + len(twice)) // 2
+    # The same rows in other files: one file for training and validation is refused.
+    validation = [shutil.copy(path, path.with_suffix(".val.parquet")) for path in files.values()]
     run(
         *("train_agent.py", "--preset", "cpu", "--run-dir", run_dir, "--max-steps", 2),
-        *("--data-path", *weighted, "--val-data-path", *files.values()),
+        *("--data-path", *weighted, "--val-data-path", *validation),
         *(f"data.train_batch_size={batch}", f"actor_rollout_ref.actor.ppo_mini_batch_size={batch}"),
         f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={batch}",
         *("actor_rollout_ref.rollout.n=2", "data.max_prompt_length=512", "trainer.save_freq=-1"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
+import os
 import re
 import resource
 import shutil
@@ -26,7 +28,7 @@ from vision_rl.models.pixels import Pixels
 from vision_rl.models.positions import position_ids
 from vision_rl.models.processor import load_processor
 from vision_rl.preflight import doctor
-from vision_rl.preflight.doctor import Finding, RunUnderTest, against_pins, examined, table
+from vision_rl.preflight.doctor import Finding, RunUnderTest, against_pins, examined, render
 from vision_rl.preflight.end_to_end import logprob_difference
 from vision_rl.rollout.trace import Turn
 from vision_rl.tiny import write_tasks
@@ -194,17 +196,32 @@ def test_a_check_that_raises_is_a_finding(patient: RunUnderTest, error: Exceptio
     assert cure in finding.cure
 
 
-def test_the_table_shows_cures_of_failures_only_and_takes_any_text() -> None:
+def test_each_check_is_printed_as_it_is_known_and_nothing_of_upstreams(
+    patient: RunUnderTest, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+
+    def noisy(_: RunUnderTest) -> list[Finding]:
+        seen.append(capfd.readouterr().out)
+        os.system("echo noise of a library in C; echo more of it >&2")
+        print("noise of Python", file=sys.__stdout__, flush=True)
+        return [Finding("noisy", None, "heard nothing")]
+
+    monkeypatch.setattr(doctor, "CHECKS", {"limits": lambda _: [Finding("limits", True, "enough")], "noisy": noisy})
+    assert doctor.doctor(patient, Console())
+    assert "enough" in seen[0], "before the next check has begun"
+    out, error = capfd.readouterr()
+    assert "heard nothing" in out and "all 2 checks passed" in out and "noise" not in out + error
+    assert doctor.doctor(patient, Console(), as_json=True)
+    lines = [json.loads(line) for line in (seen[-1] + capfd.readouterr().out).splitlines()]
+    assert [line["check"] for line in lines] == ["limits", "noisy"]
+
+
+def test_a_line_shows_cures_of_failures_only_and_takes_any_text() -> None:
     console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(
-        table(
-            [
-                Finding("a", True, "fine [bold]x[/bold]", "none"),
-                Finding("b", False, "broken", "mend"),
-                Finding("c", None, "n"),
-            ]
-        )
-    )
+    for finding in (Finding("a", True, "fine [bold]x[/bold]", "none"), Finding("b", False, "broken", "mend")):
+        console.print(render(finding))
+    console.print(render(Finding("c", None, "n")))
     text = console.export_text()
     assert "fine [bold]x[/bold]" in text and "none" not in text
     assert "FAIL" in text and "cure: mend" in text and "note" in text

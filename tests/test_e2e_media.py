@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "own.parquet"
 
 
+def copy_of(data: Path) -> Path:
+    """The same rows for validation: one file for both is refused."""
+    return Path(shutil.copy(data, data.with_name(f"val-{data.name}")))
+
+
 def test_native_videos_beside_pictures_train_and_agree(data: Path, tmp_path: Path) -> None:
     """A tiny Qwen3-VL, whose tower joins two frames; pictures and videos share micro-batches."""
     model = build("Qwen3-VL", tmp_path / "model")
@@ -75,7 +81,15 @@ def test_native_videos_beside_pictures_train_and_agree(data: Path, tmp_path: Pat
     data = data.with_name("even.parquet")  # frames of several sizes are refused
     write_rows(data, [*others, uneven])
     rows = {row["id"]: row for row in read_rows(data)}
-    files = ["--data-path", str(data), "--val-data-path", str(data), "--model", str(model), "agent.video=native"]
+    files = [
+        "--data-path",
+        str(data),
+        "--val-data-path",
+        str(copy_of(data)),
+        "--model",
+        str(model),
+        "agent.video=native",
+    ]
     summary = run(tmp_path / "run", "--task", "vqa", *files, *STEPS, "app.sight.val_rows=2", "app.sight.every=1")
     assert summary["rollouts_failed"] == 0
     steps = metrics_of(tmp_path / "run")
@@ -92,7 +106,7 @@ def test_native_videos_beside_pictures_train_and_agree(data: Path, tmp_path: Pat
 def test_questions_over_pictures_and_videos_train_and_agree(capped: bool, data: Path, tmp_path: Path) -> None:
     rows = {row["id"]: row for row in read_rows(data)}
     assert [row["media"] for row in rows.values()] == ["images"] * 4 + ["video"] * 4
-    files = ["--data-path", str(data), "--val-data-path", str(data)]
+    files = ["--data-path", str(data), "--val-data-path", str(copy_of(data))]
     cap = [f"agent.max_total_pixels={CAP}"] if capped else []
     summary = run(tmp_path / "run", "--task", "vqa", *files, *STEPS, *cap)
     assert summary["rollouts_failed"] == 0

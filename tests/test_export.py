@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -265,14 +268,21 @@ def sharded(rank: int, folder: str, tiny_dir: str, port: int) -> None:
     dist.destroy_process_group()
 
 
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 @pytest.mark.e2e
 @pytest.mark.long
 def test_a_sharded_checkpoint_is_served_by_vllm(tmp_path: Path, tiny_dir: Path, tiny_model: Any) -> None:
     """Two ranks, the command line, then the folder in transformers (exact) and in vLLM (an answer)."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    from vision_rl.platform.parent_death import child
     from vision_rl.rollout.addresses import free_port
-    from vision_rl.serving.serve import serve
 
     run = a_run(tmp_path / "run", 30)
     actor = run / "checkpoints" / "global_step_30" / "actor"
@@ -288,8 +298,20 @@ def test_a_sharded_checkpoint_is_served_by_vllm(tmp_path: Path, tiny_dir: Path, 
         torch.testing.assert_close(loaded.state_dict()[name], weights, rtol=0, atol=0)
     assert AutoProcessor.from_pretrained(tmp_path / "out").chat_template
     assert "step 30 of 40" in (tmp_path / "out" / "README.md").read_text()
-    with serve(tmp_path / "out", cpu=True, max_model_len=256) as url:
-        body = {"model": "model", "messages": [{"role": "user", "content": "Which shape?"}], "max_tokens": 4}
+    port = free_port()
+    [command_of_card] = re.findall(r"```bash\n(.*)\n```", (tmp_path / "out" / "README.md").read_text())
+    shell = command_of_card.replace("PATH_OF_THIS_FOLDER", str(tmp_path / "out")) + f" --port {port}"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with child(["bash", "-c", shell], env={**os.environ, "PATH": path}) as server:
+        url, end = f"http://127.0.0.1:{port}/v1", time.monotonic() + 300
+        while server.poll() is None and not answers(f"{url}/models") and time.monotonic() < end:
+            time.sleep(0.5)
+        assert server.poll() is None, "the card's own command serves the folder"
+        body = {
+            "model": str(tmp_path / "out"),
+            "messages": [{"role": "user", "content": "Which shape?"}],
+            "max_tokens": 4,
+        }
         reply = httpx.post(f"{url}/chat/completions", json=body, timeout=120, trust_env=False).json()
     assert reply["usage"]["completion_tokens"] >= 1
 

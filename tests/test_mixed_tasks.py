@@ -60,7 +60,16 @@ def test_the_rows_say_the_tasks_and_each_has_its_own_settings(mixed: dict[str, P
 
 def test_a_named_task_leaves_the_others_out(mixed: dict[str, Path]) -> None:
     args = train_agent.parsed(
-        ["--preset", "cpu", "--task", "vqa", "--data-path", str(mixed["both"]), "--val-data-path", str(mixed["both"])]
+        [
+            "--preset",
+            "cpu",
+            "--task",
+            "vqa",
+            "--data-path",
+            str(mixed["both"]),
+            "--val-data-path",
+            str(mixed["vqa-val"]),
+        ]
     )
     resolved, rows, _, _ = prepare.prepared(args, True)
     assert resolved.tasks == ("vqa",) and {row["task"] for row in rows} == {"vqa"} and len(rows) == 3

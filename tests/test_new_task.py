@@ -50,8 +50,8 @@ def test_the_commands_that_it_names_work(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["init"], "give its name"),
-        (["init", "a", "b"], "give its name"),
+        (["init"], "required: NAME"),
+        (["init", "a", "b"], "unrecognized arguments: b"),
         (["init", "../escape"], "small letters"),
         (["init", "vqa"], "a task vqa already"),
         (["init", "there"], "is there already"),

@@ -116,19 +116,34 @@ def test_a_run_with_steps_left_goes_on(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "again"),
+    ("command", "done", "again"),
     [
-        ([], "python train_agent.py --resume --max-steps N"),
-        (["--max-steps", "3", "--overwrite"], "python train_agent.py --resume --max-steps N"),
-        (["--max-steps=3", "--task", "vqa", "--resume"], "python train_agent.py --task vqa --resume --max-steps N"),
+        ([], True, "python train_agent.py --resume --max-steps N"),
+        (["--max-steps", "3", "--overwrite"], True, "python train_agent.py --resume --max-steps N"),
+        (["--max-steps", "3", "--overwrite"], False, "python train_agent.py --max-steps 3 --resume"),
+        (
+            ["--max-steps=3", "--task", "vqa", "--resume"],
+            True,
+            "python train_agent.py --task vqa --resume --max-steps N",
+        ),
+        (
+            ["--max-steps=3", "--task", "vqa", "--resume"],
+            False,
+            "python train_agent.py --max-steps=3 --task vqa --resume",
+        ),
         (
             ["a.b=1", "--data-path", "my rows.parquet", "trainer.total_training_steps=5", "trainer.logger=[console]"],
+            True,
             "python train_agent.py a.b=1 --data-path 'my rows.parquet' 'trainer.logger=[console]' --resume --max-steps N",
         ),
     ],
 )
-def test_the_command_to_go_on_has_the_settings_of_the_run(command: list[str], again: str) -> None:
-    assert finish.go_on(command) == again
+def test_the_command_to_go_on_has_the_settings_of_the_run(
+    command: list[str], done: bool, again: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert finish.go_on(command, done=done) == again
+    monkeypatch.setattr("sys.argv", ["vision-rl train"])
+    assert finish.go_on(command, done=done) == again.replace("python train_agent.py", "vision-rl train")
 
 
 @pytest.mark.parametrize("known", [{}, {"startup_seconds": 4.0}, {"val_after": 0.5, "val_before": 0.25}])

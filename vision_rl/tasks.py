@@ -10,7 +10,6 @@ up a task's name or its default reward costs no import of its agent.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
 import pkgutil
 import re
@@ -21,7 +20,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vision_rl.errors import UserError
+from vision_rl.errors import UserError, meant
 from vision_rl.types import LLM, Record, Reward, Row
 
 if TYPE_CHECKING:
@@ -164,10 +163,8 @@ def get_task(spec: str) -> Task:
     if spec.isidentifier() and example.is_file():
         return _register(_from_file(example))
     names = task_names()
-    near = difflib.get_close_matches(spec, names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
     raise UserError(
-        f"task {spec!r} is unknown{hint} (there are {', '.join(names)}; a task of your own is named by its file, "
+        f"task {spec!r} is unknown{meant(spec, names)} (there are {', '.join(names)}; a task of your own is named by its file, "
         "--task path/to/my_task.py)"
     )
 

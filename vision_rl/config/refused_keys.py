@@ -8,7 +8,6 @@ true one.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Any
 
 from vision_rl.answers.formats import FORMATS
 from vision_rl.config.known_keys import FREE_FORM, SGLANG_KWARGS, VLLM_KWARGS, Key, sglang_arguments, vllm_arguments
-from vision_rl.errors import UserError
+from vision_rl.errors import UserError, meant, near
 
 _ROWS = "the application reads the rows (docs/data.md)"
 _REWARD = "nothing reads it here: the agent computes and emits the reward (see vision_rl/rewards)"
@@ -305,8 +304,7 @@ def check(key: str, value: Any, keys: Mapping[str, Key], source: str, *, imports
             continue
         if key in CHOICES and one not in CHOICES[key] and not _is_interpolation(one):
             choices = ["null" if choice is None else choice for choice in CHOICES[key]]
-            near = difflib.get_close_matches(str(one), choices, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = meant(str(one), choices)
             own = "; one of your own needs app.imports=[its_module]" if key in EXTENSIBLE else ""
             raise UserError(f"{source}: {key} must be one of {', '.join(choices)}, not {_show(one)}{hint}{own}")
 
@@ -315,8 +313,7 @@ def _check_engine(key: str, source: str, section: str, engine: str, arguments: f
     """Whether the engine has the argument; anything goes where it is not installed."""
     name = key[len(section) + 1 :].split(".", 1)[0]
     if arguments and name not in arguments:
-        near = difflib.get_close_matches(name, arguments, n=1)
-        hint = f"; did you mean {section}.{near[0]}?" if near else ""
+        hint = meant(f"{section}.{name}", [f"{section}.{one}" for one in arguments], cutoff=0.9)
         raise UserError(
             f"{source}: unknown setting {key}: the installed {engine} has no argument --{name.replace('_', '-')}{hint}"
         )
@@ -333,15 +330,14 @@ def suggestion(key: str, keys: Mapping[str, Any]) -> str:
     if whole:
         trained = [known for known in whole if known.startswith("actor_rollout_ref.")]  # rather than an unused critic
         return f"; did you mean {min(trained or whole, key=len)}?"
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.75)
-    if near:
-        return f"; did you mean {near[0]}?"
+    if hint := meant(key, names, cutoff=0.75):
+        return hint
     leaves: dict[str, str] = {}
     for known in names:
         leaf = known.rsplit(".", 1)[-1]
         leaves[leaf] = min(known, leaves.get(leaf, known), key=len)
-    near = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(leaves), n=1, cutoff=0.75)
-    return f"; did you mean {leaves[near[0]]}?" if near else "; --dry-run lists every setting"
+    nearest = near(key.rsplit(".", 1)[-1], leaves, cutoff=0.75)
+    return f"; did you mean {leaves[nearest]}?" if nearest else "; --dry-run lists every setting"
 
 
 def mismatch(value: Any, known: Key) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +25,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vision_rl.config import checks, known_keys, refused_keys
 from vision_rl.config.derived import Derivation
+from vision_rl.config.given import Given
 from vision_rl.config.known_keys import VLLM_KWARGS, Key
-from vision_rl.errors import UserError
+from vision_rl.errors import UserError, meant
 from vision_rl.rewards.user import is_user_reward
 from vision_rl.settings import AgentSettings, AppSettings
 from vision_rl.tasks import Task, get_task
 
+UNCHANGED = ("verl", "agentlightning", "vision_rl", "base", "task", "preset")
+"""First words of the origins of what a run has without being told."""
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -98,18 +100,22 @@ def resolve(
     variants: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
     media_root: str | Path | None = None,
+    given: Given | None = None,
 ) -> Resolved:
     """Compose, check and complete the configuration.
 
     preset and variants name files in configs/; overrides are `key=value` in hydra's grammar (`+key=value` accepted,
     equally checked). flags are dotted keys set by command-line flags, e.g. {"trainer.total_training_steps": 3}. model
     is a folder or a hub name (None: the preset's own). media_root is the folder under which vLLM may read images by
-    file://. Raises `UserError` for anything unknown, mistyped or inconsistent.
+    file://. given: the file of --config; one that a run has written stands in for base and preset. Raises `UserError` for
+    anything unknown, mistyped or inconsistent.
     """
     row = get_task(task)
-    named = [_file_layer("base", CONFIG_DIR / "base.yaml")]
+    whole = given is not None and bool(given.origins)
+    named = [] if whole else [_file_layer("base", CONFIG_DIR / "base.yaml")]
     chosen = [
-        _named_layer("preset", preset, CONFIG_DIR),
+        *([] if whole else [_named_layer("preset", preset, CONFIG_DIR)]),
+        *(given.layers() if given else []),
         *(_named_layer("variant", v, CONFIG_DIR / "variants") for v in variants),
     ]
     by_flag = dict(flags or {})
@@ -228,11 +234,8 @@ def _named_layer(kind: str, name: str, directory: Path) -> tuple[str, dict[str, 
     path = Path(name) if name.endswith(".yaml") else directory / f"{name}.yaml"
     names = presets() if kind == "preset" else variants()
     if not path.is_file():
-        swapped = [known for known in names if sorted(known) == sorted(name)]  # "dpao" is dapo rather than papo
-        near = swapped or difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(
-            f"--{kind} {name} does not exist{hint} (there are {', '.join(names)}, or give a path to a .yaml file)"
+            f"--{kind} {name} does not exist{meant(name, names)} (there are {', '.join(names)}, or give a path to a .yaml file)"
         )
     return _file_layer(f"{kind} {path.stem}", path)
 
@@ -314,11 +317,11 @@ def validate_with_verl(resolved: Resolved) -> None:
 
 
 def render_resolved(resolved: Resolved, *, changed_only: bool = False) -> str:
-    """The tree as text, one `key: value  # origin` a line; with changed_only without what is left at its default."""
+    """The tree as text, one `key: value  # origin` a line; with changed_only what differs from preset and defaults."""
     rows = []
     for key, value in _leaves(resolved.tree()):
         source = _origin_of(key, resolved.origin)
-        if not (changed_only and source in ("verl", "agentlightning", "vision_rl")):
+        if not (changed_only and source.split()[0] in UNCHANGED):
             rows.append((key, json.dumps(value, default=str), source))
     width = min(100, max(len(f"{key}: {value}") for key, value, _ in rows))
     lines = [f"{f'{key}: {value}':<{width}}  # {source}" for key, value, source in rows]

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,12 @@ from rich.text import Text
 
 from vision_rl.agent.openai_client import shared_client
 from vision_rl.data.schema import normalise_row, read_rows
-from vision_rl.errors import UserError, cli_errors
+from vision_rl.errors import Parser, UserError, cli_errors
 from vision_rl.media.images import image_size
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import Task, get_task
 from vision_rl.types import LLM, Reward
+from vision_rl.waiting import waiting
 
 Row = dict[str, Any]
 UNKNOWN = "not known"
@@ -31,9 +33,9 @@ UNKNOWN = "not known"
 
 def parser(task: Task) -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=f"Ask a model about rows of the task {task.name}, and show all of it.")
+    parser = Parser(f"Ask a model about rows of the task {task.name}, and show all of it.")
     whom = parser.add_argument_group("whom to ask (default: the tiny model, which vLLM serves meanwhile)")
-    whom.add_argument("--endpoint", help="base URL of any OpenAI-compatible server; OPENAI_API_KEY is its key")
+    whom.add_argument("--endpoint", help="base URL of a server (default: OPENAI_BASE_URL); OPENAI_API_KEY is its key")
     whom.add_argument("--model", help="name of the model at the endpoint")
     whom.add_argument("--temperature", type=float, default=0.0)
     whom.add_argument("--image-transport", choices=("file", "data"), help="default: data: URIs to an endpoint")
@@ -60,9 +62,7 @@ def main(task: str, argv: Sequence[str] | None = None) -> None:
         phase("reading rows")
         rows = rows_of(args, row_of_table)
         with contextlib.ExitStack() as stack:
-            if args.endpoint is None:
-                phase("starting vLLM with the tiny model: about half a minute")
-            url, model = (args.endpoint, args.model) if args.endpoint else stack.enter_context(_tiny_server())
+            url, model = (args.endpoint, args.model) if args.endpoint else stack.enter_context(_tiny_server(console))
             llm = LLM(endpoint=url, model=model, sampling_parameters={"temperature": args.temperature})
             settings = settings_of(row_of_table, args)
             phase(f"asking {model} at {url}")
@@ -72,6 +72,8 @@ def main(task: str, argv: Sequence[str] | None = None) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise `UserError` for options that do not go together."""
+    if args.model is not None:
+        args.endpoint = args.endpoint or os.environ.get("OPENAI_BASE_URL")
     if (args.endpoint is None) != (args.model is None):
         raise UserError("--endpoint and --model go together")
     if (args.image is None) != (args.question is None):
@@ -116,11 +118,18 @@ def settings_of(task: Task, args: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _tiny_server() -> Iterator[tuple[str, str]]:
+def _tiny_server(console: Console) -> Iterator[tuple[str, str]]:
+    from vision_rl.evaluation.targets import model_folder, warm_server
     from vision_rl.serving.serve import MODEL_NAME, serve
-    from vision_rl.tiny import checkpoint_dir
 
-    with serve(checkpoint_dir(), cpu=True, max_model_len=512) as url:
+    folder = model_folder(None)
+    if warm := warm_server(folder):
+        yield warm
+        return
+    with contextlib.ExitStack() as stack:
+        about = "vLLM loads the tiny model, half a minute or more (python -m vision_rl.serve --tiny keeps one warm)"
+        with waiting(about, console):
+            url = stack.enter_context(serve(folder, cpu=True, max_model_len=512))
         yield url, MODEL_NAME
 
 

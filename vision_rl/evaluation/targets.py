@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import yaml
 
 from vision_rl.agent.conversation import has_tools
 from vision_rl.answers.coordinates import get_family
 from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
-from vision_rl.export.checkpoint import run_of
+from vision_rl.export.checkpoint import merged_checkpoint, run_of
 from vision_rl.models.table import image_processor_file, model_info
 from vision_rl.rewards.grounding import KINDS, answer_space, box_metric, checked_kind, takes_points
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.run.directory import CONFIG
+from vision_rl.serving.serve import MODEL_NAME, serve
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import get_task
 
@@ -98,17 +102,44 @@ def _run_settings(run: Path, task: str) -> tuple[str, ...]:
     return tuple(f"agent.{key}={json.dumps(value)}" for key, value in kept.items())
 
 
+def model_folder(checkpoint: Path | None) -> Path:
+    """The folder to serve, merged if it is a training checkpoint; the tiny model's for None."""
+    if checkpoint is None:
+        from vision_rl.tiny import checkpoint_dir
+
+        return checkpoint_dir()
+    return merged_checkpoint(checkpoint)
+
+
+def warm_server(model_dir: Path) -> tuple[str, str] | None:
+    """(base URL, model name) of the server at OPENAI_BASE_URL if it serves this very folder, as `vision_rl.serve` does."""
+    base = os.environ.get("OPENAI_BASE_URL", "").rstrip("/")
+    if urlsplit(base).hostname not in ("127.0.0.1", "localhost"):
+        return None
+    try:
+        listed = httpx.get(f"{base}/models", timeout=2, trust_env=False).json()["data"]
+        return next((base, model["id"]) for model in listed if model.get("root") == str(model_dir))
+    except (httpx.HTTPError, ValueError, TypeError, KeyError, StopIteration):
+        return None
+
+
 @contextmanager
 def served_checkpoint(
-    model_dir: Path, settings: dict[str, Any], *, cpu: bool, images: int, max_model_len: int | None
+    model_dir: Path,
+    settings: dict[str, Any],
+    *,
+    cpu: bool,
+    images: int,
+    max_model_len: int | None,
+    port: int | None = None,
+    name: str = MODEL_NAME,
+    media_root: str = "/",
 ) -> Iterator[tuple[str, str]]:
     """(base URL, model name) of a folder under vLLM, with the pixel limits of `settings`.
 
     images: the largest number of pictures in a prompt. max_model_len: None takes the default, or the model's own limit
-    where that is lower.
+    where that is lower. port: None takes a free one.
     """
-    from vision_rl.serving.serve import MODEL_NAME, serve
-
     functions = has_tools(AgentSettings.read(settings)) and settings["tool_protocol"] == "function"
     length = max_model_len or min(_positions(model_dir), CPU_LENGTH if cpu else GPU_LENGTH)
     with (
@@ -120,9 +151,12 @@ def served_checkpoint(
             images_per_prompt=images,
             videos=settings["video"] == "native",
             tool_parser=model_info(model_dir).family.parser_of("vllm") if functions else "",
+            port=port,
+            name=name,
+            media_root=media_root,
         ) as url,
     ):
-        yield url, MODEL_NAME
+        yield url, name
 
 
 def _positions(model_dir: Path) -> int:

@@ -3,12 +3,11 @@
     python -m vision_rl.export RUN_DIR -o DIR [--step best|last|N] [--dtype float32|bfloat16]
     python -m vision_rl.export RUN_DIR/checkpoints/global_step_40 -o DIR
 
-transformers and `vllm serve` load the folder as it is. A LoRA run gives both: merged weights, and `adapter/`.
+transformers and vLLM load the folder as it is; its card has the command. A LoRA run gives both: merged weights, and `adapter/`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -16,14 +15,16 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from vision_rl.errors import UserError, cli_errors
+from vision_rl.errors import Parser, UserError, cli_errors
 from vision_rl.export.checkpoint import ADAPTER, MERGED, dtype_of, merge, run_of, step_folder, written_dtype
 from vision_rl.export.model_card import base_model, model_card
 from vision_rl.files import umask
 from vision_rl.models.table import image_processor_file
+from vision_rl.platform.gpu import on_cpu
 from vision_rl.run.checkpoints import Checkpoints, read_best
 from vision_rl.run.directory import CONFIG
 from vision_rl.run.reader import RecordedRun, read_run
+from vision_rl.serving.serve import command_of_vllm
 
 CARD = "README.md"
 NEEDED = ("config.json", "generation_config.json", "tokenizer_config.json")
@@ -51,7 +52,8 @@ def export(
         run = _run(checkpoint)
         adapter = _name_base(staging, run)
         number = Checkpoints.step_of(checkpoint)
-        (staging / CARD).write_text(model_card(run, number, dtype, adapter=adapter), encoding="utf-8")
+        card = model_card(run, number, dtype, adapter=adapter, serve=command_of_vllm(staging, cpu=on_cpu()))
+        (staging / CARD).write_text(card, encoding="utf-8")
         _check(staging, checkpoint)
         _share(staging)
         if overwrite:
@@ -159,15 +161,19 @@ def told_step(source: Path, step: str) -> str:
     return text
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m vision_rl.export", description=__doc__.partition("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("source", type=Path, help="run directory, or one of its checkpoints/global_step_N")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--step", default="best", help="of a run directory: best (by validation), last, or a number")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: what the actor computed in")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
     with cli_errors():
         written = export(args.source, args.output, step=args.step, dtype=args.dtype, overwrite=args.overwrite)
         print(f"wrote {written}{told_step(args.source, args.step)}")

@@ -31,8 +31,11 @@ def base_model(run: RecordedRun | None) -> str | None:
     return name if _HUB_NAME.fullmatch(name) and not Path(name).exists() else None
 
 
-def model_card(run: RecordedRun | None, step: int, dtype: str, *, adapter: bool) -> str:
-    """The card of the checkpoint of `step`; without a run (a checkpoint that was moved) it holds no figures."""
+def model_card(
+    run: RecordedRun | None, step: int, dtype: str, *, adapter: bool, serve: str = "vllm serve PATH_OF_THIS_FOLDER"
+) -> str:
+    """The card of the checkpoint of `step`; without a run (a checkpoint that was moved) it holds no figures. serve: the
+    command that serves the folder."""
     parts = [
         _front_matter(run),
         f"# {'A' if run is None else run.task} agent, step {step}\n",
@@ -40,7 +43,7 @@ def model_card(run: RecordedRun | None, step: int, dtype: str, *, adapter: bool)
     ]
     if run is not None:
         parts += [_figures(run, step), _settings(run), _warnings(run, step)]
-    parts.append(_usage(adapter))
+    parts.append(_usage(adapter, serve))
     return "\n".join(part for part in parts if part)
 
 
@@ -109,13 +112,19 @@ def _warnings(run: RecordedRun, step: int) -> str:
     return "\n".join(["## Alarms of the collapse watch\n", *lines]) + "\n" if lines else ""
 
 
-def _usage(adapter: bool) -> str:
-    text = """## Use
+def _usage(adapter: bool, serve: str) -> str:
+    where = (
+        "On a CPU, as where it was exported (on a GPU `vllm serve` needs no options)" if " --" in serve else "On a GPU"
+    )
+    text = f"""## Use
+
+{where}:
 
 ```bash
-vllm serve PATH_OF_THIS_FOLDER
+{serve}
 ```
-
+"""
+    text += """
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
 

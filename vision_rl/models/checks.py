@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
 
-from vision_rl.errors import UserError
+from vision_rl.errors import UserError, meant
 from vision_rl.models.chat_templates import check_template_files
 from vision_rl.models.table import TABLE
 
@@ -107,9 +106,8 @@ def check_hub_name(name: str) -> None:
     except GatedRepoError as error:
         raise UserError(f"--model {name} is gated: accept its terms on the hub and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
-        near = difflib.get_close_matches(name, [example for row in TABLE for example in row.examples], n=1)
-        hint = f"did you mean {near[0]}?" if near else "a private one needs HF_TOKEN"
-        raise UserError(f"{here}, and the hub ({constants.ENDPOINT}) has no such model; {hint}") from error
+        hint = meant(name, [example for row in TABLE for example in row.examples]) or "; a private one needs HF_TOKEN"
+        raise UserError(f"{here}, and the hub ({constants.ENDPOINT}) has no such model{hint}") from error
     except Exception as error:  # what a network can do: each layer has its own classes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -184,39 +184,31 @@ def _parity(found: Measured | None) -> str:
     return f"{found.equal} of {found.cells}" + (f", {found.largest:.0e}" if found.equal else "")
 
 
-def render_models() -> str:
-    """The table as text, one family a line, refusals with their reason below."""
-    header = (
-        "family",
-        "example",
-        "vLLM",
-        "SGLang",
-        "coordinates",
-        "positions",
-        "memory class",
-        "parity",
-        "trained here",
-    )
+def model_rows() -> list[dict[str, str]]:
+    """The table, a row a family, by the names of its columns."""
     matrix = measured()
-    rows = [
-        (
-            row.name,
-            row.examples[0],
-            "yes" if row.vllm else "no",
-            "yes" if row.sglang else "no",
-            row.coordinates,
-            row.positions,
-            row.memory,
-            _parity(matrix.get(row.name)),
-            "yes" if row.trained else "no" if row.refused else "with evidence",
-        )
+    return [
+        {
+            "family": row.name,
+            "example": row.examples[0],
+            "vLLM": "yes" if row.vllm else "no",
+            "SGLang": "yes" if row.sglang else "no",
+            "coordinates": row.coordinates,
+            "positions": row.positions,
+            "memory class": row.memory,
+            "parity": _parity(matrix.get(row.name)),
+            "trained here": "yes" if row.trained else "no" if row.refused else "with evidence",
+        }
         for row in TABLE
     ]
-    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in [header, *rows]
-    ]
+
+
+def render_models() -> str:
+    """The table as text, one family a line, refusals with their reason below."""
+    rows, matrix = model_rows(), measured()
+    table = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
     when = sorted({f"{m.date} ({m.versions})" for m in matrix.values()})
     parity = (
         f"parity: cells in which trainer and vLLM agree to 1e-4 nats, and the largest difference; {'; '.join(when)}"

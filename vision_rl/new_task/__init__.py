@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vision_rl.data.schema import write_row_sets
-from vision_rl.errors import UserError
+from vision_rl.errors import Parser, UserError, cli_errors
 from vision_rl.files import write_text
 from vision_rl.new_task import template
 from vision_rl.tasks import get_task, task_names
@@ -54,6 +55,23 @@ def init(name: str, parent: Path | None = None) -> str:
     get_task(str(file))  # loads it: rows of a task that nobody knows are refused
     write_row_sets(rows)
     return render(folder, file)
+
+
+def parser() -> Parser:
+    """The command line."""
+    parser = Parser(
+        "Make the folder of a new task that runs as it stands: a task file, settings, ten rows with pictures."
+    )
+    parser.prog = f"{parser.prog.removesuffix(' init')} init"
+    parser.add_argument("name", metavar="NAME", help="small letters, digits and hyphens, as my-task")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`init NAME`."""
+    args = parser().parse_args(argv)
+    with cli_errors():
+        print(init(args.name))
 
 
 def render(folder: Path, file: Path) -> str:

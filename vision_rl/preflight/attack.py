@@ -9,17 +9,16 @@ Exit code 1 if there is a finding.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vision_rl.errors import UserError, cli_errors
+from vision_rl.errors import Parser, UserError, cli_errors
 from vision_rl.preflight.attack_cases import (
     BOXES_ONLY,
     GROUNDING_ATTACKS,
@@ -207,20 +206,25 @@ def shortened(reply: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(reply):,} characters)"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__)
     parser.add_argument("reward", help="FILE.py, FILE.py:function, module:function, or a reward's name")
     parser.add_argument("--task", choices=TASKS, default="", help="the rows that your own reward scores (found out)")
     parser.add_argument("--answer-format", default="bbox", help="of a grounding reward (default: bbox)")
     parser.add_argument("--family", default="unit", help="model family in whose space the numbers are")
-    args = parser.parse_args(argv)
-    reward, task = reward_of(args.reward, args.task)
-    findings = attack(reward, cases_of(task, args.answer_format, args.family))
-    print(f"{args.reward} on rows of {task}:\n{table(findings)}")
-    return 1 if findings else 0
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Attack a reward; returns the exit code."""
+    args = parser().parse_args(argv)
+    with cli_errors():
+        reward, task = reward_of(args.reward, args.task)
+        findings = attack(reward, cases_of(task, args.answer_format, args.family))
+        print(f"{args.reward} on rows of {task}:\n{table(findings)}")
+        return 1 if findings else 0
 
 
 if __name__ == "__main__":
-    with cli_errors():
-        sys.exit(main())
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Is this machine ready for this run? A table of checks, each with what was found and, if it fails, the cure.
+"""Is this machine ready for this run? Checks, one after the other, each with what was found and, if it fails, the cure.
 
 Behind `train_agent.py --doctor`, with the same arguments as the run: packages against the pins, GPU and driver, memory,
 shared memory, disk, ports, limits of the shell, model and processor, data, verl's own validation, and one image end to
@@ -7,14 +7,16 @@ end (`end_to_end.py`). Nothing is changed, and one check that fails does not sto
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from vision_rl.agent.media import check_pictures
@@ -36,6 +37,7 @@ from vision_rl.models.table import model_info, precision_of
 from vision_rl.platform.checks import check_devices, check_machine
 from vision_rl.preflight.finding import Finding
 from vision_rl.rollout.addresses import check_port
+from vision_rl.waiting import waiting
 
 DISTRIBUTION = "vision-rl"
 GB = 1e9
@@ -60,34 +62,41 @@ class RunUnderTest:
     ports: Sequence[tuple[int, str, str]] = ()
 
 
-def doctor(run: RunUnderTest, console: Console) -> bool:
-    """Run every check, print each as it is known; True if none failed."""
-    from transformers.utils import logging
-
-    from vision_rl.preflight.end_to_end import end_to_end
-
-    logging.set_verbosity_error()
-    checks: tuple[tuple[str, Callable[[RunUnderTest], list[Finding]]], ...] = (
-        ("packages", lambda run: packages(run.cpu)),
-        ("machine", machine),
-        ("shared memory", shared_memory),
-        ("disk", disk),
-        ("ports", ports),
-        ("limits", lambda run: limits()),
-        ("model", model),
-        ("data", data),
-        ("configuration", configuration),
-        ("end to end", lambda run: end_to_end(run.resolved, data_row(run), run.cpu)),
-        ("parity", parity),
-    )
+def doctor(run: RunUnderTest, console: Console, *, as_json: bool = False) -> bool:
+    """Run every check, print each finding as it is known; True if none failed. as_json: a JSON object a finding."""
     found: list[Finding] = []
-    for name, check in checks:
-        with console.status(f"checking {name} ..."):
-            found += examined(name, check, run)
-    console.print(table(found))
+    with apart(console):
+        for name, check in CHECKS.items():
+            with contextlib.nullcontext() if as_json else waiting(f"checking {name}", console):
+                new = examined(name, check, run)
+            for finding in new:
+                text = json.dumps(asdict(finding)) if as_json else render(finding)
+                console.print(text, soft_wrap=True, highlight=False, markup=False)
+            found += new
     failed = sum(finding.ok is False for finding in found)
-    console.print(f"{failed} of {len(found)} checks failed" if failed else f"all {len(found)} checks passed")
+    if not as_json:
+        console.print(f"{failed} of {len(found)} checks failed" if failed else f"all {len(found)} checks passed")
     return not failed
+
+
+@contextlib.contextmanager
+def apart(console: Console) -> Iterator[None]:
+    """What upstream prints in the block, in C or in Python, goes nowhere; what goes to `console` is shown."""
+    sys.stdout.flush()
+    with open(os.devnull, "w") as nothing, os.fdopen(os.dup(1), "w") as out, os.fdopen(os.dup(2), "w") as errors:
+        if console.file is sys.stdout:
+            console.file = out
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(out.fileno(), 1)
+            os.dup2(errors.fileno(), 2)
+            if console.file is out:
+                console.file = sys.stdout
 
 
 def examined(name: str, check: Callable[[RunUnderTest], list[Finding]], run: RunUnderTest) -> list[Finding]:
@@ -102,17 +111,14 @@ def examined(name: str, check: Callable[[RunUnderTest], list[Finding]], run: Run
         ]
 
 
-def table(findings: Sequence[Finding]) -> Table:
-    """The findings as a table for the terminal."""
-    grid = Table(box=None, padding=(0, 1), header_style="dim")
-    grid.add_column("")
-    grid.add_column("check", no_wrap=True)
-    grid.add_column("found, and the cure", overflow="fold")
-    for finding in findings:
-        sign = {True: Text("ok", "green"), False: Text("FAIL", "bold red"), None: Text("note", "dim")}[finding.ok]
-        cure = finding.cure if finding.ok is False else ""
-        grid.add_row(sign, finding.check, Text("\n".join(filter(None, (finding.found, cure and f"cure: {cure}")))))
-    return grid
+def render(finding: Finding) -> Text:
+    """A finding as a line, and its cure below it where there is something to cure."""
+    word, style = {True: ("ok", "green"), False: ("FAIL", "bold red"), None: ("note", "dim")}[finding.ok]
+    lines = [
+        *filter(None, [finding.found]),
+        *([f"cure: {finding.cure}"] if finding.ok is False and finding.cure else []),
+    ]
+    return Text.assemble((f"{word:5}", style), f"{finding.check:20} ", ("\n" + " " * 26).join(lines))
 
 
 def packages(cpu: bool) -> list[Finding]:
@@ -342,3 +348,25 @@ def configuration(run: RunUnderTest) -> list[Finding]:
     validate_with_verl(run.resolved)
     found = [Finding("configuration", True, f"preset {run.resolved.preset}: verl accepts it")]
     return [*found, *(Finding("configuration", None, note) for note in run.resolved.notes)]
+
+
+def end_to_end(run: RunUnderTest) -> list[Finding]:
+    """One image through server, proxy and trace; its import is Agent Lightning's."""
+    from vision_rl.preflight.end_to_end import end_to_end as through
+
+    return through(run.resolved, data_row(run), run.cpu)
+
+
+CHECKS: dict[str, Callable[[RunUnderTest], list[Finding]]] = {
+    "packages": lambda run: packages(run.cpu),
+    "machine": machine,
+    "shared memory": shared_memory,
+    "disk": disk,
+    "ports": ports,
+    "limits": lambda run: limits(),
+    "model": model,
+    "data": data,
+    "configuration": configuration,
+    "end to end": end_to_end,
+    "parity": parity,
+}

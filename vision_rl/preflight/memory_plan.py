@@ -8,6 +8,8 @@ verl 0.9's engine on a CPU in float32 (up to a fifth above it, benchmarks/plan_c
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,6 +217,11 @@ def _advice(
             "actor_rollout_ref.actor.fsdp_config"
         )
     return found
+
+
+def as_json(estimate: Plan) -> str:
+    """The estimate as a JSON object, with the verdict."""
+    return json.dumps({**dataclasses.asdict(estimate), "peak_gb": estimate.peak_gb(), "fits": estimate.fits}, indent=2)
 
 
 def _count(parameters: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -138,6 +137,7 @@ def served(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -
     from vision_rl.models.table import model_info
     from vision_rl.models.tokens import forbidden_token_ids
     from vision_rl.platform.environment import run_environment
+    from vision_rl.platform.parent_death import child
 
     specs = []
     for number, job in enumerate(jobs):
@@ -172,8 +172,8 @@ def served(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -
     environment = {**os.environ, **run_environment(jobs[0].cpu), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     command = [sys.executable, "-m", "vision_rl.preflight.parity_server", str(folder / "jobs.json")]
-    with open(folder / "server.log", "w") as log:
-        subprocess.run(command, env=environment, stdout=log, stderr=log, check=False)
+    with open(folder / "server.log", "w") as log, child(command, env=environment, stdout=log, stderr=log) as server:
+        server.wait()
     answers = [folder / f"{number}.answers.json" for number in range(len(jobs))]
     died = {"error": "vLLM died; see its log"}
     return [json.loads(answer.read_text()) if answer.exists() else died for answer in answers]

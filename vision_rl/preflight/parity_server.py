@@ -17,6 +17,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from vision_rl.platform.parent_death import end_with_parent
 from vision_rl.preflight.parity_cells import conversation
 
 REPLY_TOKENS, CANDIDATES, SECONDS = 12, 8, 300.0
@@ -33,6 +34,7 @@ def main(path: str) -> None:
             _wait(child)
             continue
         try:
+            end_with_parent()
             with open(job["log"], "w") as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)

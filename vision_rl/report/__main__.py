@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from vision_rl.errors import UserError, cli_errors
+from vision_rl.errors import Parser, UserError, cli_errors
 from vision_rl.evaluation.report import evaluation_page
 from vision_rl.evaluation.results import IDENTITY
 from vision_rl.files import replacing
@@ -22,9 +22,7 @@ from vision_rl.report.run import REPORT, Choice, run_page
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vision_rl.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument(
         "directories", type=Path, nargs="+", metavar="DIR", help="--run-dir, or an evaluation's --output"
     )

@@ -6,14 +6,13 @@ space, xyxy. A row of a data set may name its own metric (column `metric`).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from vision_rl.errors import UserError
+from vision_rl.errors import UserError, meant
 from vision_rl.rewards.grounding import match_score
 from vision_rl.rewards.math_equality import math_equal
 from vision_rl.rewards.mathvista import mathvista_accuracy
@@ -114,7 +113,5 @@ def metric(name: str) -> Metric:
     """A row of `METRICS`; `UserError` with the nearest name for one that does not exist."""
     name = OLD_NAMES.get(name, name)
     if name not in METRICS:
-        near = difflib.get_close_matches(name, METRICS, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"metric {name!r} does not exist{hint}; choose one of {', '.join(METRICS)}")
+        raise UserError(f"metric {name!r} does not exist{meant(name, METRICS)}; choose one of {', '.join(METRICS)}")
     return METRICS[name]

@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vision_rl.errors import UserError
+from vision_rl.errors import UserError, meant
 from vision_rl.tasks import Task
 from vision_rl.types import Reward
 
@@ -72,8 +72,8 @@ def check_reward(task: Task, name: str) -> None:
         user_reward(name)
     elif name not in task.rewards:
         raise UserError(
-            f"agent.reward={name} is no reward of --task {task.name}; use {', '.join(task.rewards)}, or module:function "
-            "for one of your own"
+            f"agent.reward={name} is no reward of the task {task.name}{meant(name, task.rewards)} (there are "
+            f"{', '.join(task.rewards)}, or module:function for one of your own; another task's needs its --task)"
         )
 
 

@@ -73,13 +73,14 @@ def worker_lines(reach: Reach, tasks: Sequence[str]) -> list[str]:
     """What to type on another machine, ready to copy; shown once, because it holds the token."""
     named = " ".join(f"--task {task}" for task in tasks)
     assert reach.proxy_port is not None
+    any_machine = "this machine (--host 0.0.0.0 opens it to others)" if is_loopback(reach.advertised) else "any machine"
     lines = [
         f"LLM proxy http://{reach.advertised}:{reach.proxy_port}/v1",
         f"dashboard, in a browser: {reach.dashboard_url}",
-        "a worker, on any machine:",
+        f"a worker, on {any_machine}:",
         f"  OPENAI_BASE_URL=http://{reach.advertised}:{reach.proxy_port}/v1 OPENAI_API_KEY={reach.token or 'none'} "
         f"python worker.py {named}",
-        "Agent Lightning's runners, on any machine with this project installed:",
+        f"Agent Lightning's runners, on {any_machine}, with this project installed:",
         f"  {TOKEN_VARIABLE}={reach.token or ''} python train_agent.py --role runner {named} "
         f"--store {reach.external_store or f'http://{reach.advertised}:{reach.store_port}'} --n-runners 8",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,12 +15,16 @@ from vision_rl.run.log import EVENTS, METRICS, read_jsonl
 
 
 class RunProgress:
-    """Follows the run directory's files; `update` reads what is new. Use as a context manager."""
+    """Follows the run directory's files; `update` reads what is new. Use as a context manager.
 
-    def __init__(self, run_dir: Path, total_steps: int, console: Console) -> None:
+    published: lines to print once the proxy listens, before which they would be of no use.
+    """
+
+    def __init__(self, run_dir: Path, total_steps: int, console: Console, published: Sequence[str] = ()) -> None:
         self.console = console
         self.run_dir = run_dir
         self.started = time.time()
+        self._published = list(published)
         self._offsets = {name: read_jsonl(run_dir / name)[1] for name in (EVENTS, METRICS)}
         self._shown = -1  # a resumed run writes its metrics anew; those up to this step were there before
         self._bar = Progress(
@@ -64,6 +69,8 @@ class RunProgress:
             self._say(f"{seconds:6.1f} s  {event['text']}", "dim")
         elif kind == "proxy":
             self._say(f"{seconds:6.1f} s  LLM proxy at {event['address']}", "dim")
+            while self._published:
+                self._say(self._published.pop(0))
         elif kind in ("alarm", "warning", "restored"):
             self._say(f"{kind}: {event['text']}", "yellow")
         elif kind == "resumed":

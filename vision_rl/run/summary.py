@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vision_rl.errors import typed
 from vision_rl.run.directory import SUMMARY
 from vision_rl.run.log import EVENTS, METRICS, ROLLOUTS, read_jsonl
 from vision_rl.tasks import get_task
@@ -64,6 +65,6 @@ def render_summary(run_dir: Path, summary: dict[str, Any], go_on: str) -> str:
         before, after = summary["val_before"], summary["val_after"]
         lines.append(f"validation {summary['metric']}: {before:.3f} before, {after:.3f} after ({after - before:+.3f})")
     lines.append(f"metrics, rollouts and checkpoints: {run_dir}")
-    lines.append(f"report: {shlex.join(['python', '-m', 'vision_rl.report', str(run_dir)])}")
+    lines.append(f"report: {typed('report')} {shlex.quote(str(run_dir))}")
     lines.append(f"go on: {go_on}")
     return "\n".join(lines)

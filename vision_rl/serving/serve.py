@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
+import shlex
 import socket
 import subprocess
 import sys
@@ -20,9 +19,9 @@ import httpx
 
 from vision_rl.errors import UserError
 from vision_rl.models.table import model_info
-from vision_rl.platform.environment import SERVER_KEY, run_environment
+from vision_rl.platform.environment import CPU_ONLY, SERVER_KEY, run_environment
 from vision_rl.platform.gpu import check_build
-from vision_rl.platform.parent_death import end_with_parent
+from vision_rl.platform.parent_death import child
 
 START_SECONDS = 600.0
 MODEL_NAME = "model"
@@ -42,20 +41,22 @@ def serve(
     videos: bool = False,
     media_root: str = "/",
     tool_parser: str = "",
+    port: int | None = None,
+    name: str = MODEL_NAME,
 ) -> Iterator[str]:
     """Yield the base URL (ending in /v1) of a vLLM server for `model`; it is stopped at the end of the block.
 
     videos: answer about a video too, one in a prompt, all of its frames. tool_parser: accept requests with OpenAI's
-    function tools, and read the calls by that parser of vLLM.
+    function tools, and read the calls by that parser of vLLM. port: None takes a free one. name: of the model, in requests.
     Raises `UserError` with the last lines of vLLM's log if the server does not come up.
     """
     check_build(cpu)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port = port or probe.getsockname()[1]
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
-        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL_NAME),
+        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", name),
         *("--max-model-len", str(max_model_len), "--allowed-local-media-path", media_root),
         *("--limit-mm-per-prompt", json.dumps({"image": images_per_prompt, "video": int(videos)})),
         *("--media-io-kwargs", json.dumps({"video": {"num_frames": -1}})),
@@ -67,6 +68,16 @@ def serve(
     with _running("vLLM", command, cpu) as (server, log):
         _wait("vLLM", server, log, lambda: _healthy(f"http://127.0.0.1:{port}/health"))
         yield f"http://127.0.0.1:{port}/v1"
+
+
+def command_of_vllm(model: Path, *, cpu: bool) -> str:
+    """The shell command of vLLM alone that serves a folder on this machine; its defaults ask a CPU for nearly all memory."""
+    if not cpu:
+        return "vllm serve PATH_OF_THIS_FOLDER"
+    names = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "TORCHDYNAMO_DISABLE")
+    variables = [f"{name}={CPU_ONLY[name]}" for name in names]
+    words = [*variables, "vllm", "serve", "PATH_OF_THIS_FOLDER", "--max-model-len", "4096", *_cpu_options(model)]
+    return shlex.join(words)
 
 
 def _cpu_options(model: str | Path) -> list[str]:
@@ -106,28 +117,9 @@ def _address(log: Path) -> str | None:
 def _running(name: str, command: list[str], cpu: bool, key: str = "") -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A server's process and the file of what it prints; the key of another server, in the user's environment, is not its."""
     with tempfile.NamedTemporaryFile("w+", prefix=f"{name.lower()}-", suffix=".log") as log:
-        server = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **run_environment(cpu), SERVER_KEY: key},
-            start_new_session=True,
-            preexec_fn=end_with_parent,  # an evaluation that is killed outright must not leave it behind
-        )
-        try:
+        environment = {**os.environ, **run_environment(cpu), SERVER_KEY: key}
+        with child(command, stdout=log, stderr=subprocess.STDOUT, env=environment) as server:
             yield server, Path(log.name)
-        finally:
-            _end(server)
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    """End the server and its engine. One that has ended by itself must not hide why by an error of its own."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
 
 
 def _healthy(url: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from vision_rl.config.resolve import Resolved, render_resolved
-from vision_rl.errors import UserError
+from vision_rl.errors import UserError, typed
 from vision_rl.files import write_text
 from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.directory import CONFIG
@@ -97,24 +97,29 @@ def resumable(run_dir: Path, resolved: Resolved, total: int, console: Any) -> bo
     return True
 
 
-def keep_record(run_dir: Path, summary: dict[str, Any], console: Any) -> None:
-    """Write summary and report; a failure of the disk is reported, and must not hide why the run ended."""
+def keep_record(run_dir: Path, summary: dict[str, Any], again: str, console: Any) -> None:
+    """Write summary and report and print the closing lines, however the run ended; `again`: the command that resumes it.
+
+    A failure of the disk is reported, and must not hide why the run ended.
+    """
     from vision_rl.report import write_report
-    from vision_rl.run.summary import write_summary
+    from vision_rl.run.summary import render_summary, write_summary
 
     try:
         write_summary(run_dir, summary)
         write_report(run_dir)
     except OSError as error:
         console.print(f"summary and report were not written: {error.strerror}")
+    console.print(render_summary(run_dir, summary, again), highlight=False, soft_wrap=True, markup=False)
 
 
-def go_on(command: Sequence[str]) -> str:
-    """The command that resumes the run that `command` (the arguments of this one) has started."""
+def go_on(command: Sequence[str], *, done: bool) -> str:
+    """The command that resumes the run that `command` (the arguments of this one) has started; done: all its steps are, so
+    that it needs a new number of them."""
     kept, skip = [], False
     for argument in command:
-        steps = argument.startswith(("--max-steps=", "trainer.total_training_steps="))
-        if not (skip or steps or argument in ("--resume", "--overwrite", "--max-steps")):
+        steps = done and argument.startswith(("--max-steps=", "trainer.total_training_steps="))
+        if not (skip or steps or argument in ("--resume", "--overwrite") or (done and argument == "--max-steps")):
             kept.append(argument)
-        skip = argument == "--max-steps"  # its value is the next one
-    return f"{shlex.join(['python', 'train_agent.py', *kept])} --resume --max-steps N"
+        skip = done and argument == "--max-steps"  # its value is the next one
+    return f"{typed('train')} {shlex.join([*kept, '--resume'])}" + " --max-steps N" * done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vision_rl.agent.media import check_pictures, check_videos
-from vision_rl.config.resolve import Resolved, resolve_tasks
+from vision_rl.config.given import parsed, read_given
+from vision_rl.config.resolve import Resolved, render_resolved, resolve_tasks
 from vision_rl.data.mix import DataFile, data_file, mixed, sample_by_source
 from vision_rl.data.schema import read_rows, task_names_of
 from vision_rl.errors import UserError
@@ -19,13 +21,15 @@ from vision_rl.models.checks import check_model
 from vision_rl.rollout.addresses import Reach, free_port, private, published
 
 Row = dict[str, Any]
+MAX_NOTES = 12
+MODEL = "actor_rollout_ref.model.path"
 
 
 def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolved:
     """The resolved configuration; vLLM may read images below `media_root` by file:// address."""
-    preset = args.preset or ("cpu" if cpu else "gpu_24gb")
-    model = args.model
-    if model is None and preset == "cpu":
+    given, model = args.given, args.model
+    preset = args.preset or (given and given.preset) or ("cpu" if cpu else "gpu_24gb")
+    if model is None and preset == "cpu" and not (given and MODEL in given.values):
         from vision_rl.tiny import checkpoint_dir
 
         model = checkpoint_dir()
@@ -51,10 +55,30 @@ def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolv
         variants=args.variant,
         flags=flags,
         media_root=media_root,
+        given=given,
     )
+    if given and given.origins:
+        notes = given.differences(parsed(render_resolved(resolved)))
+        resolved = dataclasses.replace(resolved, notes=(*resolved.notes, *notes[:MAX_NOTES]))
     if args.data_path is not None and args.val_data_path is not None:
         name_data(resolved, *data_files(args), origin="flag")
     return resolved
+
+
+def take_given(args: argparse.Namespace) -> None:
+    """Read --config, and take the tasks, model and data that it names where the command line names none."""
+    args.given = given = read_given(args.config) if args.config else None
+    if given is None:
+        return
+    if args.preset and given.preset:
+        raise UserError(f"--config {args.config} was written under --preset {given.preset}; leave --preset out")
+    args.task = args.task or given.tasks
+    if given.origins.get(MODEL) == "flag":
+        args.model = args.model or given.values[MODEL]
+    args.data_path, args.val_data_path = (
+        args.data_path or given.files("train"),
+        args.val_data_path or given.files("val"),
+    )
 
 
 def tasks_of_run(args: argparse.Namespace) -> list[str]:
@@ -99,7 +123,14 @@ def data_files(args: argparse.Namespace) -> tuple[list[DataFile], list[DataFile]
             "name both --data-path and --val-data-path (data_utils.py split makes two files of one, by image)"
         )
     if args.data_path is not None:
-        return [data_file(text) for text in args.data_path], [data_file(text) for text in args.val_data_path]
+        files = [data_file(text) for text in args.data_path], [data_file(text) for text in args.val_data_path]
+        train = {file.path.resolve() for file in files[0]}
+        if both := [file.path for file in files[1] if file.path.resolve() in train]:
+            raise UserError(
+                f"{both[0]} is given for training and for validation, which would measure memory; data_utils.py split makes "
+                "two files of one, by image"
+            )
+        return files
     from vision_rl.tiny import write_tasks
 
     made = [write_tasks(Path("data") / "synthetic" / task, task) for task in tasks_of_run(args)]

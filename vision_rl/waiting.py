@@ -1,0 +1,37 @@
+"""What a command waits for, said at once and again while it lasts: no command is silent for longer than a few seconds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EVERY_SECONDS = 4.0
+
+
+@contextmanager
+def waiting(text: str, console: Console) -> Iterator[None]:
+    """Show `text` while the block runs: with a spinner in a terminal, else as a line that comes again with the seconds."""
+    if console.is_terminal:
+        with console.status(text):
+            yield
+        return
+    done, started = threading.Event(), time.monotonic()
+
+    def say() -> None:
+        while not done.wait(EVERY_SECONDS):
+            console.print(f"{text}: {time.monotonic() - started:.0f} s", highlight=False, markup=False, soft_wrap=True)
+
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
