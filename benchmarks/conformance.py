@@ -12,11 +12,21 @@ from typing import Any
 import pytest
 
 REASONS: dict[str, str] = {
-    "cors": "no page of another origin may read the store; its dashboard is its own",
-    "mp_server|launcher_args|port_conflict": "the store is served by a thread of the trainer, whose port was looked at before",
-    "metrics_backend": "there is no tracker: a run's figures are in its metrics.jsonl",
-    "eviction|memory_threshold|safe_threshold": "the trainer forgets the rollouts that it has read; nothing is evicted",
-    "records_spans_for_none_result": "an agent that emits no reward has failed; upstream counts it as a success",
+    "test_cors_": "no page of another origin may read the store: the server refuses `cors_allow_origins` by name",
+    "mp_server|launcher_args|port_conflict": "the store is served by a thread of the trainer: the server refuses a launch mode "
+    "and arguments for another launcher by name",
+    "metrics_backend": "there is no tracker, which the store refuses by name: a run's figures are in its metrics.jsonl",
+    "eviction|memory_threshold|safe_threshold": "nothing is evicted, and thresholds are refused by name: the trainer forgets the "
+    "rollouts that it has read",
+    "retry_on_400|unhealthy_health_probe": "a request is tried 8 times in 48 s, also while the store is silent: one that is "
+    "away for half a minute costs no rollout (upstream: 4 times in 8 s, or once)",
+    "healthcheck_marks_unresponsive_and|scan_debounce_blocks": "the tests move the wall clock on, which ages no attempt here",
+    "span_does_not_reset_timeout": "a late span of an attempt that is over is kept, and is no sign of life",
+    "none_result|span_list|hooks_triggered_in_order|returns_rollout_with_spans|iter_stops": "their agents emit no reward, so "
+    "that their rollouts have failed; upstream counts them as successes",
+    "bool_result": "True is the reward 1, without upstream's warning",
+    "invalid_result_type": "another sentence for the same TypeError",
+    "test_run_context_": "the runner brings its own tracer, in place of the one that the tests look at",
 }
 """Of the tests that only pass with Agent Lightning's own classes: pattern of a test's name -> why that is meant so."""
 
