@@ -209,9 +209,12 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
 
     from vision_rl.run.progress import RunProgress
     from vision_rl.run.summary import summarise
+    from vision_rl.waiting import waiting
 
     started = psutil.Process().create_time()
-    resolved, rows, val_rows, media_root = prepared(args, cpu)
+    console = Console()
+    with waiting("reading settings, model and data", console):
+        resolved, rows, val_rows, media_root = prepared(args, cpu)
     check_evidence(resolved, cpu)
     if resolved.app.n_runners == 0 and not args.llm_proxy:
         raise UserError("app.n_runners=0 leaves all rollouts to workers elsewhere: add --llm-proxy, or some runners")
@@ -221,7 +224,6 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     total = total_steps(resolved, len(rows))
     # All that can be refused is refused above: below, --overwrite deletes a run and config.yaml is written.
     run_dir = open_run_dir(run_dir_of(args), resume=args.resume, overwrite=args.overwrite)
-    console = Console()
     if args.resume and not resumable(run_dir, resolved, total, console):
         keep_record(run_dir, summarise(run_dir, resolved.tasks, started), go_on(command, done=True), console)
         return
@@ -300,13 +302,16 @@ def examine(args: argparse.Namespace, cpu: bool) -> bool:
     from rich.console import Console
 
     from vision_rl.preflight.doctor import RunUnderTest, doctor
+    from vision_rl.waiting import waiting
 
     ports = [
         (args.proxy_port or PROXY_PORT, args.host, "--proxy-port"),
         (args.store_port or STORE_PORT, args.host, "--store-port"),
     ]
-    train_files, val_files = data_files(args)
-    resolved = configure(args, cpu, media_root="/")
+    console = Console()
+    with waiting("reading settings, model and data", Console(stderr=True) if args.json else console):
+        train_files, val_files = data_files(args)
+        resolved = configure(args, cpu, media_root="/")
     check_build(resolved.verl["trainer"]["device"] == "cpu")  # nothing below would say a word for minutes
     run = RunUnderTest(
         resolved=resolved,
@@ -315,7 +320,7 @@ def examine(args: argparse.Namespace, cpu: bool) -> bool:
         cpu=cpu,
         ports=ports if args.llm_proxy else (),
     )
-    return doctor(run, Console(), as_json=args.json)
+    return doctor(run, console, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 from PIL import Image
 
 from tests.fake_openai import MODEL, fake_openai
+from vision_rl.data.schema import read_rows
+from vision_rl.evaluation import debug
 from vision_rl.evaluation.debug import main
+from vision_rl.tiny import write_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,6 +50,22 @@ def test_several_rows(data: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "it? 1" in printed and "it? 2" in printed and "it? 0" not in printed and "it? 3" not in printed
     assert printed.count("reward     │ 1.0000") == 2
+
+
+def test_the_tiny_model_is_shown_with_a_question_that_it_answers_beside_one_that_it_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    [first, *_] = read_rows(write_tasks(Path("data") / "synthetic" / "vqa", "vqa")["val"], task="vqa")
+    with fake_openai(first["answers"][0]) as fake:
+        monkeypatch.setattr(debug, "_tiny_server", lambda _: contextlib.nullcontext((fake.url, MODEL)))
+        main("vqa", [])
+        assert len(fake.questions()) == debug.SAMPLE
+    printed = capsys.readouterr().out
+    assert (
+        "8 answered" in printed and f"of {debug.SAMPLE} earn the full reward; the best reply and the worst:" in printed
+    )
+    assert printed.count("reward     │ 1.0000") == 1 and printed.count("reward     │ 0.0000") == 1
 
 
 @pytest.mark.parametrize("task", ["vqa", "grounding"])

@@ -27,6 +27,9 @@ from vision_rl.types import LLM, Reward
 from vision_rl.waiting import waiting
 
 Row = dict[str, Any]
+Asked = tuple[Row, list[tuple[str, str]], str, Reward]
+"""A row, (role, text) of what was said about it, the reply and its reward."""
+SAMPLE = 8
 UNKNOWN = "not known"
 """The place of a gold answer, for a picture and a question of one's own."""
 
@@ -42,7 +45,11 @@ def parser(task: Task) -> argparse.ArgumentParser:
     what = parser.add_argument_group("what to ask (default: synthetic rows)")
     what.add_argument("--data", type=Path, help="parquet file")
     what.add_argument("--row", type=int, default=0, help="the first row, from 0")
-    what.add_argument("--rows", type=int, default=1, help="how many rows (default: %(default)s)")
+    what.add_argument(
+        "--rows",
+        type=int,
+        help=f"how many rows (default: 1; of synthetic ones {SAMPLE}, of which the best and the worst are shown)",
+    )
     what.add_argument("--image", type=Path, help="a picture of your own, with --question")
     what.add_argument("--question", help="what to ask about --image; without a gold answer there is no reward")
     return parser
@@ -66,8 +73,13 @@ def main(task: str, argv: Sequence[str] | None = None) -> None:
             llm = LLM(endpoint=url, model=model, sampling_parameters={"temperature": args.temperature})
             settings = settings_of(row_of_table, args)
             phase(f"asking {model} at {url}")
-            asyncio.run(_ask_all(row_of_table, rows, settings, llm, console))
+            asked = asyncio.run(_ask_all(row_of_table, rows, settings, llm))
             phase(f"{len(rows)} answered")
+            if args.rows is None and len(asked) > 1:
+                said, asked = contrast(asked)
+                console.print(said)
+            for row, spoken, reply, reward in asked:
+                console.print(shown(row_of_table, row, settings, spoken, reply, reward))
 
 
 def check(args: argparse.Namespace) -> None:
@@ -82,7 +94,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--image asks about one picture, --data about the rows of a file; give one of the two")
     if args.row < 0:
         raise UserError(f"--row {args.row} is below 0; rows are counted from 0")
-    if args.rows < 1:
+    if args.rows is not None and args.rows < 1:
         raise UserError(f"--rows {args.rows} asks about nothing; give 1 or more")
 
 
@@ -93,15 +105,16 @@ def rows_of(args: argparse.Namespace, task: Task) -> list[Row]:
         nothing = {"answers": [UNKNOWN]} if task.truth == "answers" else {"boxes": []}
         image_size(args.image)  # refuses what is no picture
         return [{**normalise_row({**raw, **nothing}, task=task.name), "gold_known": False}]
-    path = args.data
+    path, count = args.data, args.rows or 1
     if path is None:
+        count = args.rows or (1 if args.endpoint else SAMPLE)
         from vision_rl.tiny import write_tasks
 
         path = write_tasks(Path("data") / "synthetic" / task.name, task.name)["val"]
-    rows = read_rows(path, task=task.name, limit=args.row + args.rows)[args.row :]
+    rows = read_rows(path, task=task.name, limit=args.row + count)[args.row :]
     if not rows:
-        count = len(read_rows(path, task=task.name))
-        raise UserError(f"{path} has {count} rows of task {task.name}; --row {args.row} is beyond them")
+        there = len(read_rows(path, task=task.name))
+        raise UserError(f"{path} has {there} rows of task {task.name}; --row {args.row} is beyond them")
     return rows
 
 
@@ -133,9 +146,17 @@ def _tiny_server(console: Console) -> Iterator[tuple[str, str]]:
         yield url, MODEL_NAME
 
 
-async def _ask_all(task: Task, rows: Sequence[Row], settings: Mapping[str, Any], llm: LLM, console: Console) -> None:
+def contrast(asked: Sequence[Asked]) -> tuple[str, list[Asked]]:
+    """The reply with the largest reward and the one with the smallest, and a sentence about them and all the others."""
+    ranked = sorted(asked, key=lambda one: -one[-1].value)
+    right = sum(reward.value >= 1 for *_, reward in ranked)
+    return f"{right} of {len(ranked)} earn the full reward; the best reply and the worst:", [ranked[0], ranked[-1]]
+
+
+async def _ask_all(task: Task, rows: Sequence[Row], settings: Mapping[str, Any], llm: LLM) -> list[Asked]:
     import openai
 
+    asked = []
     for row in rows:
         spoken: list[tuple[str, str]] = []
         try:
@@ -146,7 +167,8 @@ async def _ask_all(task: Task, rows: Sequence[Row], settings: Mapping[str, Any],
                 f"{llm.endpoint} did not answer for model {llm.model}: {error}; check the address, the name and "
                 "OPENAI_API_KEY"
             ) from error
-        console.print(shown(task, row, settings, spoken, reply, reward))
+        asked.append((row, spoken, reply, reward))
+    return asked
 
 
 @contextlib.contextmanager
