@@ -192,9 +192,9 @@ def _engine(step: int, draw: random.Random) -> dict[str, Any]:
         "mismatch/logprob_max": draw.uniform(2e-6, 6e-6),
         "mismatch/logprob_mean": 6e-7,
         "perf/throughput": draw.uniform(380, 480),
-        "perf/max_memory_allocated_gb": 31.0,
-        "perf/max_memory_reserved_gb": 36.5,
+        "actor/perf/max_memory_allocated_gb": 31.0,
+        "actor/perf/max_memory_reserved_gb": 36.5,
         "perf/mfu/actor": 0.18,
-        "perf/cpu_memory_used_gb": 7.2 + 0.01 * step,
+        "actor/perf/cpu_memory_used_gb": 7.2 + 0.01 * step,
         "train/dropped/image_tokens_disagree": 1 if step == 9 else 0,
     }

@@ -44,6 +44,14 @@ FLAGS = (
 LOOKS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 
 
+INSIDE = "key => (r => r.height > 0 && r.left >= 0 && r.right <= innerWidth)(key.getBoundingClientRect())"
+OVERLAP = """plot => {
+  const labels = [...plot.querySelectorAll('.ytick text')].map(t => t.getBoundingClientRect()).sort((a, b) => a.top - b.top);
+  return labels.some((label, n) => n && label.top < labels[n - 1].bottom - 2);
+}"""
+"""Whether labels of a y axis lie over each other."""
+
+
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options = webdriver.ChromeOptions()
@@ -122,10 +130,26 @@ def test_every_look_draws_and_fits(driver: Any, pages: dict[str, str], name: str
     assert js(driver, "document.documentElement.scrollWidth") <= width
     plots = js(driver, "document.querySelectorAll('.plot').length")
     assert plots and js(driver, "document.querySelectorAll('.plot .main-svg').length") >= plots
+    assert js(driver, f"[...document.querySelectorAll('.keys button')].filter(key => !({INSIDE})(key)).length") == 0
+    assert js(driver, f"[...document.querySelectorAll('.plot')].filter({OVERLAP}).length") == 0
     background = js(driver, "getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 29)"}[scheme]
     ink = js(driver, "getComputedStyle(document.querySelector('.plot text.xtick, .plot .xtick text')).fill")
     assert ink == {"light": "rgb(27, 31, 36)", "dark": "rgb(231, 235, 240)"}[scheme]
+
+
+def test_the_table_of_models_fits_a_phone(driver: Any) -> None:
+    show(driver, (Path(__file__).resolve().parents[1] / "docs" / "models.html").as_uri(), 390)
+    assert js(driver, "document.documentElement.scrollWidth") <= 390
+    assert "`" not in js(driver, "document.body.textContent")
+
+
+def test_the_contents_lead_to_their_parts_and_leave_the_filters(driver: Any, pages: dict[str, str]) -> None:
+    show(driver, pages["one"])
+    choose(driver, "step", "1")
+    js(driver, "document.querySelector('nav a[href=\"#tables\"]').click()")
+    until(lambda: js(driver, "Math.abs(document.getElementById('tables').getBoundingClientRect().top)") < 900)
+    assert {each["step"] for each in shown(driver)} == {"1"}
 
 
 def test_the_switch_turns_page_and_curves_dark(driver: Any, pages: dict[str, str]) -> None:

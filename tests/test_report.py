@@ -180,7 +180,7 @@ def test_a_line_keeps_its_colour_from_chart_to_chart_and_two_runs_have_one_each(
     [both] = [chart for chart in laid_over([curves(run_dir), curves(run_dir)]) if chart.title == "Reward"]
     assert len({look[0] for look in both.looks}) == 2 and both.looks[0][0] != both.looks[-1][0]
     assert len(legend(drawn["Reply length"])) == 3, "training, validation, alarms"
-    assert legend(drawn["Entropy"]) == []
+    assert [key.name for key in legend(drawn["Distance to the reference"])] == ["KL"]
 
 
 @pytest.mark.parametrize(
@@ -482,7 +482,10 @@ def test_the_page_of_the_names_is_made_from_their_table() -> None:
 
 def test_phases_add_up_to_the_step(run_dir: Path) -> None:
     run = read_run(run_dir)
-    assert {row[0] for row in phase_table(run.steps())} == {*PHASES.values(), "whole step"}
+    assert {row[0] for row in phase_table(run.steps())} == {*PHASES.values(), "other", "whole step"}
+    assert sum(row[2] for row in phase_table(run.steps())[:-1]) == pytest.approx(1)
+    seldom = [{"timing_s/step": 4.0}, {"timing_s/step": 6.0, "timing_s/sight": 2.0}]
+    assert phase_table(seldom)[1] == ("look at black pictures", 1.0, 0.2), "a phase of one step in two"
     assert phase_seconds({"timing_s/sight": 0.2, "timing_s/old_log_prob": 0.3}) == pytest.approx(
         {"look at black pictures": 0.2, "log-probs": 0.1}
     )

@@ -187,10 +187,9 @@ def frame() -> dict[str, Any]:
 
 
 def legend(chart: Chart) -> list[Key]:
-    """The legend of a chart: an entry for each of the figure's traces, in their order, alarms last; none for one line."""
+    """The legend of a chart: an entry for each of the figure's traces, in their order, alarms last."""
     keys = [Key(line.label, *look, line.faint) for line, look in zip(chart.lines, chart.looks, strict=True)]
-    keys += [Key("alarms", ALARM_COLOUR)] if chart.spans else []
-    return keys if len(keys) > 1 else []
+    return [*keys, *([Key("alarms", ALARM_COLOUR)] if chart.spans else [])]
 
 
 def component_label(name: str) -> str:

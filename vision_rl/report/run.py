@@ -259,7 +259,7 @@ def _measured(steps: Sequence[Mapping[str, Any]]) -> list[Tile]:
         found.append(Tile("throughput", f"{statistics.median(rate):.0f}", "tokens per second and rank"))
     if worst := values("mismatch/logprob_max"):
         found.append(Tile("log-prob mismatch", f"{max(worst):.1e}", "largest |actor - rollout|, nats"))
-    if memory := max(values("perf/max_memory_reserved_gb"), default=0):
+    if memory := max(values("actor/perf/max_memory_reserved_gb"), default=0):
         found.append(Tile("GPU memory", f"{memory:.1f} GB", "peak reserved by the trainer"))
     return found
 
@@ -285,7 +285,7 @@ def _tables(each: Shown) -> list[Table]:
         lost += [[DROPPED + reason, Cell(str(count), count), "", ""] for reason, count in dropped(steps).items()]
     found = [
         Table(f"Reward and its components{name}", ["", *columns], cells),
-        Table(f"Time of a step{name}", ["phase", "median", "share"], phases),
+        Table(f"Time of a step{name}", ["phase", "mean", "share"], phases),
         Table(f"Lost rollouts and samples{name}", ["reason", "count", "steps", "examples"], lost),
     ]
     return [table for table in found if table.rows]
@@ -325,15 +325,15 @@ def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def phase_table(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
-    """(phase, median seconds, share of the median step), the longest first, then the whole step."""
+    """(phase, mean seconds, share of the mean step), the longest first, then the whole step; what is not timed is "other"."""
     timed = [line for line in steps if line.get(STEP)]
     if not timed:
         return []
-    whole = statistics.median(line[STEP] for line in timed)
+    whole = statistics.fmean(line[STEP] for line in timed)
     parts = [phase_seconds(line) for line in timed]
-    names = dict.fromkeys(name for part in parts for name in part)
-    medians = {name: statistics.median(part.get(name, 0.0) for part in parts) for name in names}
-    rows = [(label, seconds, seconds / whole) for label, seconds in medians.items() if seconds > 0]
+    means = {name: sum(part.get(name, 0.0) for part in parts) / len(timed) for part in parts for name in part}
+    means["other"] = max(0.0, whole - sum(means.values()))
+    rows = [(label, seconds, seconds / whole) for label, seconds in means.items() if seconds > 0]
     return [*sorted(rows, key=lambda row: -row[1]), ("whole step", whole, 1.0)]
 
 

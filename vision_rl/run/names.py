@@ -98,13 +98,13 @@ PLANS = (
         "GPU memory",
         "GB",
         {
-            "perf/max_memory_allocated_gb": "allocated",
-            "perf/max_memory_reserved_gb": "reserved",
+            "actor/perf/max_memory_allocated_gb": "allocated",
+            "actor/perf/max_memory_reserved_gb": "reserved",
             "gpu/memory_gb": "in use",
         },
         positive=True,
     ),
-    Plan("Main memory", "GB", {"perf/cpu_memory_used_gb": "in use"}),
+    Plan("Main memory", "GB", {"actor/perf/cpu_memory_used_gb": "in use"}),
     Plan("GPU utilisation", "%", {"gpu/utilisation": "GPU busy"}, positive=True),
     Plan("Model FLOPs utilisation of the update", "", {"perf/mfu/actor": "MFU"}, positive=True),
 )
