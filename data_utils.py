@@ -175,7 +175,7 @@ def sets(args: argparse.Namespace) -> int:
     else:
         table = Table("set", "rows", "metric", "licence, account", box=None, header_style="bold")
         for row in rows:
-            table.add_row(*(row[column.header] for column in table.columns))
+            table.add_row(*(row[str(column.header)] for column in table.columns))
         Console(highlight=False, markup=False).print(table)
         print("data_utils.py sets SET says how one is read")
     return 0

@@ -221,7 +221,8 @@ def _advice(
 
 def as_json(estimate: Plan) -> str:
     """The estimate as a JSON object, with the verdict."""
-    return json.dumps({**dataclasses.asdict(estimate), "peak_gb": estimate.peak_gb(), "fits": estimate.fits}, indent=2)
+    peak = max(sum(estimate.update.values()), sum(estimate.rollout.values()))
+    return json.dumps({**dataclasses.asdict(estimate), "peak_gb": peak, "fits": estimate.fits}, indent=2)
 
 
 def _count(parameters: int) -> str:
