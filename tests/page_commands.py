@@ -69,7 +69,7 @@ FILLED = (
 """Pattern -> what it becomes: placeholders, and two steps of training in place of all."""
 ENDED = ((r"--llm-proxy|vision_rl\.serve |--serve\b", "OPENAI_BASE_URL=|http://127"),)
 """Commands that run until Ctrl-C, which they get once they have printed the second pattern."""
-TABLE = "{page:22} {first:>7} {end:>7} {gap:>7}  {command}"
+TABLE = "{page:22} {load:>5} {first:>7} {end:>7} {gap:>7}  {command}"
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,17 @@ class Command:
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds until the first output, until the end, and of the longest silence; the exit code, and what was printed."""
+    """Seconds until the first output, until the end, and of the longest silence; the exit code, and what was printed.
+
+    load: processes that wanted a core, for each core there is; above 1 each second of the machine's own is that many longer.
+    """
 
     first: float
     end: float
     gap: float
     code: int
     shown: str
+    load: float = 1.0
 
 
 def commands() -> list[Command]:
@@ -192,21 +196,21 @@ def main() -> int:
     args = parser.parse_args()
     chosen = [one for one in commands() if not args.words or any(word in one.text for word in args.words)]
     bad = 0
-    print(TABLE.format(page="page", first="first s", end="end s", gap="silent", command="command"))
+    print(TABLE.format(page="page", load="load", first="first s", end="end s", gap="silent", command="command"))
     with tempfile.TemporaryDirectory(prefix="commands-") as name:
         folder = Path(name)
         if not args.list:
             prepare(folder)
         for one in chosen:
             if one.reason or args.list:
-                row = TABLE.format(page=one.page, first="-", end="-", gap="-", command=one.text)
-                print(row + f"  ({one.reason})" * bool(one.reason))
+                row = TABLE.format(page=one.page, load="-", first="-", end="-", gap="-", command=one.text)
+                print(row + f"  ({one.reason})" * bool(one.reason), flush=True)
                 continue
             until = next((marker for pattern, marker in ENDED if re.search(pattern, one.text)), "")
             result = timed(filled(one.text), folder, until=until)
-            figures = {key: f"{getattr(result, key):.1f}" for key in ("first", "end", "gap")}
+            figures = {key: f"{getattr(result, key):.1f}" for key in ("load", "first", "end", "gap")}
             print(TABLE.format(page=one.page, command=filled(one.text), **figures), flush=True)
-            if result.code or result.gap > SILENT_SECONDS:
+            if result.code or result.gap > SILENT_SECONDS * max(1.0, result.load):
                 bad += 1
                 what = f"ended with exit code {result.code}" if result.code else f"was silent for {result.gap:.1f} s"
                 print(f"FAILED: {shlex.quote(one.text)} {what}:\n{result.shown[-1500:]}", flush=True)

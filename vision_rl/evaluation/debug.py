@@ -72,8 +72,8 @@ def main(task: str, argv: Sequence[str] | None = None) -> None:
             url, model = (args.endpoint, args.model) if args.endpoint else stack.enter_context(_tiny_server(console))
             llm = LLM(endpoint=url, model=model, sampling_parameters={"temperature": args.temperature})
             settings = settings_of(row_of_table, args)
-            phase(f"asking {model} at {url}")
-            asked = asyncio.run(_ask_all(row_of_table, rows, settings, llm))
+            with waiting(f"asking {model} at {url}", console):
+                asked = asyncio.run(_ask_all(row_of_table, rows, settings, llm))
             phase(f"{len(rows)} answered")
             if args.rows is None and len(asked) > 1:
                 said, asked = contrast(asked)
