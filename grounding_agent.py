@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vision_rl.agent.client import client_for, was_cut
+from vision_rl.agent.client import client_for, thinking, was_cut
 from vision_rl.agent.conversation import MadeCall, converse, has_tools
 from vision_rl.agent.grounding_prompts import request
 from vision_rl.agent.lightning import agl
@@ -51,7 +51,7 @@ async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     completion = await client_for(llm, settings).chat.completions.create(
         model=llm.model,
         messages=[user_message(text, [picture.url for picture in shown])],
-        **{"max_tokens": settings.max_tokens, **llm.sampling_parameters},
+        **{"max_tokens": settings.max_tokens, **thinking(task), **llm.sampling_parameters},
     )
     reply = completion.choices[0].message.content or ""
     return reply, score(task, reply, View(shown[0].size), truncated=was_cut(completion))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vision_rl.agent.client import client_for, was_cut
+from vision_rl.agent.client import client_for, thinking, was_cut
 from vision_rl.agent.lightning import agl
 from vision_rl.agent.media import media_message, show
 from vision_rl.agent.prompts import VQA_PROMPT, vqa_text
@@ -34,7 +34,7 @@ async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
     completion = await client_for(llm, settings).chat.completions.create(
         model=llm.model,
         messages=[media_message(vqa_text(task["question"], task.get("choices", ())), task)],
-        **{"max_tokens": settings.max_tokens, **llm.sampling_parameters},
+        **{"max_tokens": settings.max_tokens, **thinking(task), **llm.sampling_parameters},
     )
     reply, cut = completion.choices[0].message.content or "", was_cut(completion)
     if settings.reward == "judge":

@@ -12,6 +12,7 @@ import pytest
 import grounding_agent
 import vqa_agent
 from vision_rl.agent import media
+from vision_rl.agent.client import thinking
 from vision_rl.agent.grounding_prompts import RANKED
 from vision_rl.rewards.grounding import grounding_reward
 from vision_rl.rewards.tools import arc_reward
@@ -105,3 +106,20 @@ def test_arc_is_computed_once_with_the_configured_weights(ask: Any) -> None:
         direct = grounding_reward(reply, [TARGET], kind="arc", weights=chosen)
         assert reward.value == direct.value
         assert reward.value == pytest.approx(arc_reward(0.75, tuple(TARGET), [], chosen).value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("agent", [grounding_agent, vqa_agent])
+@pytest.mark.parametrize(
+    ("meta", "sent"),
+    [
+        ({}, {}),
+        ({"thinking": "yes"}, {}),
+        ({"thinking": True}, {"extra_body": {"chat_template_kwargs": {"enable_thinking": True}}}),
+        ({"thinking": False}, {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}),
+    ],
+)
+def test_a_row_switches_thinking(ask: Any, agent: Any, meta: Any, sent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(agent, "thinking", lambda task: seen.append(thinking(task)) or {})
+    ask(agent, "hello", row={"meta": meta}, max_turns=1)
+    assert seen == [sent]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -71,6 +72,13 @@ def connection(llm: Any) -> Connection:
     proxy, *identity = named
     own = key if key and key.startswith(PREFIX) else rollout_key(key, *identity)
     return Connection(openai_base_url(proxy), own, dict(zip((ROLLOUT_HEADER, ATTEMPT_HEADER), identity, strict=True)))
+
+
+def thinking(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameter of a call by which the chat template of Qwen3.5 and its kin opens the reply for thinking, or does not, as
+    `meta.thinking` of the row says; none for a row that does not say."""
+    wanted = task.get("meta", {}).get("thinking")
+    return {"extra_body": {"chat_template_kwargs": {"enable_thinking": wanted}}} if isinstance(wanted, bool) else {}
 
 
 def was_cut(completion: ChatCompletion) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vision_rl.agent.client import client_for, was_cut
+from vision_rl.agent.client import client_for, thinking, was_cut
 from vision_rl.agent.grounding_prompts import request, results_text, system_text
 from vision_rl.agent.media import Shown, show, size_limits
 from vision_rl.agent.messages import picture_url, reply_text, user_message
@@ -69,7 +69,7 @@ async def converse(task: Mapping[str, Any], llm: LLM) -> Conversation:
     """Hold the conversation about a task's row; needs `has_tools(task["settings"])`."""
     settings = AgentSettings.of(task)
     client, talk = client_for(llm, settings), _Talk(task)
-    parameters = {"max_tokens": settings.max_tokens, **llm.sampling_parameters}
+    parameters = {"max_tokens": settings.max_tokens, **thinking(task), **llm.sampling_parameters}
     if settings.tool_protocol == "function":
         parameters["tools"] = TOOLS
     for turn in range(settings.max_turns):

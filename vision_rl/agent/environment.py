@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from vision_rl.agent.client import client_for, was_cut
+from vision_rl.agent.client import client_for, thinking, was_cut
 from vision_rl.agent.keeper import Instance, Keeper, keeper_of
 from vision_rl.agent.media import size_limits
 from vision_rl.agent.messages import picture_url, reply_text, user_message
@@ -189,7 +189,7 @@ class _Episode:
 
     async def play(self, llm: LLM) -> tuple[str, Reward]:
         client = client_for(llm, self.settings)
-        parameters = {"max_tokens": self.settings.max_tokens, **llm.sampling_parameters}
+        parameters = {"max_tokens": self.settings.max_tokens, **thinking(self.task), **llm.sampling_parameters}
         how = self.setup.actions.ask(self.settings, self.picture.size)
         self._say(f"{self.seen.text}\n{how}", self.seen.pictures)
         for turn in range(self.turns):

@@ -306,6 +306,10 @@ FIELDS: dict[str, tuple[Check, str]] = {
         '{"type": "text"}, {"type": "json_object"} or '
         '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}',
     ),
+    "chat_template_kwargs": (
+        lambda value: _only(value, ("enable_thinking",)) and isinstance(value["enable_thinking"], bool),
+        '{"enable_thinking": true or false}',
+    ),
     "stream": _SWITCH,
     "stream_options": (
         lambda value: _only(value, (), ("include_usage", "include_obfuscation")),
