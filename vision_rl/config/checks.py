@@ -216,6 +216,11 @@ def _modes(verl: Mapping[str, Any]) -> None:
             f"actor_rollout_ref.hybrid_engine must be true under trainer.v1.trainer_mode={mode}: the model is served on the "
             "GPUs that train (--variant async serves it on others)"
         )
+    if worker["rollout"]["checkpoint_engine"]["backend"] == "delta_sharded" and worker["rollout"]["name"] == "vllm":
+        raise UserError(
+            "actor_rollout_ref.rollout.checkpoint_engine.backend=delta_sharded needs a later vLLM than the pinned 0.24 (vllm "
+            "pulls 44353 and 50723); use nccl, or naive where the model is served on the GPUs that train"
+        )
     correction = verl["algorithm"]["rollout_correction"]
     if mode != "sync" and not (correction["rollout_is"] or correction["rollout_rs"]):
         raise UserError(
