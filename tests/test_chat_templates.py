@@ -93,8 +93,9 @@ def test_a_template_that_would_leave_its_folder_is_never_saved(tmp_path: Path, t
     assert not list(tmp_path.rglob("harmless.jinja"))
 
 
-def test_transformers_itself_would_write_it(tmp_path: Path, tiny_dir: Path) -> None:
-    """If this fails after the pin of transformers has moved, `vision_rl/models/chat_templates.py` can go."""
+def test_transformers_itself_does_not_write_it_either(tmp_path: Path, tiny_dir: Path) -> None:
+    """CVE-2026-9856 is closed by the pin; what is here comes earlier, and says which file is meant."""
     processor = AutoProcessor.from_pretrained(named(tiny_dir, tmp_path / "model", HARMLESS))
-    processor.save_pretrained(tmp_path / "run" / "saved")
-    assert (tmp_path / "run" / "harmless.jinja").exists()
+    with pytest.raises(ValueError, match="Invalid chat template name"):
+        processor.save_pretrained(tmp_path / "run" / "saved")
+    assert not list(tmp_path.rglob("harmless.jinja"))

@@ -1,4 +1,4 @@
-"""Where verl 0.9.1's actor does not fit a model family of transformers 5.9 yet: its inputs, its vision tower, its weights' names.
+"""Where verl 0.9.1's actor does not fit a model family of transformers 5.10 yet: inputs, vision tower, names of weights.
 
 The parity matrix (docs/models.md) fails without each of these; what it finds equal needs none.
 """
@@ -36,7 +36,7 @@ def answer_with_tensors(module: Any) -> None:
     if visual is not None and module.config.model_type in _VERLS_FORWARD:
         visual.register_forward_hook(lambda _module, _args, output: getattr(output, "pooler_output", output))
     if module.config.model_type == "mistral3":
-        # transformers 5.9 squeezes the first dimension of the features (modeling_mistral3.py:243), which are (tokens, width):
+        # transformers 5.10 squeezes the first dimension of the features (modeling_mistral3.py:243), which are (tokens, width):
         # a picture of one token lost the wrong one
         projector = module.model.multi_modal_projector
         projector.register_forward_hook(lambda _module, _args, features: features.unsqueeze(0))

@@ -1,7 +1,8 @@
-"""Names of chat templates: transformers below 5.10 writes a template to `<name>.jinja` when it saves, whatever the name is.
+"""Names of chat templates, which transformers writes to `<name>.jinja` when it saves.
 
-The names come with the checkpoint, so that one with "../" in it writes anywhere (CVE-2026-9856). verl saves the processor
-with every checkpoint and when it merges one. Goes when the pin of transformers is 5.10.0 or later.
+The names come with the checkpoint, and verl saves the processor with every checkpoint and when it merges one. transformers
+below 5.10 wrote one with "../" in it anywhere (CVE-2026-9856); 5.10 raises, in the midst of saving. A bad name is refused here
+when the model is first looked at, and once more before a save.
 """
 
 from __future__ import annotations
@@ -44,6 +45,6 @@ def _check(names: Iterable[str], source: object) -> None:
     for name in names:
         if name in (".", "..") or any(mark in name for mark in "/\\\0"):
             raise UserError(
-                f"{source}: the chat template {name!r} is no plain file name, and saving a checkpoint would write it outside "
-                "the checkpoint's folder (CVE-2026-9856); take the model from a source that you trust, or rename the template"
+                f"{source}: the chat template {name!r} is no plain file name, and a checkpoint with it would leave its own "
+                "folder (CVE-2026-9856); take the model from a source that you trust, or rename the template"
             )

@@ -1,8 +1,8 @@
 """SGLang's scheduler, the process that runs the model, with what it lacks here. SGLang starts `run_scheduler` by name.
 
-- Qwen2.5-VL under transformers 5.9: SGLang 0.5.12 was written for 5.6 and calls transformers' rotary embedding of the vision
-  tower with a length, where 5.9 takes positions ("IndexError: Dimension out of range"). SGLang's own for Qwen2-VL, the same
-  formula, takes a length. Can go with a release of SGLang that allows transformers 5.9.
+- Qwen2.5-VL under transformers 5.10: SGLang 0.5.12 was written for 5.6 and calls transformers' rotary embedding of the vision
+  tower with a length, where 5.10 takes positions ("IndexError: Dimension out of range"). SGLang's own for Qwen2-VL, the same
+  formula, takes a length. Can go with a release of SGLang that allows transformers 5.10.
 - The tokens that the actor gives no probability (banned_tokens.py): verl masks them in vLLM only.
 """
 
