@@ -119,6 +119,13 @@ def test_a_drag_moves_what_it_takes_hold_of(page: Any) -> None:
     assert abs(after[0] - x - 30) <= 2 and abs(after[1] - y - 20) <= 2
 
 
+def test_a_flight_is_a_larger_page_of_its_own(page: Any) -> None:
+    seen = reset(page, "flight.Alaska", 1)
+    assert seen.pictures[0].size == (375, 667) and "Departure City" in seen.text
+    assert page.step(Action("click", (0.5, 0.99))).observation.pictures[0].size == (375, 667)
+    assert reset(page, "click-test").pictures[0].size == (160, 160)
+
+
 def test_an_unknown_page_is_refused_by_name(page: Any) -> None:
     with pytest.raises(UserError, match="no page 'click-tset'"):
         reset(page, "click-tset")
@@ -251,6 +258,18 @@ def test_a_browser_that_dies_or_hangs_is_a_sentence_and_is_cleared_away(
     page.close()
     assert gone(profile)
     assert reset(page, "click-test").text == "Click the button.", "and the next episode has a new one"
+    page.close()
+
+
+def test_a_page_that_crashes_is_a_sentence_and_the_next_one_is_new(example: ModuleType) -> None:
+    """As the system ends a renderer when memory is short."""
+    page = example.MiniWoB()
+    reset(page, "click-test")
+    profile = page.browser().profile
+    with pytest.raises(example.BrowserError, match="the page has crashed; the machine may be out of memory"):
+        page.browser().call("Page.crash")
+    page.close()
+    assert gone(profile) and reset(page, "click-test").text == "Click the button."
     page.close()
 
 
