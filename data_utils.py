@@ -137,7 +137,9 @@ def convert(args: argparse.Namespace) -> int:
         return convert_vqav2(args)
     if args.input is None:
         option = "--questions (and --annotations) or --input" if args.set == "vqav2" else "--input"
-        raise UserError(f"{data_set.title} is read from {option}: {data_set.layout}; get it: {data_set.get}")
+        raise UserError(
+            f"{data_set.about.title} is read from {option}: {data_set.about.layout}; get it: {data_set.about.get}"
+        )
     if args.max_samples is not None and args.max_samples < 1:
         raise UserError(f"--max-samples {args.max_samples} leaves no rows; give 1 or more")
     source = Source(

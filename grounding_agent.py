@@ -19,9 +19,10 @@ from vision_rl.agent.lightning import agl
 from vision_rl.agent.media import show, size_limits
 from vision_rl.agent.messages import user_message
 from vision_rl.agent.prompts import GROUNDING_PROMPT
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.answers.zoom import WHOLE, View
 from vision_rl.media.images import image_size
-from vision_rl.rewards.grounding import DEFAULT, KINDS, box_metric, gold_reply, grounding_reward, takes_points
+from vision_rl.rewards.grounding import DEFAULT, KINDS, box_metric, grounding_reward
 from vision_rl.rewards.tools import target_kind
 from vision_rl.rewards.user import or_the_users
 from vision_rl.settings import AgentSettings
@@ -44,10 +45,7 @@ async def answer(task: dict[str, Any], llm: LLM) -> tuple[str, Reward]:
         reward = score(task, talk.replies[-1], talk.view, talk.calls, truncated=talk.truncated)
         return talk.replies[-1], reward
     shown = show(task["image_paths"], settings, task["image_sizes"])
-    size = (task["image_sizes"] or [None])[0]
-    form, ranked = (settings.answer_format, settings.family), settings.reward == "ranked"
-    how: dict[str, Any] = {"ranked": ranked, "refusal": settings.refusal}
-    text = request(task["question"], *form, pictures=len(shown), size=size, **how)
+    text = request(task["question"], settings, pictures=len(shown), size=(task["image_sizes"] or [None])[0])
     completion = await client_for(llm, settings).chat.completions.create(
         model=llm.model,
         messages=[user_message(text, [picture.url for picture in shown])],
@@ -76,15 +74,12 @@ def score(
     width, height = task["image_sizes"][0] if task["image_sizes"] else image_size(task["image_paths"][0])
     view = view or View(size_limits(settings).processed((width, height)))
     boxes = [(box[0], box[1], box[2], box[3]) for box in task["boxes"]]
-    points = takes_points(settings.answer_format, settings.family)
+    space = AnswerSpace.of(settings, (width, height) if view.box == WHOLE else view.size, view.size)
     reward = grounding_reward(
         reply,
         [view.from_picture(box) for box in boxes],
-        answer_format=settings.answer_format,
-        family=settings.family,
-        original_size=(width, height) if view.box == WHOLE else view.size,
-        processed_size=view.size,
-        kind=box_metric(settings.reward, task.get("metric", ""), points),
+        space,
+        kind=box_metric(settings.reward, task.get("metric", ""), space.takes_points),
         tool_calls=[call.scored() for call in calls],
         target=boxes[0] if boxes else None,
         polygons=[view.polygon_from_picture(shape) for shape in task.get("meta", {}).get("polygons") or ()],
@@ -101,9 +96,7 @@ def gold(task: Mapping[str, Any]) -> tuple[str, float]:
     Written with six decimals: rounded as a family writes them, the smallest boxes would lose some IoU.
     """
     settings, size = AgentSettings.of(task), (task["image_sizes"][0][0], task["image_sizes"][0][1])
-    seen = size_limits(settings).processed(size)
-    form = {"answer_format": settings.answer_format, "family": settings.family}
-    return gold_reply(task["boxes"], **form, original_size=size, processed_size=seen, decimals=6), 1.0
+    return AnswerSpace.of(settings, size, size_limits(settings).processed(size)).write(task["boxes"], 6), 1.0
 
 
 def tool_components(

@@ -31,17 +31,17 @@ from vision_rl.models.table import model_info, model_rows, precision_of, render_
 from vision_rl.platform.checks import check_devices, check_machine
 from vision_rl.platform.environment import run_environment
 from vision_rl.platform.gpu import check_build, on_cpu
-from vision_rl.rollout.addresses import PROXY_PORT, STORE_PORT, Reach, worker_lines
+from vision_rl.rollout.addresses import PROXY_PORT, STORE_PORT, Addresses, worker_lines
 from vision_rl.run.directory import CONFIG, check_run_dir, open_run_dir
 from vision_rl.run.log import RunLog
 from vision_rl.tasks import TASK_HELP, get_task
 from vision_rl.training.finish import go_on, keep_config, keep_record, resumable
 from vision_rl.training.prepare import (
+    addresses_of,
     as_tasks,
     configure,
     data_files,
     prepared,
-    reach_of,
     run_dir_of,
     take_given,
     total_steps,
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args.role == "store":
             from vision_rl.training.launch import serve_store
 
-            serve_store(reach_of(args, "/"))
+            serve_store(addresses_of(args, "/"))
         else:
             check_machine(cpu)
             train(args, cpu, sys.argv[1:] if argv is None else argv)
@@ -220,7 +220,7 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         raise UserError("app.n_runners=0 leaves all rollouts to workers elsewhere: add --llm-proxy, or some runners")
     check_run_dir(run_dir_of(args), resume=args.resume, overwrite=args.overwrite)
     check_devices(resolved.verl, resolved.preset)
-    reach = reach_of(args, media_root)
+    addresses = addresses_of(args, media_root)
     total = total_steps(resolved, len(rows))
     # All that can be refused is refused above: below, --overwrite deletes a run and config.yaml is written.
     run_dir = open_run_dir(run_dir_of(args), resume=args.resume, overwrite=args.overwrite)
@@ -231,7 +231,7 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
         write_text(run_dir / CONFIG, render_resolved(resolved))
     lines = [f"{resolved.task}: {len(rows)} training rows, preset {resolved.preset}, run directory {run_dir}"]
     lines += [f"note: {note}" for note in resolved.notes]
-    published = worker_lines(reach, [get_task(task).spec for task in resolved.tasks]) if args.llm_proxy else []
+    published = worker_lines(addresses, [get_task(task).spec for task in resolved.tasks]) if args.llm_proxy else []
     lines += ["the commands for workers follow once the proxy listens"] if published else []
     console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
 
@@ -240,7 +240,7 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     from vision_rl.training.context import RunContext
     from vision_rl.training.launch import make_ready
 
-    context = RunContext(run_dir=run_dir, app=resolved.app, agents=resolved.agents, reach=reach)
+    context = RunContext(run_dir=run_dir, app=resolved.app, agents=resolved.agents, addresses=addresses)
     environment = run_environment(cpu, megatron=resolved.strategy == "megatron")
     try:
         with RunProgress(run_dir, total, console, published) as progress:
@@ -253,7 +253,7 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
             launch = Launch(resolved, context, environment, cpu, watch)
             make_ready(launch)
             try:
-                trainer_of(VisionVERL(launch), resolved.app.n_runners, reach).fit(
+                trainer_of(VisionVERL(launch), resolved.app.n_runners, addresses).fit(
                     agent_of(resolved.tasks),
                     train_dataset=as_tasks(rows),
                     val_dataset=as_tasks(validation_rows(val_rows, resolved)),
@@ -278,7 +278,7 @@ def check_evidence(resolved: Resolved, cpu: bool) -> None:
         check_proven(info, precision_of(info, cpu=cpu), cpu, actor_rollout["rollout"]["name"])
 
 
-def trainer_of(algorithm: agl.Algorithm, n_runners: int, reach: Reach) -> agl.Trainer:
+def trainer_of(algorithm: agl.Algorithm, n_runners: int, addresses: Addresses) -> agl.Trainer:
     """Agent Lightning's trainer with our store, runners and strategy. Runners are forked before Ray starts: a fork of a
     process with Ray's threads breaks."""
     import agentlightning as agl
@@ -292,8 +292,8 @@ def trainer_of(algorithm: agl.Algorithm, n_runners: int, reach: Reach) -> agl.Tr
         algorithm=algorithm,
         runner=runner,
         tracer=runner.tracer,
-        strategy=VisionStrategy(n_runners=n_runners, reach=reach),
-        store=store_of(reach),
+        strategy=VisionStrategy(n_runners=n_runners, addresses=addresses),
+        store=store_of(addresses),
     )
 
 

@@ -14,7 +14,7 @@ from vision_rl.agent.lightning import agl
 from vision_rl.agent.media import media_message, show
 from vision_rl.agent.prompts import VQA_PROMPT, vqa_text
 from vision_rl.rewards.user import or_the_users
-from vision_rl.rewards.vqa import KINDS, OLD_NAMES, answer_metric, best_answer, vqa_reward
+from vision_rl.rewards.vqa import KINDS, answer_metric, best_answer, vqa_reward
 from vision_rl.rewards.vqa_accuracy import textvqa_accuracy
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import Task
@@ -77,7 +77,7 @@ TASK = Task(
     name="vqa",
     agent=vqa_agent,
     answer=answer,
-    rewards=(*KINDS, "judge", *OLD_NAMES),
+    rewards=(*KINDS, "judge"),
     prompt=VQA_PROMPT,
     score=score,
     gold=gold,

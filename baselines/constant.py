@@ -17,9 +17,9 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError
-from vision_rl.rewards.grounding import gold_reply
 from vision_rl.rewards.vqa import best_answer, by_frequency
 
 KINDS = {"most-common-answer": "answers", "centre-box": "boxes", "mean-box": "boxes"}
@@ -37,7 +37,7 @@ def constant_reply(
     Raises `UserError` if it needs a training file and there is none.
     """
     if kind == "centre-box":
-        return gold_reply([CENTRE], answer_format=answer_format, family=family)
+        return AnswerSpace(answer_format, family).write([CENTRE])
     if train is None:
         raise UserError(f"--trivial {kind} needs --train, the file that it takes its answer from")
     rows = read_rows(train, task=task)
@@ -49,7 +49,7 @@ def constant_reply(
     boxes = [box for row in rows for box in row["boxes"]]
     if not boxes:
         raise UserError(f"{train} holds no boxes; give --train a file with them")
-    return gold_reply([np.mean(boxes, axis=0).tolist()], answer_format=answer_format, family=family)
+    return AnswerSpace(answer_format, family).write([np.mean(boxes, axis=0).tolist()])
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from vision_rl.rewards import gold_reply, grounding_reward, vqa_reward
+from vision_rl.answers.space import AnswerSpace
+from vision_rl.rewards import grounding_reward, vqa_reward
 
 WORDS = ["yes", "no", "red", "blue", "black", "two", "three", "cat", "dog", "table", "can't", "t-shirt", "1,000"]
 THOUGHT = "<think>The image shows a desk with a lamp; the button that was named stands in the upper corner.</think>\n"
@@ -37,9 +38,9 @@ def _grounding(
 ) -> Callable[[], object]:
     true = [_box(generator) for _ in range(n)]
     predicted = [_box(generator) for _ in range(n)]
-    space = {"answer_format": answer_format, "family": family, **SIZES}
-    reply = thought + gold_reply(predicted, **space)  # type: ignore[arg-type]
-    return lambda: grounding_reward(reply, true, kind=kind, **space)  # type: ignore[arg-type]
+    space = AnswerSpace(answer_format, family, **SIZES)
+    reply = thought + space.write(predicted)
+    return lambda: grounding_reward(reply, true, space, kind=kind)
 
 
 WORKLOADS: dict[str, Callable[[random.Random], Callable[[], object]]] = {

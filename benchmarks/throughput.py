@@ -248,7 +248,7 @@ class Load:
         """A row as the trainer queues it."""
         import dataclasses
 
-        from vision_rl.data.schema import normalise_row
+        from vision_rl.data.row import normalise_row
         from vision_rl.settings import AgentSettings
 
         path = str(self.folder / f"{picture}.png")

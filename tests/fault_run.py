@@ -31,7 +31,7 @@ from tests.chat import chat
 from tests.engine_stack import model_entry
 from train_agent import trainer_of
 from vision_rl.agent.messages import user_message
-from vision_rl.rollout.addresses import Reach, free_port
+from vision_rl.rollout.addresses import Addresses, free_port
 from vision_rl.rollout.proxy import VisionProxy
 from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
 
@@ -65,15 +65,15 @@ async def agent(task: dict[str, Any], llm: agl.LLM, rollout: agl.AttemptedRollou
 class Scenario(agl.Algorithm):
     """Queues the rollouts of a scenario, does its harm, and counts."""
 
-    def __init__(self, name: str, backend: str, folder: Path, reach: ReachByRelay) -> None:
+    def __init__(self, name: str, backend: str, folder: Path, addresses: ReachByRelay) -> None:
         super().__init__()
-        self.name, self.backend, self.folder, self.reach = name, backend, folder, reach
-        self.network = relay(reach)
+        self.name, self.backend, self.folder, self.addresses = name, backend, folder, addresses
+        self.network = relay(addresses)
         self.result: dict[str, Any] = {}
 
     async def run(self, train_dataset: Any = None, val_dataset: Any = None) -> None:
         server: Any = self.get_store()
-        server.address = self.reach.store_url
+        server.address = self.addresses.store_url
         proxy = VisionProxy(server, self.folder / "pictures")
         proxy.update_model_list([model_entry(self.backend)])
         await proxy.start()
@@ -116,7 +116,7 @@ class Scenario(agl.Algorithm):
             self.network.kill()
             self.network.wait()
             await asyncio.sleep(float(self.name.split()[-1]))
-            self.network = relay(self.reach)
+            self.network = relay(self.addresses)
         elif self.name == "runners die":
             for _ in range(KILLS):
                 os.kill(self.a_runner(), signal.SIGKILL)
@@ -154,7 +154,7 @@ class Scenario(agl.Algorithm):
         }
 
 
-class ReachByRelay(Reach):
+class ReachByRelay(Addresses):
     """Runners and proxy reach the store over a network that can be cut."""
 
     @property
@@ -162,16 +162,16 @@ class ReachByRelay(Reach):
         return f"http://127.0.0.1:{self.proxy_port}"
 
 
-def relay(reach: ReachByRelay) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "tests.relay", str(reach.proxy_port), str(reach.store_port)])
+def relay(addresses: ReachByRelay) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "tests.relay", str(addresses.proxy_port), str(addresses.store_port)])
 
 
 def main(name: str) -> None:
     logging.disable(logging.ERROR)
-    reach = ReachByRelay(free_port(), proxy_port=free_port())
+    addresses = ReachByRelay(free_port(), proxy_port=free_port())
     with tempfile.TemporaryDirectory() as folder, fake_backend.running(free_port()) as backend:
-        scenario = Scenario(name, backend, Path(folder), reach)
-        trainer_of(scenario, 4, reach).fit(agent, train_dataset=[1])
+        scenario = Scenario(name, backend, Path(folder), addresses)
+        trainer_of(scenario, 4, addresses).fit(agent, train_dataset=[1])
     print(json.dumps(scenario.result))
 
 

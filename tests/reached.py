@@ -17,19 +17,12 @@ from dataclasses import dataclass, field
 from tests.imports import PACKAGE, REGISTRY, ROOT, modules
 
 COMMANDS = ("baselines", "examples", "scripts")
-TEXTS = ("pyproject.toml", "Makefile", "download_data.sh", f"{PACKAGE}/**/*.yaml", f"{PACKAGE}/**/*.html")
+TEXTS = ("pyproject.toml", "Makefile", "download_data.sh", f"{PACKAGE}/configs/**/*.yaml", f"{PACKAGE}/**/*.html")
 """Files that name modules, functions and fields as text, beside the code."""
 DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
-UPSTREAM = {
-    f"{PACKAGE}.training.{name}"
-    for name in (
-        "rollout_manager.RolloutManager.generate_sequences",
-        "replay._ReportingBuffer._dapo_filtered_keys",
-        "replay._ReportingBuffer._wait_for_next_poll",
-    )
-}
+UPSTREAM = {f"{PACKAGE}.training.rollout_manager.RolloutManager.generate_sequences"}
 """What verl calls without a base class that says so."""
 
 
@@ -60,6 +53,7 @@ class Scan:
         self.parts: list[Part] = []
         self.roots = Part("")
         self.imports = {module: names for module, names, _ in self._bodies()}
+        self.mixed = self._mixed()
         classes = {
             f"{m}.{node.name}" for m, _, body in self._bodies() for node in body if isinstance(node, ast.ClassDef)
         }
@@ -95,6 +89,16 @@ class Scan:
                     imports |= {a.asname: a.name for a in node.names if a.asname}
             yield module, imports, tree.body
 
+    def _mixed(self) -> set[str]:
+        """Classes that stand beside one of upstream's as a base: their methods take the place of its."""
+        return {
+            self._whole(ast.unparse(base), module, imports)
+            for module, imports, body in self._bodies()
+            for node in body
+            if isinstance(node, ast.ClassDef) and len(node.bases) > 1
+            for base in node.bases
+        }
+
     def _define(self, node: ast.stmt, module: str, imports: dict[str, str], classes: set[str]) -> None:
         assert isinstance(node, DEFINITION)
         part = Part(f"{module}.{node.name}", foreign=any("register" in ast.unparse(one) for one in node.decorator_list))
@@ -103,7 +107,7 @@ class Scan:
             self._read(node, module, imports, part)
             return
         bases = [ast.unparse(base).split("[")[0] for base in node.bases]
-        upstream = any(self._whole(base, module, imports) not in classes for base in bases)
+        upstream = part.name in self.mixed or any(self._whole(base, module, imports) not in classes for base in bases)
         for inner in [*node.bases, *node.keywords, *node.decorator_list, *node.body]:
             if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
                 method = Part(f"{part.name}.{inner.name}", owner=part)

@@ -162,7 +162,7 @@ def _rollout(row: dict[str, Any], step: int, index: int, turns: int, draw: rando
     if lost and index == 1:
         answer = f"<bbox>[{box[0] * SIZE[0]:.0f}, {box[1] * SIZE[1]:.0f}, {box[2] * SIZE[0]:.0f}, {box[3] * SIZE[1]:.0f}]</bbox>"
     reply = f"<think>looking for it, step {step} <script>alert(1)</script></think>{answer}"
-    reward = grounding_reward(reply, row["boxes"], original_size=SIZE, processed_size=SIZE)
+    reward = grounding_reward(reply, row["boxes"])
     refs = [Path(row["image_paths"][0]).as_uri()]
     tokens = 40 + (step > PEAK) * 4 * (step - PEAK)
     turn = Turn(list(range(90)), list(range(tokens)), [-0.1] * tokens, refs, reply, "length" if lost else "stop")

@@ -18,7 +18,7 @@ from baselines.budget import PictureBudget, Prices, picture_tokens
 from baselines.constant import CENTRE, constant_reply
 from tests.fake_openai import MODEL, error, fake_openai
 from vision_rl.agent.messages import image_url
-from vision_rl.answers.parsing import parse_boxes
+from vision_rl.answers.parsing import read_boxes
 from vision_rl.data.schema import read_rows, write_rows
 from vision_rl.errors import UserError
 from vision_rl.tiny import write_tasks
@@ -174,10 +174,10 @@ def test_bad_command_lines(
 def test_trivial_answers_come_from_the_training_file(tasks: Any) -> None:
     rows = read_rows(tasks["grounding"]["train"])
     mean = np.mean([box for row in rows for box in row["boxes"]], axis=0)
-    assert parse_boxes(constant_reply("mean-box", tasks["grounding"]["train"], "bbox"), "bbox") == [
+    assert read_boxes(constant_reply("mean-box", tasks["grounding"]["train"], "bbox"), "bbox").boxes == [
         pytest.approx(tuple(mean), abs=1e-4)
     ]
-    assert parse_boxes(constant_reply("centre-box", None, "click"), "click") == [pytest.approx(CENTRE)]
+    assert read_boxes(constant_reply("centre-box", None, "click"), "click").boxes == [pytest.approx(CENTRE)]
     answers = [max(row["answers"], key=row["answers"].count) for row in read_rows(tasks["vqa"]["train"])]
     assert constant_reply("most-common-answer", tasks["vqa"]["train"], "bbox") == max(answers, key=answers.count)
 

@@ -22,7 +22,7 @@ def boxes(reply, row):
 
 def iou(reply, row):
     from vision_rl.rewards.grounding import grounding_reward
-    return grounding_reward(reply, row["boxes"], kind="iou", original_size=(9, 9), processed_size=(9, 9), family="unit")
+    return grounding_reward(reply, row["boxes"], kind="iou")
 
 def nothing(reply, row):
     return 0

@@ -21,10 +21,10 @@ from PIL import Image
 from tests.recorded_runs import hostile_run, told_run
 from tests.test_evaluation_metrics import IDENTITY, boxed
 from tests.test_evaluation_report import PREDICTED, SETTINGS, TRUE, picture
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.evaluation.report import write_report as write_evaluation
 from vision_rl.evaluation.summary import summarise
 from vision_rl.report.__main__ import main
-from vision_rl.rewards.grounding import gold_reply
 from vision_rl.run.log import RunLog
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
@@ -73,7 +73,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     main([str(one)])
     main([str(one), str(two), "-o", str(folder / "both.html")])
     main([str(hostile)])
-    reply = gold_reply([PREDICTED], decimals=6)
+    reply = AnswerSpace().write([PREDICTED], decimals=6)
     row = boxed(0, reply, [TRUE], image_paths=[picture(folder)], image_sizes=[[400, 300]])
     summary = summarise({**IDENTITY, "task": "grounding", "settings": SETTINGS}, {0: row}, 1)
     evaluation = write_evaluation(folder, summary, [row])

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tests import page_commands
 from vision_rl.errors import near
-from vision_rl.rollout.addresses import Reach, worker_lines
+from vision_rl.rollout.addresses import Addresses, worker_lines
 from vision_rl.run.log import RunLog
 from vision_rl.run.progress import RunProgress
 
@@ -60,7 +60,7 @@ def test_the_nearest_name(name: str, known: list[str], meant: str) -> None:
 def test_the_commands_for_workers_are_printed_when_the_proxy_listens(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     log = RunLog(tmp_path)
-    progress = RunProgress(tmp_path, 4, console, worker_lines(Reach(4747, proxy_port=8080), ["vqa"]))
+    progress = RunProgress(tmp_path, 4, console, worker_lines(Addresses(4747, proxy_port=8080), ["vqa"]))
     log.event("phase", text="Ray is up")
     progress.update()
     assert isinstance(console.file, io.StringIO) and "worker.py" not in console.file.getvalue()
@@ -71,7 +71,7 @@ def test_the_commands_for_workers_are_printed_when_the_proxy_listens(tmp_path: P
     assert shown.count("python worker.py --task vqa") == 1
     assert "on this machine (--host 0.0.0.0 opens it to others)" in shown and "any machine" not in shown
     assert "any machine" in "\n".join(
-        worker_lines(Reach(4747, "0.0.0.0", advertised="10.0.0.7", proxy_port=8080), ["vqa"])
+        worker_lines(Addresses(4747, "0.0.0.0", advertised="10.0.0.7", proxy_port=8080), ["vqa"])
     )
 
 

@@ -10,9 +10,10 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.test_config import ACTOR, ROLLOUT, TINY, at, cpu
-from vision_rl.config.ranges import OURS, RANGES
+from vision_rl.config.ranges import RANGES, ranges_of
 from vision_rl.config.resolve import Resolved, resolve, variants
 from vision_rl.errors import UserError
+from vision_rl.settings import AppSettings
 
 CORRECTION = "algorithm.rollout_correction"
 LOSS = f"{ACTOR}.policy_loss.loss_mode"
@@ -266,5 +267,5 @@ def test_every_range_is_of_a_setting_that_exists_and_holds_for_verls_default() -
     for key in RANGES:
         assert any(key in known for known in both), key
     assert not RANGES[f"{ACTOR}.optim.lr"].holds(math.nan)
-    for key, allowed in OURS.items():
+    for key, allowed in ranges_of(AppSettings(), "app").items():
         assert allowed.holds(at(cpu(), key)), key

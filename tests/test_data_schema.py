@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vision_rl.agent.prompts import vqa_text
-from vision_rl.data.schema import SCHEMA, normalise_row, read_rows, stored_path, write_row_sets, write_rows
+from vision_rl.data.row import SCHEMA, normalise_row
+from vision_rl.data.schema import read_rows, stored_path, write_row_sets, write_rows
 from vision_rl.data.verify import Checks, verify
 from vision_rl.errors import UserError
 from vision_rl.tasks import get_task

@@ -332,9 +332,9 @@ def test_the_metrics_are_known_and_the_table_in_the_docs_is_current() -> None:
     assert sets_table() in docs, "run python data_utils.py sets --markdown and put the table into docs/data.md"
 
 
-@pytest.mark.parametrize("name", [name for name, item in SETS.items() if item.get.startswith("download_data.sh")])
+@pytest.mark.parametrize("name", [name for name, item in SETS.items() if item.about.get.startswith("download_data.sh")])
 def test_the_download_script_knows_them(name: str) -> None:
-    assert SETS[name].get == f"download_data.sh {name}"
+    assert SETS[name].about.get == f"download_data.sh {name}"
     script = (Path(__file__).parents[1] / "download_data.sh").read_text()
     assert f"\n        {name})" in script
 

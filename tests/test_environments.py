@@ -29,7 +29,8 @@ from vision_rl.agent.client import LLM
 from vision_rl.agent.environment import LEFT_OUT, NEXT, UNREAD, Environment, Environments
 from vision_rl.agent.keeper import EnvironmentFailed, close_all
 from vision_rl.agent.replay import episode_pictures, episode_strip, is_played
-from vision_rl.data.schema import normalise_row, read_rows
+from vision_rl.data.row import normalise_row
+from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError
 from vision_rl.report.cards import Source, group_cards
 from vision_rl.rollout.trace import Turn

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.test_evaluation_metrics import IDENTITY, TRUE, boxed, record
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.errors import UserError
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation.official_tables import BENCHMARKS, cells_of, cells_title
@@ -15,11 +16,10 @@ from vision_rl.evaluation.report import page_of
 from vision_rl.evaluation.summary import render_markdown, summarise
 from vision_rl.evaluation.targets import agent_settings, served_pixels
 from vision_rl.rewards import vqa_reward
-from vision_rl.rewards.grounding import gold_reply
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import get_task
 
-HIT, MISS = gold_reply([TRUE]), gold_reply([(0.8, 0.8, 0.9, 0.9)])
+HIT, MISS = AnswerSpace().write([TRUE]), AnswerSpace().write([(0.8, 0.8, 0.9, 0.9)])
 
 
 def summary_of(records: list[dict[str, Any]], task: str = "grounding") -> dict[str, Any]:

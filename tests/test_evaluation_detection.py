@@ -10,9 +10,10 @@ import pytest
 
 from vision_rl.agent.grounding_prompts import request
 from vision_rl.answers.formats import FORMATS
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation.detection import detection_figures
-from vision_rl.rewards.grounding import gold_reply, grounding_reward
+from vision_rl.rewards.grounding import grounding_reward
 from vision_rl.run.collapse import CollapseWatcher
 from vision_rl.settings import AgentSettings, CollapseWatch
 
@@ -21,13 +22,13 @@ SETTINGS = asdict(AgentSettings(answer_format="click"))
 
 
 def record(true: list[list[float]], said: list[list[float]], finding: str = "", **meta: Any) -> dict[str, Any]:
-    reply = gold_reply(said, answer_format="click")
+    reply = AnswerSpace("click").write(said)
     return {
         **{"task": "grounding", "source": "x", "failure": "", "answers": [], "image_paths": ["a.png"]},
         **{"boxes": true, "labels": [finding or "Mass"] * len(true), "image_sizes": [[100, 100]]},
         "meta": meta | ({"finding": finding} if finding else {}),
         "reply": reply,
-        "components": grounding_reward(reply, true, answer_format="click").components,
+        "components": grounding_reward(reply, true, AnswerSpace("click")).components,
     }
 
 
@@ -100,10 +101,12 @@ def test_figures_with_and_without_empty_rows() -> None:
 def test_every_prompt_names_its_refusal_and_the_reward_takes_it(name: str) -> None:
     nothing = FORMATS[name].nothing
     family = FORMATS[name].space or "qwen2_5_vl"
-    assert f"If it is not there, answer {nothing}." in request("Find it.", name, family, refusal=True)
-    sizes: dict[str, Any] = {"original_size": (100, 100), "processed_size": (112, 112)}
+    assert f"If it is not there, answer {nothing}." in request(
+        "Find it.", AgentSettings(answer_format=name, family=family)
+    )
+    space = AnswerSpace(name, family, (100, 100), (112, 112))
     kind = "point" if FORMATS[name].points else "iou"
-    assert grounding_reward(nothing, [], answer_format=name, family=family, kind=kind, **sizes).value == 1
+    assert grounding_reward(nothing, [], space, kind=kind).value == 1
 
 
 def test_a_constant_refusal_is_an_alarm_whatever_it_earns() -> None:
@@ -112,5 +115,5 @@ def test_a_constant_refusal_is_an_alarm_whatever_it_earns() -> None:
         share = min(1.0, step / 4)
         told += watcher.update(step, {"train/reward": 0.71, "train/boxes/refused": share})
     assert [alarm.name for alarm in told][:1] == ["always refuses"] and "100%" in told[0].seen
-    assert "boxes/refused" not in grounding_reward("<click></click>", [], answer_format="click").components
-    assert grounding_reward("<click></click>", [A], answer_format="click").components["boxes/refused"] == 1
+    assert "boxes/refused" not in grounding_reward("<click></click>", [], AnswerSpace("click")).components
+    assert grounding_reward("<click></click>", [A], AnswerSpace("click")).components["boxes/refused"] == 1

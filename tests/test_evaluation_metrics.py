@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.data.convert.screenspot import platform_of
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation.intervals import mean_interval, resampled_means
 from vision_rl.evaluation.summary import render_markdown, submission, summarise, write_summary
-from vision_rl.rewards.grounding import gold_reply, grounding_reward
+from vision_rl.rewards.grounding import grounding_reward
 from vision_rl.rewards.vqa import vqa_reward
 
 TRUE = [0.2, 0.2, 0.4, 0.4]
@@ -59,13 +60,13 @@ def boxed(number: int, reply: str, boxes: Any = (TRUE,), **fields: Any) -> dict[
 
 
 def shifted(dx: float) -> str:
-    return gold_reply([[0.2 + dx, 0.2, 0.4 + dx, 0.4]], decimals=6)
+    return AnswerSpace().write([[0.2 + dx, 0.2, 0.4 + dx, 0.4]], decimals=6)
 
 
 @pytest.mark.parametrize(
     ("reply", "boxes", "expected"),
     [
-        (gold_reply([TRUE], decimals=6), [TRUE], "right"),
+        (AnswerSpace().write([TRUE], decimals=6), [TRUE], "right"),
         (shifted(0.05), [TRUE], "right"),
         (shifted(0.15), [TRUE], "wrong place"),
         ("<bbox>[20, 20, 40, 40]</bbox>", [TRUE], "wrong space"),
@@ -77,7 +78,7 @@ def shifted(dx: float) -> str:
         ("<bbox>[]</bbox>", [TRUE], "wrong place"),
         ("<bbox>[]</bbox>", [], "right"),
         ("no finding", [], "right"),
-        (gold_reply([TRUE]), [], "wrong place"),
+        (AnswerSpace().write([TRUE]), [], "wrong place"),
     ],
 )
 def test_outcomes_tell_format_space_and_place_apart(reply: str, boxes: Any, expected: str) -> None:
@@ -105,7 +106,7 @@ def test_grounding_figures_equal_their_definitions() -> None:
 
 def test_an_iou_on_the_level_counts() -> None:
     # Half of the true box: an IoU of exactly 0.5, up to rounding.
-    figures = metrics.overall("grounding", [boxed(0, gold_reply([[0.2, 0.2, 0.4, 0.3]], decimals=6))])
+    figures = metrics.overall("grounding", [boxed(0, AnswerSpace().write([[0.2, 0.2, 0.4, 0.3]], decimals=6))])
     assert figures["ACC@0.5"]["value"] == 1.0
 
 
@@ -143,7 +144,7 @@ def test_radiology_per_label() -> None:
         boxed(1, shifted(0.3), labels=["nodule"]),
         boxed(
             2,
-            gold_reply([TRUE, [0.5, 0.5, 0.7, 0.7]], decimals=6),
+            AnswerSpace().write([TRUE, [0.5, 0.5, 0.7, 0.7]], decimals=6),
             [TRUE, [0.5, 0.5, 0.7, 0.7]],
             labels=["nodule", "mass"],
         ),

@@ -16,6 +16,7 @@ from tests.recorded_runs import HOSTILE
 from tests.test_evaluation_metrics import IDENTITY, boxed, record
 from tests.test_report import Elements
 from vision_rl.agent.replay import predicted_boxes
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.evaluation.report import case_card, page_of, worst_and_best, write_report
 from vision_rl.evaluation.results import open_store
 from vision_rl.evaluation.summary import summarise, write_summary
@@ -23,7 +24,6 @@ from vision_rl.report.__main__ import main
 from vision_rl.report.cards import Card
 from vision_rl.report.page import render
 from vision_rl.report.pictures import Mark, Picture
-from vision_rl.rewards.grounding import gold_reply
 from vision_rl.settings import AgentSettings
 
 SETTINGS: dict[str, Any] = {"answer_format": "bbox", "family": "unit", "min_pixels": None, "max_pixels": None}
@@ -63,7 +63,7 @@ def corners(mark: Mark) -> tuple[float, ...]:
 
 
 def test_pictures_decode_and_boxes_lie_on_them(tmp_path: Path) -> None:
-    reply = gold_reply([PREDICTED], decimals=6)
+    reply = AnswerSpace().write([PREDICTED], decimals=6)
     [card] = cards_of([boxed(0, reply, [TRUE], image_paths=[picture(tmp_path)], image_sizes=[[400, 300]])])
     [shown] = card.pictures
     pixels = decoded(shown)
@@ -103,7 +103,7 @@ def test_worst_come_first_then_best_and_none_twice(tmp_path: Path) -> None:
     shifts = [0.3, 0.0, 0.05, 0.2, 0.1]
     records = []
     for number, dx in enumerate(shifts):
-        reply = gold_reply([[TRUE[0] + dx, TRUE[1], TRUE[2] + dx, TRUE[3]]], decimals=6)
+        reply = AnswerSpace().write([[TRUE[0] + dx, TRUE[1], TRUE[2] + dx, TRUE[3]]], decimals=6)
         records.append(boxed(number, reply, [TRUE], image_paths=[path]))
     headings = [card.heading for card in cards_of(records)]
     assert headings == ["worst, row 0", "worst, row 3", "worst, row 4", "best, row 1", "best, row 2"]
@@ -126,7 +126,7 @@ def test_of_equally_wrong_answers_the_surest_is_shown_first(tmp_path: Path) -> N
 
 
 def test_a_picture_that_is_gone_is_said(tmp_path: Path) -> None:
-    [card] = cards_of([boxed(0, gold_reply([TRUE]), [TRUE], image_paths=[str(tmp_path / "gone.png")])])
+    [card] = cards_of([boxed(0, AnswerSpace().write([TRUE]), [TRUE], image_paths=[str(tmp_path / "gone.png")])])
     assert card.pictures == () and "gone.png does not exist" in card.problem
 
 
@@ -138,7 +138,7 @@ def test_native_answers_are_drawn_in_the_space_that_the_model_saw() -> None:
 
 
 def test_an_answer_in_a_zoomed_view_is_not_placed(tmp_path: Path) -> None:
-    row = boxed(0, gold_reply([PREDICTED]), [TRUE], image_paths=[picture(tmp_path)], image_sizes=[[400, 300]])
+    row = boxed(0, AnswerSpace().write([PREDICTED]), [TRUE], image_paths=[picture(tmp_path)], image_sizes=[[400, 300]])
     row["components"]["tools/zooms"] = 1.0
     assert case_card(row, {**SETTINGS, "answer_view": "last"}, "worst").answers[0].boxes == ()
     assert case_card(row, {**SETTINGS, "answer_view": "original"}, "worst").answers[0].boxes != ()
@@ -161,7 +161,7 @@ def test_a_long_answer_is_cut_beside_its_scrolling_reply(tmp_path: Path) -> None
 
 
 def test_the_page_can_be_made_again_from_its_directory(tmp_path: Path) -> None:
-    row = boxed(0, gold_reply([TRUE]), [TRUE], image_paths=[picture(tmp_path)], image_sizes=[[400, 300]])
+    row = boxed(0, AnswerSpace().write([TRUE]), [TRUE], image_paths=[picture(tmp_path)], image_sizes=[[400, 300]])
     identity = {**IDENTITY, "task": "grounding", "settings": SETTINGS}
     summary = summarise(identity, {0: row}, 1)
     with open_store(tmp_path / "e", identity) as store:

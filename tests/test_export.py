@@ -150,21 +150,11 @@ def test_a_checkpoint_that_cannot_be_merged_leaves_nothing(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("mixed_precision", "of_verl_0_6", "dtype"),
-    [
-        (None, "float32", "float32"),  # a run of verl 0.6
-        (None, "bfloat16", "bfloat16"),
-        (None, None, "bfloat16"),
-        ("fp32", "bfloat16", "float32"),  # verl 0.9 has both keys and reads the first
-        ("bf16", "float32", "bfloat16"),
-        ("fp16", "bfloat16", "float32"),
-    ],
+    ("mixed_precision", "dtype"),
+    [(None, "bfloat16"), ("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float32")],
 )
-def test_the_actors_precision_is_kept(
-    tmp_path: Path, mixed_precision: str | None, of_verl_0_6: str | None, dtype: str
-) -> None:
-    key = "actor_rollout_ref.actor.fsdp_config"
-    settings = {f"{key}.mixed_precision.param_dtype": mixed_precision, f"{key}.dtype": of_verl_0_6}
+def test_the_actors_precision_is_kept(tmp_path: Path, mixed_precision: str | None, dtype: str) -> None:
+    settings = {"actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype": mixed_precision}
     run = a_run(tmp_path / "run", 1, settings=settings)
     assert dtype_of(run / "checkpoints" / "global_step_1") == dtype
     moved = shutil.move(run / "checkpoints" / "global_step_1", tmp_path / "global_step_1")

@@ -12,8 +12,10 @@ from vision_rl.answers.boxes import Box
 from vision_rl.answers.coordinates import FAMILIES
 from vision_rl.answers.formats import FORMATS
 from vision_rl.answers.parsing import POINT_FORMATS, BoxReading, format_boxes, read_boxes
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.errors import UserError
-from vision_rl.rewards.grounding import answer_space, gold_reply, grounding_reward, takes_points
+from vision_rl.rewards.grounding import grounding_reward
+from vision_rl.settings import AgentSettings
 
 P: Box = (197, 525, 197, 525)
 NATIVE = [
@@ -115,9 +117,9 @@ def test_what_families_and_gui_agents_write_is_read(fmt: str, text: str, boxes: 
 
 def test_a_box_with_its_own_point_is_one_answer() -> None:
     reply = '{"bbox_2d": [0.2, 0.2, 0.4, 0.4], "point_2d": [0.3, 0.3]}'
-    assert grounding_reward(reply, [(0.2, 0.2, 0.4, 0.4)], answer_format="bbox_2d").value == 1.0
+    assert grounding_reward(reply, [(0.2, 0.2, 0.4, 0.4)], AnswerSpace("bbox_2d")).value == 1.0
     moved = "pyautogui.moveTo(0.3, 0.3)\npyautogui.click()"
-    assert grounding_reward(moved, [(0.2, 0.2, 0.4, 0.4)], answer_format="pyautogui", kind="point").value == 1.0
+    assert grounding_reward(moved, [(0.2, 0.2, 0.4, 0.4)], AnswerSpace("pyautogui"), kind="point").value == 1.0
 
 
 def test_every_format_has_an_accepted_reply() -> None:
@@ -183,12 +185,12 @@ def test_written_forms_are_read_back(fmt: str) -> None:
 def test_the_point_minus_one_says_that_there_is_nothing(fmt: str) -> None:
     refusal = format_boxes([(-1, -1, -1, -1)], fmt)
     assert read_boxes(refusal, fmt) == BoxReading([], 0, True)
-    settings = {"answer_format": fmt, "family": "unit", "kind": "point"}
+    space = AnswerSpace(fmt)
     right = (0.1, 0.1, 0.3, 0.3)
-    assert grounding_reward(refusal, [], **settings).value == 1.0  # type: ignore[arg-type]
-    assert grounding_reward(refusal, [right], **settings).value == 0.0  # type: ignore[arg-type]
-    hedged = gold_reply([right], answer_format=fmt) + "\n" + refusal
-    assert grounding_reward(hedged, [right], **settings).value == pytest.approx(0.4)  # type: ignore[arg-type]
+    assert grounding_reward(refusal, [], space, kind="point").value == 1.0
+    assert grounding_reward(refusal, [right], space, kind="point").value == 0.0
+    hedged = space.write([right]) + "\n" + refusal
+    assert grounding_reward(hedged, [right], space, kind="point").value == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(
@@ -212,9 +214,8 @@ def test_the_point_minus_one_says_that_there_is_nothing(fmt: str) -> None:
 def test_an_echoed_template_is_no_box_and_costs_the_format(fmt: str, template: str) -> None:
     assert read_boxes(template, fmt) == BoxReading([], 0, False, 1)
     true = (0.2, 0.2, 0.4, 0.4)
-    settings = {"answer_format": fmt, "kind": "point"}
-    gold = gold_reply([true], decimals=6, answer_format=fmt)
-    reward = grounding_reward(f"The form is {template}\n{gold}", [true], **settings)  # type: ignore[arg-type]
+    gold = AnswerSpace(fmt).write([true], 6)
+    reward = grounding_reward(f"The form is {template}\n{gold}", [true], AnswerSpace(fmt), kind="point")
     assert reward.value == pytest.approx(0.9)
     assert (reward.components["boxes/extra"], reward.components["format/placeholder"]) == (0.0, 1.0)
     letters = template.replace("x1", "nan").replace("x", "nan")
@@ -234,28 +235,33 @@ CUT = [
 @pytest.mark.parametrize(("fmt", "text"), CUT)
 def test_a_cut_reply_is_scored_on_its_whole_boxes(fmt: str, text: str) -> None:
     true = (0.2, 0.2, 0.4, 0.4)
-    cut = grounding_reward(text, [true], answer_format=fmt, kind="point", truncated=True)
+    cut = grounding_reward(text, [true], AnswerSpace(fmt), kind="point", truncated=True)
     assert cut.components["point"] == cut.components["format/ok"] == cut.components["truncated"] == 1.0
     assert cut.value == pytest.approx(0.9)  # the price of running into the limit, a term of its own
-    assert grounding_reward(text, [true], answer_format=fmt, kind="point").components["truncated"] == 0.0
-    nothing = grounding_reward(text[:8], [true], answer_format=fmt, kind="point", truncated=True)
+    assert grounding_reward(text, [true], AnswerSpace(fmt), kind="point").components["truncated"] == 0.0
+    nothing = grounding_reward(text[:8], [true], AnswerSpace(fmt), kind="point", truncated=True)
     assert (nothing.components["boxes/predicted"], nothing.components["format/ok"]) == (0.0, 0.0)
 
 
 def test_formats_of_points_are_refused_where_a_box_is_needed() -> None:
     with pytest.raises(UserError, match=r"needs a box, but agent\.answer_format=point asks for a point; use point,"):
-        grounding_reward("(1, 2)", [], answer_format="point", kind="iou")
+        grounding_reward("(1, 2)", [], AnswerSpace("point"), kind="iou")
     with pytest.raises(UserError, match="choose native or one of bbox, click"):
-        answer_space("yolo", "unit")
+        _ = AnswerSpace("yolo").format
+
+
+def asked(fmt: str, *, family: str = "qwen2_5_vl", reward: str = "iou") -> AgentSettings:
+    """Settings that do not ask how to say that there is nothing."""
+    return AgentSettings(answer_format=fmt, family=family, reward=reward, refusal=False)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_prompts_say_form_and_space(fmt: str) -> None:
-    text = request("Click save.", fmt, "qwen2_5_vl")
+    text = request("Click save.", asked(fmt))
     assert FORMATS[fmt].form in text
     assert ("pixels" in text) == (FORMATS[fmt].space == "")
-    assert (FORMATS[fmt].nothing in text) == takes_points(fmt, "unit")
-    assert "(1920 x 1080 pixels)" in request("Click save.", "point", "pixels", size=(1920, 1080))
+    assert (FORMATS[fmt].nothing in text) == AnswerSpace(fmt).takes_points
+    assert "(1920 x 1080 pixels)" in request("Click save.", asked("point", family="pixels"), size=(1920, 1080))
 
 
 TAGS = [
@@ -304,7 +310,7 @@ def test_forms_take_linear_time(fmt: str, piece: str) -> None:
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_the_ranked_reward_asks_for_what_it_pays(fmt: str) -> None:
     """It counts the rank of the first point that hits; a prompt that asks for one would leave nothing to rank."""
-    asked = request("Click save.", fmt, "qwen2_5_vl", ranked=True)
-    assert RANKED in asked and RANKED not in request("Click save.", fmt, "qwen2_5_vl")
+    assert RANKED in request("Click save.", asked(fmt, reward="ranked"))
+    assert RANKED not in request("Click save.", asked(fmt))
     written = format_boxes([(0.1, 0.1, 0.1, 0.1), (0.5, 0.5, 0.5, 0.5)], fmt, 3)
     assert len(read_boxes(written, fmt).boxes) == 2

@@ -26,8 +26,9 @@ from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
 from vision_rl.settings import AppSettings, Integrity
 from vision_rl.tiny import checkpoint_dir
+from vision_rl.training.modes import VisionTrainerSync
 from vision_rl.training.rows import RowBuilder
-from vision_rl.training.trainer import VisionTrainerSync, one_update
+from vision_rl.training.step_metrics import one_update
 
 ADVANTAGES = [1.0, -0.5, 0.25]
 _ACTOR = "actor_rollout_ref.actor"

@@ -24,7 +24,6 @@ from vision_rl.answers.parsing import (
     format_boxes,
     format_row,
     parse_answer,
-    parse_boxes,
     parse_confidence,
     parse_tool_calls,
     read_boxes,
@@ -148,7 +147,7 @@ def test_numbers(text: str, number: float | None) -> None:
 )
 def test_accepted_boxes(fmt: str, text: str, boxes: list[Box]) -> None:
     assert read_boxes(text, fmt) == BoxReading(boxes, 0, False)
-    assert parse_boxes(text, fmt) == boxes
+    assert read_boxes(text, fmt).boxes == boxes
 
 
 @pytest.mark.parametrize(
@@ -207,7 +206,7 @@ def test_saying_that_there_is_nothing(fmt: str, text: str, none: bool) -> None:
 )
 def test_written_boxes_are_read_back(fmt: str, boxes: list[Box], around: str) -> None:
     text = around.replace("{}", format_boxes(boxes, fmt, decimals=6))
-    assert parse_boxes(text, fmt) == [pytest.approx(box, abs=2e-6) for box in boxes]
+    assert read_boxes(text, fmt).boxes == [pytest.approx(box, abs=2e-6) for box in boxes]
 
 
 def test_decimals_of_written_boxes() -> None:
@@ -360,7 +359,7 @@ def test_any_text(text: str) -> None:
     parse_confidence(text)
     parse_tool_calls(text)
     for fmt in BOX_FORMATS:
-        parse_boxes(text, fmt)
+        read_boxes(text, fmt)
 
 
 def operations(function: Callable[[str], object], text: str) -> float:

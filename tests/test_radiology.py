@@ -18,11 +18,12 @@ from tests.data_samples import BOX, picture
 from tests.dicom_files import dicom_bytes, radiograph, write_dicom
 from tests.radiology_samples import siim_runs
 from vision_rl.answers.boxes import Box, iou_pair
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.data.convert.data_set import Source
 from vision_rl.data.convert.radiology_layouts import shapes_of, siim_acr
 from vision_rl.data.convert.readers import fuse
 from vision_rl.data.schema import read_rows, write_rows
-from vision_rl.rewards.grounding import gold_reply, grounding_reward
+from vision_rl.rewards.grounding import grounding_reward
 
 HEADER = "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max\n"
 THREE = HEADER + "a,Mass,1,R1,20,10,60,40\na,Mass,1,R2,21,10,61,41\na,Mass,1,R3,19,9,60,40\n"
@@ -57,9 +58,9 @@ def test_one_perfect_box_earns_all_where_three_readers_agree(tmp_path: Path, run
     (row,) = vindr(run, tmp_path, THREE)
     assert row["boxes"] == [pytest.approx([0.1, 0.0967, 0.3017, 0.4033], abs=1e-3)]
     assert (row["labels"], row["meta"]["readers"]) == (["Mass"], [3])
-    reply = gold_reply(row["boxes"], answer_format="click")
-    assert grounding_reward(reply, row["boxes"], answer_format="click").value == pytest.approx(1, abs=1e-3)
-    assert grounding_reward(reply * 3, row["boxes"], answer_format="click").value < 0.5
+    reply = AnswerSpace("click").write(row["boxes"])
+    assert grounding_reward(reply, row["boxes"], AnswerSpace("click")).value == pytest.approx(1, abs=1e-3)
+    assert grounding_reward(reply * 3, row["boxes"], AnswerSpace("click")).value < 0.5
     (row,) = vindr(run, tmp_path, THREE, "--readers", "union")
     assert len(row["boxes"]) == 3
     (row,) = vindr(run, tmp_path, THREE, "--readers", "R2")

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from tests.recorded_runs import PEAK, SIZE, STEPS, collapsed_run, hostile_run, told_run
-from vision_rl.answers.parsing import parse_boxes
+from vision_rl.answers.parsing import read_boxes
 from vision_rl.errors import UserError
 from vision_rl.report.__main__ import main, page_of
 from vision_rl.report.cards import Card, advantages
@@ -331,7 +331,7 @@ def test_an_answer_about_a_zoomed_picture_is_drawn_where_it_lies_in_the_first(tm
     rollouts = [json.loads(line) for line in (run / ROLLOUTS).read_text().splitlines()]
     for card in (card for card in page.cards if "validation" in card.heading):
         [reply] = {r["replies"][-1] for r in rollouts if r["id"] == card.id and r["mode"] == "val"}
-        x1, y1, x2, y2 = (value / 2 for value in parse_boxes(reply, "bbox")[0])
+        x1, y1, x2, y2 = (value / 2 for value in read_boxes(reply, "bbox").boxes[0])
         [drawn] = marks_of(card, "predicted")
         expected = (x1 * SIZE[0], y1 * SIZE[1], (x2 - x1) * SIZE[0], (y2 - y1) * SIZE[1])
         assert (drawn.x, drawn.y, drawn.width, drawn.height) == pytest.approx(expected, abs=SIZE[0] * 0.007)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,29 +13,30 @@ from tests.random_texts import random_text
 from vision_rl.answers import formats
 from vision_rl.answers.boxes import SIMILARITIES, Box, iou_pair
 from vision_rl.answers.coordinates import FAMILIES
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.errors import UserError
-from vision_rl.rewards import gold_reply, grounding_reward
-from vision_rl.rewards.grounding import KINDS, POINT_KINDS, match_score, takes_points
+from vision_rl.rewards import grounding_reward
+from vision_rl.rewards.grounding import KINDS, POINT_KINDS, match_score
 from vision_rl.settings import Terms
 
 A: Box = (0.1, 0.1, 0.3, 0.3)
 B: Box = (0.6, 0.6, 0.9, 0.8)
 NEAR_A: Box = (0.1, 0.1, 0.3, 0.2)  # IoU 0.5 with A
 FAR: Box = (0.95, 0.0, 1.0, 0.05)
-SIZES = {"original_size": (1920, 1080), "processed_size": (1932, 1092)}
+SIZES: dict[str, Any] = {"original_size": (1920, 1080), "processed_size": (1932, 1092)}
 FORMATS = [
     *(("native", family) for family in FAMILIES),
     *((name, "unit") for name in formats.FORMATS),
-    *((name, "qwen2_5_vl") for name in formats.FORMATS if takes_points(name, "unit")),
+    *((name, "qwen2_5_vl") for name in formats.FORMATS if AnswerSpace(name).takes_points),
 ]
 
 
 def kinds_of(answer_format: str, family: str) -> tuple[str, ...]:
-    return POINT_KINDS if takes_points(answer_format, family) else KINDS
+    return POINT_KINDS if AnswerSpace(answer_format, family).takes_points else KINDS
 
 
 def reply(*boxes: Box) -> str:
-    return gold_reply(boxes, decimals=6)
+    return AnswerSpace().write(boxes, decimals=6)
 
 
 @st.composite
@@ -120,24 +122,23 @@ def test_no_finding_must_be_said(text: str, value: float) -> None:
 @pytest.mark.parametrize(("answer_format", "family"), FORMATS)
 @pytest.mark.parametrize("true", [[A], [A, B], []])
 def test_the_gold_reply_of_every_family_scores_one(answer_format: str, family: str, true: list[Box]) -> None:
-    settings = {"answer_format": answer_format, "family": family, **SIZES}
-    gold = gold_reply(true, **settings, decimals=6)  # type: ignore[arg-type]
+    space = AnswerSpace(answer_format, family, **SIZES)
+    gold = space.write(true, 6)
     for kind in kinds_of(answer_format, family):
         # A is small: Arc Vision pays the task only without a tool. The guide's max-IoU knows no "no finding".
         perfect = {"arc": 0.6, "max_iou": float(bool(true))}.get(kind, 1.0)
-        reward = grounding_reward(gold, true, kind=kind, **settings)  # type: ignore[arg-type]
+        reward = grounding_reward(gold, true, space, kind=kind)
         assert reward.value == pytest.approx(perfect, abs=1e-3), kind
         assert reward.components["format/ok"] == 1.0
         assert reward.components["format/wrong_space"] == 0.0
-    rounded = gold_reply(true, **settings)  # type: ignore[arg-type]
-    kind = "point" if takes_points(answer_format, family) else "iou"
-    assert grounding_reward(rounded, true, kind=kind, **settings).value > 0.98  # type: ignore[arg-type]
+    kind = "point" if space.takes_points else "iou"
+    assert grounding_reward(space.write(true), true, space, kind=kind).value > 0.98
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("unit", "pixels")])
 def test_special_tokens_may_be_missing(family: str) -> None:
-    settings = {"answer_format": "native", "family": family, **SIZES}
-    text = gold_reply([A, B], **settings)  # type: ignore[arg-type]
+    space = AnswerSpace("native", family, **SIZES)
+    text = space.write([A, B])
     tokens = (
         "<|box_start|>",
         "<|box_end|>",
@@ -150,8 +151,8 @@ def test_special_tokens_may_be_missing(family: str) -> None:
     )
     for token in tokens:
         text = text.replace(token, "")
-    kind = "point" if takes_points("native", family) else "iou"
-    assert grounding_reward(text, [A, B], kind=kind, **settings).value > 0.98  # type: ignore[arg-type]
+    kind = "point" if space.takes_points else "iou"
+    assert grounding_reward(text, [A, B], space, kind=kind).value > 0.98
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_special_tokens_may_be_missing(family: str) -> None:
 )
 def test_wrong_spaces_are_counted_and_not_rewarded(answer_format: str, family: str, text: str) -> None:
     for kind in ("iou", "point", "gaussian"):
-        reward = grounding_reward(text, [A], answer_format=answer_format, family=family, kind=kind, **SIZES)  # type: ignore[arg-type]
+        reward = grounding_reward(text, [A], AnswerSpace(answer_format, family, **SIZES), kind=kind)
         assert reward.components["format/wrong_space"] == 1.0
         assert reward.components["format/ok"] == 0.0
         assert reward.components["iou"] == 0.0
@@ -228,13 +229,14 @@ def test_length_price() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"kind": "vqa"}, {"answer_format": "yolo"}, {"answer_format": "native", "family": "x"}]
+    ("space", "kind", "named"),
+    [(AnswerSpace(), "vqa", "vqa"), (AnswerSpace("yolo"), "iou", "yolo"), (AnswerSpace("native", "x"), "iou", "x")],
 )
-def test_bad_settings_are_named(settings: dict[str, str]) -> None:
-    with pytest.raises(UserError, match=next(iter(settings.values())) if len(settings) == 1 else "x"):
-        grounding_reward(reply(A), [A], **settings)  # type: ignore[arg-type]
+def test_bad_settings_are_named(space: AnswerSpace, kind: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        grounding_reward(reply(A), [A], space, kind=kind)
     with pytest.raises(UserError, match="processed_size"):
-        grounding_reward("", [A], answer_format="native", family="qwen2_5_vl")
+        grounding_reward("", [A], AnswerSpace("native", "qwen2_5_vl"))
 
 
 def test_ten_thousand_random_strings() -> None:
@@ -245,5 +247,5 @@ def test_ten_thousand_random_strings() -> None:
         true = [[], [A], [A, B]][i % 3]
         kinds = kinds_of(answer_format, family)
         kind = kinds[i % len(kinds)]
-        reward = grounding_reward(text, true, answer_format=answer_format, family=family, kind=kind, **SIZES)  # type: ignore[arg-type]
+        reward = grounding_reward(text, true, AnswerSpace(answer_format, family, **SIZES), kind=kind)
         assert -1.4 <= reward.value <= 1.0

@@ -19,11 +19,12 @@ from torchvision.ops import complete_box_iou, distance_box_iou, generalized_box_
 
 from tests.random_texts import random_text
 from vision_rl.answers.boxes import DISTANCE_CEILING, distance, point_in_polygon
-from vision_rl.data.schema import METRICS as NAMED_BY_ROWS
+from vision_rl.answers.space import AnswerSpace
+from vision_rl.data.row import METRICS as NAMED_BY_ROWS
 from vision_rl.errors import UserError
 from vision_rl.rewards import METRICS, math_equality, metric, vqa_reward
 from vision_rl.rewards.grounding import KINDS as BOX_KINDS
-from vision_rl.rewards.grounding import gold_reply, grounding_reward, point_score, ranked_score
+from vision_rl.rewards.grounding import grounding_reward, point_score, ranked_score
 from vision_rl.rewards.multiple_choice import alike, multiple_choice, named_choices
 from vision_rl.rewards.text_metrics import chart_number
 from vision_rl.rewards.vqa import KINDS, answer_metric
@@ -414,7 +415,7 @@ def test_referring_expressions_and_points() -> None:
     assert METRICS["acc_at_iou_0.5"].score([(0.0, 0.0, 0.4, 0.19)], true) == 0.0
     assert METRICS["point_in_box"].score([(0.4, 0.4, 0.4, 0.4)], true) == 1.0
     assert METRICS["point_in_box"].score([(0.41, 0.4, 0.41, 0.4)], true) == 0.0
-    assert grounding_reward(gold_reply(true), true, kind="acc_at_iou_0.5").value == 1.0
+    assert grounding_reward(AnswerSpace().write(true), true, kind="acc_at_iou_0.5").value == 1.0
 
 
 def test_distance_pays_a_hit_fully_and_a_miss_below_its_ceiling() -> None:
@@ -449,15 +450,14 @@ def test_polygons_are_the_targets_of_points() -> None:
     assert not point_in_polygon(0.6, 0.6, triangle)
     box, hit, miss = (0.0, 0.0, 1.0, 1.0), (0.2,) * 4, (0.6,) * 4
     for point, value in ((hit, 1.0), (miss, 0.0)):
-        reply = gold_reply([point], answer_format="point")
-        settings = {"answer_format": "point", "kind": "point", "polygons": [triangle]}
-        assert grounding_reward(reply, [box], **settings).value == value  # type: ignore[arg-type]
+        reply = AnswerSpace("point").write([point])
+        scored = grounding_reward(reply, [box], AnswerSpace("point"), kind="point", polygons=[triangle])
+        assert scored.value == value
     assert point_score([hit, miss], [box], 0, [triangle]) == 0.5
     assert point_score([], [box], 1, [triangle]) == 0.0
 
 
 def test_metrics_are_found_by_name() -> None:
-    assert metric("official") is METRICS["vqa"]
     with pytest.raises(UserError, match=r"metric 'anlz' does not exist \(did you mean anls\?\)"):
         metric("anlz")
     assert set(NAMED_BY_ROWS) <= set(METRICS)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from vision_rl.answers.boxes import Box
 from vision_rl.answers.parsing import parse_tool_calls
-from vision_rl.rewards import arc_reward, gold_reply, grounding_reward
+from vision_rl.answers.space import AnswerSpace
+from vision_rl.rewards import arc_reward, grounding_reward
 from vision_rl.rewards.tools import Call, is_aimed, target_kind
 from vision_rl.settings import ArcWeights
 
@@ -151,7 +152,7 @@ def test_more_zooms_than_one_never_pay(iou: float, n: int, small: bool) -> None:
 
 def test_grounding_reward_reads_the_real_calls_not_the_text() -> None:
     said = '<tool_call>{"name": "zoom_ui_element", "arguments": {"region": [0, 0, 1, 1]}}</tool_call>'
-    reply = said + gold_reply([SMALL])
+    reply = said + AnswerSpace().write([SMALL])
     assert grounding_reward(reply, [SMALL], kind="arc").components["tool"] == 0.0
     calls = [(call.name, call.arguments) for call in parse_tool_calls(reply)]
     made = grounding_reward(reply, [SMALL], kind="arc", tool_calls=calls)

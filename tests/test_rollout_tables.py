@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.recorded_runs import HOSTILE, SIZE, told_run
-from vision_rl.answers.parsing import parse_boxes
+from vision_rl.answers.parsing import read_boxes
 from vision_rl.report.tables import ROWS, TAG, log_rollout_tables
 from vision_rl.run.log import ROLLOUTS, read_jsonl
 
@@ -48,7 +48,7 @@ def test_tensorboard_shows_pictures_with_boxes_and_a_table(
         assert pixels.shape[:2] == SIZE[::-1]
         for colour, box in (
             ((10, 143, 60), record["boxes"][0]),
-            ((214, 36, 110), parse_boxes(record["replies"][0], "bbox")[0]),
+            ((214, 36, 110), read_boxes(record["replies"][0], "bbox").boxes[0]),
         ):
             xs = np.nonzero(np.abs(pixels - colour).sum(axis=2) == 0)[1]
             assert [xs.min(), xs.max()] == pytest.approx([box[0] * SIZE[0], box[2] * SIZE[0]], abs=2), colour

@@ -25,10 +25,11 @@ from scripts.tiny_models import warmstart
 from scripts.tiny_models.alignment import FACETS, token_labels
 from scripts.tiny_models.model import SPECIAL_TOKENS, build_model, build_processor, round_weights, save_checkpoint
 from scripts.tiny_models.warmstart import Lesson, chat_prompt, reply_text, supervised_batch, user_text
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.data.schema import read_rows
 from vision_rl.errors import UserError
 from vision_rl.models.tokens import forbidden_token_ids
-from vision_rl.rewards import gold_reply, grounding_reward, vqa_accuracy, vqa_reward
+from vision_rl.rewards import grounding_reward, vqa_accuracy, vqa_reward
 from vision_rl.tasks import get_task
 from vision_rl.tiny import checkpoint_dir, write_tasks
 from vision_rl.tiny.scenes import (
@@ -361,7 +362,7 @@ def test_gold_answers_score_full_marks(written: tuple[str, dict[str, Path]]) -> 
             assert len(row["answers"]) == 10
             assert vqa_reward(majority, row["answers"]).components["accuracy"] == 1.0
         else:
-            reply = gold_reply(row["boxes"])
+            reply = AnswerSpace().write(row["boxes"])
             assert grounding_reward(reply, row["boxes"]).components["iou"] > 0.9
 
 
@@ -457,7 +458,7 @@ def test_mistaken_boxes_are_those_of_the_double() -> None:
         assert f"{target.color} {target.kind}" in example.question
         assert double.kind == target.kind
         assert len({thing.color for thing in example.things}) == 3
-        assert grounding_reward(gold_reply([example.mistake]), [example.answer]).components["iou"] < 0.1
+        assert grounding_reward(AnswerSpace().write([example.mistake]), [example.answer]).components["iou"] < 0.1
 
 
 @pytest.mark.parametrize("kind", ELEMENTS)

@@ -23,8 +23,10 @@ from vision_rl.run.log import METRICS, RunLog, read_jsonl
 from vision_rl.settings import AgentSettings, AppSettings, Validation
 from vision_rl.training import trainer as trainer_module
 from vision_rl.training.health import ModelDied
+from vision_rl.training.modes import VisionTrainerSync
+from vision_rl.training.step_metrics import clip_ratios
 from vision_rl.training.supervisor import Supervisor
-from vision_rl.training.trainer import VisionTrainer, VisionTrainerSync, clip_ratios
+from vision_rl.training.trainer import VisionTrainer
 
 
 class Workers:

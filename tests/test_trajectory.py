@@ -28,7 +28,7 @@ from vision_rl.training.advantages import rollout_advantages
 from vision_rl.training.rollouts import FinishedRollout
 from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample, trajectory_samples, transition_samples
-from vision_rl.training.trainer import sample_limits
+from vision_rl.training.step_metrics import sample_limits
 
 LONG = {"max_prompt_length": 512, "max_response_length": 512}
 REPLIES = ["red", "blue square", "2"]

@@ -34,14 +34,16 @@ from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import METRICS, ROLLOUTS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings, Integrity
+from vision_rl.training import modes
 from vision_rl.training import trainer as trainer_module
 from vision_rl.training.advantages import group_metrics, rollout_advantages
 from vision_rl.training.health import Health, ModelDied
+from vision_rl.training.modes import VisionTrainerOneStepOff, VisionTrainerSync
 from vision_rl.training.rollout_manager import Group
 from vision_rl.training.rollouts import FinishedRollout, rollout_metrics
 from vision_rl.training.steps import StepRecords
 from vision_rl.training.supervisor import Supervisor
-from vision_rl.training.trainer import VisionTrainer, VisionTrainerOneStepOff, VisionTrainerSync, task_loader
+from vision_rl.training.trainer import VisionTrainer, task_loader
 
 SECOND = Turn([1, 2, 3, 4, 5, 6], [7, 8, 9], [-0.1] * 3, ["file:///a.png"], "no", "length")
 
@@ -91,7 +93,7 @@ def test_records_know_the_advantage_and_the_components_of_each_rollout(tmp_path:
     rollouts = Rollouts(group("g", [1.0, 0.0], truncated=1), group("h", [0.5], seconds=9.0))
     records = StepRecords(RunLog(tmp_path), rollouts, Integrity())  # type: ignore[arg-type]
     metrics = records.take(SimpleNamespace(selected={"g", "h"}, thrown_away={}), 4)
-    assert metrics["train/responses_truncated"] == 1 and metrics["train/rollouts_stalled"] == 1
+    assert metrics["train/responses_truncated"] == 1
     batch = KVBatchMeta(partition_id="train", keys=["g_0_0", "g_1_0", "h_0_0", "pad_0_0"], tags=[{}] * 4)
     assert records.components(batch) == {"task": [1.0, 0.0, 0.5, 0.0]}, "rows that pad the batch have zeros"
     mask = torch.tensor([[1.0, 1.0, 0.0, 0.0]] * 4)
@@ -295,7 +297,7 @@ def test_records_are_written_whatever_ends_a_step_or_a_run(
 def test_new_weights_are_told_after_they_are_there(trainer: VisionTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     trainer.rollouts = SimpleNamespace(weights_changed=lambda: order.append("told"))  # type: ignore[assignment]
-    monkeypatch.setattr(trainer_module.PPOTrainerSync, "on_step_end", lambda self: order.append("sent"))
+    monkeypatch.setattr(modes.PPOTrainerSync, "on_step_end", lambda self: order.append("sent"))
     trainer.on_step_end()
     assert order == ["sent", "told"]
 

@@ -29,7 +29,7 @@ from tests.engine_stack import Stack, model_entry, running_stack
 from tests.pictures import data_uri, no_size, odd_picture
 from vision_rl.agent.messages import sent_file, user_message
 from vision_rl.errors import UserError
-from vision_rl.rollout.addresses import Reach, free_port, worker_lines
+from vision_rl.rollout.addresses import Addresses, free_port, worker_lines
 from vision_rl.rollout.proxy import VisionProxy
 from vision_rl.rollout.strategy import VisionStrategy
 from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
@@ -371,9 +371,9 @@ def test_runners_elsewhere_get_the_advertised_address(tmp_path: Path, advertised
 
 
 def test_the_trainers_own_runners_go_past_the_network_address_translation() -> None:
-    reach = Reach(4747, host="0.0.0.0", address="10.0.0.5", advertised="trainer.example")
-    assert VisionStrategy(n_runners=1, reach=reach).proxy_host == "10.0.0.5"
-    assert VisionStrategy(n_runners=1, reach=reach, role="runner").proxy_host is None
+    addresses = Addresses(4747, host="0.0.0.0", address="10.0.0.5", advertised="trainer.example")
+    assert VisionStrategy(n_runners=1, addresses=addresses).proxy_host == "10.0.0.5"
+    assert VisionStrategy(n_runners=1, addresses=addresses, role="runner").proxy_host is None
 
 
 def test_a_store_is_looked_at_before_the_runners_start(stack: Stack) -> None:
@@ -520,8 +520,8 @@ def test_the_stores_address_ends_the_worker_with_one_sentence(stack: Stack) -> N
 def test_the_printed_address_opens_the_dashboard(stack: Stack) -> None:
     """As a browser opens it: the key once, then the cookie; the page and what it asks for, but no change."""
     store = httpx.URL(stack.store.endpoint)
-    reach = Reach(store.port or 0, token=TOKEN, proxy_port=8080)
-    [line] = [line for line in worker_lines(reach, ["vqa"]) if "dashboard" in line]
+    addresses = Addresses(store.port or 0, token=TOKEN, proxy_port=8080)
+    [line] = [line for line in worker_lines(addresses, ["vqa"]) if "dashboard" in line]
     assert TOKEN not in line
     with httpx.Client(trust_env=False, follow_redirects=True) as browser:
         page = browser.get(line.split()[-1])

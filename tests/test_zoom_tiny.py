@@ -22,7 +22,7 @@ from scripts.tiny_models.zoom_warmstart import (
 )
 from vision_rl.agent.grounding_prompts import request, system_text
 from vision_rl.agent.tools import ToolBox
-from vision_rl.answers.parsing import parse_boxes, parse_tool_calls
+from vision_rl.answers.parsing import parse_tool_calls, read_boxes
 from vision_rl.answers.zoom import View, zoom
 from vision_rl.data.schema import read_rows
 from vision_rl.report.run import run_page
@@ -92,7 +92,7 @@ def test_lessons_are_what_the_agent_sends_and_can_carry_out(tmp_path: Path) -> N
     assert result.picture is not None and result.view is not None
     assert np.array_equal(np.asarray(result.picture), np.asarray(dialogue.pictures[1]))
     assert result.numbered(2) in dialogue.messages[3]["content"][1]["text"]
-    [box] = parse_boxes(dialogue.messages[4]["content"], "bbox")
+    [box] = read_boxes(dialogue.messages[4]["content"], "bbox").boxes
     assert result.view.to_picture(box) == pytest.approx(scene.box, abs=0.01)
 
 

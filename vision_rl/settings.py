@@ -9,10 +9,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
 
 TOKEN_VARIABLE = "VISION_RL_TOKEN"
 """Environment variable with the token of this run's own store and proxy, where they have one."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """low and high belong to the range unless `above` (low does not) or `below` (high does not)."""
+
+    low: float
+    high: float | None = None
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` lies within; NaN does not."""
+        over = value > self.low if self.above else value >= self.low
+        return over and (self.high is None or (value < self.high if self.below else value <= self.high))
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+        if self.high is None:
+            return low
+        return f"{low} and {'below' if self.below else 'at most'} {self.high:g}"
+
+
+POSITIVE = Range(0, above=True)
+NOT_NEGATIVE = Range(0)
+COUNT = Range(1)
+SHARE = Range(0, 1)
+PART = Range(0, 1, above=True)
+
+
+def within(default: T, allowed: Range) -> T:
+    """A field whose value must lie in a range; `vision_rl.config.ranges` checks it."""
+    made: T = field(default=default, metadata={"range": allowed})
+    return made
 
 
 @dataclass(frozen=True)
@@ -97,7 +133,7 @@ class AgentSettings:
     video: str = "frames"  # how questions about a video show it: as pictures, or "native", as the family's own video
     max_tokens: int = 512
     timeout_seconds: float = 120.0
-    max_turns: int = 1  # replies of the model in one rollout; more than one needs tools or an environment
+    max_turns: int = within(1, COUNT)  # replies of the model in a rollout; more than one needs tools or an environment
     max_tool_calls: int = 0  # 0: the agent has no tools
     tool_protocol: str = "text"  # "text": <tool_call> in the reply; "function": OpenAI's function tools
     structured_output: str = "refuse"  # of a rollout's response_format and forced tool_choice; "prompt": in words
@@ -133,7 +169,7 @@ class RolloutPolicy:
     unresponsive_seconds: float = (
         300.0  # must exceed agent.timeout_seconds, or a slow answer is taken for a dead runner
     )
-    max_attempts: int = 2
+    max_attempts: int = within(2, COUNT)
     span_deadline_seconds: float = 10.0  # how long to wait for late spans of a finished rollout
     poll_seconds: float = 0.1  # for the ends of rollouts 0.1 at most: Agent Lightning's client refuses to wait longer
 
@@ -142,11 +178,11 @@ class RolloutPolicy:
 class Validation:
     """The fixed validation sample, the metric that names the best checkpoint, and early stopping."""
 
-    samples: int = 60  # 0: all of them
-    seed: int = 0
+    samples: int = within(60, NOT_NEGATIVE)  # 0: all of them
+    seed: int = within(0, NOT_NEGATIVE)
     metric: str = "val/reward"
     maximize: bool = True
-    patience: int = 0  # validations without improvement before the run stops; 0: never
+    patience: int = within(0, NOT_NEGATIVE)  # validations without improvement before the run stops; 0: never
     min_delta: float = 0.0
 
 
@@ -154,7 +190,7 @@ class Validation:
 class Checkpoints:
     """Which checkpoints stay on disk."""
 
-    keep_last: int = 2
+    keep_last: int = within(2, COUNT)
     keep_best: bool = True
 
 
@@ -178,21 +214,21 @@ class Sight:
     A check is left out while all of them together have taken more than `time` of the run since its first step.
     """
 
-    every: int = 5  # steps from check to check, after one in the first step; 0: none
-    rows: float = 0.125  # share of a step's rows, of those with pictures, that a check computes again
-    time: float = 0.03  # at most this share of the run's time, from its first step on, is spent on checks
-    min_kl: float | None = 0.001  # nats per token between seeing and blind; checks below it end the run; null: never
-    patience: int = 3  # so many checks in a row
-    val_rows: int = 16  # rows of every validation that are asked again with black pictures; 0: none
+    every: int = within(5, NOT_NEGATIVE)  # steps from check to check, after one in the first step; 0: none
+    rows: float = within(0.125, PART)  # share of a step's rows, of those with pictures, that a check computes again
+    time: float = within(0.03, PART)  # at most this share of the run's time, from its first step on, is spent on checks
+    min_kl: float | None = within(0.001, POSITIVE)  # nats a token, seeing against blind; less ends the run; null: never
+    patience: int = within(3, COUNT)  # so many checks in a row
+    val_rows: int = within(16, NOT_NEGATIVE)  # validation rows that are asked again with black pictures; 0: none
 
 
 @dataclass(frozen=True)
 class Papo:
     """PAPO's terms in the loss (vision_rl/actor/papo.py). kl_coef 0: none of them, and no second forward pass."""
 
-    kl_coef: float = 0.0  # gamma: what a nat between seeing and masked is worth
-    entropy_coef: float = 0.03  # eta: what a nat of entropy costs, of the seeing and of the masked policy
-    mask_ratio: float = 0.6  # share of a picture's squares of 14 pixels that are black
+    kl_coef: float = within(0.0, NOT_NEGATIVE)  # gamma: what a nat between seeing and masked is worth
+    entropy_coef: float = within(0.03, NOT_NEGATIVE)  # eta: what a nat of entropy costs, seeing and masked
+    mask_ratio: float = within(0.6, PART)  # share of a picture's squares of 14 pixels that are black
 
 
 @dataclass(frozen=True)
@@ -208,17 +244,17 @@ class CollapseWatch:
     """Thresholds of the collapse watch; each alarm is a comparison against the run's own early steps or peak."""
 
     action: str = "warn"  # "warn" | "stop" | "restore_best"
-    persist_steps: int = 3  # steps that an alarm must last before `action` is taken
-    window: int = 5  # steps of the moving average
-    reward_drop: float = 0.5  # share of the peak reward that is lost
+    persist_steps: int = within(3, COUNT)  # steps that an alarm must last before `action` is taken
+    window: int = within(5, COUNT)  # steps of the moving average
+    reward_drop: float = within(0.5, SHARE)  # share of the peak reward that is lost
     length_growth: float = 0.15  # relative to the first window
-    entropy_drop: float = 0.8  # share of the first window's entropy that is gone
+    entropy_drop: float = within(0.8, SHARE)  # share of the first window's entropy that is gone
     kl: float = 1.0  # nats per token against the reference
-    equal_groups: float = 0.8  # share of groups without spread
-    format_failures: float = 0.5  # share of answers that do not parse
-    wrong_space: float = 0.2  # share of boxes in another coordinate space
-    refusals: float = 0.95  # share of replies that see nothing, of those to rows with something to find
-    overconfidence: float = 0.4  # mean stated confidence minus mean reward
+    equal_groups: float = within(0.8, SHARE)  # share of groups without spread
+    format_failures: float = within(0.5, SHARE)  # share of answers that do not parse
+    wrong_space: float = within(0.2, SHARE)  # share of boxes in another coordinate space
+    refusals: float = within(0.95, SHARE)  # share of replies that see nothing, of those to rows with something to find
+    overconfidence: float = within(0.4, SHARE)  # mean stated confidence minus mean reward
 
 
 @dataclass(frozen=True)
@@ -226,9 +262,9 @@ class AppSettings:
     """Everything else that the trainer reads and verl does not know."""
 
     imports: list[str] = field(default_factory=list)  # modules of the user's own, imported where the trainer lives
-    n_runners: int = 4
+    n_runners: int = within(4, NOT_NEGATIVE)
     max_train_samples: int = 0  # 0: all rows
-    images_per_prompt: int = 4  # upper limit for vLLM; images that tools return count too
+    images_per_prompt: int = within(4, COUNT)  # upper limit for vLLM; images that tools return count too
     gpu_memory_gb: float = 80.0  # of one GPU that the preset is meant for: what --plan compares with
     shared_prompt: bool | None = (
         None  # a group's prompt is computed once in the actor; null: on CPUs, where it is proven

@@ -96,13 +96,10 @@ class _Talk:
         self.done = False
         text = request(
             task["question"],
-            self.settings.answer_format,
-            self.settings.family,
+            self.settings,
             pictures=len(first),
             view=self.settings.answer_view,
             size=(task["image_sizes"] or [None])[0],
-            ranked=self.settings.reward == "ranked",
-            refusal=self.settings.refusal,
         )
         self.messages: list[Any] = [
             {"role": "system", "content": system_text(self.settings.tool_protocol == "text")},

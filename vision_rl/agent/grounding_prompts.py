@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from vision_rl.agent.prompts import GROUNDING_PROMPT
 from vision_rl.agent.tools import tools_text
-from vision_rl.answers.coordinates import get_family
-from vision_rl.answers.formats import FORMATS
-from vision_rl.rewards.grounding import answer_space
+from vision_rl.answers.space import AnswerSpace
+from vision_rl.settings import AgentSettings
 
 _SPACES = {
     "unit": "each a fraction of {picture}'s width or height",
@@ -32,30 +31,27 @@ LAST_TURN = "No further call is possible: answer now."
 
 def request(
     instruction: str,
-    answer_format: str,
-    family: str,
+    settings: AgentSettings,
     *,
     pictures: int = 1,
     view: str = "",
     size: Sequence[int] | None = None,
-    ranked: bool = False,
-    refusal: bool = False,
 ) -> str:
     """The user's text: the instruction and how to answer it.
 
     view: "" for a conversation without tools, else which picture's space the answer is in ("original" or "last"). size:
     (width, height) of the first picture's file, stated where the answer is in its pixels, whatever a server resizes.
-    ranked: several answers are wanted, as the reward "ranked" pays for. refusal: say how to answer that there is nothing to
-    find; formats of points always do.
+    The reward "ranked" pays for several answers, so they are asked for. With `settings.refusal` the text says how to answer
+    that there is nothing to find; for formats of points it always does.
     """
-    if not view and answer_format == "bbox" and pictures == 1 and not (ranked or refusal):
+    space, ranked = AnswerSpace.of(settings), settings.reward == "ranked"
+    if not view and settings.answer_format == "bbox" and pictures == 1 and not (ranked or settings.refusal):
         return GROUNDING_PROMPT.format(instruction=instruction)
     picture = _PICTURES[view] if view else "the image" if pictures == 1 else "the first picture"
-    name, numbers_of = answer_space(answer_format, family)
-    form, space = FORMATS[name], get_family(numbers_of).space
-    stated = f" ({size[0]} x {size[1]} pixels)" if size and space == "original" and view != "last" else ""
-    nothing = f" If it is not there, answer {form.nothing}." if form.points or refusal else ""
-    place = _SPACES[space].format(picture=picture)
+    form = space.format
+    stated = f" ({size[0]} x {size[1]} pixels)" if size and space.unit == "original" and view != "last" else ""
+    nothing = f" If it is not there, answer {form.nothing}." if form.points or settings.refusal else ""
+    place = _SPACES[space.unit].format(picture=picture)
     several = f" {RANKED}" if ranked else ""
     return f"{instruction}\nAnswer with {form.form}, {place}{stated}.{several}{nothing}"
 

@@ -15,12 +15,12 @@ from vision_rl.agent.media import size_limits
 from vision_rl.agent.tools import ToolBox
 from vision_rl.answers.actions import READERS
 from vision_rl.answers.boxes import Box
-from vision_rl.answers.coordinates import Size, to_unit
-from vision_rl.answers.parsing import parse_boxes, parse_tool_calls
+from vision_rl.answers.coordinates import Size
+from vision_rl.answers.parsing import parse_tool_calls
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.answers.zoom import View
 from vision_rl.media.images import open_image
 from vision_rl.media.references import frames_of, picture_path
-from vision_rl.rewards.grounding import answer_space
 from vision_rl.settings import AgentSettings
 
 
@@ -54,10 +54,7 @@ def answer_boxes(record: Mapping[str, Any], settings: AgentSettings, views: Sequ
     """The boxes of the last reply, in the first picture's unit space, whichever picture they were given in."""
     with_tools = settings.max_turns > 1
     view = views[-1] if with_tools and settings.answer_view == "last" else views[0]
-    form, space = answer_space(settings.answer_format, settings.family)
-    return [
-        view.to_picture(to_unit(box, space, view.size, view.size)) for box in parse_boxes(record["replies"][-1], form)
-    ]
+    return [view.to_picture(box) for box in AnswerSpace.of(settings, view.size, view.size).boxes(record["replies"][-1])]
 
 
 def predicted_boxes(record: Mapping[str, Any], settings: AgentSettings, size: Size) -> list[Box]:
@@ -68,9 +65,7 @@ def predicted_boxes(record: Mapping[str, Any], settings: AgentSettings, size: Si
     """
     if settings.answer_view == "last" and record["components"].get("tools/zooms"):
         return []
-    form, space = answer_space(settings.answer_format, settings.family)
-    seen = size_limits(settings).processed(size)
-    return [to_unit(box, space, size, seen) for box in parse_boxes(record["reply"], form)]
+    return AnswerSpace.of(settings, size, size_limits(settings).processed(size)).boxes(record["reply"])
 
 
 def is_played(record: Mapping[str, Any]) -> bool:

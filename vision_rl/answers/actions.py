@@ -14,15 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vision_rl.answers.coordinates import Size, get_family, to_unit
-from vision_rl.answers.formats import FORMATS, NUMBER_PATTERN
+from vision_rl.answers.formats import NUMBER_PATTERN
 from vision_rl.answers.parsing import (
-    answer_space,
     final_text,
     parse_json,
     parse_tool_calls,
-    read_boxes,
     strip_reasoning,
 )
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.settings import AgentSettings
 
 Point = tuple[float, float]
@@ -81,19 +80,18 @@ class Reader:
 
 
 def _read_click(reply: str, settings: AgentSettings, size: Size, seen: Size) -> Action | None:
-    form, space = answer_space(settings.answer_format, settings.family)
-    found = read_boxes(reply, form).boxes
+    found = AnswerSpace.of(settings, size, seen).boxes(reply)
     if len(found) != 1:
         return None
-    x1, y1, x2, y2 = to_unit(found[0], space, size, seen)
+    x1, y1, x2, y2 = found[0]
     return _checked(Action("click", ((x1 + x2) / 2, (y1 + y2) / 2)))
 
 
 def _ask_click(settings: AgentSettings, size: Size) -> str:
-    name, numbers_of = answer_space(settings.answer_format, settings.family)
-    if name == "bbox":
+    space = AnswerSpace.of(settings)
+    if space.format.name == "bbox":
         return "Answer with <bbox>[x1, y1, x2, y2]</bbox>, each a fraction of the image's width or height."
-    return f"Answer with {FORMATS[name].form}, {_place(get_family(numbers_of).space, size)}."
+    return f"Answer with {space.format.form}, {_place(space.unit, size)}."
 
 
 def _place(space: str, size: Size) -> str:

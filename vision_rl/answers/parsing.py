@@ -183,19 +183,6 @@ def format_row(fmt: str) -> AnswerFormat:
     return FORMATS[name]
 
 
-def answer_space(answer_format: str, family: str) -> tuple[str, str]:
-    """(format of the answer, family whose space its numbers are in) for an `agent.answer_format`.
-
-    A row of `vision_rl.answers.formats.FORMATS` is in the space that it names ("bbox" and "click" in unit space whatever the
-    model), or else in the family's; "native" is the family's own format and space.
-    """
-    name = FAMILIES[family].native if answer_format == "native" and family in FAMILIES else answer_format
-    if name not in FORMATS:
-        known = f"choose native or one of {', '.join(FORMATS)}"
-        raise UserError(f"agent.answer_format={answer_format} does not exist (agent.family={family}); {known}")
-    return name, FORMATS[name].space or family
-
-
 def read_boxes(text: str, fmt: str, *, truncated: bool = False) -> BoxReading:
     """All boxes of a reply's final text, what was malformed, and whether it says that there is nothing to find.
 
@@ -229,11 +216,6 @@ def read_boxes(text: str, fmt: str, *, truncated: bool = False) -> BoxReading:
         return BoxReading(boxes, malformed + refusals, False, placeholders)
     said = bool(refusals or empty or _EMPTY_LIST.fullmatch(text.strip()) or _NO_FINDING.search(text))
     return BoxReading([], malformed, said and not malformed, placeholders)
-
-
-def parse_boxes(text: str, fmt: str) -> list[Box]:
-    """The well-formed boxes of a reply, xyxy in the format's own space, in the order of the text; see `read_boxes`."""
-    return read_boxes(text, fmt).boxes
 
 
 def format_boxes(boxes: Sequence[Sequence[float]], fmt: str, decimals: int | None = None) -> str:

@@ -6,13 +6,13 @@ import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.config.ranges import check_ranges
 from vision_rl.errors import UserError
 from vision_rl.models.table import ModelInfo, check_pairing
-from vision_rl.rewards.grounding import KINDS, box_metric, checked_kind, takes_points
+from vision_rl.rewards.grounding import KINDS, box_metric, checked_kind
 from vision_rl.rewards.user import check_reward
 from vision_rl.settings import AgentSettings, AppSettings
 from vision_rl.tasks import Task
@@ -46,7 +46,7 @@ PACKAGES = {"vemlp_wandb": "volcengine_ml_platform", "console": "verl", "file": 
 def check(task: Task, verl: Mapping[str, Any], agent: AgentSettings, app: AppSettings, model: ModelInfo | None) -> None:
     """Raise `UserError` for settings that contradict each other."""
     actor_rollout = verl["actor_rollout_ref"]
-    check_ranges({**verl, "app": asdict(app)})
+    check_ranges(verl, agent, app)
     _groups(verl)
     _batches(verl)
     _lengths(verl)
@@ -378,8 +378,8 @@ def _papo(verl: Mapping[str, Any], app: AppSettings) -> None:
 def _ours(task: Task, agent: AgentSettings, app: AppSettings) -> None:
     check_reward(task, agent.reward)
     if task.truth == "boxes" and agent.reward in KINDS:
-        points = takes_points(agent.answer_format, agent.family)
-        checked_kind(box_metric(agent.reward, "", points), agent.answer_format, agent.family)
+        space = AnswerSpace.of(agent)
+        checked_kind(box_metric(agent.reward, "", space.takes_points), space)
     if not app.validation.metric.startswith("val/"):
         raise UserError(
             f"app.validation.metric={app.validation.metric} must name a validation metric, such as val/reward"
@@ -394,29 +394,3 @@ def _ours(task: Task, agent: AgentSettings, app: AppSettings) -> None:
             f"agent.max_turns={agent.max_turns} and agent.max_tool_calls={agent.max_tool_calls} do not fit: a tool call "
             "takes a turn of its own, and a further turn follows a tool call only (--variant tools sets both)"
         )
-    if app.n_runners < 0:
-        raise UserError(f"app.n_runners={app.n_runners} must be at least 0 (all rollouts by workers elsewhere)")
-    for name, value in (
-        ("app.images_per_prompt", app.images_per_prompt),
-        ("agent.max_turns", agent.max_turns),
-        ("app.rollouts.max_attempts", app.rollouts.max_attempts),
-        ("app.checkpoints.keep_last", app.checkpoints.keep_last),
-        ("app.collapse.window", app.collapse.window),
-        ("app.collapse.persist_steps", app.collapse.persist_steps),
-    ):
-        if value < 1:
-            raise UserError(f"{name}={value} must be at least 1")
-    for name in ("patience", "samples", "seed"):
-        if getattr(app.validation, name) < 0:
-            raise UserError(f"app.validation.{name}={getattr(app.validation, name)} must be at least 0")
-    for name in (
-        "reward_drop",
-        "entropy_drop",
-        "equal_groups",
-        "format_failures",
-        "wrong_space",
-        "refusals",
-        "overconfidence",
-    ):
-        if not 0 <= getattr(app.collapse, name) <= 1:
-            raise UserError(f"app.collapse.{name}={getattr(app.collapse, name)} must be a share from 0 to 1")

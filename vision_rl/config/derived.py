@@ -10,11 +10,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vision_rl.config.known_keys import SGLANG_KWARGS, VLLM_KWARGS
+from vision_rl.config.origin import VERL, Layer, Origin, derived
 from vision_rl.models.table import ModelInfo, model_info
 from vision_rl.rewards.grounding import KINDS
 
 # Layers that state a default; anything later is somebody's choice and is left alone.
-_WEAK = ("verl", "agentlightning", "vision_rl", "base", "task")
 _UNNAMED_LAYERS = ("llava", "internvl")
 _DECODER_LAYERS = {
     "llama": "LlamaDecoderLayer",
@@ -24,7 +24,7 @@ _DECODER_LAYERS = {
 }
 _TASK_COMPONENT = {
     **dict.fromkeys(KINDS, "task"),
-    **{"vqa": "accuracy", "official": "accuracy", "arc": "iou"},
+    **{"vqa": "accuracy", "arc": "iou"},
     **{name: name for name in ("official_2021", "similarity", "judge")},
 }
 """The component of a built-in reward that says how good the answer is."""
@@ -41,7 +41,7 @@ LIMIT_OF_ROUNDING = 3.0
 class Derivation:
     """Completes a merged tree in place; `notes` says what was decided without being asked."""
 
-    def __init__(self, tree: DictConfig, origin: dict[str, str], media_root: str | Path | None) -> None:
+    def __init__(self, tree: DictConfig, origin: dict[str, Origin], media_root: str | Path | None) -> None:
         self.tree = tree
         self.origin = origin
         self.media_root = media_root
@@ -75,17 +75,17 @@ class Derivation:
 
     def is_weak(self, key: str) -> bool:
         """Whether nobody chose `key` in a preset, variant, flag or override."""
-        return self.origin.get(key, "verl").split(" ", 1)[0] in _WEAK
+        return self.origin.get(key, VERL).layer.is_default
 
     def put(self, key: str, value: Any, reason: str) -> None:
         """Set `key` if nobody chose it and it differs."""
         if self.is_weak(key) and self.get(key) != value:
             OmegaConf.update(self.tree, key, value, merge=False, force_add=True)
-            self.origin[key] = f"derived: {reason}"
+            self.origin[key] = derived(reason)
 
     def _model(self) -> None:
         path = self.get(f"{_MODEL}.path")
-        if self.origin.get(f"{_MODEL}.path") == "verl":
+        if self.origin.get(f"{_MODEL}.path") == VERL:
             return  # verl's own default is a text model of its documentation; the caller has not named one yet
         self.model = model_info(path)
         self.put("agent.family", self.model.family.coordinates, f"the model is a {self.model.family.name}")
@@ -93,7 +93,7 @@ class Derivation:
         for name, value in (("min_pixels", self.model.min_pixels), ("max_pixels", self.model.max_pixels)):
             if name not in limits and value is not None:
                 OmegaConf.update(self.tree, f"agent.{name}", value)
-                self.origin[f"agent.{name}"] = "derived: the model's processor"
+                self.origin[f"agent.{name}"] = derived("the model's processor")
         if limits and self.model.family.resizes:
             section = VLLM_KWARGS if self._serves("vllm") else SGLANG_KWARGS
             self.put(f"{section}.mm_processor_kwargs", limits, "agent.min_pixels, agent.max_pixels")
@@ -124,9 +124,9 @@ class Derivation:
 
     def _instead_of_preset(self, key: str, value: Any, reason: str) -> None:
         """Set what a preset says for every model, where nobody chose it for this one."""
-        if self.is_weak(key) or self.origin[key].startswith("preset"):
+        if self.is_weak(key) or self.origin[key].layer is Layer.PRESET:
             OmegaConf.update(self.tree, key, value, merge=False, force_add=True)
-            self.origin[key] = f"derived: {reason}"
+            self.origin[key] = derived(reason)
 
     def _attention(self) -> None:
         if importlib.util.find_spec("flash_attn") is not None or self.get(f"{_ACTOR}.strategy") == "megatron":
@@ -230,7 +230,7 @@ class Derivation:
         if self.get("trainer.device") == "cpu" and self.get(f"{section}.backend") == "nccl":
             for name, value in (("backend", "file"), ("custom_backend_module", "vision_rl.platform.file_transfer")):
                 OmegaConf.update(self.tree, f"{section}.{name}", value)
-                self.origin[f"{section}.{name}"] = "derived: trainer.device=cpu"
+                self.origin[f"{section}.{name}"] = derived("trainer.device=cpu")
 
     def _caches(self) -> None:
         """SGLang keeps embeddings of pictures over a weight update; vLLM's caches are emptied by verl."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +13,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vision_rl.config.origin import FLAG, Layer, Origin
 from vision_rl.errors import UserError
 
-RECOMPUTED = ("verl", "agentlightning", "vision_rl", "derived", "synthetic", "task")
-"""First words of the origins of what a run works out again: defaults of packages, what follows from other settings."""
 OF_THE_PLACE = ("trainer.experiment_name", "trainer.default_local_dir", "trainer.resume_mode")
 _LINE = re.compile(r"^(\S+): .*  # (.+)$", re.MULTILINE)
 
@@ -27,12 +27,12 @@ class Given:
 
     path: Path
     values: Mapping[str, Any]
-    origins: Mapping[str, str]
+    origins: Mapping[str, Origin]
 
     @property
     def preset(self) -> str | None:
         """The preset of the run that wrote the file."""
-        return next((text.split()[1] for text in self.origins.values() if text.startswith("preset ")), None)
+        return next((origin.name for origin in self.origins.values() if origin.layer is Layer.PRESET), None)
 
     @property
     def tasks(self) -> list[str]:
@@ -47,15 +47,15 @@ class Given:
         return [named] if isinstance(named, str) else named
 
     def _chosen(self, key: str) -> bool:
-        return self.origins.get(key, "config").split(":")[0].split()[0] not in RECOMPUTED
+        return key not in self.origins or not self.origins[key].layer.is_recomputed
 
-    def layers(self) -> list[tuple[str, dict[str, Any]]]:
+    def layers(self) -> list[tuple[Origin, dict[str, Any]]]:
         """The settings that somebody chose, each under the origin that it has in the file."""
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[Origin, dict[str, Any]] = {}
         for key, value in self.values.items():
-            of_the_place = key in OF_THE_PLACE and self.origins.get(key) == "flag"
+            of_the_place = key in OF_THE_PLACE and self.origins.get(key) == FLAG
             if self._chosen(key) and not of_the_place and not key.startswith(("task.", "data.train_f", "data.val_f")):
-                found.setdefault(self.origins.get(key, f"config {self.path.name}"), {})[key] = value
+                found.setdefault(self.origins.get(key, Origin(Layer.CONFIG, self.path.name)), {})[key] = value
         return list(found.items())
 
     def differences(self, kept: Mapping[str, Any]) -> list[str]:
@@ -80,7 +80,10 @@ def read_given(path: Path) -> Given:
         raise UserError(f"--config {path} cannot be read as settings: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"--config {path} must hold settings, such as the config.yaml of a run")
-    origins = dict(_LINE.findall(text))
+    origins = {}
+    for key, comment in _LINE.findall(text):
+        with contextlib.suppress(ValueError):  # a comment of somebody's own
+            origins[key] = Origin.parse(comment)
     return Given(path, tree if origins else dict(_flat(tree)), origins)
 
 

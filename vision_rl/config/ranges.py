@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from vision_rl.errors import UserError
+from vision_rl.settings import COUNT, NOT_NEGATIVE, PART, POSITIVE, SHARE, AgentSettings, AppSettings, Range
 
 _ACTOR = "actor_rollout_ref.actor"
 _ROLLOUT = "actor_rollout_ref.rollout"
 
 
-@dataclass(frozen=True)
-class Range:
-    """low and high belong to the range unless `above` (low does not) or `below` (high does not)."""
-
-    low: float
-    high: float | None = None
-    above: bool = False
-    below: bool = False
-
-    def holds(self, value: float) -> bool:
-        """Whether `value` lies within; NaN does not."""
-        over = value > self.low if self.above else value >= self.low
-        return over and (self.high is None or (value < self.high if self.below else value <= self.high))
-
-    def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
-        if self.high is None:
-            return low
-        return f"{low} and {'below' if self.below else 'at most'} {self.high:g}"
-
-
-POSITIVE = Range(0, above=True)
-NOT_NEGATIVE = Range(0)
-COUNT = Range(1)
-SHARE = Range(0, 1)
-PART = Range(0, 1, above=True)
 OFF_OR_COUNT = Range(-1)  # verl writes "off" as -1
 
 RANGES: dict[str, Range] = {
@@ -92,18 +67,6 @@ RANGES: dict[str, Range] = {
     "trainer.v1.separate_async.parameter_sync_step": COUNT,
 }
 
-OURS: dict[str, Range] = {
-    "app.sight.every": NOT_NEGATIVE,
-    "app.sight.rows": PART,
-    "app.sight.time": PART,
-    "app.sight.min_kl": POSITIVE,
-    "app.sight.patience": COUNT,
-    "app.sight.val_rows": NOT_NEGATIVE,
-    "app.papo.kl_coef": NOT_NEGATIVE,
-    "app.papo.entropy_coef": NOT_NEGATIVE,
-    "app.papo.mask_ratio": PART,
-}
-
 
 def select(tree: Mapping[str, Any], key: str) -> Any:
     """The value of a dotted key; None where a part of it is absent (FSDP's and Megatron's trees differ)."""
@@ -113,9 +76,21 @@ def select(tree: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def check_ranges(tree: Mapping[str, Any]) -> None:
+def ranges_of(settings: Any, prefix: str) -> dict[str, Range]:
+    """The ranges that the fields of our own settings carry, by dotted key."""
+    found = {}
+    for item in fields(settings):
+        if is_dataclass(value := getattr(settings, item.name)):
+            found |= ranges_of(value, f"{prefix}.{item.name}")
+        elif "range" in item.metadata:
+            found[f"{prefix}.{item.name}"] = item.metadata["range"]
+    return found
+
+
+def check_ranges(verl: Mapping[str, Any], agent: AgentSettings, app: AppSettings) -> None:
     """Raise `UserError` for the first number that lies outside its range. Null is a matter of the key's type."""
-    for key, allowed in (RANGES | OURS).items():
+    tree = {**verl, "agent": asdict(agent), "app": asdict(app)}
+    for key, allowed in (RANGES | ranges_of(agent, "agent") | ranges_of(app, "app")).items():
         value = select(tree, key)
         for one in value if isinstance(value, list) else [value]:
             if one is not None and not allowed.holds(one):

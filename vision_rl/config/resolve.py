@@ -27,13 +27,12 @@ from vision_rl.config import checks, known_keys, refused_keys
 from vision_rl.config.derived import Derivation
 from vision_rl.config.given import Given
 from vision_rl.config.known_keys import VLLM_KWARGS, Key
+from vision_rl.config.origin import FLAG, OVERRIDE, VERL, Layer, Origin
 from vision_rl.errors import UserError, meant
 from vision_rl.rewards.user import is_user_reward
 from vision_rl.settings import AgentSettings, AppSettings
 from vision_rl.tasks import Task, get_task
 
-UNCHANGED = ("verl", "agentlightning", "vision_rl", "base", "task", "preset")
-"""First words of the origins of what a run has without being told."""
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -41,9 +40,8 @@ CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 class Resolved:
     """The whole configuration, interpolations resolved.
 
-    verl is the complete tree for `agl.VERL`; set it as its `config` attribute, since the constructor would merge a
-    Megatron tree over FSDP defaults. agents: the settings of each task of the run. origin maps every dotted key to the
-    layer that set it; notes say what was chosen automatically and why.
+    verl is the complete tree that its trainer takes. agents: the settings of each task of the run. origin maps every dotted key
+    to the layer that set it; notes say what was chosen automatically and why.
     """
 
     preset: str
@@ -52,7 +50,7 @@ class Resolved:
     verl: dict[str, Any]
     app: AppSettings
     agents: Mapping[str, AgentSettings]
-    origin: dict[str, str]
+    origin: dict[str, Origin]
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -112,11 +110,11 @@ def resolve(
     """
     row = get_task(task)
     whole = given is not None and bool(given.origins)
-    named = [] if whole else [_file_layer("base", CONFIG_DIR / "base.yaml")]
+    named = [] if whole else [_file_layer(Origin(Layer.BASE), CONFIG_DIR / "base.yaml")]
     chosen = [
-        *([] if whole else [_named_layer("preset", preset, CONFIG_DIR)]),
+        *([] if whole else [_named_layer(Layer.PRESET, preset, CONFIG_DIR)]),
         *(given.layers() if given else []),
-        *(_named_layer("variant", v, CONFIG_DIR / "variants") for v in variants),
+        *(_named_layer(Layer.VARIANT, v, CONFIG_DIR / "variants") for v in variants),
     ]
     by_flag = dict(flags or {})
     if model is not None:
@@ -124,22 +122,21 @@ def resolve(
         by_flag["actor_rollout_ref.model.path"] = str(folder.resolve()) if folder.is_dir() else str(model)
     if n_runners is not None:
         by_flag["app.n_runners"] = n_runners
-    top = [("flag", by_flag), *(_override_layer(text) for text in overrides)]
+    top = [(FLAG, by_flag), *(_override_layer(text) for text in overrides)]
     strategy = _last("actor_rollout_ref.actor.strategy", [*named, *chosen, *top])
     if strategy not in refused_keys.CHOICES["actor_rollout_ref.actor.strategy"]:
         raise UserError(f"actor_rollout_ref.actor.strategy={strategy} is unknown; choose fsdp, fsdp2 or megatron")
-    named.append((f"task {row.name}", row.layer()))
+    named.append((Origin(Layer.TASK, row.name), row.layer()))
 
     tree, origin, known = _defaults(strategy == "megatron")
     tree, origin = copy.deepcopy(tree), dict(origin)
     imports = bool(_last("app.imports", [*named, *chosen, *top]))
     under = " (under Megatron; FSDP's settings do not exist there)" if strategy == "megatron" else ""
-    for label, values in [*named, *chosen, *top]:
-        source = label if label == "flag" else label + under  # flags may set what is refused to others
+    for layer, values in [*named, *chosen, *top]:
         for key, value in values.items():
-            refused_keys.check(key, value, known, source, imports=imports)
+            refused_keys.check(key, value, known, layer, imports=imports, note=under)
             _set(tree, key, value)
-            origin[key] = label
+            origin[key] = layer
     derivation = Derivation(tree, origin, media_root)
     derivation.run()
     resolved = _finish(preset, row, tuple(variants), tree, origin, tuple(derivation.notes))
@@ -178,15 +175,15 @@ def overrides_for(task: str, tasks: Sequence[str], overrides: Sequence[str]) -> 
 
 
 @functools.cache
-def _defaults(megatron: bool) -> tuple[DictConfig, dict[str, str], dict[str, Key]]:
+def _defaults(megatron: bool) -> tuple[DictConfig, dict[str, Origin], dict[str, Key]]:
     """What holds where no layer says otherwise: the tree, the origin of each leaf, and every key that may be set."""
     tree = known_keys.verl_defaults(megatron)
-    origin = {key: "verl" for key, _ in _leaves(tree)}
+    origin = {key: VERL for key, _ in _leaves(tree)}
     layer = known_keys.agentlightning_defaults()
-    origin.update({key: "agentlightning" for key, _ in _leaves(layer)})
+    origin.update({key: Origin(Layer.AGENTLIGHTNING) for key, _ in _leaves(layer)})
     tree = OmegaConf.merge(tree, layer)
     ours = OmegaConf.create({"agent": dataclasses.asdict(AgentSettings()), "app": dataclasses.asdict(AppSettings())})
-    origin.update({key: "vision_rl" for key, _ in _leaves(ours)})
+    origin.update({key: Origin(Layer.OURS) for key, _ in _leaves(ours)})
     merged = OmegaConf.merge(tree, ours)
     assert isinstance(merged, DictConfig)
     return merged, origin, known_keys.known_keys(merged) | _our_keys()
@@ -220,27 +217,28 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
-def _file_layer(label: str, path: Path) -> tuple[str, dict[str, Any]]:
+def _file_layer(origin: Origin, path: Path) -> tuple[Origin, dict[str, Any]]:
     try:
         loaded = OmegaConf.load(path)
     except (OSError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path.name} cannot be read as a configuration file: {error}") from error
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path.name} must hold sections of keys, such as `data:`")
-    return label, dict(_leaves(loaded))
+    return origin, dict(_leaves(loaded))
 
 
-def _named_layer(kind: str, name: str, directory: Path) -> tuple[str, dict[str, Any]]:
+def _named_layer(kind: Layer, name: str, directory: Path) -> tuple[Origin, dict[str, Any]]:
     path = Path(name) if name.endswith(".yaml") else directory / f"{name}.yaml"
-    names = presets() if kind == "preset" else variants()
+    names = presets() if kind is Layer.PRESET else variants()
     if not path.is_file():
         raise UserError(
-            f"--{kind} {name} does not exist{meant(name, names)} (there are {', '.join(names)}, or give a path to a .yaml file)"
+            f"--{kind.value} {name} does not exist{meant(name, names)} (there are {', '.join(names)}, or give a path to a "
+            ".yaml file)"
         )
-    return _file_layer(f"{kind} {path.stem}", path)
+    return _file_layer(Origin(kind, path.stem), path)
 
 
-def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
+def _override_layer(text: str) -> tuple[Origin, dict[str, Any]]:
     label = f"override {text}"
     try:
         parsed = OverridesParser.create().parse_override(text)
@@ -256,10 +254,10 @@ def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
     value: Any = parsed.value()
     key = parsed.key_or_group
     expand = isinstance(value, dict) and value and not key.startswith(VLLM_KWARGS + ".")
-    return "override", dict(_leaves(value, f"{key}.")) if expand else {key: value}
+    return OVERRIDE, dict(_leaves(value, f"{key}.")) if expand else {key: value}
 
 
-def _last(key: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
+def _last(key: str, layers: Sequence[tuple[Origin, Mapping[str, Any]]]) -> Any:
     return next((values[key] for _, values in reversed(layers) if key in values), None)
 
 
@@ -268,7 +266,12 @@ def _set(tree: DictConfig, key: str, value: Any) -> None:
 
 
 def _finish(
-    preset: str, task: Task, chosen: tuple[str, ...], tree: DictConfig, origin: dict[str, str], notes: tuple[str, ...]
+    preset: str,
+    task: Task,
+    chosen: tuple[str, ...],
+    tree: DictConfig,
+    origin: dict[str, Origin],
+    notes: tuple[str, ...],
 ) -> Resolved:
     try:
         plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
@@ -277,7 +280,7 @@ def _finish(
     assert isinstance(plain, dict)
     agent = _build(AgentSettings, plain.pop("agent"))
     app = _build(AppSettings, plain.pop("app"))
-    origin = {**origin, **{f"task.{name}": "flag" for name in task.recorded()}}
+    origin = {**origin, **{f"task.{name}": FLAG for name in task.recorded()}}
     return Resolved(preset, (task.name,), chosen, plain, app, {task.name: agent}, origin, notes)
 
 
@@ -321,14 +324,14 @@ def render_resolved(resolved: Resolved, *, changed_only: bool = False) -> str:
     rows = []
     for key, value in _leaves(resolved.tree()):
         source = _origin_of(key, resolved.origin)
-        if not (changed_only and source.split()[0] in UNCHANGED):
+        if not (changed_only and (source.layer.is_default or source.layer is Layer.PRESET)):
             rows.append((key, json.dumps(value, default=str), source))
     width = min(100, max(len(f"{key}: {value}") for key, value, _ in rows))
     lines = [f"{f'{key}: {value}':<{width}}  # {source}" for key, value, source in rows]
     return "\n".join([*lines, *(f"# note: {note}" for note in resolved.notes)])
 
 
-def _origin_of(key: str, origin: Mapping[str, str]) -> str:
+def _origin_of(key: str, origin: Mapping[str, Origin]) -> Origin:
     while key not in origin and "." in key:
         key = key.rsplit(".", 1)[0]
-    return origin.get(key, "verl")
+    return origin.get(key, VERL)

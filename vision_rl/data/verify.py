@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from vision_rl.answers.coordinates import get_family, smart_resize
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.data.episodes import EpisodeChecks
-from vision_rl.data.schema import group_of, iter_raw_rows, normalise_row, relabels, with_absolute_paths, write_rows
+from vision_rl.data.row import normalise_row
+from vision_rl.data.schema import group_of, iter_raw_rows, relabels, with_absolute_paths, write_rows
 from vision_rl.errors import UserError
 from vision_rl.media.check_images import ImageCheck, check_images
 from vision_rl.media.images import LIMIT_PIXELS, too_narrow
 from vision_rl.models.tokens import VISION_MARK
-from vision_rl.rewards import gold_reply, grounding_reward
-from vision_rl.rewards.grounding import takes_points
+from vision_rl.rewards import grounding_reward
 from vision_rl.rewards.multiple_choice import alike
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import Task, get_task
@@ -310,18 +311,13 @@ class _GoldScores:
 
     def _by(self) -> str:
         """The reward that a perfect model earns in full: a family that writes points has no boxes to overlap."""
-        return "point" if takes_points(self._checks.answer_format, self._checks.family) else "iou"
+        return "point" if AnswerSpace(self._checks.answer_format, self._checks.family).takes_points else "iou"
 
     def _as_rounded(self, boxes: list[list[float]], size: tuple[int, int]) -> float:
         """The score of the true boxes against themselves, once their numbers are rounded as the family writes them."""
         checks = self._checks
-        form: dict[str, Any] = {
-            "answer_format": checks.answer_format,
-            "family": checks.family,
-            "original_size": size,
-            "processed_size": _processed_size(size, checks),
-        }
-        return grounding_reward(gold_reply(boxes, **form), boxes, kind=self._by(), **form).value
+        space = AnswerSpace(checks.answer_format, checks.family, size, _processed_size(size, checks))
+        return grounding_reward(space.write(boxes), boxes, space, kind=self._by()).value
 
     def notes(self) -> list[str]:
         notes = [f"gold answers of {name} were not scored: its task has no gold or score" for name in self._unscored]

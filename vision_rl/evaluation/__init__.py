@@ -1,6 +1,6 @@
 """Scoring a model on a data file: the agents of training, run over every row, their answers kept and summed up.
 
-store.py keeps one line per row so that a killed run goes on; runner.py asks; traffic.py counts tokens and waits for
-rate limits; metrics.py and summary.py turn lines into figures with intervals; report.py shows them with the pictures;
-comparison.py sets several evaluations side by side.
+results.py keeps one line per row, so that a killed run continues where it stopped; scorer.py asks; traffic.py counts tokens
+and waits for rate limits; metrics.py and summary.py turn lines into figures with intervals; report.py shows them with the
+pictures; comparison.py sets several evaluations side by side.
 """

@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vision_rl.agent.openai_client import shared_client
-from vision_rl.data.schema import normalise_row, read_rows
+from vision_rl.data.row import normalise_row
+from vision_rl.data.schema import read_rows
 from vision_rl.errors import Parser, UserError, cli_errors
 from vision_rl.media.images import image_size
 from vision_rl.settings import AgentSettings

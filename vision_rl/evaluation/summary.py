@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vision_rl.agent.grounding_prompts import request
-from vision_rl.answers.coordinates import get_family
-from vision_rl.answers.formats import FORMATS
 from vision_rl.answers.parsing import parse_answer
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.evaluation import metrics
 from vision_rl.evaluation.detection import detection_figures
 from vision_rl.evaluation.metrics import Figure
 from vision_rl.evaluation.results import write_json, write_text
-from vision_rl.rewards.grounding import answer_space
+from vision_rl.settings import AgentSettings
 from vision_rl.tasks import get_task
 from vision_rl.types import Record
 
@@ -61,8 +60,7 @@ def _detection(identity: Mapping[str, Any], records: Sequence[Record]) -> dict[s
     settings = identity.get("settings") or {}
     if get_task(str(identity["task"])).truth != "boxes" or "family" not in settings:
         return {}
-    name, _ = answer_space(settings["answer_format"], settings["family"])
-    if FORMATS[name].points:
+    if AnswerSpace(settings["answer_format"], settings["family"]).takes_points:
         return {}
     return detection_figures(records, settings, [metrics.cluster(record) for record in records])
 
@@ -72,11 +70,12 @@ def protocol(identity: Mapping[str, Any]) -> dict[str, Any]:
     settings, sampling = identity.get("settings") or {}, identity.get("sampling") or {}
     found: dict[str, Any] = {"pictures": "before the text", "temperature": sampling.get("temperature")}
     if get_task(str(identity["task"])).truth == "boxes" and "family" in settings:
-        name, family = answer_space(settings["answer_format"], settings["family"])
-        space = get_family(family).space
-        how = {"ranked": settings.get("reward") == "ranked", "refusal": settings.get("refusal", False)}
-        text = request("{instruction}", settings["answer_format"], settings["family"], **how)
-        found |= {"prompt": text, "answer format": name, "coordinate space": f"{space} ({family})"}
+        space = AnswerSpace(settings["answer_format"], settings["family"])
+        found |= {
+            "prompt": request("{instruction}", AgentSettings.read(settings)),
+            "answer format": space.format.name,
+            "coordinate space": f"{space.unit} ({space.numbers_of})",
+        }
     else:
         found["prompt"] = get_task(str(identity["task"])).part("prompt")
     found["served pixels"] = [settings.get("min_pixels"), settings.get("max_pixels")]

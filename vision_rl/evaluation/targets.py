@@ -16,12 +16,12 @@ import httpx
 import yaml
 
 from vision_rl.agent.conversation import has_tools
-from vision_rl.answers.coordinates import get_family
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
 from vision_rl.export.checkpoint import merged_checkpoint, run_of
 from vision_rl.models.table import image_processor_file, model_info
-from vision_rl.rewards.grounding import KINDS, answer_space, box_metric, checked_kind, takes_points
+from vision_rl.rewards.grounding import KINDS, box_metric, checked_kind
 from vision_rl.rewards.judge import shared_judge
 from vision_rl.run.directory import CONFIG
 from vision_rl.serving.serve import MODEL_NAME, serve
@@ -61,13 +61,12 @@ def agent_settings(
     if settings["answer_format"] == "native" and settings["family"] == "unit":
         raise UserError("agent.answer_format=native needs agent.family, the model family whose format it is")
     if get_task(task).truth == "boxes":
+        space = AnswerSpace(settings["answer_format"], settings["family"])
         if settings["reward"] in KINDS:
-            points = takes_points(settings["answer_format"], settings["family"])
-            checked_kind(box_metric(settings["reward"], "", points), settings["answer_format"], settings["family"])
-        family = answer_space(settings["answer_format"], settings["family"])[1]
-        if model_dir is None and settings["max_pixels"] is None and get_family(family).space == "processed":
+            checked_kind(box_metric(settings["reward"], "", space.takes_points), space)
+        if model_dir is None and settings["max_pixels"] is None and space.unit == "processed":
             raise UserError(
-                f"agent.family={family} writes pixels of the picture as the server has resized it, which it does not "
+                f"agent.family={space.numbers_of} writes pixels of the picture as the server has resized it, which it does not "
                 "say: give --served-pixels MAX or MIN:MAX, or ask for agent.answer_format=bbox"
             )
     if settings["reward"] == "judge":
@@ -96,8 +95,7 @@ def _run_settings(run: Path, task: str) -> tuple[str, ...]:
         raise UserError(f"{path} cannot be read ({error}); restore it or move the checkpoint out of the run") from error
     agent = {key.removeprefix("agent."): value for key, value in config.items() if key.startswith("agent.")}
     kept = {key: value for key, value in sorted(agent.items()) if key.split(".")[0] in _TRAINED}
-    trained = config.get("task.name")  # older runs kept no name, but every reward belonged to one task
-    if trained != task if trained else kept.get("reward") not in get_task(task).rewards:
+    if config["task.name"] != task:
         kept.pop("reward", None)
     return tuple(f"agent.{key}={json.dumps(value)}" for key, value in kept.items())
 

@@ -21,9 +21,8 @@ MERGED = "merged"
 """The folder beside `actor` that keeps the merged weights; it goes with its checkpoint."""
 ADAPTER = "adapter"
 """The folder of a LoRA adapter beside merged weights."""
-_PRECISION = ("fsdp_config.mixed_precision.param_dtype", "fsdp_config.dtype", "megatron.dtype")
-"""Settings of the actor that may tell its precision, the one that counts first: verl 0.9 keeps the second for nobody, in
-runs of verl 0.6 it was the one."""
+_PRECISION = ("fsdp_config.mixed_precision.param_dtype", "megatron.dtype")
+"""Settings of the actor that say its precision, under FSDP and under Megatron."""
 _STEP = re.compile(r"global_step_(\d+)")
 
 
@@ -46,8 +45,6 @@ def merged_checkpoint(path: str | Path) -> Path:
             "check the path"
         )
     target, dtype = step / MERGED, dtype_of(step)
-    if (target / "config.json").exists() and written_dtype(target) not in (None, dtype):
-        shutil.rmtree(target)  # merged by an earlier version, always in bfloat16
     if not (target / "config.json").exists():
         merge(step, target, dtype)
     return target

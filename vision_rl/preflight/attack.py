@@ -18,17 +18,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.errors import Parser, UserError, cli_errors
 from vision_rl.preflight.attack_cases import (
     BOXES_ONLY,
     GROUNDING_ATTACKS,
     QUESTIONS,
+    SIZE,
     TARGETS,
     VQA_ATTACKS,
     Scene,
     grid,
 )
-from vision_rl.rewards.grounding import KINDS, grounding_reward, takes_points
+from vision_rl.rewards.grounding import KINDS, grounding_reward
 from vision_rl.rewards.user import user_reward
 from vision_rl.rewards.vqa import KINDS as ANSWER_KINDS
 from vision_rl.rewards.vqa import vqa_reward
@@ -90,9 +92,9 @@ def paid_task(reward: Scored, spec: str) -> str:
 
 
 def _boxed(reply: str, row: Mapping[str, Any], kind: str) -> float:
-    settings, size = row["settings"], tuple(row["image_sizes"][0])
-    form = {"answer_format": settings["answer_format"], "family": settings["family"]}
-    return grounding_reward(reply, row["boxes"], kind=kind, original_size=size, processed_size=size, **form).value
+    width, height = row["image_sizes"][0]
+    space = AnswerSpace.of(AgentSettings.of(row), (width, height), (width, height))
+    return grounding_reward(reply, row["boxes"], space, kind=kind).value
 
 
 def _from_file(path: Path, name: str) -> Any:
@@ -135,16 +137,18 @@ def cases_of(task: str, answer_format: str = "bbox", family: str = "unit") -> It
             lists = {mark.strip() or "spaces": mark.join(question.candidates) for mark in (" ", ", ", " or ", "/")}
             yield Case(question.right, row, question.right, attacks, question.candidates, lists)
         return
-    points = takes_points(answer_format, family)
+    space = AnswerSpace(answer_format, family, SIZE, SIZE)
     for name, true in TARGETS.items():
-        scene = Scene(name, true, answer_format, family)
-        builders = {key: build for key, build in GROUNDING_ATTACKS.items() if not (points and key in BOXES_ONLY)}
-        row = {**base, "boxes": [list(box) for box in true], "labels": [""] * len(true), "image_sizes": [scene.size]}
+        scene = Scene(name, true, space)
+        builders = {
+            key: build for key, build in GROUNDING_ATTACKS.items() if not (space.takes_points and key in BOXES_ONLY)
+        }
+        row = {**base, "boxes": [list(box) for box in true], "labels": [""] * len(true), "image_sizes": [SIZE]}
         attacks = {key: build(scene) for key, build in builders.items()}
         yield Case(name, row, scene.write(true), attacks, (), {})
     boxes = grid(3)
-    scene = Scene("one of 9", (boxes[4],), answer_format, family)
-    row = {**base, "boxes": [list(boxes[4])], "labels": [""], "image_sizes": [scene.size]}
+    scene = Scene("one of 9", (boxes[4],), space)
+    row = {**base, "boxes": [list(boxes[4])], "labels": [""], "image_sizes": [SIZE]}
     named = tuple(scene.write([box]) for box in boxes)
     yield Case(scene.name, row, named[4], {}, named, {"all": scene.write(boxes)})
 

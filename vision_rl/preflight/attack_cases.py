@@ -16,14 +16,12 @@ from pathlib import Path
 from vision_rl.answers.boxes import Box
 from vision_rl.answers.coordinates import FAMILIES
 from vision_rl.answers.parsing import POINT_FORMATS, format_boxes
+from vision_rl.answers.space import AnswerSpace
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.rewards.grounding import (
     KINDS,
     POINT_KINDS,
-    answer_space,
-    gold_reply,
     grounding_reward,
-    takes_points,
 )
 from vision_rl.rewards.tools import Call, arc_reward
 from vision_rl.rewards.vqa import KINDS as ANSWER_KINDS
@@ -44,38 +42,24 @@ _ARABIC_DIGITS = str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")
 _WIDE_DIGITS = str.maketrans("0123456789", "０１２３４５６７８９")  # noqa: RUF001 - the attack itself
 
 
+SIZE = (1932, 1092)
+
+
 @dataclass(frozen=True)
 class Scene:
     """A grounding task: true boxes in unit space, and the format and family of the answer."""
 
     name: str
     true: tuple[Box, ...]
-    answer_format: str
-    family: str
-    size: tuple[int, int] = (1932, 1092)
+    space: AnswerSpace
 
     def write(self, boxes: Sequence[Box]) -> str:
         """Boxes in unit space as a reply of this scene; six decimals, so that the honest answer scores 1.0."""
-        return gold_reply(
-            boxes,
-            answer_format=self.answer_format,
-            family=self.family,
-            original_size=self.size,
-            processed_size=self.size,
-            decimals=6,
-        )
+        return self.space.write(boxes, 6)
 
     def score(self, reply: str, kind: str) -> float:
         """The reward of a reply."""
-        return grounding_reward(
-            reply,
-            self.true,
-            answer_format=self.answer_format,
-            family=self.family,
-            original_size=self.size,
-            processed_size=self.size,
-            kind=kind,
-        ).value
+        return grounding_reward(reply, self.true, self.space, kind=kind).value
 
 
 TARGETS: dict[str, tuple[Box, ...]] = {
@@ -91,7 +75,9 @@ _FORMS = (
     *((name, "qwen2_5_vl") for name in POINT_FORMATS if name not in ("molmo", "ui_tars")),
 )
 SCENES = tuple(
-    Scene(f"{target}, {fmt}, {family}", true, fmt, family) for target, true in TARGETS.items() for fmt, family in _FORMS
+    Scene(f"{target}, {fmt}, {family}", true, AnswerSpace(fmt, family, SIZE, SIZE))
+    for target, true in TARGETS.items()
+    for fmt, family in _FORMS
 )
 BOXES_ONLY = ("swapped corners", "negative corners")
 """Attacks on the corners of a box; of a point they leave the place that it names."""
@@ -118,9 +104,9 @@ def _with_numbers(number: str) -> Callable[[Scene], str]:
 
 def _wrong_space(scene: Scene) -> str:
     """The right boxes, written in another space: 0..1000 where 0..1 is due, 0..1 where larger numbers are."""
-    fmt, space = answer_space(scene.answer_format, scene.family)
-    scale = 1000.0 if FAMILIES[space].space == "unit" else 1.0
-    return format_boxes([tuple(n * scale for n in box) for box in scene.true or (WHOLE,)], fmt, 6)
+    scale = 1000.0 if scene.space.unit == "unit" else 1.0
+    boxes = [tuple(n * scale for n in box) for box in scene.true or (WHOLE,)]
+    return format_boxes(boxes, scene.space.format.name, 6)
 
 
 def _centres(*points: tuple[float, float]) -> list[Box]:
@@ -238,8 +224,8 @@ def grounding_outcomes() -> Iterator[Outcome]:
     """Every grounding attack in every scene under every kind that carries the guarantee."""
     for name, build in GROUNDING_ATTACKS.items():
         for scene in SCENES:
-            points = takes_points(scene.answer_format, scene.family)
-            if (points and name in BOXES_ONLY) or (scene.answer_format == "computer_use" and "tool call" in name):
+            points = scene.space.takes_points
+            if (points and name in BOXES_ONLY) or (scene.space.answer_format == "computer_use" and "tool call" in name):
                 continue
             reply, gold = build(scene), scene.write(scene.true)
             if len(reply) >= MEGABYTE // 2 and scene.name not in ("large, bbox, unit", "large, point, qwen2_5_vl"):

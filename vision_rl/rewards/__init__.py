@@ -1,12 +1,12 @@
 """Rewards: pure functions from a model's text and the truth to a `Reward`; any text in, finite numbers out.
 
 vqa.py and grounding.py score replies by a metric of metrics.py, tools.py the use of tools, calibration.py stated
-confidences; judge.py asks a model and is the only one that talks to a server. attacks.py tries to game them all.
+confidences; judge.py asks a model and is the only one that talks to a server. preflight/attack_cases.py tries to game them all.
 """
 
 from __future__ import annotations
 
-from vision_rl.rewards.grounding import gold_reply, grounding_reward
+from vision_rl.rewards.grounding import grounding_reward
 from vision_rl.rewards.metrics import METRICS, Metric, metric
 from vision_rl.rewards.tools import arc_reward
 from vision_rl.rewards.vqa import official_2021_accuracy, vqa_accuracy, vqa_reward
@@ -20,7 +20,6 @@ __all__ = [
     "Reward",
     "Terms",
     "arc_reward",
-    "gold_reply",
     "grounding_reward",
     "metric",
     "official_2021_accuracy",

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from vision_rl.answers.boxes import SIMILARITIES, Box, iou_pair, match, point_in_box, point_in_polygon
-from vision_rl.answers.coordinates import Size, from_unit, get_family, in_space, space_size
-from vision_rl.answers.formats import FORMATS
-from vision_rl.answers.parsing import BoxReading, answer_space, format_boxes, read_boxes, reasoning_is_closed
+from vision_rl.answers.coordinates import in_space
+from vision_rl.answers.parsing import BoxReading, reasoning_is_closed
+from vision_rl.answers.space import UNIT_BOXES, AnswerSpace
 from vision_rl.errors import UserError
 from vision_rl.rewards.terms import with_terms
 from vision_rl.rewards.tools import Call, arc_reward
@@ -48,35 +48,6 @@ def box_metric(reward: str, metric_of_row: str, points: bool) -> str:
     if metric_of_row in (POINT_KINDS if points else KINDS):
         return metric_of_row
     return "point" if points else reward
-
-
-def takes_points(answer_format: str, family: str) -> bool:
-    """Whether the answers of a format are points, so that only `POINT_KINDS` can score them."""
-    return FORMATS[answer_space(answer_format, family)[0]].points
-
-
-def gold_reply(
-    true_boxes: Sequence[Sequence[float]],
-    *,
-    answer_format: str = "bbox",
-    family: str = "unit",
-    original_size: Size | None = None,
-    processed_size: Size | None = None,
-    decimals: int | None = None,
-) -> str:
-    """The reply of a perfect model: the true boxes (xyxy, unit space) in the given format and space.
-
-    decimals as in `parsing.format_boxes`: with its default the numbers are rounded as the family writes them, which
-    costs small boxes some IoU; with 6 the reply scores 1.0 up to 0.1 %.
-    """
-    fmt, space = answer_space(answer_format, family)
-    if decimals is None:
-        decimals = _DECIMALS.get(get_family(space).space, 0)
-    return format_boxes([from_unit(box, space, original_size, processed_size) for box in true_boxes], fmt, decimals)
-
-
-_DECIMALS = {"unit": 4, "percent": 1}
-"""Digits after the point that models write in small spaces."""
 
 
 def _usable(reading: BoxReading, size: tuple[float, float], points: bool) -> tuple[list[Box], int, int]:
@@ -166,18 +137,15 @@ def _on_one_line(points: Sequence[tuple[float, float]]) -> bool:
 
 
 def max_iou(predicted: Sequence[Box], true: Sequence[Box]) -> float:
-    """The guide's score: the largest IoU of any predicted with any true box. Listing boxes games it."""
+    """The largest IoU of any predicted with any true box. Listing boxes games it."""
     return max((iou_pair(p, t) for p in predicted for t in true), default=0.0)
 
 
 def grounding_reward(
     reply: str,
     true_boxes: Sequence[Sequence[float]],
+    space: AnswerSpace = UNIT_BOXES,
     *,
-    answer_format: str = "bbox",
-    family: str = "unit",
-    original_size: Size | None = None,
-    processed_size: Size | None = None,
     kind: str = "iou",
     tool_calls: Sequence[Call] = (),
     target: Box | None = None,
@@ -189,11 +157,10 @@ def grounding_reward(
     """The reward of a whole reply to a grounding instruction.
 
     true_boxes: xyxy in unit space; none means that there is nothing to find, and the reply must say so (an empty list
-    in its format, the point -1, -1, or "no finding"). answer_format and family: see `answer_space`. Sizes are (width,
-    height) in pixels; only a pixel family needs one, see `coordinates.space_size`. kind: one of `KINDS`; a format of
-    points takes `POINT_KINDS` only. "arc" also reads `tool_calls`, (name, arguments) of the calls that were made, and
-    `target`, the first true box in the whole picture where `true_boxes` are those of a zoomed view. "max_iou" is the
-    guide's, without any term. polygons: see `point_score`. truncated: the length limit cut the reply off; its whole
+    in its format, the point -1, -1, or "no finding"). space: what the reply's numbers mean. kind: one of `KINDS`; a format
+    of points takes `POINT_KINDS` only. "arc" also reads `tool_calls`, (name, arguments) of the calls that were made, and
+    `target`, the first true box in the whole picture where `true_boxes` are those of a zoomed view. "max_iou" is
+    without any term. polygons: see `point_score`. truncated: the length limit cut the reply off; its whole
     boxes are scored. `UserError` for bad settings. Boxes in a wrong space, and swapped or negative corners, match
     nothing and cost like any other extra box; the prompt's template echoed is no box and costs the format term.
     Components: task (again under the kind's own name), iou (matched), point (hit rate of the centres), format/ok,
@@ -201,13 +168,10 @@ def grounding_reward(
     boxes/refused (0 or 1, where there is something to find),
     truncated, and those of the terms and of Arc Vision.
     """
-    kind = checked_kind(kind, answer_format, family)
-    fmt, space = answer_space(answer_format, family)
-    points = FORMATS[fmt].points
-    size = space_size(space, original_size, processed_size)
+    kind, points = checked_kind(kind, space), space.takes_points
     true: list[Box] = [(box[0], box[1], box[2], box[3]) for box in true_boxes]
-    reading = read_boxes(reply, fmt, truncated=truncated)
-    boxes, wrong_space, bad = _usable(reading, size, points or kind in POINT_KINDS)
+    reading = space.read(reply, truncated=truncated)
+    boxes, wrong_space, bad = _usable(reading, space.size, points or kind in POINT_KINDS)
     unusable = wrong_space + bad + reading.malformed
     written = len(boxes) + unusable
     answered = written > 0 or reading.none
@@ -246,13 +210,13 @@ def grounding_reward(
     return with_terms(components["task"], components, reply, format_ok, terms, truncated)
 
 
-def checked_kind(kind: str, answer_format: str, family: str) -> str:
+def checked_kind(kind: str, space: AnswerSpace) -> str:
     """The kind under its own name; `UserError` for one that does not exist or cannot score the format's answers."""
     if kind not in KINDS:
         raise UserError(f"agent.reward={kind} is not a reward for grounding; choose one of {', '.join(KINDS)}")
-    if kind not in POINT_KINDS and takes_points(answer_format, family):
+    if kind not in POINT_KINDS and space.takes_points:
         raise UserError(
-            f"agent.reward={kind} needs a box, but agent.answer_format={answer_format} asks for a point; "
+            f"agent.reward={kind} needs a box, but agent.answer_format={space.answer_format} asks for a point; "
             f"use {', '.join(POINT_KINDS)}"
         )
     return "point" if kind == "point_in_box" else kind

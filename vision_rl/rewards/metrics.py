@@ -95,7 +95,7 @@ METRICS: dict[str, Metric] = {
         Metric("squad_f1", "answers", squad_f1, "SQuAD, arXiv 1606.05250; PathVQA, arXiv 2003.10286", hole=_F1_HOLE),
         Metric("medical", "answers", medical_accuracy, "VQA-RAD (Lau et al. 2018), SLAKE (arXiv 2102.09542)"),
         Metric("math", "answers", math_equal, "math-verify (Hugging Face)"),
-        Metric("similarity", "answers", brief_similarity, "the VQA guide's similarity times brevity"),
+        Metric("similarity", "answers", brief_similarity, "similarity of older VQA instructions, times brevity"),
         Metric("iou", "boxes", _boxes("iou"), "matched one to one (Hungarian)"),
         Metric("giou", "boxes", _boxes("giou"), "arXiv 1902.09630"),
         Metric("diou", "boxes", _boxes("diou"), "arXiv 1911.08287"),
@@ -105,13 +105,9 @@ METRICS: dict[str, Metric] = {
     )
 }  # fmt: skip
 
-OLD_NAMES = {"official": "vqa"}
-"""Names of rewards in configurations from before 2026-11-25."""
-
 
 def metric(name: str) -> Metric:
     """A row of `METRICS`; `UserError` with the nearest name for one that does not exist."""
-    name = OLD_NAMES.get(name, name)
     if name not in METRICS:
         raise UserError(f"metric {name!r} does not exist{meant(name, METRICS)}; choose one of {', '.join(METRICS)}")
     return METRICS[name]

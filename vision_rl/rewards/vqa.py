@@ -8,7 +8,7 @@ from typing import Any
 
 from vision_rl.answers.parsing import count_answers, parse_answer, reasoning_is_closed
 from vision_rl.errors import UserError
-from vision_rl.rewards.metrics import METRICS, OLD_NAMES
+from vision_rl.rewards.metrics import METRICS
 from vision_rl.rewards.terms import with_terms
 from vision_rl.rewards.vqa_accuracy import (
     answer_similarity,
@@ -24,7 +24,6 @@ from vision_rl.types import Reward
 __all__ = [
     "DEFAULT",
     "KINDS",
-    "OLD_NAMES",
     "accuracies",
     "answer_metric",
     "answer_similarity",
@@ -44,7 +43,6 @@ DEFAULT = "vqa"
 
 def answer_metric(reward: str, metric_of_row: str) -> str:
     """What scores a row: the reward that was set for the run, or the row's own metric where none was (`DEFAULT`)."""
-    reward = OLD_NAMES.get(reward, reward)
     return metric_of_row if reward == DEFAULT and metric_of_row in KINDS else reward
 
 

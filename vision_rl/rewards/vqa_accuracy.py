@@ -8,13 +8,14 @@ as the challenge's server and lmms-eval do with the prediction; `official_2021_a
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 from vision_rl.answers.formulas import keep_marks
-from vision_rl.rewards.contractions import CONTRACTIONS
 
 HUMANS = 10
 """Answers per question in VQAv2; from this number on the official formula holds, below it answers are alternatives."""
@@ -29,6 +30,9 @@ _MAX_PERIODS = int(re.UNICODE)
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
 _ARTICLES = frozenset(("a", "an", "the"))
+CONTRACTIONS: dict[str, str] = json.loads(Path(__file__).with_name("contractions.json").read_text(encoding="utf-8"))
+"""The official table as it is written there. Its oddities are part of the metric: `somebody'd` loses its apostrophe, `let's` and
+`she's` map to themselves, and the keys with capitals never match, because the text is in lower case by then."""
 
 _CACHED_CHARS = 64
 
@@ -167,7 +171,7 @@ def best_answer(
 
 
 def answer_similarity(predicted: str, expected: str) -> float:
-    """The guide's similarity in [0, 1], by words: 1.0 equal, 0.8 if the expected words stand in it in a row, else
+    """A similarity in [0, 1] of older VQA instructions, by words: 1.0 equal, 0.8 if the expected words stand in it in a row, else
     overlap.
 
     Both sides are normalised by `careful`; the overlap is shared words / all words. Longer predictions get

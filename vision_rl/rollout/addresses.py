@@ -18,7 +18,7 @@ _WILDCARDS = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True)
-class Reach:
+class Addresses:
     """Small enough to travel to Ray. proxy_port None: any free one; media_roots None: pictures from anywhere."""
 
     store_port: int
@@ -42,9 +42,9 @@ class Reach:
         return store + (f"/?key={dashboard_key(self.token)}" if self.token else "")
 
 
-def private(store_port: int, external_store: str | None = None) -> Reach:
+def private(store_port: int, external_store: str | None = None) -> Addresses:
     """Of a run that publishes nothing."""
-    return Reach(store_port, token=os.environ.get(TOKEN_VARIABLE), external_store=external_store)
+    return Addresses(store_port, token=os.environ.get(TOKEN_VARIABLE), external_store=external_store)
 
 
 def published(
@@ -54,7 +54,7 @@ def published(
     store_port: int | None,
     media_root: str,
     external_store: str | None = None,
-) -> Reach:
+) -> Addresses:
     """Of a run with --llm-proxy. Beyond the loopback interface a token is needed: VISION_RL_TOKEN, or a new one.
 
     Raises `UserError` for a port that is taken.
@@ -66,23 +66,25 @@ def published(
     address = outbound_address() if host in _WILDCARDS else host
     token = os.environ.get(TOKEN_VARIABLE) or (None if is_loopback(host) else new_token())
     roots = (Path(media_root),)
-    return Reach(store_port, host, address, advertised or address, proxy_port, token, roots, external_store)
+    return Addresses(store_port, host, address, advertised or address, proxy_port, token, roots, external_store)
 
 
-def worker_lines(reach: Reach, tasks: Sequence[str]) -> list[str]:
+def worker_lines(addresses: Addresses, tasks: Sequence[str]) -> list[str]:
     """What to type on another machine, ready to copy; shown once, because it holds the token."""
     named = " ".join(f"--task {task}" for task in tasks)
-    assert reach.proxy_port is not None
-    any_machine = "this machine (--host 0.0.0.0 opens it to others)" if is_loopback(reach.advertised) else "any machine"
+    assert addresses.proxy_port is not None
+    any_machine = (
+        "this machine (--host 0.0.0.0 opens it to others)" if is_loopback(addresses.advertised) else "any machine"
+    )
     lines = [
-        f"LLM proxy http://{reach.advertised}:{reach.proxy_port}/v1",
-        f"dashboard, in a browser: {reach.dashboard_url}",
+        f"LLM proxy http://{addresses.advertised}:{addresses.proxy_port}/v1",
+        f"dashboard, in a browser: {addresses.dashboard_url}",
         f"a worker, on {any_machine}:",
-        f"  OPENAI_BASE_URL=http://{reach.advertised}:{reach.proxy_port}/v1 OPENAI_API_KEY={reach.token or 'none'} "
+        f"  OPENAI_BASE_URL=http://{addresses.advertised}:{addresses.proxy_port}/v1 OPENAI_API_KEY={addresses.token or 'none'} "
         f"python worker.py {named}",
         f"Agent Lightning's runners, on {any_machine}, with this project installed:",
-        f"  {TOKEN_VARIABLE}={reach.token or ''} python train_agent.py --role runner {named} "
-        f"--store {reach.external_store or f'http://{reach.advertised}:{reach.store_port}'} --n-runners 8",
+        f"  {TOKEN_VARIABLE}={addresses.token or ''} python train_agent.py --role runner {named} "
+        f"--store {addresses.external_store or f'http://{addresses.advertised}:{addresses.store_port}'} --n-runners 8",
     ]
     return lines
 

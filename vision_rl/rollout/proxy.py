@@ -3,7 +3,7 @@
 It has the interface of Agent Lightning 0.3.0's `LLMProxy` as far as a trainer uses it, and is no subclass of it: that
 one is litellm's server, with hundreds of routes, its vulnerabilities and seconds of import, it is forked from a process
 with threads (which hung now and then), exports its spans after the reply and stores every `data:` URI. Here the
-process is a fresh one, spans are small and stored before the reply (`calls.py`), and equal calls of a group are one
+process is a fresh one, spans are small and stored before the reply (`model_calls.py`), and equal calls of a group are one
 (`groups.py`).
 """
 
@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from yarl import URL
@@ -34,10 +34,20 @@ WATCH_SECONDS = 0.2
 logger = logging.getLogger(__name__)
 
 
+class ServedStore(Protocol):
+    """A run's store as another process finds it: `VisionStoreServer`, or `VisionStoreClient` of one elsewhere."""
+
+    token: str | None
+
+    @property
+    def endpoint(self) -> str:
+        """Its address, without Agent Lightning's prefix."""
+        ...
+
+
 class VisionProxy:
     """The proxy of a run; pictures that arrive as `data:` URIs are kept once, by content, in `picture_dir`.
 
-    `store`: has an `endpoint` (the run's server) or `server_address` (a client of one elsewhere), and its `token`.
     `media_roots`: the folders from which pictures may be named and served; None allows any file, for a proxy on the
     loopback interface. `access_host`: the name under which this machine reaches it; `advertised`: the one under which
     runners on other machines do. `token`: what every request must carry. `structured_output`: agent.structured_output.
@@ -49,7 +59,7 @@ class VisionProxy:
 
     def __init__(
         self,
-        store: Any,
+        store: ServedStore,
         picture_dir: Path,
         *,
         host: str = "127.0.0.1",
@@ -173,10 +183,9 @@ class VisionProxy:
         return False
 
     def _config(self, number: int) -> dict[str, Any]:
-        store = getattr(self.store, "endpoint", None) or self.store.server_address.removesuffix("/v1/agl")
         return {
             "socket": number,
-            "store": store,
+            "store": self.store.endpoint,
             "store_token": self.store.token,
             "token": self.token,
             "picture_dir": str(self.picture_dir),

@@ -1,4 +1,4 @@
-"""The proxy's own client of the store: the few calls that it makes, without Agent Lightning's import of ten seconds."""
+"""The proxy's own client of the store: the few calls that it makes, without Agent Lightning's import of 1.3 core seconds."""
 
 from __future__ import annotations
 

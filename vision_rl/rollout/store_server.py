@@ -204,6 +204,11 @@ class VisionStoreClient(LightningStoreClient):
         self.proxy_host = proxy_host
         self._resources: dict[str, ResourcesUpdate] = {}
 
+    @property
+    def endpoint(self) -> str:
+        """The server's address."""
+        return str(self.server_address).removesuffix(PREFIX)
+
     def __getstate__(self) -> dict[str, Any]:
         own = {"token": self.token, "wait_seconds": self.wait_seconds, "proxy_host": self.proxy_host}
         return {**super().__getstate__(), **own}

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from agentlightning import ClientServerExecutionStrategy
 from agentlightning.execution.events import MultiprocessingEvent
 
-from vision_rl.rollout.addresses import Reach
+from vision_rl.rollout.addresses import Addresses
 from vision_rl.rollout.runner import worker_name
 from vision_rl.rollout.store import VisionStore
 from vision_rl.rollout.store_server import VisionStoreClient, VisionStoreServer
@@ -35,25 +35,25 @@ MAX_RESTARTS_PER_MINUTE = 30
 
 
 class VisionStrategy(ClientServerExecutionStrategy):
-    """`reach` says where the store is, or is to be. Role "runner": runners only, for a trainer elsewhere."""
+    """`addresses` says where the store is, or is to be. Role "runner": runners only, for a trainer elsewhere."""
 
     def __init__(
         self,
         *,
         n_runners: int,
-        reach: Reach,
+        addresses: Addresses,
         role: Literal["both", "runner"] = "both",
     ) -> None:
         super().__init__(
             role=role,
-            server_host=reach.host,
-            server_port=reach.store_port,
+            server_host=addresses.host,
+            server_port=addresses.store_port,
             n_runners=n_runners,
             graceful_timeout=STOP_SECONDS,
         )
-        self.reach = reach
+        self.addresses = addresses
         # The proxy publishes itself by the advertised name, which this machine itself may not reach (NAT).
-        self.proxy_host = reach.address if role == "both" else None
+        self.proxy_host = addresses.address if role == "both" else None
 
     def execute(self, algorithm: Any, runner: Any, store: Any) -> None:
         """As upstream; runners alone are supervised too, in the foreground, until they are interrupted."""
@@ -69,10 +69,10 @@ class VisionStrategy(ClientServerExecutionStrategy):
             return
         server = VisionStoreServer(
             store,
-            host=self.reach.host,
-            port=self.reach.store_port,
-            access_host=self.reach.address,
-            token=self.reach.token,
+            host=self.addresses.host,
+            port=self.addresses.store_port,
+            access_host=self.addresses.address,
+            token=self.addresses.token,
         )
         await server.start()
         try:
@@ -83,7 +83,7 @@ class VisionStrategy(ClientServerExecutionStrategy):
 
     async def _execute_runner(self, runner: Any, worker_id: int, store: Any, stop_evt: Any) -> None:
         client = VisionStoreClient(
-            self.reach.store_url, self.reach.token, wait_seconds=WAIT_SECONDS, proxy_host=self.proxy_host
+            self.addresses.store_url, self.addresses.token, wait_seconds=WAIT_SECONDS, proxy_host=self.proxy_host
         )
         try:
             await runner(client, worker_id, stop_evt)
@@ -132,7 +132,7 @@ class VisionStrategy(ClientServerExecutionStrategy):
 
     async def _give_back(self, index: int) -> None:
         """Let another runner have the rollout that a dead one was working on, without waiting for its deadline."""
-        client = VisionStoreClient(self.reach.store_url, self.reach.token)
+        client = VisionStoreClient(self.addresses.store_url, self.addresses.token)
         try:
             worker = await client.get_worker_by_id(worker_name(index, os.getpid()))
             if worker is not None and worker.current_rollout_id and worker.current_attempt_id:

@@ -14,8 +14,6 @@ from vision_rl.run.directory import SUMMARY
 from vision_rl.run.log import EVENTS, METRICS, ROLLOUTS, read_jsonl
 from vision_rl.tasks import get_task
 
-STALL_SECONDS = 5.0
-
 
 def summarise(run_dir: Path, tasks: Sequence[str], started: float) -> dict[str, Any]:
     """Read the run's files; `started` is when the process began (Unix seconds). Several tasks share the reward alone."""
@@ -42,7 +40,6 @@ def summarise(run_dir: Path, tasks: Sequence[str], started: float) -> dict[str, 
         ),
         "rollouts": len(rollouts),
         "rollouts_failed": sum(bool(rollout["failure"]) for rollout in rollouts),
-        "requests_stalled": sum(rollout["seconds"] > STALL_SECONDS for rollout in rollouts),
     }
 
 

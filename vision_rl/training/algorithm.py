@@ -75,6 +75,7 @@ class VisionVERL(agl.Algorithm):
         super().__init__()
         self.launch = launch
         self._ranks = ""  # the folder in which the ranks meet, on one machine
+        self._session = Path()  # Ray's folder of this cluster
 
     def run(self, train_dataset: Any = None, val_dataset: Any = None) -> None:
         """Train; `watch` is called every tenth of a second meanwhile. Raises `UserError` for what the user can correct."""
@@ -120,15 +121,12 @@ class VisionVERL(agl.Algorithm):
     def _keep_logs(self) -> None:
         """Copy what this run's workers on this machine printed into the run directory: Ray's own folder is soon replaced."""
         import ray
-        from ray._private.worker import _global_node
 
-        target = self.launch.context.run_dir / "logs"
-        if _global_node is not None:
-            job = ray.get_runtime_context().get_job_id()
-            with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
-                target.mkdir(exist_ok=True)
-                for log in Path(_global_node.get_logs_dir_path()).glob(f"worker-*-{job}-*"):
-                    shutil.copy(log, target)
+        target, job = self.launch.context.run_dir / "logs", ray.get_runtime_context().get_job_id()
+        with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
+            target.mkdir(exist_ok=True)
+            for log in (self._session / "logs").glob(f"worker-*-{job}-*"):
+                shutil.copy(log, target)
 
     def _close_ray(self) -> None:
         """Keep Ray to this machine, and to whoever has the run's token: its job route runs any command.
@@ -164,7 +162,7 @@ class VisionVERL(agl.Algorithm):
             place = urlsplit(where if "//" in where else f"//{where}")
             if place.port:  # Ray itself would try for minutes
                 socket.create_connection((place.hostname, place.port), timeout=10).close()
-            ray.init(**options, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+            started = ray.init(**options, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
         except Exception as error:  # Ray raises a plain Exception for a node that does not come up in time
             cure = (
                 "ray_kwargs.ray_init.address=HOST:PORT or RAY_ADDRESS names a cluster that runs, and without either the run "
@@ -175,5 +173,6 @@ class VisionVERL(agl.Algorithm):
             raise UserError(
                 f"Ray does not start (address {where}): {' '.join(str(error).split())[:MAX_ERROR]}; {cure}"
             ) from error
+        self._session = Path(started.address_info["session_dir"])
         for number, handler in ours.items():  # Ray's own for SIGTERM ends the process at once, without a checkpoint
             signal.signal(number, handler)

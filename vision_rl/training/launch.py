@@ -16,7 +16,7 @@ import agentlightning as agl
 import httpx
 
 from vision_rl.errors import UserError
-from vision_rl.rollout.addresses import Reach, host_of
+from vision_rl.rollout.addresses import Addresses, host_of
 from vision_rl.rollout.http_auth import hide_keys
 from vision_rl.rollout.runner import VisionRunner
 from vision_rl.rollout.store import VisionStore
@@ -29,10 +29,10 @@ from vision_rl.training.algorithm import Launch
 RUNNER_POLL_SECONDS = 0.05
 
 
-def store_of(reach: Reach) -> VisionStore | VisionStoreClient:
+def store_of(addresses: Addresses) -> VisionStore | VisionStoreClient:
     """The run's own store, or the client of one that `--role store` serves elsewhere."""
-    outer = reach.external_store
-    return VisionStoreClient(outer, reach.token) if outer else VisionStore()
+    outer = addresses.external_store
+    return VisionStoreClient(outer, addresses.token) if outer else VisionStore()
 
 
 def make_ready(launch: Launch) -> None:
@@ -41,13 +41,13 @@ def make_ready(launch: Launch) -> None:
     logging.getLogger("agentlightning").setLevel(logging.ERROR)
     logging.getLogger("agentlightning.execution").setLevel(logging.CRITICAL)
     logging.getLogger("agentlightning.trainer.trainer").addFilter(is_no_user_error)
-    reach = launch.context.reach
-    if reach.external_store and not check_store(reach.external_store, reach.token):
-        raise UserError(f"no store answers at {reach.external_store}; start it with train_agent.py --role store")
+    addresses = launch.context.addresses
+    if addresses.external_store and not check_store(addresses.external_store, addresses.token):
+        raise UserError(f"no store answers at {addresses.external_store}; start it with train_agent.py --role store")
     stop_on_interrupt(launch.context.run_dir, launch.watch)
     hide_keys()
-    if reach.token:
-        os.environ[TOKEN_VARIABLE] = reach.token  # for the runners, which are forked
+    if addresses.token:
+        os.environ[TOKEN_VARIABLE] = addresses.token  # for the runners, which are forked
 
 
 def is_no_user_error(record: logging.LogRecord) -> bool:
@@ -68,9 +68,9 @@ def run_runners(agent: Any, n_runners: int, store_url: str) -> None:
     hide_keys()
     up = check_store(store_url, os.environ.get(TOKEN_VARIABLE))
     print(f"{n_runners} runners ask {store_url} for rollouts" + ("" if up else ", once it answers"), flush=True)
-    reach = Reach(0, token=os.environ.get(TOKEN_VARIABLE), external_store=store_url.rstrip("/"))
+    addresses = Addresses(0, token=os.environ.get(TOKEN_VARIABLE), external_store=store_url.rstrip("/"))
     runner = vision_runner()
-    strategy = VisionStrategy(n_runners=n_runners, reach=reach, role="runner")
+    strategy = VisionStrategy(n_runners=n_runners, addresses=addresses, role="runner")
     agl.Trainer(n_runners=n_runners, runner=runner, tracer=runner.tracer, strategy=strategy, store=VisionStore()).fit(
         agent
     )
@@ -91,12 +91,16 @@ def check_store(url: str, token: str | None) -> bool:
     return True
 
 
-def serve_store(reach: Reach) -> None:
+def serve_store(addresses: Addresses) -> None:
     """A store for `--external-store`, until it is interrupted: it keeps the queue while trainers come and go."""
 
     async def serve() -> None:
         server = VisionStoreServer(
-            VisionStore(), host=reach.host, port=reach.store_port, access_host=reach.address, token=reach.token
+            VisionStore(),
+            host=addresses.host,
+            port=addresses.store_port,
+            access_host=addresses.address,
+            token=addresses.token,
         )
         await server.start()
         stop = asyncio.Event()
@@ -107,9 +111,9 @@ def serve_store(reach: Reach) -> None:
 
     hide_keys()
     print(
-        f"store at {reach.store_url}"
-        + (f", {TOKEN_VARIABLE}={reach.token}" if reach.token else "")
-        + f"\ndashboard, in a browser: {reach.dashboard_url}",
+        f"store at {addresses.store_url}"
+        + (f", {TOKEN_VARIABLE}={addresses.token}" if addresses.token else "")
+        + f"\ndashboard, in a browser: {addresses.dashboard_url}",
         flush=True,
     )
     asyncio.run(serve())

@@ -12,13 +12,14 @@ from typing import Any
 
 from vision_rl.agent.media import check_pictures, check_videos
 from vision_rl.config.given import parsed, read_given
+from vision_rl.config.origin import FLAG, Origin, derived
 from vision_rl.config.resolve import Resolved, render_resolved, resolve_tasks
 from vision_rl.data.mix import DataFile, data_file, mixed, sample_by_source
 from vision_rl.data.schema import read_rows, task_names_of
 from vision_rl.errors import UserError
 from vision_rl.media.check_images import check_row_images
 from vision_rl.models.checks import check_model
-from vision_rl.rollout.addresses import Reach, free_port, private, published
+from vision_rl.rollout.addresses import Addresses, free_port, private, published
 
 Row = dict[str, Any]
 MAX_NOTES = 12
@@ -61,7 +62,7 @@ def configure(args: argparse.Namespace, cpu: bool, *, media_root: str) -> Resolv
         notes = given.differences(parsed(render_resolved(resolved)))
         resolved = dataclasses.replace(resolved, notes=(*resolved.notes, *notes[:MAX_NOTES]))
     if args.data_path is not None and args.val_data_path is not None:
-        name_data(resolved, *data_files(args), origin="flag")
+        name_data(resolved, *data_files(args), origin=FLAG)
     return resolved
 
 
@@ -73,7 +74,7 @@ def take_given(args: argparse.Namespace) -> None:
     if args.preset and given.preset:
         raise UserError(f"--config {args.config} was written under --preset {given.preset}; leave --preset out")
     args.task = args.task or given.tasks
-    if given.origins.get(MODEL) == "flag":
+    if given.origins.get(MODEL) == FLAG:
         args.model = args.model or given.values[MODEL]
     args.data_path, args.val_data_path = (
         args.data_path or given.files("train"),
@@ -137,7 +138,7 @@ def data_files(args: argparse.Namespace) -> tuple[list[DataFile], list[DataFile]
     return [DataFile(files["train"]) for files in made], [DataFile(files["val"]) for files in made]
 
 
-def name_data(resolved: Resolved, train: Sequence[DataFile], val: Sequence[DataFile], *, origin: str) -> None:
+def name_data(resolved: Resolved, train: Sequence[DataFile], val: Sequence[DataFile], *, origin: Origin) -> None:
     """Record the data files where verl's tree has a place for them; it does not read them, and its defaults would mislead."""
     for key, files in (("train_files", train), ("val_files", val)):
         names = [str(file) for file in files]
@@ -155,7 +156,7 @@ def prepared(args: argparse.Namespace, cpu: bool) -> tuple[Resolved, list[Row], 
     media_root = media_root_of([*rows, *val_rows], files[0][0].path)
     resolved = configure(args, cpu, media_root=media_root)
     if args.data_path is None:
-        name_data(resolved, *files, origin="synthetic tasks")
+        name_data(resolved, *files, origin=derived("synthetic tasks"))
     model = resolved.verl["actor_rollout_ref"]["model"]
     trusted = bool(model.get("trust_remote_code") and resolved.verl["data"].get("trust_remote_code"))
     check_model(Path(model["path"]), trusted=trusted)
@@ -170,7 +171,7 @@ def prepared(args: argparse.Namespace, cpu: bool) -> tuple[Resolved, list[Row], 
     return resolved, rows, val_rows, media_root
 
 
-def reach_of(args: argparse.Namespace, media_root: str) -> Reach:
+def addresses_of(args: argparse.Namespace, media_root: str) -> Addresses:
     """Where store and proxy listen: on free ports of this machine, or published with --llm-proxy."""
     external = args.external_store.rstrip("/") if args.external_store else None
     if not args.llm_proxy and args.role != "store":

@@ -33,9 +33,10 @@ from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
 from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import RunLog
 from vision_rl.settings import AgentSettings, AppSettings
+from vision_rl.training.context import TrainerStore
 from vision_rl.training.health import Health, ModelDied
 from vision_rl.training.rollouts import FinishedRollout, failure_of, failures, shared_refusal
-from vision_rl.training.rows import Drop, RowBuilder, tag_of, truncated
+from vision_rl.training.rows import Drop, RowBuilder, RowKey, tag_of, truncated
 from vision_rl.training.samples import trajectory_samples, transition_samples
 
 CALL_SECONDS = 300.0
@@ -81,7 +82,7 @@ class RolloutManager:
     def __init__(
         self,
         *,
-        store: Any,
+        store: TrainerStore,
         proxy: VisionProxy,
         app: AppSettings,
         agents: Mapping[str, AgentSettings],
@@ -305,7 +306,7 @@ class RolloutManager:
                 group.dropped[row.reason.value] += 1
                 group.drops[sample.rollout_id] = row
                 continue
-            key = f"{group.uid}_{session[sample.rollout_id]}_{counts[sample.rollout_id]}"
+            key = str(RowKey(group.uid, session[sample.rollout_id], counts[sample.rollout_id]))
             counts[sample.rollout_id] += 1
             group.rows[key] = sample.rollout_id
             fields.append(row)

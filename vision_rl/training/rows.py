@@ -30,6 +30,29 @@ class Drop:
     text: str
 
 
+@dataclass(frozen=True)
+class RowKey:
+    """The name of a row in verl's queue, by which verl and we find its group (`uid`), its rollout, and its sample of that."""
+
+    uid: str
+    rollout: int
+    sample: int
+
+    def __str__(self) -> str:
+        return f"{self.rollout_key}_{self.sample}"
+
+    @property
+    def rollout_key(self) -> str:
+        """What the rows of one rollout share."""
+        return f"{self.uid}_{self.rollout}"
+
+    @classmethod
+    def parse(cls, key: str) -> RowKey:
+        """The inverse of `str`."""
+        uid, rollout, sample = key.rsplit("_", 2)
+        return cls(uid, int(rollout), int(sample))
+
+
 class RowBuilder:
     """Turns samples into rows; what cannot be trained on is dropped with its reason, never repaired.
 

@@ -18,11 +18,10 @@ from vision_rl.settings import Integrity
 from vision_rl.tasks import is_episode
 from vision_rl.training.rollout_manager import Group, RolloutManager
 from vision_rl.training.rollouts import failures, rollout_metrics
+from vision_rl.training.rows import RowKey
 
 EXAMPLES, SHOWN = 3, 80
 """Replies that the warning of a step without spread shows, and characters of each."""
-STALL_SECONDS = 5.0
-"""A rollout slower than this is counted as stalled; a single turn of the tiny model takes a tenth of it."""
 
 
 class Sampled(Protocol):
@@ -84,7 +83,6 @@ class StepRecords:
         metrics["train/samples"] = samples
         metrics["train/samples_dropped"] = dropped.total()
         metrics["train/responses_truncated"] = sum(group.truncated for group in groups)
-        metrics["train/rollouts_stalled"] = sum(rollout.seconds > STALL_SECONDS for rollout in rollouts)
         thrown_away = {reason: len(groups) for reason, groups in self.thrown_away.items() if groups}
         metrics.update({f"train/groups_dropped/{reason}": count for reason, count in thrown_away.items()})
         metrics.update({f"train/dropped/{reason}": count for reason, count in dropped.items()})
@@ -138,7 +136,7 @@ class StepRecords:
         """Remember what each rollout was worth to the update. advantages, mask: (rows, response length)."""
         values = (advantages * mask).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)
         for key, value in zip(batch.keys, values.tolist(), strict=True):
-            group = self.groups.get(key.rsplit("_", 2)[0])
+            group = self.groups.get(RowKey.parse(key).uid)
             if group is not None:
                 self.advantages[group.rows[key]] = value
 
@@ -146,7 +144,7 @@ class StepRecords:
         """The reward components of a batch's rows by name; rows that only pad it have zeros."""
         rows = []
         for key in batch.keys:
-            group = self.groups.get(key.rsplit("_", 2)[0])
+            group = self.groups.get(RowKey.parse(key).uid)
             rows.append(group.finished[group.rows[key]].reward if group else {})
         names = sorted({name for row in rows for name in row} - {"reward"})
         return {name: [row.get(name, 0.0) for row in rows] for name in names}

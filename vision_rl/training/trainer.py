@@ -8,18 +8,16 @@ Left out, because no preset uses them: critics, reward models, distillation.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 import transfer_queue as tq
 from omegaconf import OmegaConf, open_dict
+from tensordict import TensorDict
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transfer_queue import KVBatchMeta
 from verl import DataProto
@@ -27,8 +25,6 @@ from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
 from verl.trainer.ppo.utils import create_rl_sampler
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
-from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
-from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.seqlen_balancing import log_seqlen_unbalance
 from verl.workers.utils.padding import response_from_nested, response_to_nested
@@ -36,7 +32,6 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 from vision_rl.actor.mismatch import check_mismatch, mismatch_metrics, reference_metrics
 from vision_rl.actor.rank import VisionWorker
 from vision_rl.data.mix import per_source
-from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import check_template_shows_pictures, load_processor
 from vision_rl.platform.gpu import GpuMeter
@@ -49,27 +44,28 @@ from vision_rl.serving.banned_tokens import banned_tokens
 from vision_rl.serving.model_server import start_early
 from vision_rl.training.advantages import TOKEN_LEVEL, group_metrics, rollout_advantages
 from vision_rl.training.balance import groups_by_rank
-from vision_rl.training.context import RunContext
-from vision_rl.training.health import ModelDied
+from vision_rl.training.checkpointing import Checkpointing
+from vision_rl.training.context import RunContext, TrainerStore
 from vision_rl.training.replay import replay_buffer
 from vision_rl.training.rollout_manager import RolloutManager
 from vision_rl.training.rollouts import rollout_metrics
-from vision_rl.training.rows import RowBuilder
+from vision_rl.training.rows import RowBuilder, RowKey
 from vision_rl.training.sight import SightGauge
+from vision_rl.training.step_metrics import clip_ratios, one_update, sample_limits
 from vision_rl.training.steps import StepRecords
 from vision_rl.training.supervisor import Supervisor
 from vision_rl.training.tracking import tracking
 
 
-class VisionTrainer(PPOTrainer):
-    """GRPO over parallel runners with an actor that sees. The three classes below give it verl's three modes."""
+class VisionTrainer(Checkpointing, PPOTrainer):
+    """GRPO over parallel runners with an actor that sees. `modes.py` gives it verl's three modes."""
 
     worker_class: type = VisionWorker
     role_worker_mapping: dict[Any, Any]
     update_watches = False
     """Whether this step's update brings its own `old_log_probs`, and with them what is watched before an update."""
 
-    def __init__(self, config: Any, run: RunContext, store: Any, train: list[str], val: list[str]) -> None:
+    def __init__(self, config: Any, run: RunContext, store: TrainerStore, train: list[str], val: list[str]) -> None:
         self.run, self.store = run, store
         self.tasks = {"train": train, "val": val}
         self.log = RunLog(run.run_dir)
@@ -146,19 +142,19 @@ class VisionTrainer(PPOTrainer):
     def _rollout_manager(self) -> RolloutManager:
         rollout, run = self.config.actor_rollout_ref.rollout, self.run
         pictures = run.run_dir / "pictures"
-        reach = run.reach
+        addresses = run.addresses
         longest_prompt, longest_response = sample_limits(self.config)
         return RolloutManager(
             store=self.store,
             proxy=VisionProxy(
                 self.store,
                 pictures,
-                host=reach.host,
-                access_host=reach.address,
-                advertised=reach.advertised,
-                port=reach.proxy_port,
-                token=reach.token,
-                media_roots=reach.media_roots,
+                host=addresses.host,
+                access_host=addresses.address,
+                advertised=addresses.advertised,
+                port=addresses.proxy_port,
+                token=addresses.token,
+                media_roots=addresses.media_roots,
                 structured_output=run.agent.structured_output,
             ),
             app=run.app,
@@ -231,7 +227,7 @@ class VisionTrainer(PPOTrainer):
         multiple = self._get_required_batch_multiple(ranks)
         batch = upsample_batch_to_divisible_size(batch, multiple, self.tokenizer.eos_token_id)
         lengths = [tag["seq_len"] for tag in batch.tags]
-        shares = groups_by_rank([key.rsplit("_", 2)[0] for key in batch.keys], lengths, ranks)
+        shares = groups_by_rank([RowKey.parse(key).uid for key in batch.keys], lengths, ranks)
         batch.reorder([row for share in shares for row in share])
         metrics.update(log_seqlen_unbalance(lengths, shares, prefix="global_seqlen"))
         return batch
@@ -291,7 +287,9 @@ class VisionTrainer(PPOTrainer):
         rows = DataProto(batch=data.to_padded_tensor())
         rows.batch["token_level_scores"] = rows.batch["token_level_rewards"] = rows.batch["rm_scores"]
         rows.non_tensor_batch["uid"] = np.array(uids, dtype=object)
-        rows.non_tensor_batch["rollout_id"] = np.array([key.rsplit("_", 1)[0] for key in batch.keys], dtype=object)
+        rows.non_tensor_batch["rollout_id"] = np.array(
+            [RowKey.parse(key).rollout_key for key in batch.keys], dtype=object
+        )
         written = ["advantages", "returns"]
         correction = algorithm.get("rollout_correction", None)
         if correction is not None and not correction.get("bypass_mode", False) and not self.update_watches:
@@ -308,7 +306,7 @@ class VisionTrainer(PPOTrainer):
         return tq.kv_batch_put(
             keys=batch.keys,
             partition_id=batch.partition_id,
-            fields=tq_fields(output, len(batch)),
+            fields=TensorDict(output, batch_size=len(batch)),
         )
 
     def on_step_end(self) -> None:
@@ -361,170 +359,9 @@ class VisionTrainer(PPOTrainer):
         except OSError as error:  # a full disk; our own files wait in memory, and the next checkpoint tells
             self.log.event("warning", text=f"trainer.logger did not take step {self.global_steps}: {error.strerror}")
 
-    # --- checkpoints -------------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self) -> None:
-        self._save(self.global_steps, self.train_dataloader.state_dict())
-
-    def _save(self, step: int, data: dict[str, Any]) -> None:
-        """Weights, optimizer, order of the data, random states; asynchronous modes keep what is in the queue as well."""
-        if self.checkpoints.has(step):
-            return
-        started = time.monotonic()
-        with self.checkpoints.writing(step) as folder:
-            self.actor_rollout_wg.save_checkpoint(str(folder / "actor"), None, step)
-            generator: Any = np.random.get_state()
-            states = {
-                "python": random.getstate(),
-                "numpy": [part.tolist() if isinstance(part, np.ndarray) else part for part in generator],
-                "torch": torch.get_rng_state(),
-            }
-            torch.save({"data": data, "random": states}, folder / "trainer.pt")
-            if self.trainer_mode != "sync":
-                tq.save_checkpoint(str(folder / "transfer_queue"), metadata={"global_steps": step})
-        self.log.event("checkpoint", step=step, seconds=time.monotonic() - started)
-
-    def _load_checkpoint(self) -> None:
-        """Go on from the newest whole checkpoint, if the run is one that goes on and has one."""
-        self.queue_is_up()
-        self.global_steps = 0
-        if self.config.trainer.resume_mode != "auto":
-            return
-        self.checkpoints.clear_leftovers()
-        folder = self.checkpoints.latest()
-        if folder is not None and not (folder / "trainer.pt").exists():
-            raise UserError(
-                f"{folder} was written by this project on verl 0.6.1 and cannot be gone on with: merge it with python -m "
-                "vision_rl.export and start a new run with --model"
-            )
-        self.supervisor.rewind(-1 if folder is None else self.checkpoints.step_of(folder))
-        if folder is None:
-            return
-        self._load_weights(folder)
-        kept = torch.load(folder / "trainer.pt", weights_only=True)
-        self.train_dataloader.load_state_dict(kept["data"])
-        random.setstate(kept["random"]["python"])
-        np.random.set_state(tuple(kept["random"]["numpy"]))
-        torch.set_rng_state(kept["random"]["torch"])
-        self.global_steps = self.checkpoints.step_of(folder)
-        if self.trainer_mode != "sync" and (folder / "transfer_queue").exists():
-            tq.load_checkpoint(str(folder / "transfer_queue"))
-            self._ask_again()
-
-    def _ask_again(self) -> None:
-        """Let verl's loop queue every prompt of a restored queue anew, those included whose rollouts were done.
-
-        Their samples are of older weights, and nothing here knows their rollouts any more, of which a step's record is made.
-        """
-        prompts = {
-            key: tag for key, tag in (tq.kv_list("train") or {}).get("train", {}).items() if tag.get("is_prompt")
-        }
-        if prompts:
-            tags = [{**tag, "status": "pending"} for tag in prompts.values()]
-            tq.kv_batch_put(keys=list(prompts), partition_id="train", tags=tags)
-        self._restored_tq_prompt_count = len(prompts)  # verl then draws so many prompts fewer ahead
-
-    def _load_weights(self, folder: Path) -> None:
-        self.actor_rollout_wg.load_checkpoint(local_path=str(folder / "actor"))
-
-    def _restore(self, folder: Path) -> None:
-        """Weights and optimizer of a checkpoint, for the actor and for the server, which has this step's already."""
-        self._load_weights(folder)
-        with self._weights_arrive():
-            self._send_weights()
-
-    def _send_weights(self) -> None:
-        self.checkpoint_manager.sleep_replicas()
-        self.checkpoint_manager.update_weights(self.global_steps)
-
-    @contextmanager
-    def _saved_if_the_server_dies(self, *, done: bool = False) -> Iterator[None]:
-        """Around a step, or around the validation after one that is `done`: keeps what is trained."""
-        data = self.train_dataloader.state_dict()
-        try:
-            yield
-        except (ModelDied, ray.exceptions.RayError) as error:
-            died = self.rollouts.death(error)
-            if died is None:
-                raise
-            step = self.global_steps if done else self.global_steps - 1
-            saved = "no step was done yet, start the run again"
-            if step:
-                self._save(step, data)
-                saved = f"step {step} is saved, go on with --resume"
-            raise ModelDied(f"{died}; what it said last is in logs/ of the run directory; {saved}") from error
-
-
-class VisionTrainerSync(VisionTrainer, PPOTrainerSync):
-    """Rollouts, then the update, in turns."""
-
-
-class VisionTrainerOneStepOff(VisionTrainer, PPOTrainerColocateAsync):
-    """The next step's rollouts begin before this one's update (`trainer.v1.trainer_mode=colocate_async`)."""
-
-
-def one_update(config: Any, rows: int) -> bool:
-    """Whether a step of so many rows is one update by the weights that sampled them, and nothing asks before it what the actor
-    says: then `old_log_probs` are the update's own."""
-    algorithm, actor, rollout = config.algorithm, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    single = rows <= actor.ppo_mini_batch_size * rollout.n and actor.ppo_epochs == 1
-    ours = actor.strategy != "megatron"  # whose engine is verl's own, and asks for `old_log_probs`
-    correction = algorithm.get("rollout_correction", None) or {}
-    asked = (
-        algorithm.use_kl_in_reward
-        or correction.get("rollout_is", None)
-        or correction.get("rollout_rs", None)
-        or algorithm.adv_estimator in TOKEN_LEVEL
-        or actor.get("calculate_sum_pi_squared", False)
-    )
-    return single and ours and not asked and config.trainer.v1.trainer_mode == "sync"
-
 
 def task_loader(tasks: list[str], data: Any, batch_size: int) -> StatefulDataLoader:
     """Batches of tasks in verl's order (`data.shuffle`, `data.seed`), which the loader's state continues in any epoch."""
     rows = [{"raw_prompt": text} for text in tasks]
     sampler = create_rl_sampler(data, rows)
     return StatefulDataLoader(rows, batch_size, drop_last=True, collate_fn=collate_fn, sampler=sampler)
-
-
-def trainer_class(mode: str) -> type[VisionTrainer]:
-    """The trainer of one of verl's modes (`trainer.v1.trainer_mode`)."""
-    if mode == "separate_async":
-        from vision_rl.training.separate import VisionTrainerSeparate
-
-        return VisionTrainerSeparate
-    return {"sync": VisionTrainerSync, "colocate_async": VisionTrainerOneStepOff}[mode]
-
-
-def tq_fields(columns: dict[str, Any], rows: int) -> Any:
-    """Nested columns as the queue takes them."""
-    from tensordict import TensorDict
-
-    return TensorDict(columns, batch_size=rows)
-
-
-def clip_ratios(batch: KVBatchMeta, limits: tuple[int, int]) -> dict[str, float]:
-    """The shares of prompts and of responses that are as long as they may be; rows that only pad the batch do not count.
-
-    verl's own figures (verl/trainer/ppo/metric_utils.py:519) compare with the longest of the batch, which is always there.
-    limits: (prompt, response) in tokens.
-    """
-    tags = [tag for tag in batch.tags if not tag.get("is_padding", False)]
-    ratios = {
-        kind: sum(tag[f"{kind[:-7]}_len"] >= limit for tag in tags) / max(len(tags), 1)
-        for kind, limit in zip(("prompt_length", "response_length"), limits, strict=True)
-    }
-    names = {**ratios, "response_length_non_aborted": ratios["response_length"]}
-    return {f"{name}/clip_ratio": ratio for name, ratio in names.items()}
-
-
-def sample_limits(config: Any) -> tuple[int, int]:
-    """(prompt, response) lengths in tokens above which a sample is dropped, or its response cut, at the level in use.
-
-    At the "trajectory" level a turn that cannot be merged brings its whole prompt: `data.max_prompt_length` bounds it too.
-    """
-    level = config.agentlightning.trace_aggregator
-    if level.level != "trajectory":
-        return config.data.max_prompt_length, config.data.max_response_length
-    longest = max(level.trajectory_max_prompt_length, config.data.max_prompt_length)
-    return longest, level.trajectory_max_response_length

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vision_rl.answers.choices import choices_of, gold_letter
 from vision_rl.data.convert.geometry import four_numbers, to_unit_xyxy
@@ -43,12 +45,31 @@ def _as_it_is(record: Record) -> Iterable[Record]:
 
 
 @dataclass(frozen=True)
+class About:
+    """A row of sets.yaml, whose head says what the fields mean."""
+
+    title: str
+    layout: str
+    source: str
+    rows: str
+    licence: str
+    get: str
+    options: str = ""
+    account: str = ""
+
+
+@cache
+def about_sets() -> dict[str, About]:
+    """sets.yaml, by the name of the set."""
+    rows = yaml.safe_load(Path(__file__).with_name("sets.yaml").read_text(encoding="utf-8"))
+    return {name: About(**row) for name, row in rows.items()}
+
+
+@dataclass(frozen=True)
 class DataSet:
     """One published set.
 
-    layout: its files and fields in words; source: where that is documented; rows: as published; metric: its usual one;
-    get: where it comes from, a set of download_data.sh or an address; options: those of `data_utils.py convert NAME` for
-    what comes from there; account: what is asked for besides a download.
+    name: its row of sets.yaml (`about`), which says in words what and where it is; metric: its usual one.
     Fields name columns, of which the first that a record has counts. answer_as: how the answer to a question with
     choices is written (`gold_letter`); box_format, space: how boxes are (`to_unit_xyxy`); size: the field with the
     picture's [width, height]; folders: where in the image directory pictures may be; drop: fields not worth keeping in
@@ -58,15 +79,8 @@ class DataSet:
     names a record's metric; `reader` takes the place of all this for a layout of its own.
     """
 
-    title: str
-    layout: str
-    source: str
-    rows: str
-    licence: str
+    name: str
     metric: str
-    get: str
-    options: str = ""
-    account: str = ""
     task: str = "vqa"
     image: Fields = ("image",)
     question: Fields = ("question",)
@@ -86,6 +100,11 @@ class DataSet:
     unfold: Callable[[Record], Iterable[Record]] = _as_it_is
     metric_of: Callable[[Record], str] | None = None
     reader: Callable[[Source, OnBad | None], Iterator[Record]] | None = None
+
+    @property
+    def about(self) -> About:
+        """What it is, for a message or a table."""
+        return about_sets()[self.name]
 
     @property
     def pictures(self) -> Fields:
@@ -131,7 +150,9 @@ def iter_rows(data_set: DataSet, source: Source, *, on_bad: OnBad | None = None)
         yield from data_set.reader(source, on_bad)
         return
     own = _named(source.question_field, data_set.question), _named(source.image_field, data_set.pictures)
-    for file in source_files(source.path, (data_set.mark,) if data_set.mark else own, data_set.title, source.split):
+    for file in source_files(
+        source.path, (data_set.mark,) if data_set.mark else own, data_set.about.title, source.split
+    ):
         yield from converted(_flat_records(data_set, source, file), partial(_row, data_set, source), on_bad)
 
 
@@ -150,7 +171,9 @@ def _flat_records(data_set: DataSet, source: Source, file: Path) -> Iterator[tup
         except UserError as error:
             yield where, identity, UserError(f"{where}: {error}")
         except _LAYOUT_ERRORS as error:
-            reason = f"{where} is not in the layout of {data_set.title} ({error!r}), which is: {data_set.layout}"
+            reason = (
+                f"{where} is not in the layout of {data_set.about.title} ({error!r}), which is: {data_set.about.layout}"
+            )
             yield where, identity, UserError(reason)
         else:
             for part, flat in enumerate(parts):
@@ -255,7 +278,7 @@ def _target(data_set: DataSet, record: Record, size: tuple[int, int], where: str
             f"{where}: the file says {stated[0]} x {stated[1]} pixels, but the picture has {size[0]} x {size[1]}; its "
             "boxes are of another version of it"
         )
-    value = _required(record, data_set.boxes, where, f"{data_set.title} has: {data_set.layout}")
+    value = _required(record, data_set.boxes, where, f"{data_set.about.title} has: {data_set.about.layout}")
     values = [value] if isinstance(value, str) or (value and not isinstance(value[0], (list, tuple))) else value
     form = {"box_format": data_set.box_format, "space": record.get("box_space", data_set.space), "where": where}
     boxes = [to_unit_xyxy(four_numbers(box, where), size, **form) for box in values]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vision_rl.data.convert.refer import refer_records
-from vision_rl.data.schema import normalise_row, numbered_rows, open_parquet
+from vision_rl.data.row import normalise_row
+from vision_rl.data.schema import numbered_rows, open_parquet
 from vision_rl.errors import UserError
 from vision_rl.media.images import too_narrow
 

@@ -8,7 +8,7 @@ from vision_rl.data.convert.question_sets import QUESTION_SETS
 from vision_rl.data.convert.radiology_sets import RADIOLOGY_SETS
 from vision_rl.errors import UserError, meant
 
-SETS: dict[str, DataSet] = {**QUESTION_SETS, **GROUNDING_SETS, **RADIOLOGY_SETS}
+SETS: dict[str, DataSet] = {item.name: item for item in (*QUESTION_SETS, *GROUNDING_SETS, *RADIOLOGY_SETS)}
 
 
 def get_set(name: str) -> DataSet:
@@ -26,10 +26,14 @@ def set_rows() -> list[dict[str, str]]:
     """The sets by `COLUMNS`: name, rows, metric, command, layout, where it is from, licence and account."""
     found = []
     for name, item in SETS.items():
-        terms = item.licence + (f"; needs an account: {item.account}" if item.account else "")
-        options = item.options or f"--input data/{name}"
+        about = item.about
+        terms = about.licence + (f"; needs an account: {about.account}" if about.account else "")
+        options = about.options or f"--input data/{name}"
         command = f"data_utils.py convert {name} {options} --output data/{name}.parquet"
-        cells = (name, item.rows, item.metric or "the run's", command, f"{item.title}: {item.layout}", item.get, terms)
+        cells = (
+            *(name, about.rows, item.metric or "the run's", command),
+            *(f"{about.title}: {about.layout}", about.get, terms),
+        )
         found.append(dict(zip(COLUMNS, map(str, cells), strict=True)))
     return found
 

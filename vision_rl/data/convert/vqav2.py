@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vision_rl.data.convert.json_stream import iter_array
-from vision_rl.data.schema import SCHEMA, stored_path
+from vision_rl.data.row import SCHEMA
+from vision_rl.data.schema import stored_path
 from vision_rl.errors import UserError
 from vision_rl.files import replacing
 from vision_rl.media.images import image_size

@@ -1,0 +1,53 @@
+"""What a step's configuration says of its batch: whether it is one update, its limits in tokens, and how often they are met."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transfer_queue import KVBatchMeta
+
+from vision_rl.training.advantages import TOKEN_LEVEL
+
+
+def one_update(config: Any, rows: int) -> bool:
+    """Whether a step of so many rows is one update by the weights that sampled them, and nothing asks before it what the actor
+    says: then `old_log_probs` are the update's own."""
+    algorithm, actor, rollout = config.algorithm, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    single = rows <= actor.ppo_mini_batch_size * rollout.n and actor.ppo_epochs == 1
+    ours = actor.strategy != "megatron"  # whose engine is verl's own, and asks for `old_log_probs`
+    correction = algorithm.get("rollout_correction", None) or {}
+    asked = (
+        algorithm.use_kl_in_reward
+        or correction.get("rollout_is", None)
+        or correction.get("rollout_rs", None)
+        or algorithm.adv_estimator in TOKEN_LEVEL
+        or actor.get("calculate_sum_pi_squared", False)
+    )
+    return single and ours and not asked and config.trainer.v1.trainer_mode == "sync"
+
+
+def clip_ratios(batch: KVBatchMeta, limits: tuple[int, int]) -> dict[str, float]:
+    """The shares of prompts and of responses that are as long as they may be; rows that only pad the batch do not count.
+
+    verl's own figures (verl/trainer/ppo/metric_utils.py:519) compare with the longest of the batch, which is always there.
+    limits: (prompt, response) in tokens.
+    """
+    tags = [tag for tag in batch.tags if not tag.get("is_padding", False)]
+    ratios = {
+        kind: sum(tag[f"{kind[:-7]}_len"] >= limit for tag in tags) / max(len(tags), 1)
+        for kind, limit in zip(("prompt_length", "response_length"), limits, strict=True)
+    }
+    names = {**ratios, "response_length_non_aborted": ratios["response_length"]}
+    return {f"{name}/clip_ratio": ratio for name, ratio in names.items()}
+
+
+def sample_limits(config: Any) -> tuple[int, int]:
+    """(prompt, response) lengths in tokens above which a sample is dropped, or its response cut, at the level in use.
+
+    At the "trajectory" level a turn that cannot be merged brings its whole prompt: `data.max_prompt_length` bounds it too.
+    """
+    level = config.agentlightning.trace_aggregator
+    if level.level != "trajectory":
+        return config.data.max_prompt_length, config.data.max_response_length
+    longest = max(level.trajectory_max_prompt_length, config.data.max_prompt_length)
+    return longest, level.trajectory_max_response_length
