@@ -21,7 +21,7 @@ from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.directory import STOP_FILE
 from vision_rl.run.log import METRICS, RunLog, read_jsonl
 from vision_rl.settings import AgentSettings, AppSettings, Validation
-from vision_rl.training import trainer as trainer_module
+from vision_rl.training import checkpointing
 from vision_rl.training.health import ModelDied
 from vision_rl.training.modes import VisionTrainerSync
 from vision_rl.training.step_metrics import clip_ratios
@@ -189,7 +189,7 @@ def test_a_restored_queue_is_asked_again_whole(trainer: VisionTrainer, monkeypat
     tags["a_0_0"] = {"status": "success"}
     put: dict[str, Any] = {}
     queue = SimpleNamespace(kv_list=lambda _: {"train": tags}, kv_batch_put=lambda **given: put.update(given))
-    monkeypatch.setattr(trainer_module, "tq", queue)
+    monkeypatch.setattr(checkpointing, "tq", queue)
     trainer._ask_again()
     assert put["keys"] == ["a", "b", "c"] and trainer._restored_tq_prompt_count == 3
     assert {tag["status"] for tag in put["tags"]} == {"pending"} and put["tags"][0]["is_prompt"]

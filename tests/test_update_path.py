@@ -34,7 +34,7 @@ from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import METRICS, ROLLOUTS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings, Integrity
-from vision_rl.training import modes
+from vision_rl.training import checkpointing, modes
 from vision_rl.training import trainer as trainer_module
 from vision_rl.training.advantages import group_metrics, rollout_advantages
 from vision_rl.training.health import Health, ModelDied
@@ -330,7 +330,7 @@ def test_a_checkpoint_brings_everything_back(
 ) -> None:
     """Step, order of the data, random states of three libraries, weights; the queue in the asynchronous modes."""
     queue = Queue([])
-    monkeypatch.setattr(trainer_module, "tq", queue)
+    monkeypatch.setattr(checkpointing, "tq", queue)
     trainer.__class__ = kind  # type: ignore[assignment]
     trainer.trainer_mode = "sync" if kind is VisionTrainerSync else "colocate_async"
     loaded: list[str] = []
