@@ -22,6 +22,7 @@ from vision_rl.run.directory import STOP_FILE
 from vision_rl.run.log import METRICS, RunLog, read_jsonl
 from vision_rl.settings import AgentSettings, AppSettings, Validation
 from vision_rl.training import checkpointing
+from vision_rl.training import trainer as trainer_module
 from vision_rl.training.health import ModelDied
 from vision_rl.training.modes import VisionTrainerSync
 from vision_rl.training.step_metrics import clip_ratios
