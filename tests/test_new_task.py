@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -17,14 +18,14 @@ from vision_rl.data.schema import read_rows
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def done(command: list[str], cwd: Path) -> str:
+def done(command: list[str], cwd: Path, timeout: int = 120) -> str:
     """What a command of the project prints, run from another folder."""
     script = [
         sys.executable,
         *(str(ROOT / part) if part in ("data_utils.py", "train_agent.py") else part for part in command),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(script, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(script, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
 
@@ -36,15 +37,31 @@ def test_the_commands_that_it_names_work(
     monkeypatch.chdir(tmp_path)
     train_agent.main(["init", "my-task"])
     verify, train, report = (shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()[1:])
-    assert "10" not in verify and len(list(Path("my-task/images").iterdir())) == 10
-    assert len(read_rows("my-task/train.parquet", task="my_task")) == 8
+    rows = [read_rows(f"my-task/{split}.parquet", task="my_task") for split in ("train", "val")]
+    assert [len(part) for part in rows] == [96, 64]
+    pictures = {path.read_bytes() for path in Path("my-task/images").iterdir()}
+    assert len(pictures) == 96 + 64, "no picture comes twice"
     done(verify, tmp_path)
     resolved = done([*train, "--preset", "cpu", "--dry-run"], tmp_path)
-    assert "data.train_batch_size: 8" in resolved and "task.name: " in resolved and "my_task" in resolved
+    assert "data.train_batch_size: 16" in resolved and "task.name: " in resolved and "my_task" in resolved
     assert report[:2] == ["-m", "vision_rl.report"] and report[2] == train[train.index("--run-dir") + 1]
     with fake_openai("red") as fake:
         asked = ["--endpoint", fake.url, "--model", MODEL, "--data", "my-task/train.parquet", "--rows", "3"]
         assert done(["my-task/my_task.py", *asked], tmp_path).count("reward     ") == 3
+
+
+@pytest.mark.e2e
+@pytest.mark.long
+def test_the_first_run_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command that `init` prints, on the tiny model."""
+    monkeypatch.chdir(tmp_path)
+    train_agent.main(["init", "my-task"])
+    train = shlex.split(capsys.readouterr().out.splitlines()[2])[1:]
+    done([*train, "--preset", "cpu"], tmp_path, timeout=900)
+    summary = json.loads(Path("runs/my-task/summary.json").read_text())
+    assert summary["val_after"] - summary["val_before"] >= 0.1
 
 
 @pytest.mark.parametrize(

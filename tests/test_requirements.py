@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = ROOT / "requirements"
-SETS = {"cpu": ("cpu", "dev"), "gpu": ("gpu",), "sglang": ("sglang",)}
+SETS = {"cpu": ("cpu", "dev", "notebook"), "gpu": ("gpu",), "sglang": ("sglang",)}
 UV = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
