@@ -116,8 +116,13 @@ def test_evaluation_report_and_comparison(charts: dict[str, Path], tmp_path: Pat
 
 @pytest.mark.e2e
 def test_the_tiny_model_is_trained_on_it_and_resumed(tmp_path: Path) -> None:
-    """Two steps of the user's own command, and a third one after --resume."""
-    options = ("--task", EXAMPLE, "--run-dir", tmp_path / "run", "trainer.val_before_train=false")
+    """Two steps of the user's own command, and a third one after --resume; of an agent that asks at a temperature of its own."""
+    asked = "**llm.sampling_parameters}"
+    text = (ROOT / EXAMPLE).read_text(encoding="utf-8")
+    assert text.count(asked) == 1
+    example = tmp_path / "chart_qa.py"
+    example.write_text(text.replace(asked, '**llm.sampling_parameters, "temperature": 0.3}'), encoding="utf-8")
+    options = ("--task", example, "--run-dir", tmp_path / "run", "trainer.val_before_train=false")
     run("train_agent.py", *options, "--max-steps", 2)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["task"], summary["metric"], summary["steps"]) == ("chart_qa", "relaxed_accuracy", 2)
