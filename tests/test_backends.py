@@ -184,6 +184,18 @@ def test_no_load_balancer_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trainer.clear_sticky_cache() == {}
 
 
+@pytest.mark.parametrize(("model_type", "level"), [("gemma4", 1), ("gemma4_unified", 1), ("qwen3_vl", 2)])
+def test_a_server_that_a_sync_does_not_restore_keeps_its_weights_while_it_sleeps(model_type: str, level: int) -> None:
+    from types import SimpleNamespace
+
+    from vision_rl.serving.vllm_server import VisionHttpServer
+
+    server = VisionHttpServer.__new__(VisionHttpServer)
+    server.config, server.lora_as_adapter = SimpleNamespace(mtp=None), False
+    server.model_config = SimpleNamespace(hf_config=SimpleNamespace(model_type=model_type))
+    assert server._resolve_sleep_level() == level
+
+
 def test_the_model_server_may_fetch_nothing() -> None:
     """vLLM takes an empty list for "any domain"; it is asked with what verl hands to it for us."""
     from types import SimpleNamespace

@@ -40,7 +40,7 @@ def check(run_dir: Path, summary: dict[str, float], precision: str = "float32") 
     assert all(line["actor/grad_norm"] > 0 for line in metrics_of(run_dir))
 
 
-TRAINED = [row for row in TABLE if row.name in BUILDERS and row.trained]
+TRAINED = [row for row in TABLE if row.name in BUILDERS and (row.trained or row.proven_on_cpu)]
 
 
 @pytest.mark.long  # the matrix (test_parity.py) has five families in every CI run

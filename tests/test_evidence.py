@@ -34,7 +34,7 @@ DIFFERS = Result("m", "video", 0.5, 0.1, True, "differs", "trainer from server: 
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of a family that the table does not prove; the cache is empty."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    return build("Gemma 3", tmp_path / "gemma")
+    return build("LFM2-VL", tmp_path / "lfm")
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,21 @@ def test_another_configuration_or_other_names_of_weights_are_another_model(model
     assert evidence.fingerprint(model) != before
 
 
+def test_a_proof_on_a_cpu_says_nothing_about_other_kernels_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    info = model_info(build("Gemma 3", tmp_path / "gemma"))
+    evidence.check_proven(info, "float32", True)
+    with pytest.raises(UserError, match=r"no GPU was measured.*--doctor"):
+        evidence.check_proven(info, "bfloat16", False)
+
+
 def test_a_run_says_which_command_makes_the_evidence(model: Path) -> None:
     command = [sys.executable, "train_agent.py", "--model", str(model), "--preset", "cpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 2
-    assert "Gemma 3" in done.stderr and f"--doctor --model {model}" in done.stderr
+    assert "LFM2-VL" in done.stderr and f"--doctor --model {model}" in done.stderr
 
 
 def test_a_family_that_the_table_does_not_know_is_unproven_and_no_more(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trainer and vLLM on tiny models of five families, and the traps that the comparison must catch; the mends one by one."""
+"""Trainer and vLLM on tiny models of six families, and the traps that the comparison must catch; the mends one by one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from vision_rl.preflight.parity_server import CANDIDATES
 from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample
 
-FAMILIES = ("Qwen2.5-VL", "Qwen3-VL", "LLaVA-1.5", "Pixtral", "Gemma 4")
+FAMILIES = ("Qwen2.5-VL", "Qwen3-VL", "LLaVA-1.5", "Pixtral", "Gemma 3", "Gemma 4")
 RAW, SMALL, PATCH, COLORS = "raw log-probabilities", "smaller on the server", "patches of 14", "other colours"
 
 

@@ -6,12 +6,12 @@ from vision_rl.models.family import QWEN3_TOKENS, QWEN_TOKENS, ModelFamily
 
 _OWN_FORMAT = "SGLang serves its original checkpoint format only, which transformers does not train"
 _QWEN_SECONDS = (
-    "vLLM 0.24 takes every video of it for one of 24 frames a second (mended by vllm pull 47736), and transformers 5.9 cuts "
+    "vLLM 0.24 takes every video of it for one of 24 frames a second (mended by vllm pull 47736), and transformers 5.10 cuts "
     "the time between frames to whole seconds (mended by transformers pull 48669)"
 )
 _PIXTRAL_TOWER = "its pictures come out otherwise than in transformers: up to 1.7 nats apart for SGLang 0.5.12 on a CPU"
 _UNMEASURED = "SGLang 0.5.12's CPU build does not start with it, so that its parity has not been measured"
-_GLM_VIDEO = "vLLM 0.24 writes its video token where transformers 5.9 writes the picture token (vllm pull 49220)"
+_GLM_VIDEO = "vLLM 0.24 writes its video token where transformers 5.10 writes the picture token (vllm pull 49220)"
 
 FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
@@ -131,7 +131,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         memory="24 GB: 2B (offload or LoRA); 8x80 GB: 8B full",
         pattern="InternVL.*-hf$",
         tool_parser="hermes",
-        no_video="vLLM 0.24 writes its video token where transformers 5.9 writes the picture token (interns1.py)",
+        no_video="vLLM 0.24 writes its video token where transformers 5.10 writes the picture token (interns1.py)",
         no_sglang=_OWN_FORMAT,
     ),
     ModelFamily(

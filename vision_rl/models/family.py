@@ -32,7 +32,7 @@ class ModelFamily:
     every family. no_sglang: why SGLang does not serve it, where it is more than that it does not know it.
     refused: why it cannot be trained, whatever the machine, with upstream's issue and what to take instead. unproven: why
     nobody has measured it here; a run trains it where `--doctor` has (vision_rl.preflight.evidence). Both "" where it is
-    trained.
+    trained. proven_on_cpu: the matrix proves it, by code that a GPU does not run; there alone it is unproven.
     Not in the row, because the checkpoint itself says it: special tokens (vision_rl.models.tokens), processor
     (vision_rl.models.processor).
     """
@@ -56,6 +56,7 @@ class ModelFamily:
     no_sglang: str = ""
     refused: str = ""
     unproven: str = ""
+    proven_on_cpu: bool = False
     notes: str = ""
 
     def parser_of(self, engine: str) -> str:

@@ -65,7 +65,7 @@ def keep(folder: Path, precision: Precision, cpu: bool, results: Sequence[Result
 
 def check_proven(info: ModelInfo, precision: Precision, cpu: bool, engine: str = "vllm") -> None:
     """Raise `UserError` for a model whose family is not proven, unless there is evidence for it in which all cells are equal."""
-    if not info.family.unproven:
+    if not info.family.unproven or (cpu and engine == "vllm" and info.family.proven_on_cpu):
         return
     about = (
         f"{info.family.name} ({info.path}) is not proven to be trained on what the server saw: {info.family.unproven}"

@@ -15,6 +15,7 @@ from typing import Any
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from vision_rl.platform.rendezvous import RENDEZVOUS
+from vision_rl.serving.vllm_two_way import see_both_ways
 
 
 class OneProcessExecutor(UniProcExecutor):
@@ -35,6 +36,8 @@ def mend_cpu_build() -> None:
     """What vLLM 0.24's CPU build needs before its engine is made, in the engine's process."""
     contiguous_inputs()
     clear_pages()
+    see_both_ways()
+    gate_without_config()
 
 
 def clear_pages() -> None:
@@ -56,6 +59,19 @@ def clear_pages() -> None:
                     layers[name].kv_cache[block_ids] = 0
 
     CPUModelRunner._zero_block_ids = zero_block_ids
+
+
+def gate_without_config() -> None:
+    """On a CPU without AVX-512 vLLM 0.24 computes experts in torch and makes its SiLU gate anew at each forward, where there is
+    no configuration any more: "Current vLLM config is not set" (layers/fused_moe/cpu_fused_moe.py, `_CPU_MOE_ACT_FN`)."""
+    from torch.nn.functional import silu
+    from vllm.model_executor.layers.fused_moe import cpu_fused_moe as experts
+
+    def gate(both: Any) -> Any:
+        left, right = both.chunk(2, dim=-1)
+        return silu(left) * right
+
+    experts._CPU_MOE_ACT_FN[experts.MoEActivation.SILU] = gate
 
 
 def contiguous_inputs() -> None:

@@ -61,6 +61,11 @@ class VisionHttpServer(vllm_async_server.vLLMHttpServer):
         own = "vision_rl.serving.vllm_extension.CpuExtension"
         return own if cpu_build() else super()._get_worker_extension_cls()
 
+    def _resolve_sleep_level(self) -> int:
+        """Level 2 frees more of Gemma 4 than a weight sync brings back: garbage after the first update (NeMo-RL issue 2631)."""
+        whole = self.model_config.hf_config.model_type.startswith("gemma4")
+        return 1 if whole else super()._resolve_sleep_level()
+
     def _preprocess_engine_kwargs(self, engine_kwargs: dict[str, Any]) -> None:
         super()._preprocess_engine_kwargs(engine_kwargs)
         engine_kwargs["allowed_media_domains"] = [NO_DOMAIN]
