@@ -81,7 +81,7 @@ class Scan:
         """(module, local name -> whole name of what is imported anywhere in it, its statements)."""
         for module, path in self.known.items():
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            imports = {}
+            imports: dict[str, str] = {}
             for node in ast.walk(tree):
                 if isinstance(node, ast.ImportFrom) and node.module:
                     imports |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}

@@ -120,6 +120,11 @@ def test_arc_is_computed_once_with_the_configured_weights(ask: Any) -> None:
 )
 def test_a_row_switches_thinking(ask: Any, agent: Any, meta: Any, sent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(agent, "thinking", lambda task: seen.append(thinking(task)) or {})
+
+    def noted(task: Any) -> dict[str, Any]:
+        seen.append(thinking(task))
+        return {}
+
+    monkeypatch.setattr(agent, "thinking", noted)
     ask(agent, "hello", row={"meta": meta}, max_turns=1)
     assert seen == [sent]

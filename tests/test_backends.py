@@ -191,8 +191,10 @@ def test_a_server_that_a_sync_does_not_restore_keeps_its_weights_while_it_sleeps
     from vision_rl.serving.vllm_server import VisionHttpServer
 
     server = VisionHttpServer.__new__(VisionHttpServer)
-    server.config, server.lora_as_adapter = SimpleNamespace(mtp=None), False
-    server.model_config = SimpleNamespace(hf_config=SimpleNamespace(model_type=model_type))
+    server.config = SimpleNamespace(mtp=None)
+    server.model_config = SimpleNamespace(
+        hf_config=SimpleNamespace(model_type=model_type), lora_rank=0, lora={"rank": 0, "merge": True}
+    )
     assert server._resolve_sleep_level() == level
 
 

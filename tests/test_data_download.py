@@ -265,7 +265,7 @@ def test_dry_run_works_without_network(mirror: Mirror, tmp_path: Path) -> None:
         (["vindr-cxr"], "PhysioNet"),
         (["coco"], "unknown set coco"),
         (["--quick", "vqav2"], "unknown option"),
-        ([], "usage"),
+        ([], "error: name one set or more"),
     ],
 )
 def test_accounts_and_usage_exit_with_2(arguments: list[str], message: str, mirror: Mirror, tmp_path: Path) -> None:

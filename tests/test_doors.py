@@ -369,6 +369,7 @@ def test_what_a_sampling_client_needs_is_served(stack: Stack, client: httpx.Clie
         "response_format": {"type": "text"},
         "user": "me",
         "modalities": ["text"],
+        "chat_template_kwargs": {"enable_thinking": False},
     }
     call = {"id": "1", "type": "function", "function": {"name": "zoom", "arguments": "{}"}}
     messages = [

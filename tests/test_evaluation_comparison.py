@@ -116,9 +116,12 @@ def test_the_picture_carries_rows_and_p(tmp_path: Path, monkeypatch: pytest.Monk
     runs = load([evaluation(tmp_path / "first", wrong), evaluation(tmp_path / "second", right)])
     texts: list[str] = []
     annotate = Axes.annotate
-    monkeypatch.setattr(
-        Axes, "annotate", lambda self, text, *a, **k: texts.append(text) or annotate(self, text, *a, **k)
-    )
+
+    def noted(self: Axes, text: str, *args: Any, **options: Any) -> Any:
+        texts.append(text)
+        return annotate(self, text, *args, **options)
+
+    monkeypatch.setattr(Axes, "annotate", noted)
     draw_comparison(compare(runs), tmp_path / "comparison.png")
     assert texts == ["0.000, n = 20", "1.000, n = 20, p < 0.001"]
     assert shown_p(0.0234) == "= 0.023"

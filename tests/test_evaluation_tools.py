@@ -160,7 +160,7 @@ def test_a_server_of_ones_own_is_told_to_take_function_tools(monkeypatch: pytest
         def __exit__(self, *exception: object) -> None:
             pass
 
-    monkeypatch.setattr("vision_rl.serving.serve.serve", Served)
+    monkeypatch.setattr("vision_rl.evaluation.targets.serve", Served)
     folder = zoom_checkpoint_dir()
     for overrides in ([], TOOLS, [*TOOLS, "agent.tool_protocol=function"]):
         settings = targets.agent_settings(

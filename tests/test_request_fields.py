@@ -53,6 +53,7 @@ TRAINING: dict[str, list[tuple[Any, str]]] = {
     "top_logprobs": [(2, SERVED)],
     "return_token_ids": [(True, SERVED)],
     "response_format": [({"type": "text"}, SERVED), ({"type": "json_object"}, REFUSED), (SCHEMA, REFUSED)],
+    "chat_template_kwargs": [({"enable_thinking": False}, SERVED)],
     "stream": [(True, DROPPED)],
     "stream_options": [({"include_usage": True, "include_obfuscation": False}, DROPPED)],
     "user": [("somebody", SERVED)],

@@ -458,7 +458,7 @@ def test_polygons_are_the_targets_of_points() -> None:
 
 
 def test_metrics_are_found_by_name() -> None:
-    with pytest.raises(UserError, match=r"metric 'anlz' does not exist \(did you mean anls\?\)"):
+    with pytest.raises(UserError, match=r"metric 'anlz' does not exist; did you mean anls\?"):
         metric("anlz")
     assert set(NAMED_BY_ROWS) <= set(METRICS)
     assert set(KINDS) <= set(get_task("vqa").rewards) and set(BOX_KINDS) == set(get_task("grounding").rewards)

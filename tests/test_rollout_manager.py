@@ -107,6 +107,12 @@ def manager(queue: Queue, tiny_processor: Any, tmp_path: Path) -> Iterator[Rollo
     manager._loop.call_soon_threadsafe(manager._loop.stop)
 
 
+def store_of(manager: RolloutManager) -> VisionStore:
+    """The store itself, which workers ask as well."""
+    assert isinstance(manager.store, VisionStore)
+    return manager.store
+
+
 def turn(
     *, prompt: int = 3, tokens: int = 2, logprobs: int = 2, refs: list[str] | None = None, picture_tokens: int = 0
 ) -> Turn:
@@ -117,7 +123,7 @@ def turn(
 def test_a_rollout_is_queued_under_the_runs_own_limits(manager: RolloutManager) -> None:
     manager.app = AppSettings(rollouts=RolloutPolicy(max_attempts=3, timeout_seconds=7.0, unresponsive_seconds=5.0))
     manager.queue({"g": json.dumps(TASK)}, "val", 2)
-    rollout = manager._call(manager.store.claim("worker", 5))
+    rollout = manager._call(store_of(manager).claim("worker", 5))
     config, metadata = rollout.config, rollout.metadata
     assert (config.max_attempts, config.timeout_seconds, config.unresponsive_seconds) == (3, 7.0, 5.0)
     assert set(config.retry_condition) == {"failed", "timeout", "unresponsive"}
@@ -126,7 +132,7 @@ def test_a_rollout_is_queued_under_the_runs_own_limits(manager: RolloutManager) 
 
 def roll_out(manager: RolloutManager, outcome: float | str, turns: list[Turn] | None = None) -> None:
     """Claim a rollout and end it: with a reward, or with a failure's reason."""
-    rollout = manager._call(manager.store.claim("worker", 5))
+    rollout = manager._call(store_of(manager).claim("worker", 5))
     spans: list[Any] = [
         SpanCoreFields(
             name=SPAN_NAME, attributes=turn_attributes(one), status=TraceStatus(status_code="OK"),
@@ -136,13 +142,13 @@ def roll_out(manager: RolloutManager, outcome: float | str, turns: list[Turn] | 
     ]  # fmt: skip
     ids = rollout.rollout_id, rollout.attempt.attempt_id
     if str(outcome).startswith("attempt: "):  # what the store's own clock finds
-        manager._call(manager.store.update_attempt(*ids, status=str(outcome).removeprefix("attempt: ")))
+        manager._call(store_of(manager).update_attempt(*ids, status=str(outcome).removeprefix("attempt: ")))
         return
-    failed = isinstance(outcome, str)
-    if not failed:
-        spans.append(emit_reward({"reward": outcome, "accuracy": outcome}, primary_key="reward", propagate=False))
-    status = "failed" if failed else "succeeded"
-    assert manager._call(manager.store.record(*ids, spans, status, outcome if failed else ""))
+    if isinstance(outcome, str):
+        assert manager._call(store_of(manager).record(*ids, spans, "failed", outcome))
+        return
+    spans.append(emit_reward({"reward": outcome, "accuracy": outcome}, primary_key="reward", propagate=False))
+    assert manager._call(store_of(manager).record(*ids, spans, "succeeded", ""))
 
 
 def train(manager: RolloutManager, *groups: list[Any]) -> list[str]:

@@ -330,7 +330,7 @@ def test_a_task_with_few_pictures_trains_on_what_there_is(
             r"task bad draws only 19 different pictures .* at least 20 are needed: let",
         ),
         ('return Image.new("L", (8, 8)), {"question": "q", "answers": ["a"]}', "only 1 different picture \\("),
-        ("raise ValueError('no font')", r"task bad fails: ValueError: no font \(.*bad\.py:11\); it must return"),
+        ("raise ValueError('no font')", r"task bad fails: ValueError: no font \(.*bad\.py:12\); it must return"),
         ("return 1, {}", "task bad fails: AttributeError"),
         ('return Image.new("L", (8, 8))', "task bad fails: TypeError"),
         ('return Image.new("L", (8, 8)), 3', "task bad fails: TypeError"),

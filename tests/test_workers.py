@@ -362,8 +362,9 @@ def test_a_request_that_is_too_large_is_refused(stack: Stack) -> None:
 )
 def test_runners_elsewhere_get_the_advertised_address(tmp_path: Path, advertised: str | None, endpoint: str) -> None:
     """The trainer's own store may be on a third machine: its address says nothing about the proxy's."""
+    store: Any = None  # of an address nothing is asked
     proxy = VisionProxy(
-        None, tmp_path, host="0.0.0.0", port=8080, access_host="10.0.0.5", advertised=advertised, token=TOKEN
+        store, tmp_path, host="0.0.0.0", port=8080, access_host="10.0.0.5", advertised=advertised, token=TOKEN
     )
     proxy.update_model_list([model_entry("http://backend/v1")])
     resource = proxy.as_resource()

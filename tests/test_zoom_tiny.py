@@ -14,6 +14,7 @@ from PIL import Image
 from scripts.tiny_models.zoom_scenes import INSTRUCTION, ZoomScene, draw_scene, write_zoom_tasks
 from scripts.tiny_models.zoom_warmstart import (
     LIMITS,
+    SETTINGS,
     call_text,
     dialogue_batch,
     single_look,
@@ -79,7 +80,7 @@ def test_the_data_set_is_in_the_schema(tmp_path: Path) -> None:
 def test_the_fixed_texts_are_one_token_each() -> None:
     """Else every prompt would be a thousand tokens long: a changed text needs a new checkpoint."""
     tokenizer = zoom_processor().tokenizer
-    for text in (system_text(True), INSTRUCTION, request("", "bbox", "unit", view="last"), request("", "bbox", "unit")):
+    for text in (system_text(True), INSTRUCTION, request("", SETTINGS, view="last"), request("", SETTINGS)):
         assert len(tokenizer(text).input_ids) == 1
 
 

@@ -29,6 +29,7 @@ from vision_rl.agent.tools import region_text
 from vision_rl.answers.boxes import Box
 from vision_rl.answers.zoom import WHOLE, SizeLimits, View, zoom
 from vision_rl.models.tokens import forbidden_token_ids
+from vision_rl.settings import AgentSettings
 
 BATCH = 48
 WARM_UP_STEPS = 30
@@ -38,6 +39,7 @@ LOOK_RATE, NAME_RATE, TALK_RATE = 3e-3, 1e-3, 1e-3
 ZOOM_SHARE, AIM_SHARE = 0.3, 0.8
 LIMITS = SizeLimits(28, 14, PIXELS["min_pixels"], PIXELS["max_pixels"])
 QUARTERS: tuple[Box, ...] = tuple((x, y, x + 0.5, y + 0.5) for x in (0.0, 0.5) for y in (0.0, 0.5))
+SETTINGS = AgentSettings(refusal=False)  # of the texts that the agent sends: boxes in unit space
 GRID = 4
 """Visual tokens of a picture, each way."""
 CALL = '<tool_call>{"name": "zoom_ui_element", "arguments": {"region": ', ', "zoom_factor": 2}}</tool_call>'
@@ -60,8 +62,8 @@ def zoom_processor() -> Qwen2_5_VLProcessor:
     before, after = results_text([RESULT], True).split("{region}")
     constants = [
         system_text(True),
-        request("", "bbox", "unit", view="last"),
-        request("", "bbox", "unit"),
+        request("", SETTINGS, view="last"),
+        request("", SETTINGS),
         *(CALL[0] + "[", "]" + CALL[1]),
         *(before + "[", "]" + after),
         *("<answer>", "</answer>", LAST_TURN, INSTRUCTION),
@@ -72,14 +74,14 @@ def zoom_processor() -> Qwen2_5_VLProcessor:
 
 def single_look(scene: ZoomScene) -> Dialogue:
     """A conversation of an agent without tools."""
-    return Dialogue([_user(request(INSTRUCTION, "bbox", "unit")), _assistant(box_text(scene.box))], [scene.image])
+    return Dialogue([_user(request(INSTRUCTION, SETTINGS)), _assistant(box_text(scene.box))], [scene.image])
 
 
 def with_tools(scene: ZoomScene, region: Box | None) -> Dialogue:
     """A conversation with tools: one zoom into `region` (None: none), then the answer in the last picture's space."""
     messages = [
         {"role": "system", "content": system_text(True)},
-        _user(request(INSTRUCTION, "bbox", "unit", view="last")),
+        _user(request(INSTRUCTION, SETTINGS, view="last")),
     ]
     pictures, view = [scene.image], View(LIMITS.processed(scene.image.size))
     if region is not None:
@@ -96,7 +98,7 @@ def single_picture(rng: random.Random) -> Dialogue:
     scene = draw_scene(rng)
     image, view = _shown(scene, rng, 0.8)
     reply = box_text(view.from_picture(scene.box))
-    return Dialogue([_user(request(INSTRUCTION, "bbox", "unit")), _assistant(reply)], [image])
+    return Dialogue([_user(request(INSTRUCTION, SETTINGS)), _assistant(reply)], [image])
 
 
 def _shown(scene: ZoomScene, rng: random.Random, share: float) -> tuple[Image.Image, View]:

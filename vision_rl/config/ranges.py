@@ -78,7 +78,7 @@ def select(tree: Mapping[str, Any], key: str) -> Any:
 
 def ranges_of(settings: Any, prefix: str) -> dict[str, Range]:
     """The ranges that the fields of our own settings carry, by dotted key."""
-    found = {}
+    found: dict[str, Range] = {}
     for item in fields(settings):
         if is_dataclass(value := getattr(settings, item.name)):
             found |= ranges_of(value, f"{prefix}.{item.name}")

@@ -269,7 +269,7 @@ def guessing_rows() -> Iterator[tuple[str, int, float, float, float]]:
     """
     for side in (2, 4, 10):
         boxes = grid(side)
-        scene = Scene("", (boxes[0],), "bbox", "unit")
+        scene = Scene("", (boxes[0],), AnswerSpace("bbox", "unit"))
         for kind in ("iou", "gaussian", "point"):
             named = sum(scene.score(scene.write([box]), kind) for box in boxes) / len(boxes)
             listed = scene.score(scene.write(boxes), kind)
