@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,9 @@ def test_trainer_and_server_agree(results: dict[str, dict[str, Result]], family:
     if row.no_video and VIDEO in found:  # agent.video=native is refused for it, and the day it agrees is told here
         result = found.pop(VIDEO)
         assert (result.verdict, result.reason) == ("differs", row.no_video)
+    if family == "Qwen3-VL":  # transformers 5.10's processor writes a video's marks twice (docs/upstream.md), vLLM once
+        assert found[VIDEO].prompt_equal is False
+        found[VIDEO] = replace(found[VIDEO], prompt_equal=None)
     for result in found.values():
         assert (result.verdict, result.reason) == ("equal", "")
         assert result.max is not None and result.max <= LIMIT
