@@ -41,7 +41,8 @@ def test_settings_are_those_of_training() -> None:
 
 @pytest.mark.slow
 def test_a_checkpoint_is_scored_as_it_was_trained(tmp_path: Path) -> None:
-    config = 'agent.answer_format: "click"  # override\nagent.reward: "giou"  # override\nagent.max_tokens: 77\n'
+    config = 'task.name: "grounding"\nagent.answer_format: "click"  # override\n'
+    config += 'agent.reward: "giou"  # override\nagent.max_tokens: 77\n'
     step = a_run(tmp_path / "run", config)
     for path in (step, step / "actor", tmp_path / "run"):
         trained = settings_of(trained_as=path)

@@ -247,8 +247,8 @@ def test_two_runs_are_laid_over_each_other(run_dir: Path, tmp_path: Path) -> Non
     [reward] = [chart for chart in laid_over([curves(run_dir), curves(other)]) if chart.title == "Reward"]
     assert {line.label.partition(":")[0] for line in reward.lines} == {"grounding", "other"}
     drawn = figure(reward, 30)["data"]
-    looks = {(trace["line"]["color"], trace["line"]["dash"]) for trace in drawn if "line" in trace}
-    assert len(looks) == len(reward.lines)
+    looks = {tuple(trace["line"][part] for part in ("color", "dash", "width")) for trace in drawn if "line" in trace}
+    assert len(looks) == len(reward.lines), "the run's colour, dashes for validation, a thin line for single steps"
     assert facet_values(page.cards)["run"] == ["grounding", "other"]
     assert {alarm.link.get("run") for alarm in page.alarms if alarm.link} == {"grounding", "other"}
     assert page.tables[0].title == "Settings that differ"

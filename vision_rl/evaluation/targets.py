@@ -95,7 +95,7 @@ def _run_settings(run: Path, task: str) -> tuple[str, ...]:
         raise UserError(f"{path} cannot be read ({error}); restore it or move the checkpoint out of the run") from error
     agent = {key.removeprefix("agent."): value for key, value in config.items() if key.startswith("agent.")}
     kept = {key: value for key, value in sorted(agent.items()) if key.split(".")[0] in _TRAINED}
-    if config["task.name"] != task:
+    if config.get("task.name") != task:
         kept.pop("reward", None)
     return tuple(f"agent.{key}={json.dumps(value)}" for key, value in kept.items())
 
