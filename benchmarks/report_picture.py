@@ -121,7 +121,7 @@ def still(page: Path, width: int) -> str:
 
 def of_nobodys_machine(page: Page) -> Page:
     """The page without settings that name a folder."""
-    kept = {name: value for name, value in page.settings.items() if ": /" not in name}
+    kept = {name: value for name, value in page.settings.items() if ': "/' not in name}
     return dataclasses.replace(page, settings=kept)
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
+from benchmarks.report_picture import of_nobodys_machine
 from tests.recorded_runs import PEAK, SIZE, STEPS, collapsed_run, hostile_run, told_run
 from vision_rl.answers.parsing import read_boxes
 from vision_rl.errors import UserError
@@ -547,3 +548,8 @@ def test_an_evaluation_beside_a_run_is_refused(run_dir: Path, tmp_path: Path) ->
         page_of([run_dir, tmp_path], Choice(), {})
     with pytest.raises(UserError, match="evaluate again"):
         page_of([tmp_path], Choice(), {})
+
+
+def test_a_page_for_others_names_no_folder(page: Page) -> None:
+    settings = {'data.train_files: "/home/me/train.parquet"': "flag", "data.seed: 5": "override"}
+    assert of_nobodys_machine(dataclasses.replace(page, settings=settings)).settings == {"data.seed: 5": "override"}
