@@ -67,7 +67,7 @@ def test_the_others_are_not_harmed(agents: dict[str, Any]) -> None:
         ("raise", "RuntimeError: the agent's own fault"),
         ("none", "UnusableReward: the agent emitted no reward"),
         ("nan", "UnusableReward: the reward is not a finite number within +-1e+15: reward"),
-        ("text", "TypeError: an agent must return None or a number, not str"),
+        ("text", "TypeError: an agent must return None, a number or a list of spans, not str"),
         ("sysexit", "SystemExit: 3"),
         ("FAULT500", "InternalServerError: Error code: 500"),
         ("FAULT400", "BadRequestError: Error code: 400"),
