@@ -56,7 +56,8 @@ def vqa_rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def tiny_reference(tiny_dir: Path) -> Any:
     """Log-probabilities of responses by transformers alone, in a process that verl has not patched.
 
-    Called with a list of (prompt ids, response ids, pictures); unpadded, one by one, the model's own positions.
+    Called with a list of (prompt ids, response ids, pictures), or with a temperature as a fourth; unpadded, one by one, the
+    model's own positions.
     """
     import json
     import subprocess
@@ -66,8 +67,8 @@ def tiny_reference(tiny_dir: Path) -> Any:
 
     script = Path(__file__).with_name("reference_log_probs.py")
 
-    def compute(asked: list[tuple[list[int], list[int], list[Path]]]) -> Any:
-        asking = json.dumps([(prompt, response, [str(path) for path in images]) for prompt, response, images in asked])
+    def compute(asked: list[tuple[Any, ...]]) -> Any:
+        asking = json.dumps([(prompt, response, [*map(str, images)], *at) for prompt, response, images, *at in asked])
         command = [sys.executable, str(script), str(tiny_dir)]
         answer = subprocess.run(command, input=asking, capture_output=True, text=True, check=True)
         return [torch.tensor(one) for one in json.loads(answer.stdout.splitlines()[-1])]

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import orjson
 import pytest
+from PIL import Image
 
 from tests import fake_backend
 from tests.engine_stack import Stack, running_stack
+from vision_rl.agent.messages import user_message
 from vision_rl.rollout.chat_request import DROPPED as LEFT_OUT
 from vision_rl.rollout.chat_request import FIELDS
 from vision_rl.rollout.proxy import VisionProxy
 from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
+from vision_rl.serving.serve import MODEL_NAME, serve
 
 SERVED, DROPPED, REFUSED = "served", "dropped", "refused"
 TOOL = {"type": "function", "function": {"name": "zoom", "parameters": {"type": "object"}}}
@@ -80,10 +84,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def ask(stack: Stack, mode: str | None, **fields: Any) -> tuple[httpx.Response, Any]:
     """The reply to a call of a rollout in this mode (None: of no rollout), and the rollout."""
     if mode is None:
-        return httpx.post(f"{stack.address}/v1/chat/completions", json={**REQUIRED, **fields}, trust_env=False), None
+        return post(f"{stack.address}/v1/chat/completions", fields), None
     rollout = stack.call(stack.store.start_rollout(input={}, mode=mode))  # type: ignore[arg-type]
     path = f"/rollout/{rollout.rollout_id}/attempt/{rollout.attempt.attempt_id}/v1/chat/completions"
-    return httpx.post(stack.address + path, json={**REQUIRED, **fields}, trust_env=False), rollout
+    return post(stack.address + path, fields), rollout
+
+
+def post(address: str, fields: dict[str, Any]) -> httpx.Response:
+    return httpx.post(address, json={**REQUIRED, **fields}, trust_env=False, timeout=120)
 
 
 def test_the_table_has_every_field() -> None:
@@ -139,7 +147,7 @@ def test_a_temperature_that_the_server_refuses_is_refused_at_once(stack: Stack) 
 
 def test_an_unknown_rollout_is_told_so(stack: Stack) -> None:
     address = f"{stack.address}/rollout/ro-none/attempt/at-none/chat/completions"
-    reply = httpx.post(address, json={**REQUIRED, "top_p": 0.5}, trust_env=False)
+    reply = post(address, {"top_p": 0.5})
     assert reply.status_code == 404 and "no rollout ro-none" in reply.text
 
 
@@ -323,3 +331,53 @@ def test_litellms_own_message_is_a_second_turn(stack: Stack) -> None:
         reply: Any = litellm.completion(**model, messages=messages, temperature=0.7, max_retries=0)
         messages += [reply.choices[0].message.model_dump(), *REQUIRED["messages"]]
     assert [turn.sampling for turn in turns_from_spans(stack.spans(rollout))] == [{"temperature": 0.7}] * 2
+
+
+# vLLM itself
+
+
+@pytest.mark.e2e
+@pytest.mark.long
+def test_no_field_makes_the_actor_compute_other_numbers_than_vllm(
+    tmp_path: Path, tiny_dir: Path, tiny_reference: Any
+) -> None:
+    """A field is refused in a training rollout's call, or vLLM's log-probabilities are the model's at the row's temperature.
+
+    What each refused value would have done, by the same request of a validation rollout, is printed (`-s`).
+    """
+    picture = tmp_path / "red.png"
+    Image.new("RGB", (84, 84), "red").save(picture)
+    asked, turns = [], []
+    with serve(tiny_dir, cpu=True, max_model_len=1024, media_root=str(tmp_path), tool_parser="hermes") as url:
+        stack = Stack(url, tmp_path / "pictures", media_roots=[tmp_path])
+        parameters = {"model": f"hosted_vllm/{MODEL_NAME}", "api_base": url}
+        stack.proxy.update_model_list([{"model_name": MODEL_NAME, "litellm_params": parameters}])
+        body = {
+            "model": MODEL_NAME,
+            "messages": [user_message("What color is it?", [picture.as_uri()])],
+            "max_tokens": 24,
+        }
+        try:
+            for name, value, outcome in CASES:
+                if name in ("model", "messages"):
+                    continue
+                fields = {**body, **({"tools": [TOOL]} if name.endswith(("choice", "calls")) else {}), name: value}
+                for mode in ("train", "val") if outcome == REFUSED else ("train",):
+                    reply, rollout = ask(stack, mode, **fields)
+                    refused = mode == "train" and outcome == REFUSED
+                    assert reply.status_code == (400 if refused else 200), f"{name}={value}: {reply.text}"
+                    if not refused:
+                        asked.append((name, value, outcome))
+                        turns += turns_from_spans(stack.spans(rollout))
+        finally:
+            stack.close()
+    at = [max(turn.sampling.get("temperature", 1.0), 0.01) for turn in turns]
+    reference = tiny_reference(
+        [(turn.prompt_ids, turn.response_ids, [picture], one) for turn, one in zip(turns, at, strict=True)]
+    )
+    off = {}
+    for (name, value, outcome), turn, expected in zip(asked, turns, reference, strict=True):
+        off[f"{name}={value}"] = max(abs(a - b) for a, b in zip(turn.logprobs, expected.tolist(), strict=True))
+        print(f"{outcome:8} {off[f'{name}={value}']:9.6f} {name}={value}"[:110])
+        assert turn.response_ids and (outcome == REFUSED or off[f"{name}={value}"] < 1e-3), f"{name}={value}"
+    assert off["response_format={'type': 'json_object'}"] > 0.1, "what the refusals are for"
