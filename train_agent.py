@@ -165,9 +165,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args.dry_run:
             print(render_resolved(configure(args, cpu, media_root="/"), changed_only=args.changed))
         elif args.plan:
-            from vision_rl.preflight.memory_plan import as_json, plan, render_plan
+            from rich.console import Console
 
-            estimate = plan(configure(args, cpu, media_root="/"))
+            from vision_rl.waiting import waiting
+
+            with waiting("reading the model's shape", Console(stderr=True)):
+                from vision_rl.preflight.memory_plan import as_json, plan, render_plan
+
+                estimate = plan(configure(args, cpu, media_root="/"))
             print(as_json(estimate) if args.json else render_plan(estimate))
             sys.exit(0 if estimate.fits else 1)
         elif args.doctor:

@@ -78,7 +78,7 @@ def test_the_commands_for_workers_are_printed_when_the_proxy_listens(tmp_path: P
 def test_the_pages_have_commands_and_few_are_not_run() -> None:
     found = page_commands.commands()
     run = [one.text for one in found if not one.reason]
-    assert len(found) > 90 and len(run) > 20
+    assert len(found) > 90 and len(run) > 65
     for word in (
         "train_agent.py --task vqa",
         "vqa_agent.py",
@@ -86,9 +86,12 @@ def test_the_pages_have_commands_and_few_are_not_run() -> None:
         "evaluate_agent.py",
         "vision_rl.report",
         "vision_rl.export",
+        "worker.py",
+        "convert vqa-rad",
+        "--plan --preset gpu_24gb",
     ):
         assert any(word in text for text in run), word
-    assert page_commands.filled("python train_agent.py --task vqa").endswith("--max-steps 2 --overwrite")
+    assert page_commands.filled("python train_agent.py --task vqa").endswith("--max-steps 1 --overwrite")
 
 
 @pytest.mark.parametrize(
@@ -100,12 +103,24 @@ def test_a_commands_silence_and_exit_code_are_measured(command: str, code: int, 
     assert result.code == code and result.gap >= silent - 0.05 and result.end >= result.first
 
 
+def test_what_a_command_asks_is_started_beside_it_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = "echo $$ > pid; echo OPENAI_BASE_URL=http://127.0.0.1:9/v1 OPENAI_API_KEY=k; sleep 60"
+    monkeypatch.setattr(page_commands, "BESIDE", (("ask", serving),))
+    with page_commands.beside("ask", tmp_path) as variables:
+        process = int((tmp_path / "pid").read_text())
+        assert variables == {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "k"}
+        assert psutil.pid_exists(process)
+    assert not psutil.pid_exists(process)
+    with page_commands.beside("other", tmp_path) as variables:
+        assert variables == {}
+
+
 @pytest.mark.e2e
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_every_command_of_the_pages_works_and_none_is_silent() -> None:
     done = subprocess.run(
-        ["bash", "docs/commands.sh"], cwd=ROOT, env={**os.environ, "PYTHON": sys.executable}, timeout=1800
+        ["bash", "docs/commands.sh"], cwd=ROOT, env={**os.environ, "PYTHON": sys.executable}, timeout=7200
     )
     assert done.returncode == 0
 

@@ -61,9 +61,7 @@ def init(name: str, parent: Path | None = None) -> str:
 
 def parser() -> Parser:
     """The command line."""
-    parser = Parser(
-        "Make the folder of a new task that runs as it stands: a task file, settings, ten rows with pictures."
-    )
+    parser = Parser("Make the folder of a new task that runs as it stands: a task file, settings, rows with pictures.")
     parser.prog = f"{parser.prog.removesuffix(' init')} init"
     parser.add_argument("name", metavar="NAME", help="small letters, digits and hyphens, as my-task")
     return parser
