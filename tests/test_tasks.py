@@ -142,10 +142,23 @@ def test_rows_that_name_no_task_are_of_the_one_that_was_asked_for(mine: Path, tm
         read_rows(rows_file(tmp_path, task="shout", boxes=[[0.0, 0.0, 1.0, 1.0]]))
 
 
-def test_verify_scores_the_gold_answer_by_the_tasks_own_rule(mine: Path, tmp_path: Path) -> None:
+def test_files_of_one_name_in_two_folders_are_two_modules_and_import_what_lies_beside_them(tmp_path: Path) -> None:
+    for folder, suffix in (("one", "!"), ("two", "?")):
+        (tmp_path / folder).mkdir()
+        own = MINE.replace('"shout"', f'"{folder}"').replace('SUFFIX = "!"', "from .suffix import SUFFIX")
+        (tmp_path / folder / "task.py").write_text(own)
+        (tmp_path / folder / "suffix.py").write_text(f"SUFFIX = {suffix!r}")
+    both = [get_task(str(tmp_path / folder / "task.py")) for folder in ("one", "two")]
+    assert [task.part("gold")({"answers": ["hey"]})[0] for task in both] == ["hey!", "hey?"]
+    assert all(sys.modules[task.part("gold").__module__].TASK.name == task.name for task in both), "for pickle"
+
+
+def test_verify_scores_the_gold_answer_by_the_tasks_own_rule(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, path = get_task(str(mine)).name, rows_file(tmp_path, task="shout", answer="hey")
     assert verify(path).problems == []
-    sys.modules["vision_rl_task_shout"].SUFFIX = "?"  # type: ignore[attr-defined]
+    monkeypatch.setitem(get_task(name).part("gold").__globals__, "SUFFIX", "?")
     [problem] = verify(path).problems
     assert "its gold answer 'hey?' scores 0 instead of 1" in problem.reason
     tasks._loaded[name] = dataclasses.replace(get_task(name), gold=None)

@@ -205,12 +205,12 @@ def _register(task: Task) -> Task:
 
 
 def _from_file(path: Path) -> Task:
-    """The `TASK` of a Python file, which is run as a module of its own."""
+    """The `TASK` of a Python file, which is run as a package of its own: `from .other import x` reads the file beside it."""
     if not path.is_file():
         raise UserError(f"--task {path} does not exist; give the path of a Python file that defines TASK")
     path = path.absolute()
-    name = f"vision_rl_task_{path.stem}"
-    specification = importlib.util.spec_from_file_location(name, path)
+    name = re.sub(r"\W", "_", f"vision_rl_task_{path.parent.name}_{path.stem}")
+    specification = importlib.util.spec_from_file_location(name, path, submodule_search_locations=[str(path.parent)])
     assert specification is not None and specification.loader is not None  # the suffix is .py
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up there

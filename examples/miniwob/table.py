@@ -1,4 +1,4 @@
-"""Look at all pages and write environments.md: `python examples/miniwob/table.py [PAGE ...]`, some minutes.
+"""Look at all pages and write environments.md: `python -m examples.miniwob.table [PAGE ...]`, some minutes.
 
 The environments are those that the package registers, and below them the pages that it holds besides. Each page is begun
 with three seeds: twice in the same browser, with clicks and keys in between, and once more after it was loaded anew. What it
@@ -16,9 +16,10 @@ from typing import Any
 
 import gymnasium
 import miniwob  # noqa: F401  # it registers its environments
-import task
-from task import BrowserError, MiniWoB, pages
 
+from examples.miniwob import task
+from examples.miniwob.browser import BrowserError
+from examples.miniwob.task import MiniWoB, pages
 from vision_rl.answers.actions import Action
 
 SEEDS = (1, 2, 3)
