@@ -18,6 +18,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from rich.console import Console
 
 from vision_rl.platform.environment import run_environment
 from vision_rl.platform.gpu import on_cpu
+from vision_rl.settings import AgentSettings
 from vision_rl.tasks import TASK_HELP, get_task
 from vision_rl.waiting import waiting
 
@@ -119,7 +121,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             rows=rows,
             identity=identity_of(task, name, args.endpoint or weights_of(folder), data, settings, sampling),
             output=output_of(args, task, list(by_task), data, name),
-            prepare=partial(with_settings, settings),
+            prepare=partial(with_settings, asdict(settings)),
             sampling=sampling,
             limits=limits_of(args),
             overwrite=args.overwrite,
@@ -135,9 +137,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             yield warm
             return
         os.environ.update(run_environment(cpu))
-        serving = served_checkpoint(
-            folder, settings, cpu=cpu, images=settings["max_images"], max_model_len=args.max_model_len
-        )
+        serving = served_checkpoint(folder, settings, cpu=cpu, max_model_len=args.max_model_len)
         with contextlib.ExitStack() as ending:
             with waiting(f"vLLM loads {folder}", console):
                 served = ending.enter_context(serving)
@@ -195,7 +195,7 @@ def limits_of(args: argparse.Namespace) -> Any:
 
 
 def identity_of(
-    task: str, model: str, served_by: str, data: Path, settings: dict[str, Any], sampling: dict[str, Any]
+    task: str, model: str, served_by: str, data: Path, settings: AgentSettings, sampling: dict[str, Any]
 ) -> dict[str, Any]:
     """What must be equal for an evaluation to go on."""
     from vision_rl.evaluation.results import fingerprint
@@ -208,7 +208,7 @@ def identity_of(
         "served_by": served_by,
         "data": str(data.absolute()),
         "data_sha256": fingerprint(data),
-        "settings": settings,
+        "settings": asdict(settings),
         "sampling": sampling,
     }
 

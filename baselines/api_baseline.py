@@ -16,6 +16,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from evaluate_agent import (
     sampling_of,
     with_settings,
 )
+from vision_rl.settings import AgentSettings
 from vision_rl.tasks import get_task
 from vision_rl.types import Record
 
@@ -108,7 +110,7 @@ def _run_api(
     budget = PictureBudget(output / "pictures", args.image_bytes, args.image_side)
     prices = Prices(args.price_in, args.price_out)
     rows = by_task[task]
-    before = estimate([row for _, row in rows], budget, settings["max_tokens"], prices, settings["max_turns"])
+    before = estimate([row for _, row in rows], budget, settings.max_tokens, prices, settings.max_turns)
     console.print(before.render(), highlight=False, soft_wrap=True)
     if args.dry_run:
         return 0
@@ -127,7 +129,7 @@ def _run_api(
         rows=rows,
         identity={**identity_of(task, args.model, base_url, data, settings, kept), "pictures": pictures},
         output=output,
-        prepare=lambda row: {**budget.fitted(row), "whole_paths": row["image_paths"], "settings": settings},
+        prepare=lambda row: {**budget.fitted(row), "whole_paths": row["image_paths"], "settings": asdict(settings)},
         sampling=sampling,
         limits=limits_of(args),
         overwrite=args.overwrite,
@@ -141,11 +143,11 @@ def _run_api(
     return report_outcome(evaluate(job, server, console), output, console)
 
 
-def reasoning_sampling(settings: dict[str, Any]) -> dict[str, Any]:
+def reasoning_sampling(settings: AgentSettings) -> dict[str, Any]:
     """Parameters for models that refuse max_tokens: the agents' own is left out of the request."""
     import openai
 
-    return {"max_tokens": openai.omit, "max_completion_tokens": settings["max_tokens"]}
+    return {"max_tokens": openai.omit, "max_completion_tokens": settings.max_tokens}
 
 
 def run_trivial(args: argparse.Namespace, console: Console) -> int:
@@ -161,7 +163,7 @@ def run_trivial(args: argparse.Namespace, console: Console) -> int:
         raise UserError(f"--trivial {args.trivial} answers with {KINDS[args.trivial]}, but {data} holds {held} rows")
     task = tasks[0]
     settings = agent_settings(task, args.overrides, cpu=False, model_dir=None, trained_as=None, transport="file")
-    reply = constant_reply(args.trivial, args.train, settings["answer_format"], task, settings["family"])
+    reply = constant_reply(args.trivial, args.train, settings.answer_format, task, settings.family)
     console.print(f"{args.trivial}: {reply}", highlight=False, markup=False)
     if args.dry_run:
         return 0
@@ -169,7 +171,7 @@ def run_trivial(args: argparse.Namespace, console: Console) -> int:
         rows=by_task[task],
         identity=identity_of(task, args.trivial, reply, data, settings, {}),
         output=output_of(args, task, list(by_task), data, args.trivial),
-        prepare=partial(with_settings, settings),
+        prepare=partial(with_settings, asdict(settings)),
         limits=limits_of(args),
         overwrite=args.overwrite,
     )

@@ -126,7 +126,7 @@ def test_bad_served_pixels(text: str) -> None:
         served_pixels(text)
 
 
-def foreign(*overrides: str) -> dict[str, Any]:
+def foreign(*overrides: str) -> AgentSettings:
     return agent_settings("grounding", overrides, cpu=True, model_dir=None, trained_as=None, transport="data")
 
 
@@ -135,16 +135,16 @@ def test_the_size_that_a_server_showed_is_stated_and_never_assumed() -> None:
     pixels = ("agent.family=qwen2_5_vl", "agent.answer_format=point")
     with pytest.raises(UserError, match="give --served-pixels"):
         foreign(*pixels)
-    assert foreign(*pixels, *served_pixels("3136:99999"))["max_pixels"] == 99999
-    assert foreign("agent.family=qwen3_vl", "agent.answer_format=point")["max_pixels"] is None
-    assert foreign("agent.family=qwen2_5_vl")["answer_format"] == "bbox"
+    assert foreign(*pixels, *served_pixels("3136:99999")).max_pixels == 99999
+    assert foreign("agent.family=qwen3_vl", "agent.answer_format=point").max_pixels is None
+    assert foreign("agent.family=qwen2_5_vl").answer_format == "bbox"
     with pytest.raises(UserError, match=r"agent.reward=giou needs a box, but agent.answer_format=point"):
         foreign("agent.answer_format=point", "agent.reward=giou")
 
 
 def test_terms_and_weights_come_from_the_configuration() -> None:
     settings = foreign("agent.terms.format_price=0.5", "agent.arc.task=1.0")
-    assert settings["terms"]["format_price"] == 0.5 and settings["arc"]["task"] == 1.0
+    assert settings.terms.format_price == 0.5 and settings.arc.task == 1.0
     assert AgentSettings().terms.format_price == 0.1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from vision_rl.run.collapse import CollapseWatcher
 from vision_rl.settings import AgentSettings, CollapseWatch
 
 A, B, C = [0.1, 0.1, 0.3, 0.3], [0.5, 0.5, 0.9, 0.9], [0.1, 0.6, 0.3, 0.8]
-SETTINGS = asdict(AgentSettings(answer_format="click"))
+SETTINGS = AgentSettings(answer_format="click")
 
 
 def record(true: list[list[float]], said: list[list[float]], finding: str = "", **meta: Any) -> dict[str, Any]:

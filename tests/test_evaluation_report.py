@@ -140,8 +140,8 @@ def test_native_answers_are_drawn_in_the_space_that_the_model_saw() -> None:
 def test_an_answer_in_a_zoomed_view_is_not_placed(tmp_path: Path) -> None:
     row = boxed(0, AnswerSpace().write([PREDICTED]), [TRUE], image_paths=[picture(tmp_path)], image_sizes=[[400, 300]])
     row["components"]["tools/zooms"] = 1.0
-    assert case_card(row, {**SETTINGS, "answer_view": "last"}, "worst").answers[0].boxes == ()
-    assert case_card(row, {**SETTINGS, "answer_view": "original"}, "worst").answers[0].boxes != ()
+    assert case_card(row, AgentSettings(answer_view="last"), "worst").answers[0].boxes == ()
+    assert case_card(row, AgentSettings(), "worst").answers[0].boxes != ()
 
 
 def test_vqa_pages_have_no_overlay_and_show_several_pictures(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_vqa_pages_have_no_overlay_and_show_several_pictures(tmp_path: Path) -> 
     [card] = cards_of([row], "vqa")
     assert len(card.pictures) == 3 and not any(shown.marks for shown in card.pictures)
     assert card.gold == "red (7), dark red (3); answered red"
-    assert len(case_card({**row, "image_paths": paths * 3}, SETTINGS, "worst").pictures) == 4
+    assert len(case_card({**row, "image_paths": paths * 3}, AgentSettings(), "worst").pictures) == 4
 
 
 def test_a_long_answer_is_cut_beside_its_scrolling_reply(tmp_path: Path) -> None:

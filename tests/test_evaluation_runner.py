@@ -54,7 +54,7 @@ def job_for(data: Path, output: Path, *, limit: int | None = None, **limits: Any
         rows=load_rows(data, None, limit)["vqa"],
         identity=evaluate_agent.identity_of("vqa", MODEL, "test", data, settings, {}),
         output=output,
-        prepare=lambda row: {**row, "settings": settings},
+        prepare=lambda row: {**row, "settings": dataclasses.asdict(settings)},
         limits=Limits(**limits),
     )
 

@@ -14,10 +14,11 @@ from vision_rl.evaluation.targets import _with_pixel_limits, agent_settings
 from vision_rl.export.checkpoint import fold_adapter, merged_checkpoint, run_of
 from vision_rl.models.processor import load_processor
 from vision_rl.rewards.judge import shared_judge
+from vision_rl.settings import AgentSettings
 from vision_rl.tiny import checkpoint_dir
 
 
-def settings_of(task: str = "grounding", *overrides: str, **options: Any) -> dict[str, Any]:
+def settings_of(task: str = "grounding", *overrides: str, **options: Any) -> AgentSettings:
     defaults: dict[str, Any] = {"cpu": True, "model_dir": checkpoint_dir(), "trained_as": None, "transport": "file"}
     return agent_settings(task, list(overrides), **(defaults | options))
 
@@ -31,12 +32,12 @@ def a_run(folder: Path, config: str) -> Path:
 
 def test_settings_are_those_of_training() -> None:
     settings = settings_of()
-    assert settings["family"] == "qwen2_5_vl" and settings["image_transport"] == "file"
-    assert (settings["min_pixels"], settings["max_pixels"]) == (3136, 12544)
-    assert settings_of("vqa", "agent.reward=similarity")["reward"] == "similarity"
+    assert settings.family == "qwen2_5_vl" and settings.image_transport == "file"
+    assert (settings.min_pixels, settings.max_pixels) == (3136, 12544)
+    assert settings_of("vqa", "agent.reward=similarity").reward == "similarity"
     foreign = settings_of("vqa", model_dir=None, transport="data")
-    assert foreign["family"] == "unit" and foreign["image_transport"] == "data"
-    assert foreign["min_pixels"] is foreign["max_pixels"] is None
+    assert foreign.family == "unit" and foreign.image_transport == "data"
+    assert foreign.min_pixels is foreign.max_pixels is None
 
 
 @pytest.mark.slow
@@ -46,9 +47,9 @@ def test_a_checkpoint_is_scored_as_it_was_trained(tmp_path: Path) -> None:
     step = a_run(tmp_path / "run", config)
     for path in (step, step / "actor", tmp_path / "run"):
         trained = settings_of(trained_as=path)
-        assert (trained["answer_format"], trained["reward"], trained["max_tokens"]) == ("click", "giou", 77)
-    assert settings_of("grounding", "agent.reward=iou", trained_as=step)["reward"] == "iou"
-    assert settings_of("vqa", trained_as=step)["reward"] == "vqa"
+        assert (trained.answer_format, trained.reward, trained.max_tokens) == ("click", "giou", 77)
+    assert settings_of("grounding", "agent.reward=iou", trained_as=step).reward == "iou"
+    assert settings_of("vqa", trained_as=step).reward == "vqa"
     assert run_of(step) == tmp_path / "run" and run_of(checkpoint_dir()) is None
 
 

@@ -166,7 +166,7 @@ def test_a_server_of_ones_own_is_told_to_take_function_tools(monkeypatch: pytest
         settings = targets.agent_settings(
             "grounding", overrides, cpu=True, model_dir=folder, trained_as=None, transport="file"
         )
-        with targets.served_checkpoint(folder, settings, cpu=True, images=2, max_model_len=None):
+        with targets.served_checkpoint(folder, settings, cpu=True, max_model_len=None):
             pass
     assert wanted == ["", "", "hermes"]
 

@@ -16,6 +16,11 @@ def test_imports_run_one_way_over_at_most_ten_floors() -> None:
     assert len(imports.floors(graph)) <= 10, nx.dag_longest_path(graph)
 
 
+def test_no_file_is_longer_than_a_reader_keeps_in_mind() -> None:
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in imports.modules().items()}
+    assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
 def test_commands_reach_every_line_of_the_package() -> None:
     """What only tests or benchmarks call is no part of the product: delete it, or move it to where it is called."""
     assert reached.unreached() == []

@@ -58,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder,
             settings,
             cpu=cpu,
-            images=settings["max_images"],
             max_model_len=args.max_model_len,
             port=args.port,
             name=args.name or (args.checkpoint or Path("tiny")).absolute().name,

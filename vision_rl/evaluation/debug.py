@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +119,17 @@ def rows_of(args: argparse.Namespace, task: Task) -> list[Row]:
     return rows
 
 
-def settings_of(task: Task, args: argparse.Namespace) -> dict[str, Any]:
+def settings_of(task: Task, args: argparse.Namespace) -> AgentSettings:
     """The agent's settings: the defaults with the task's own, and for the tiny model those of its preset."""
     if args.endpoint is None:
         from vision_rl.config.resolve import resolve
 
-        settings = dataclasses.asdict(resolve("cpu", task=task.name).agent)
+        settings = resolve("cpu", task=task.name).agent
     else:
         own = {key.removeprefix("agent."): value for key, value in task.layer().items() if key.startswith("agent.")}
-        settings = dataclasses.asdict(AgentSettings(**own))
-    return {**settings, "image_transport": args.image_transport or ("data" if args.endpoint else "file")}
+        settings = AgentSettings(**own)
+    transport = args.image_transport or ("data" if args.endpoint else "file")
+    return dataclasses.replace(settings, image_transport=transport)
 
 
 @contextlib.contextmanager
@@ -154,7 +155,7 @@ def contrast(asked: Sequence[Asked]) -> tuple[str, list[Asked]]:
     return f"{right} of {len(ranked)} earn the full reward; the best reply and the worst:", [ranked[0], ranked[-1]]
 
 
-async def _ask_all(task: Task, rows: Sequence[Row], settings: Mapping[str, Any], llm: LLM) -> list[Asked]:
+async def _ask_all(task: Task, rows: Sequence[Row], settings: AgentSettings, llm: LLM) -> list[Asked]:
     import openai
 
     asked = []
@@ -162,7 +163,7 @@ async def _ask_all(task: Task, rows: Sequence[Row], settings: Mapping[str, Any],
         spoken: list[tuple[str, str]] = []
         try:
             with listening(spoken):
-                reply, reward = await task.part("answer")({**row, "settings": settings}, llm)
+                reply, reward = await task.part("answer")({**row, "settings": dataclasses.asdict(settings)}, llm)
         except (openai.OpenAIError, ValueError) as error:
             raise UserError(
                 f"{llm.endpoint} did not answer for model {llm.model}: {error}; check the address, the name and "
@@ -197,7 +198,7 @@ def text_of(content: Any) -> str:
 
 
 def shown(
-    task: Task, row: Row, settings: Mapping[str, Any], spoken: Sequence[tuple[str, str]], reply: str, reward: Reward
+    task: Task, row: Row, settings: AgentSettings, spoken: Sequence[tuple[str, str]], reply: str, reward: Reward
 ) -> Table:
     """What happened with a row, as a table of names and texts, the reward's components below each other."""
     known = row.get("gold_known", True)
@@ -212,7 +213,7 @@ def shown(
     table.add_row("reply", plain(reply))
     if drawing := task.part("drawing"):
         record = {**row, "reply": reply, "components": reward.components}
-        boxes = drawing(record, AgentSettings.read(settings), image_size(row["image_paths"][0]))
+        boxes = drawing(record, settings, image_size(row["image_paths"][0]))
         table.add_row("boxes", plain("\n".join(map(_numbers, boxes)) or "none"))
     truth = row["boxes"] if task.truth == "boxes" else list(dict.fromkeys(row["answers"]))
     gold = "\n".join(_numbers(one) if task.truth == "boxes" else _counted(one, row["answers"]) for one in truth)

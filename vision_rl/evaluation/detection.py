@@ -31,9 +31,7 @@ _BLOCK = 200
 Record = Mapping[str, Any]
 
 
-def detection_figures(
-    records: Sequence[Record], settings: Mapping[str, Any], clusters: Sequence[str]
-) -> dict[str, Any]:
+def detection_figures(records: Sequence[Record], settings: AgentSettings, clusters: Sequence[str]) -> dict[str, Any]:
     """Figures (value, low, high, n) by name of scored rows of one task; empty where no answer can be drawn as boxes.
 
     clusters: what each record's interval is drawn by.
@@ -42,8 +40,7 @@ def detection_figures(
     if drawing is None:
         return {}
     sizes = [(record.get("image_sizes") or [None])[0] or image_size(record["image_paths"][0]) for record in records]
-    read = AgentSettings.read(settings)
-    predicted = [drawing(record, read, (size[0], size[1])) for record, size in zip(records, sizes, strict=True)]
+    predicted = [drawing(record, settings, (size[0], size[1])) for record, size in zip(records, sizes, strict=True)]
     found: dict[str, Any] = {}
     for level in LEVELS:
         counts = np.array(

@@ -50,7 +50,8 @@ def page_of(summary: Mapping[str, Any], records: Sequence[Record]) -> Page:
     """The page of a summary and its rows."""
     task = str(summary["task"])
     worst, best = worst_and_best(task, records, CASES)
-    cards = [case_card(r, summary["settings"], end) for end, rows in (("worst", worst), ("best", best)) for r in rows]
+    settings = AgentSettings.read(summary["settings"])
+    cards = [case_card(r, settings, end) for end, rows in (("worst", worst), ("best", best)) for r in rows]
     names = headline(task)
     failures = [f"{count} x {text}" for text, count in summary["failures"].items()]
     return Page(
@@ -83,7 +84,7 @@ def worst_and_best(task: str, records: Sequence[Record], count: int) -> tuple[li
     return ordered[:half], ordered[half:][::-1][:count]
 
 
-def case_card(record: Record, settings: Mapping[str, Any], end: str) -> Card:
+def case_card(record: Record, settings: AgentSettings, end: str) -> Card:
     """A row as the page shows it. end: "worst" or "best". A picture that is gone is said, not raised."""
     task = get_task(record["task"])
     with_boxes = task.truth == "boxes"
@@ -91,7 +92,7 @@ def case_card(record: Record, settings: Mapping[str, Any], end: str) -> Card:
     boxes: list[Box] = []
     if drawing := task.part("drawing"):
         with contextlib.suppress(UserError):  # the picture is gone, which is said in its place
-            boxes = drawing(record, AgentSettings.read(settings), image_size(record["image_paths"][0]))
+            boxes = drawing(record, settings, image_size(record["image_paths"][0]))
     facets = {"end": end, "source": record["source"], "outcome": metrics.outcome(record) if with_boxes else ""}
     reward = {"reward": record["reward"], **record["components"]}
     turns = tuple(map(Turn, record.get("replies") or [record["reply"]]))

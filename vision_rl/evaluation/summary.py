@@ -57,10 +57,10 @@ def summarise(
 
 def _detection(identity: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
     """`detection_figures` of a task of boxes whose settings are known and ask for boxes."""
-    settings = identity.get("settings") or {}
-    if get_task(str(identity["task"])).truth != "boxes" or "family" not in settings:
+    if get_task(str(identity["task"])).truth != "boxes" or "family" not in (identity.get("settings") or {}):
         return {}
-    if AnswerSpace(settings["answer_format"], settings["family"]).takes_points:
+    settings = AgentSettings.read(identity["settings"])
+    if AnswerSpace(settings.answer_format, settings.family).takes_points:
         return {}
     return detection_figures(records, settings, [metrics.cluster(record) for record in records])
 
@@ -70,9 +70,10 @@ def protocol(identity: Mapping[str, Any]) -> dict[str, Any]:
     settings, sampling = identity.get("settings") or {}, identity.get("sampling") or {}
     found: dict[str, Any] = {"pictures": "before the text", "temperature": sampling.get("temperature")}
     if get_task(str(identity["task"])).truth == "boxes" and "family" in settings:
-        space = AnswerSpace(settings["answer_format"], settings["family"])
+        read = AgentSettings.read(settings)
+        space = AnswerSpace(read.answer_format, read.family)
         found |= {
-            "prompt": request("{instruction}", AgentSettings.read(settings)),
+            "prompt": request("{instruction}", read),
             "answer format": space.format.name,
             "coordinate space": f"{space.unit} ({space.numbers_of})",
         }

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,8 +43,8 @@ _FOREIGN = (
 
 def agent_settings(
     task: str, overrides: Sequence[str], *, cpu: bool, model_dir: Path | None, trained_as: Path | None, transport: str
-) -> dict[str, Any]:
-    """The `settings` of every task, as training would make them.
+) -> AgentSettings:
+    """A task's agent settings, as training would make them.
 
     model_dir: the folder that is served (None: a foreign server, whose model answers in unit space unless
     `agent.family` and `agent.answer_format` say otherwise). trained_as: a training checkpoint, whose run's own settings
@@ -57,19 +57,19 @@ def agent_settings(
     known = _FOREIGN if model_dir is None else _run_settings(run, task) if run else ()
     layers = [f"agent.image_transport={transport}", *known, *overrides]
     preset = "cpu" if cpu and model_dir is not None else "gpu_24gb"
-    settings = asdict(resolve(preset, layers, task=task, model=model_dir).agent)
-    if settings["answer_format"] == "native" and settings["family"] == "unit":
+    settings = resolve(preset, layers, task=task, model=model_dir).agent
+    if settings.answer_format == "native" and settings.family == "unit":
         raise UserError("agent.answer_format=native needs agent.family, the model family whose format it is")
     if get_task(task).truth == "boxes":
-        space = AnswerSpace(settings["answer_format"], settings["family"])
-        if settings["reward"] in KINDS:
-            checked_kind(box_metric(settings["reward"], "", space.takes_points), space)
-        if model_dir is None and settings["max_pixels"] is None and space.unit == "processed":
+        space = AnswerSpace(settings.answer_format, settings.family)
+        if settings.reward in KINDS:
+            checked_kind(box_metric(settings.reward, "", space.takes_points), space)
+        if model_dir is None and settings.max_pixels is None and space.unit == "processed":
             raise UserError(
                 f"agent.family={space.numbers_of} writes pixels of the picture as the server has resized it, which it does not "
                 "say: give --served-pixels MAX or MIN:MAX, or ask for agent.answer_format=bbox"
             )
-    if settings["reward"] == "judge":
+    if settings.reward == "judge":
         shared_judge()  # what it lacks is said before a server starts
     return settings
 
@@ -124,10 +124,9 @@ def warm_server(model_dir: Path) -> tuple[str, str] | None:
 @contextmanager
 def served_checkpoint(
     model_dir: Path,
-    settings: dict[str, Any],
+    settings: AgentSettings,
     *,
     cpu: bool,
-    images: int,
     max_model_len: int | None,
     port: int | None = None,
     name: str = MODEL_NAME,
@@ -135,10 +134,10 @@ def served_checkpoint(
 ) -> Iterator[tuple[str, str]]:
     """(base URL, model name) of a folder under vLLM, with the pixel limits of `settings`.
 
-    images: the largest number of pictures in a prompt. max_model_len: None takes the default, or the model's own limit
+    max_model_len: None takes the default, or the model's own limit
     where that is lower. port: None takes a free one.
     """
-    functions = has_tools(AgentSettings.read(settings)) and settings["tool_protocol"] == "function"
+    functions = has_tools(settings) and settings.tool_protocol == "function"
     length = max_model_len or min(_positions(model_dir), CPU_LENGTH if cpu else GPU_LENGTH)
     with (
         _with_pixel_limits(model_dir, settings) as folder,
@@ -146,8 +145,8 @@ def served_checkpoint(
             folder,
             cpu=cpu,
             max_model_len=length,
-            images_per_prompt=images,
-            videos=settings["video"] == "native",
+            images_per_prompt=settings.max_images or 1,
+            videos=settings.video == "native",
             tool_parser=model_info(model_dir).family.parser_of("vllm") if functions else "",
             port=port,
             name=name,
@@ -164,7 +163,7 @@ def _positions(model_dir: Path) -> int:
 
 
 @contextmanager
-def _with_pixel_limits(model_dir: Path, settings: dict[str, Any]) -> Iterator[Path]:
+def _with_pixel_limits(model_dir: Path, settings: AgentSettings) -> Iterator[Path]:
     """The folder itself, or links to its files with other limits in its image processor's file where they differ.
 
     Training hands agent.min_pixels and agent.max_pixels to its vLLM; a checkpoint's own file has the base model's.
@@ -175,7 +174,7 @@ def _with_pixel_limits(model_dir: Path, settings: dict[str, Any]) -> Iterator[Pa
     edges = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
     stated = config.get("size")
     size: dict[str, Any] = stated if isinstance(stated, dict) else {}
-    wanted = {key: settings[key] for key in edges if settings[key] is not None}
+    wanted = settings.pixel_limits()
     if path is None or all((config.get(key) or size.get(edges[key])) == value for key, value in wanted.items()):
         yield model_dir
         return

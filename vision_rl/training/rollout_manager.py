@@ -288,11 +288,8 @@ class RolloutManager:
 
     def _rows(self, group: Group) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         rollouts = list(group.finished.values())
-        limits = {
-            "max_prompt_length": self.rows.max_prompt_length,
-            "max_response_length": self.rows.max_response_length,
-        }
         if self.aggregator["level"] == "trajectory":
+            limits = {name: getattr(self.rows, name) for name in ("max_prompt_length", "max_response_length")}
             merged = trajectory_samples(rollouts, **limits)
             samples, group.breaks = merged.samples, merged.breaks
         else:
