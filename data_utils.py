@@ -1,4 +1,4 @@
-"""Data sets as parquet files: convert, split, sample, look at and verify them. `docs/data.md` shows every command.
+"""Convert, split, sample, show and verify data sets, which are parquet files. `docs/data.md` shows every command.
 
 Exit codes: 0 done (verify: no bad row), 1 verify found bad rows, 2 bad input or usage, 130 or 143 interrupted.
 """
@@ -53,16 +53,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_episodes(commands: Any) -> None:
-    text = "rows for a task with an environment: a seed with options each -> train and val parquet"
+    text = "write train and val parquet for a task with an environment: each row is a seed with options"
     parser = command(commands, "episodes", write_task_episodes, text)
-    parser.add_argument("task", metavar="TASK", help=f"{TASK_HELP}; one with an environment")
-    parser.add_argument("--envs", nargs="+", default=[], metavar="NAME[:TURNS]", help="which of its environments")
-    parser.add_argument("--train", type=int, default=256, help="training episodes (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=64, help="validation episodes (default: %(default)s)")
+    parser.add_argument("task", metavar="TASK", help=f"a task with an environment: {TASK_HELP}")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="of every reset; JSON or text"
+        "--envs",
+        nargs="+",
+        default=[],
+        metavar="NAME[:TURNS]",
+        help="names of environments; TURNS bounds an episode's replies. Leave it out if the task has no names",
     )
-    parser.add_argument("--output", type=Path, help="folder of train.parquet and val.parquet (default: data/TASK)")
+    parser.add_argument("--train", type=int, default=256, help="number of training episodes (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=64, help="number of validation episodes (default: %(default)s)")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of every reset, repeatable; the value is JSON or text",
+    )
+    parser.add_argument("--output", type=Path, help="folder for train.parquet and val.parquet (default: data/TASK)")
 
 
 def write_task_episodes(args: argparse.Namespace) -> int:
@@ -80,26 +90,28 @@ def write_task_episodes(args: argparse.Namespace) -> int:
 
 
 def _add_readers(commands: Any) -> None:
-    parser = command(commands, "sample", sample, "a random sample of rows -> parquet")
+    parser = command(commands, "sample", sample, "write a random sample of rows to parquet")
     add_task(parser)
-    parser.add_argument("--file", type=Path, required=True, help="parquet file")
+    parser.add_argument("--file", type=Path, required=True, help="parquet file to read")
     parser.add_argument("--count", type=int, required=True, help="number of rows")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
 
-    parser = command(commands, "stats", stats, "what a parquet file holds, in numbers")
+    parser = command(commands, "stats", stats, "print figures of a parquet file")
     add_task(parser)
-    parser.add_argument("--file", type=Path, required=True, help="parquet file")
+    parser.add_argument("--file", type=Path, required=True, help="parquet file to read")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
-    parser = command(commands, "show", show, "a contact sheet (PNG) of pictures with boxes, questions and answers")
+    parser = command(commands, "show", show, "draw a contact sheet (PNG) of pictures with boxes, questions and answers")
     add_task(parser)
-    parser.add_argument("--file", type=Path, required=True, help="parquet file")
-    parser.add_argument("--output", type=Path, default=Path("contact_sheet.png"), help="PNG to write (%(default)s)")
+    parser.add_argument("--file", type=Path, required=True, help="parquet file to read")
+    parser.add_argument(
+        "--output", type=Path, default=Path("contact_sheet.png"), help="PNG to write (default: %(default)s)"
+    )
     parser.add_argument("--count", type=int, default=16, help="number of rows, chosen at random (default: %(default)s)")
-    parser.add_argument("--rows", help="these row numbers instead, separated by commas")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
-    parser.add_argument("--columns", type=int, default=4, help="pictures in a line (default: %(default)s)")
+    parser.add_argument("--rows", help="row numbers to show instead, separated by commas")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
+    parser.add_argument("--columns", type=int, default=4, help="pictures per line (default: %(default)s)")
 
 
 def sample(args: argparse.Namespace) -> int:
@@ -150,25 +162,42 @@ def _no_rows(file: Path) -> UserError:
 def _add_verify(commands: Any) -> None:
     parser = command(commands, "verify", verify_file, "check every row, picture and gold answer of a parquet file")
     add_task(parser)
-    parser.add_argument("--file", type=Path, required=True, help="parquet file")
+    parser.add_argument("--file", type=Path, required=True, help="parquet file to read")
     parser.add_argument(
-        "--against", type=Path, nargs="+", default=[], help="other splits: no picture and no patient may be in both"
+        "--against",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="other splits, which must share no picture and no patient with --file",
     )
-    parser.add_argument(
-        "--image-base-dir", type=Path, help="where relative paths start (default: the file's directory)"
-    )
+    parser.add_argument("--image-base-dir", type=Path, help="base of relative image paths (default: the file's folder)")
     parser.add_argument("--family", default="unit", help=f"model family or model_type: {', '.join(FAMILIES)}")
     parser.add_argument(
-        "--answer-format", choices=("bbox", "click", "native"), help="default: bbox for unit, else the family's native"
+        "--answer-format",
+        choices=("bbox", "click", "native"),
+        help="answer format of the gold answers (default: bbox for unit, else native)",
     )
-    parser.add_argument("--min-pixels", type=int, default=Checks.min_pixels, help="of the processor (%(default)s)")
-    parser.add_argument("--max-pixels", type=int, default=Checks.max_pixels, help="of the processor (%(default)s)")
-    parser.add_argument("--limit-pixels", type=int, default=LIMIT_PIXELS, help="refuse larger pictures (%(default)s)")
-    parser.add_argument("--min-side", type=int, default=Checks.min_side, help="refuse smaller ones (%(default)s)")
-    parser.add_argument("--no-images", action="store_true", help="do not open the pictures (finds no leaks by content)")
+    parser.add_argument(
+        "--min-pixels", type=int, default=Checks.min_pixels, help="the processor's smallest area (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, default=Checks.max_pixels, help="the processor's largest area (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--limit-pixels", type=int, default=LIMIT_PIXELS, help="refuse pictures with more pixels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--min-side",
+        type=int,
+        default=Checks.min_side,
+        help="refuse pictures with a shorter side (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-images", action="store_true", help="do not open the pictures; leaks by content are then not found"
+    )
     parser.add_argument("--workers", type=int, help="threads that open pictures (default: one per core)")
-    parser.add_argument("--strict", action="store_true", help="a question whose annotators disagree is bad too")
-    parser.add_argument("--allow-unanswered", action="store_true", help="rows without answers (a test split) are fine")
+    parser.add_argument("--strict", action="store_true", help="count a question whose annotators disagree as bad")
+    parser.add_argument("--allow-unanswered", action="store_true", help="accept rows without answers (a test split)")
     parser.add_argument("--list", type=int, default=100, help="print at most this many problems (default: %(default)s)")
     parser.add_argument("--report", type=Path, help="write every problem as JSONL: row, id, reason")
     parser.add_argument("--drop-bad", type=Path, metavar="OUT", help="write the good rows to this parquet file")

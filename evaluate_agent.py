@@ -1,12 +1,12 @@
-"""Score a model on a data file with the agents, prompts and rewards of training; a killed run continues where it stopped.
+"""Score a model on a data file with the agents, prompts and rewards of training. A killed run continues where it stopped.
 
     python evaluate_agent.py --tiny                                               # tiny model, synthetic VQA
     python evaluate_agent.py --data val.parquet --checkpoint runs/vqa/checkpoints/global_step_100
     python evaluate_agent.py --data screenspot_test.parquet --endpoint http://localhost:8000/v1 --model my-model
 
-Leaves rows.jsonl (one line per row), summary.json, summary.md, report.html and, for VQA with question ids, the official
-result file submission.json; of a file with rows of several tasks a folder for each. Exits with 1 if rows have failed: the
-same command again asks for those only.
+It writes rows.jsonl (one line per row), summary.json, summary.md and report.html. For VQA with question ids it also writes
+submission.json, the official result file. A file with rows of several tasks gets one folder per task. The exit code is 1 if
+rows have failed; the same command then asks for those rows only.
 """
 
 from __future__ import annotations
@@ -45,10 +45,15 @@ def parser() -> argparse.ArgumentParser:
     target.add_argument(
         "--endpoint", help="OpenAI-compatible base URL of a server (with --model; default: OPENAI_BASE_URL)"
     )
-    target.add_argument("--checkpoint", type=Path, help="model folder, global_step_N or run directory, served by vLLM")
+    target.add_argument("--checkpoint", type=Path, help="model folder, global_step_N or run folder; vLLM serves it")
     target.add_argument("--tiny", action="store_true", help="the tiny model that ships with the package")
     what.add_argument("--model", help="model name at --endpoint")
-    what.add_argument("overrides", nargs="*", metavar="agent.key=value", help="for example agent.answer_format=click")
+    what.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="agent.key=value",
+        help="settings of the agent, for example agent.answer_format=click",
+    )
     add_data_arguments(parser)
     add_run_arguments(parser)
     serving = parser.add_argument_group("how --checkpoint and --tiny are served")
@@ -60,23 +65,25 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Which rows, and where the results go; the API baseline has the same."""
     data = parser.add_argument_group("on which rows")
     data.add_argument("--data", type=Path, help="parquet file (default: 128 synthetic test rows)")
-    data.add_argument("--image-dir", type=Path, help="base of relative image paths (default: the file's directory)")
+    data.add_argument("--image-dir", type=Path, help="base of relative image paths (default: the file's folder)")
     data.add_argument("--task", help=f"{TASK_HELP} (default: each row's own; vqa without a file)")
-    data.add_argument("--limit", type=int, help="only the first rows; a higher limit later continues")
-    data.add_argument("--output", type=Path, help=f"directory for the results (default: one under {OUTPUT})")
+    data.add_argument("--limit", type=int, help="score only the first rows; a later call with a higher limit continues")
+    data.add_argument("--output", type=Path, help=f"folder for the results (default: a folder under {OUTPUT})")
     data.add_argument("--overwrite", action="store_true", help="delete the evaluation that --output holds")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """How the rows are asked; the API baseline has the same."""
     how = parser.add_argument_group("how")
-    how.add_argument("--concurrency", type=int, default=16, help="rows under way at once")
-    how.add_argument("--attempts", type=int, default=3, help="tries per row after server or network errors")
+    how.add_argument("--concurrency", type=int, default=16, help="rows that are asked at once (default: %(default)s)")
     how.add_argument(
-        "--served-pixels", metavar="[MIN:]MAX", help="areas to which the server resizes pictures, in pixels"
+        "--attempts", type=int, default=3, help="tries per row when server or network fail (default: %(default)s)"
     )
-    how.add_argument("--temperature", type=float, default=0.0)
-    how.add_argument("--seed", type=int, help="sampling seed, for servers that take one")
+    how.add_argument(
+        "--served-pixels", metavar="[MIN:]MAX", help="areas in pixels to which the server resizes pictures"
+    )
+    how.add_argument("--temperature", type=float, default=0.0, help="sampling temperature (default: %(default)s)")
+    how.add_argument("--seed", type=int, help="sampling seed, if the server takes one")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

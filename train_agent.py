@@ -1,4 +1,4 @@
-"""Train a vision-language agent by reinforcement learning: Agent Lightning's runners, verl's GRPO, vLLM's server.
+"""Train a vision-language agent with reinforcement learning: Agent Lightning's runners, verl's GRPO, vLLM's server.
 
 On a machine without a GPU the same stack trains the embedded tiny model; with one, name a model and a preset:
 
@@ -69,34 +69,39 @@ def parser() -> argparse.ArgumentParser:
         "--data-path",
         nargs="+",
         metavar="FILE[:WEIGHT]",
-        help="training parquet, or several, mixed in proportion to their weights (default: synthetic tasks)",
+        help="training parquet; several files are mixed by their weights (default: synthetic tasks)",
     )
     what.add_argument(
         "--val-data-path",
         nargs="+",
         metavar="FILE",
-        help="validation parquet; must share no image with the training one",
+        help="validation parquet; it must share no image with the training data",
     )
     how = parser.add_argument_group("how to train")
     named = f"{', '.join(presets())}, or a .yaml file (default: gpu_24gb with a CUDA device and vLLM's CUDA build, else cpu)"
     how.add_argument("--preset", metavar="NAME", help=named)
-    named = f"an algorithm by one word, repeatable: {', '.join(variants())}, or a .yaml file"
+    named = f"an algorithm by name, repeatable: {', '.join(variants())}, or a .yaml file"
     how.add_argument("--variant", metavar="NAME", action="append", default=[], help=named)
     how.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="settings of a file, such as the config.yaml of a run: the same run again",
+        help="read settings from a file; a run's config.yaml repeats that run",
     )
-    how.add_argument("--max-steps", type=int, help="training steps in all, those before --resume included")
+    how.add_argument("--max-steps", type=int, help="training steps in all, including those before --resume")
     how.add_argument(
         "--rollout-engine", choices=("vllm", "sglang"), help="inference server (default: the preset's, vllm)"
     )
     how.add_argument("--n-runners", type=int, help="parallel rollout processes on this machine")
     how.add_argument("--seed", type=int, help="seed of the data order and of sampling (default 0)")
-    how.add_argument("overrides", nargs="*", metavar="key=value", help="verl's keys, and ours under agent.* and app.*")
+    how.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings: verl's keys, and this project's under agent.* and app.*",
+    )
     where = parser.add_argument_group("where it runs and what it leaves")
-    where.add_argument("--run-dir", type=Path, default=None, help="default: runs/<task>")
+    where.add_argument("--run-dir", type=Path, default=None, help="folder of the run (default: runs/<task>)")
     where.add_argument("--resume", action="store_true", help="continue from the last whole checkpoint in --run-dir")
     where.add_argument("--overwrite", action="store_true", help="delete the run that --run-dir holds")
     where.add_argument(
@@ -107,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--host",
         default="127.0.0.1",
-        help="interface of proxy and store (with --llm-proxy); 0.0.0.0: all, with a token",
+        help="interface of proxy and store (with --llm-proxy); 0.0.0.0 is every interface, with a token",
     )
     where.add_argument("--advertise", help="address of this machine for workers, if it is behind NAT")
     where.add_argument("--proxy-port", type=int, help="port of the LLM proxy (with --llm-proxy)")
@@ -118,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
         "--role",
         choices=("trainer", "runner", "store"),
         default="trainer",
-        help="runner: runners for the trainer behind --store; store: a store that outlives trainers",
+        help="runner: run rollouts for the trainer at --store; store: run a store that outlives trainers",
     )
     where.add_argument("--store", help="URL of the trainer's store (with --role runner)")
     where.add_argument("--external-store", help="URL of a store that --role store serves elsewhere")
@@ -127,10 +132,12 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print the resolved configuration and where each value came from"
     )
     ask.add_argument(
-        "--changed", action="store_true", help="with --dry-run: only what differs from preset and defaults"
+        "--changed", action="store_true", help="with --dry-run: print only what differs from preset and defaults"
     )
     ask.add_argument(
-        "--json", action="store_true", help="with --plan, --list-models and --doctor (a line a check): as JSON"
+        "--json",
+        action="store_true",
+        help="print --plan, --list-models or --doctor as JSON; --doctor prints one line per check",
     )
     ask.add_argument(
         "--plan", action="store_true", help="estimate the memory of model and preset; exit code 1 if it does not fit"

@@ -1,4 +1,4 @@
-"""Visual question answering: one image (or several), one question, one short answer.
+"""Visual question answering: one or several images, one question, one short answer.
 
 python vqa_agent.py                      # asks the tiny model about a few rows: prompt, reply, reward
 python train_agent.py --task vqa         # trains it

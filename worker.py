@@ -1,13 +1,13 @@
-"""A worker for a trainer on another machine: it claims rollouts, runs the agent, reports rewards.
+"""Run rollouts for a trainer on another machine: claim them, run the agent, report rewards.
 
 It needs an address and a key:
 
     export OPENAI_BASE_URL=http://trainer:8080/v1 OPENAI_API_KEY=<token>
     python worker.py --task vqa --concurrency 8
 
-`train_agent.py --llm-proxy` prints this command with its own address and token. Neither Agent Lightning nor verl, vLLM or
-torch must be installed: the protocol is four HTTP routes (docs/workers.md shows them with curl). The worker outlives a
-trainer that restarts; after Ctrl-C it finishes its rollouts, after a second one it gives them back.
+`train_agent.py --llm-proxy` prints this command with its own address and token. The worker needs neither Agent Lightning
+nor verl, vLLM or torch: the protocol is four HTTP routes (docs/workers.md shows them with curl). When the trainer restarts,
+the worker stays. After Ctrl-C it finishes its rollouts; after a second Ctrl-C it gives them back.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def parser() -> Parser:
         default=[],
         help=f"a task to have ready, repeatable: {TASK_HELP}; each rollout names its own, and vqa and grounding are known",
     )
-    parser.add_argument("--concurrency", type=int, default=8, help="rollouts at a time")
+    parser.add_argument("--concurrency", type=int, default=8, help="rollouts at a time (default: %(default)s)")
     parser.add_argument(
         "--images",
         choices=("auto", "path", "data", "http"),
@@ -62,7 +62,9 @@ def parser() -> Parser:
     )
     parser.add_argument("--max-rollouts", type=int, default=0, help="stop after so many (0: never)")
     parser.add_argument(
-        "--name", default=f"{socket.gethostname()}-{os.getpid()}", help="how the trainer sees this worker"
+        "--name",
+        default=f"{socket.gethostname()}-{os.getpid()}",
+        help="name of this worker in the trainer's records (default: %(default)s)",
     )
     return parser
 

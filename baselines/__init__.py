@@ -1,1 +1,1 @@
-"""What a trained model must beat: hosted models over their API, and answers that look at no picture."""
+"""Baselines that training must beat: hosted models over their API, and constant answers that ignore the picture."""

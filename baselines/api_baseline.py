@@ -1,11 +1,11 @@
-"""Score a hosted model, or an answer that looks at no picture, on a data file: what training must beat.
+"""Score a hosted model, or a constant answer that ignores the picture, on a data file.
 
     export OPENAI_API_KEY=...                    # and OPENAI_BASE_URL for another provider or a server of your own
     python baselines/api_baseline.py --model gpt-4o-mini --data val.parquet --limit 500 --price-in 0.15 --price-out 0.60
     python baselines/api_baseline.py --model gpt-4o-mini --data val.parquet --dry-run
     python baselines/api_baseline.py --trivial most-common-answer --train train.parquet --data val.parquet
 
-Same agents, prompts, rewards and files as evaluate_agent.py; compare the results with baselines/compare.py.
+Agents, prompts, rewards and result files are those of evaluate_agent.py. baselines/compare.py compares the results.
 """
 
 from __future__ import annotations
@@ -52,22 +52,31 @@ def parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what to score")
     who = what.add_mutually_exclusive_group(required=True)
     who.add_argument("--model", help="model name at the API")
-    who.add_argument("--trivial", choices=sorted(KINDS), help="the same answer to every row")
+    who.add_argument("--trivial", choices=sorted(KINDS), help="give this constant answer to every row")
     what.add_argument("--base-url", help=f"default: OPENAI_BASE_URL, else {OPENAI}")
-    what.add_argument("--train", type=Path, help="file that a trivial baseline takes its answer from")
-    what.add_argument("overrides", nargs="*", metavar="agent.key=value", help="for example agent.max_tokens=64")
+    what.add_argument("--train", type=Path, help="training file from which --trivial takes its answer")
+    what.add_argument(
+        "overrides", nargs="*", metavar="agent.key=value", help="settings of the agent, for example agent.max_tokens=64"
+    )
     add_data_arguments(parser)
     add_run_arguments(parser)
     api = parser.add_argument_group("cost and limits of the API")
-    api.add_argument("--price-in", type=float, help="price of a million prompt tokens")
-    api.add_argument("--price-out", type=float, help="price of a million completion tokens")
-    api.add_argument("--dry-run", action="store_true", help="estimate requests and cost, send nothing")
-    api.add_argument("--image-bytes", type=int, default=1_500_000, help="longest data: URI; larger pictures are scaled")
-    api.add_argument("--image-side", type=int, default=2048, help="longest side of a picture in pixels")
+    api.add_argument("--price-in", type=float, help="price per million prompt tokens")
+    api.add_argument("--price-out", type=float, help="price per million completion tokens")
+    api.add_argument("--dry-run", action="store_true", help="estimate requests and cost; send nothing")
+    api.add_argument(
+        "--image-bytes",
+        type=int,
+        default=1_500_000,
+        help="most bytes of a picture's data: URI; larger pictures are scaled down (default: %(default)s)",
+    )
+    api.add_argument(
+        "--image-side", type=int, default=2048, help="longest side of a picture in pixels (default: %(default)s)"
+    )
     api.add_argument(
         "--reasoning",
         action="store_true",
-        help="for models that take max_completion_tokens and no temperature (o-series, GPT-5)",
+        help="send max_completion_tokens and no temperature (o-series, GPT-5)",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""Pictures within a size budget, and what a run over an API will cost, and has cost."""
+"""Shrink pictures to a size budget; estimate what an API run will cost, and count what it has cost."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Evaluations side by side, with paired bootstrap: is the difference more than chance?
+"""Compare evaluations row by row with a paired bootstrap: is the difference more than chance?
 
     python baselines/compare.py runs/evaluations/vqa-val-tiny runs/evaluations/vqa-val-step-100 --output runs/comparison
 
-The first is what the others are compared with. Leaves comparison.json, comparison.md and comparison.png.
+Each evaluation is compared with the first one. Writes comparison.json, comparison.md and comparison.png.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Answers without looking: the most common answer, the centre box, the mean box of a training file.
+"""Constant answers: the most common answer of a training file, the centre box, or the mean box.
 
 Each is a server on this machine that always says the same, so that the agents' own code asks and scores it.
 """

@@ -1,4 +1,4 @@
-"""Score the same made answers here and by the field's own scorers, and print the kinds of disagreement that remain.
+"""Score the same made-up answers here and with the published scorers, and print the kinds of disagreement.
 
     python benchmarks/against_scorers.py --folder /path/for/scorers
 

@@ -1,4 +1,4 @@
-"""What `conformance.sh` runs: as a plugin of pytest our classes under Agent Lightning's names, as a program the comparison."""
+"""The two parts of `conformance.sh`: a pytest plugin that puts our classes under Agent Lightning's names, and the comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What vLLM's server decodes for rollouts that ask about the same pictures one by one: its own connector, and ours.
+"""Measure what vLLM's server decodes when rollouts ask about the same pictures: with its own connector and with ours.
 
     python benchmarks/decoding.py [--pictures 16] [--rollouts 8] [--side 1024]
 

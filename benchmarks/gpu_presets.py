@@ -1,4 +1,4 @@
-"""A preset on this machine's GPU, with a model of real size and random weights: does it fit, what does a step cost?
+"""Run a preset on this machine's GPU with random weights of real size: does it fit, and how long does a step take?
 
     python benchmarks/gpu_presets.py --preset gpu_40gb --size 3b [--steps 3] [--output FILE] [key=value ...]
 

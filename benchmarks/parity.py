@@ -1,4 +1,4 @@
-"""The parity matrix: for every family, whether trainer and model server compute the same log-probabilities.
+"""Measure the parity matrix: do trainer and model server compute the same log-probabilities, family by family?
 
     python benchmarks/parity.py                          all families, written to vision_rl/models/parity.json
     python benchmarks/parity.py --families Qwen3-VL      some of them; the other rows of the file stay

@@ -1,4 +1,4 @@
-"""The second matrix: whether the trainer's engine keeps to the server in each mode of a run, for a few families.
+"""Measure the second parity matrix: a few families in each mode of a run.
 
 The first matrix asks a bare forward about many kinds of pictures; this one asks the engine of a run, sharded by FSDP2, with
 its process group, about the same replies: without padding, several pictures in one micro-batch, on two ranks, with a LoRA

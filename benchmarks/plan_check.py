@@ -1,4 +1,4 @@
-"""`--plan`'s estimate of the update against what verl's actor takes: a randomly initialised Qwen2.5-VL.
+"""Compare `--plan`'s memory estimate with what verl's actor takes, for a randomly initialised Qwen2.5-VL.
 
     python benchmarks/plan_check.py [--size small|medium] [--micro 2]
 

@@ -1,4 +1,4 @@
-"""How the boxes of several readers become one per finding: ours against ensemble-boxes' weighted_boxes_fusion.
+"""Compare our fusion of several readers' boxes with ensemble-boxes' weighted_boxes_fusion.
 
 Synthetic readers of synthetic findings: three readers see each finding with a chance of 85 % and draw its sides with an error
 that grows with its size. Cases: single findings, small ones, neighbours (side by side, 20 % overlapping), nested ones (a mass in

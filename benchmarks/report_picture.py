@@ -1,4 +1,4 @@
-"""A picture of a run's report for the README, and the report as a page of docs/.
+"""Write the README's picture of a run report, and the report itself as a page of docs/.
 
     python benchmarks/report_picture.py runs/demo-vqa -o docs/images/report.png --page docs/example-report.html
 

@@ -1,4 +1,4 @@
-"""Scored answers per second of the VQA and grounding rewards, on one core: `python benchmarks/reward_speed.py`.
+"""Measure how many VQA and grounding answers one core scores per second: `python benchmarks/reward_speed.py`.
 
 Each workload is a few thousand different replies, so that no cache can know them all, and the best of several rounds
 counts. The goal is 20,000 a second; the exit code says whether every workload reached `--goal`.

@@ -1,4 +1,4 @@
-"""What sharing a group's prompt saves an update, by the model's shape: seconds, counted FLOPs, bytes kept for the backward pass.
+"""Measure what sharing a group's prompt saves per update: seconds, FLOPs and bytes kept for the backward pass.
 
     python benchmarks/shared_prompt.py                                    # every shape and prompt below
     python benchmarks/shared_prompt.py --shapes tiny 0.5B --prompts 1300

@@ -1,4 +1,4 @@
-"""Start-up, step time by phase, core seconds by process, rollouts per second and memory of a run on the tiny model.
+"""Measure a run of the tiny model: start-up, time by phase, core seconds by process, rollouts per second, memory.
 
     python benchmarks/stack.py [--steps 12] [--rollouts 16]
 

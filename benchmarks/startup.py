@@ -1,4 +1,4 @@
-"""Where each second of the start-up goes, to the first rollout: by phase, by process, and by import.
+"""Measure the start-up of a run, until its first rollout: by phase, by process and by import.
 
     python benchmarks/startup.py [--imports] [--output FILE] [key=value ...]
 

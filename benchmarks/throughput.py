@@ -1,4 +1,4 @@
-"""Rollouts per second of store, proxy, runners and workers by their number, and stock Agent Lightning's beside them.
+"""Measure rollouts per second by the number of runners and workers, beside stock Agent Lightning.
 
     python benchmarks/throughput.py [--runners 1 2 4 8] [--rollouts 200] [--output FILE]
     python benchmarks/throughput.py --variants "ours file" --runners 2 --many 10000     # none lost, doubled or stalled?

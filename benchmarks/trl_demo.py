@@ -1,4 +1,4 @@
-"""The demo's training with TRL's GRPOTrainer: `against_trl.py` runs this in a process of its own.
+"""Train the demo with TRL's GRPOTrainer; `against_trl.py` starts this script in a process of its own.
 
     PYTHONPATH=TRL_FOLDER python benchmarks/trl_demo.py '{"train": ..., "val": ..., "rollouts": 128, ...}'
 

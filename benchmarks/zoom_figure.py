@@ -1,4 +1,4 @@
-"""The figure of docs/tools.md from a run of the tool-using tiny model: when it zooms, and a conversation as it saw it.
+"""Draw the figure of docs/tools.md from a run of the tool-using tiny model.
 
 python benchmarks/zoom_figure.py runs/zoom -o docs/images/zoom.png
 """

@@ -1,4 +1,4 @@
-"""ChartQA in one file: data, prompt, parser, reward and agent of a task that this project does not know.
+"""ChartQA in one file: the data, prompt, parser, reward and agent of a task that this project does not ship.
 
     python train_agent.py --task examples/chart_qa.py                         # the tiny model, on charts drawn here
     python data_utils.py verify --task examples/chart_qa.py --file charts.parquet

@@ -1,1 +1,1 @@
-"""What is run by hand and ships in no wheel: the recipes of the tiny models."""
+"""Scripts that are run by hand and ship in no wheel: the recipes of the tiny models."""

@@ -1,4 +1,4 @@
-"""Two episodes of a run as a picture: `python scripts/episode_picture.py RUN [--output docs/images/episodes.png]`.
+"""Draw two episodes of a run as a picture: `python scripts/episode_picture.py RUN [--output docs/images/episodes.png]`.
 
 The first is one that failed at the first validation, the second the same episode at the last one, where it succeeded.
 """

@@ -1,4 +1,4 @@
-"""Every command of this project under one name.
+"""The `vision-rl` command, which starts every other command of this project.
 
 vision-rl COMMAND --help
 eval "$(vision-rl completion bash)"        # or zsh, tcsh
@@ -15,27 +15,27 @@ from vision_rl.errors import Parser, UserError, cli_errors, meant
 from vision_rl.tasks import task_names
 
 COMMANDS = {
-    "train": ("train_agent:main", "train an agent by reinforcement learning"),
-    "init": ("vision_rl.new_task:main", "make a folder with a task of your own that runs"),
+    "train": ("train_agent:main", "train an agent with reinforcement learning"),
+    "init": ("vision_rl.new_task:main", "make a folder with a working task of your own"),
     "doctor": ("train_agent:main --doctor", "check machine, model and data for a run"),
     "plan": ("train_agent:main --plan", "estimate the memory of model and preset"),
-    "models": ("train_agent:main --list-models", "the model families, their engines and their needs"),
+    "models": ("train_agent:main --list-models", "list the model families, their engines and their needs"),
     "worker": ("worker:main", "claim rollouts from a trainer on another machine"),
     **{name: (f"data_utils:main {name}", text) for name, text in (
-        ("sets", "the data sets that convert knows"),
-        ("convert", "a published set, or a file of your own, as parquet"),
-        ("split", "one parquet file as train, validation and test, by image and patient"),
+        ("sets", "list the data sets that convert knows"),
+        ("convert", "convert a published set, or your own file, to parquet"),
+        ("split", "split a parquet file into train, validation and test, by image and patient"),
         ("verify", "check every row, picture and gold answer of a parquet file"),
-        ("stats", "what a parquet file holds, in numbers"),
-        ("show", "a contact sheet of a parquet file"),
+        ("stats", "print figures of a parquet file"),
+        ("show", "draw a contact sheet of a parquet file"),
     )},
     "evaluate": ("evaluate_agent:main", "score a model on a data file"),
-    "baseline": ("baselines.api_baseline:main", "score a hosted model, or an answer that looks at no picture"),
-    "compare": ("baselines.compare:main", "two evaluations, paired"),
-    "attack": ("vision_rl.preflight.attack:main", "the attack suite for a reward"),
-    "report": ("vision_rl.report.__main__:main", "one page about a run, an evaluation, or several runs"),
-    "export": ("vision_rl.export.__main__:main", "a checkpoint as a Hugging Face folder"),
-    "serve": ("vision_rl.serve:main", "serve the tiny model or a checkpoint, kept warm"),
+    "baseline": ("baselines.api_baseline:main", "score a hosted model, or a constant answer"),
+    "compare": ("baselines.compare:main", "compare evaluations row by row"),
+    "attack": ("vision_rl.preflight.attack:main", "run the attack suite against a reward"),
+    "report": ("vision_rl.report.__main__:main", "write one page about a run, an evaluation, or several runs"),
+    "export": ("vision_rl.export.__main__:main", "export a checkpoint as a Hugging Face folder"),
+    "serve": ("vision_rl.serve:main", "serve the tiny model or a checkpoint until Ctrl-C"),
 }  # fmt: skip
 """Name -> where its function is, with the words that it is given first; and what it does."""
 SHELLS = ("bash", "zsh", "tcsh")

@@ -1,4 +1,4 @@
-"""Errors that a user can correct: one sentence that names the file, row or setting, and says what to do."""
+"""Errors that a user can correct: one sentence names the file, row or setting and says what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports of upstream that cost seconds in every process and are not used: litellm by Agent Lightning, vLLM by verl's ranks.
+"""Skip upstream imports that cost seconds and are not used: litellm by Agent Lightning, vLLM by verl's ranks.
 
 `import agentlightning` imports litellm's whole proxy server in every process (agentlightning 0.3.0, llm_proxy.py:41, and
 instrumentation/litellm.py). Both modules are answered for here: the first by a stand-in whose `LLMProxy` cannot be

@@ -1,10 +1,10 @@
-"""A model behind an OpenAI-compatible address on this machine, kept warm until Ctrl-C.
+"""Serve a model at an OpenAI-compatible address on this machine until Ctrl-C.
 
     python -m vision_rl.serve --tiny                      # prints the line that lets the other commands use it
     python -m vision_rl.serve --checkpoint RUN_DIR        # or global_step_N, or a folder that export has written
 
-Under OPENAI_BASE_URL `vqa_agent.py`, `evaluate_agent.py --tiny` or `--checkpoint` of the same model ask this server and start
-none; baselines/api_baseline.py asks any server there, by the name of its model.
+With OPENAI_BASE_URL set to it, `vqa_agent.py` and `evaluate_agent.py --tiny` or `--checkpoint` use this server for the same
+model and start none of their own. baselines/api_baseline.py uses any server there, by the name of its model.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--tiny", action="store_true", help="the tiny model that ships with the package")
-    what.add_argument("--checkpoint", type=Path, help="model folder, global_step_N or run directory")
-    parser.add_argument("--port", type=int, default=8000, help="on 127.0.0.1 (default: %(default)s)")
-    parser.add_argument("--name", help="what requests call the model (default: tiny, or the folder's name)")
+    what.add_argument("--checkpoint", type=Path, help="model folder, global_step_N or run folder")
+    parser.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1 (default: %(default)s)")
+    parser.add_argument("--name", help="name of the model in requests (default: tiny, or the folder's name)")
     parser.add_argument("--max-model-len", type=int, help="longest prompt and answer in tokens")
     parser.add_argument(
         "--media-root",

@@ -1,4 +1,4 @@
-"""The application's own settings: everything that is ours and not verl's, as frozen dataclasses.
+"""The settings of this project, as frozen dataclasses; verl's own stand in its configuration.
 
 verl's settings stay verl's (see `vision_rl.config.resolve`). In YAML and in `key=value` overrides ours live under two
 roots that verl does not use: `agent.*` (what a rollout needs; it travels with every task) and `app.*` (what the trainer

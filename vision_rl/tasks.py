@@ -1,4 +1,4 @@
-"""The table of tasks: everything that tells one task from another is a field of its row.
+"""The table of tasks: whatever tells one task from another is a field of its row.
 
 A task outside this repository is a file with a `TASK` in it (`--task path/to/my_task.py`), or an installed package
 that names its row under the entry point group `vision_rl.tasks`. docs/add-a-task.md builds one.

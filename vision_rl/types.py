@@ -1,4 +1,4 @@
-"""The words that every room shares: a row of data, the model that is asked, the reward of a reply, a scored row."""
+"""The types that all folders share: a row of data, the model to ask, a reply's reward, a scored row."""
 
 from __future__ import annotations
 

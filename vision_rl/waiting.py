@@ -1,4 +1,4 @@
-"""What a command waits for, said at once and again while it lasts: no command is silent for longer than a few seconds."""
+"""Say what a command waits for, at once and again every few seconds."""
 
 from __future__ import annotations
 

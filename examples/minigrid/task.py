@@ -1,4 +1,4 @@
-"""MiniGrid (Farama) by gymnasium's adapter: the model looks at a room and says one step at a time.
+"""MiniGrid (Farama) through the gymnasium adapter: the model sees a room and names one step at a time.
 
     python data_utils.py episodes minigrid --train 64 --val 16 --output data/minigrid
     python train_agent.py --task minigrid --data-path data/minigrid/train.parquet --val-data-path data/minigrid/val.parquet

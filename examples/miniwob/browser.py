@@ -1,4 +1,4 @@
-"""A headless Chromium with one page that sees a folder's files and nothing else, driven over the DevTools protocol."""
+"""A headless Chromium with one page, driven over the DevTools protocol; the page sees one folder's files and nothing else."""
 
 from __future__ import annotations
 

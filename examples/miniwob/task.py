@@ -1,4 +1,4 @@
-"""MiniWoB++ (Farama, 128 small web pages) in headless Chromium: the model clicks, drags and types, the page gives the reward.
+"""MiniWoB++ (Farama, 128 small web pages) in headless Chromium: the model clicks, drags and types; the page pays the reward.
 
     python data_utils.py episodes miniwob --envs click-test click-test-2 --train 256 --val 64 --output data/miniwob
     python train_agent.py --task miniwob --data-path data/miniwob/train.parquet --val-data-path data/miniwob/val.parquet

@@ -1,1 +1,1 @@
-"""Recipes: the two checkpoints that the repository holds, and a tiny model of every family for tests."""
+"""Recipes of the tiny models: the two checkpoints in this repository, and one model per family for tests."""

@@ -1,4 +1,4 @@
-"""First lesson of the warm start: the vision tower names what it sees.
+"""The first phase of the warm start: the vision tower learns to name what it sees.
 
 Each visual token that shows part of a thing shall resemble the embeddings of the words for it: its colour, its kind and its
 place. Answering questions then only takes attention and copying. Without this lesson the language model's loss gives the

@@ -1,4 +1,4 @@
-"""From a recipe to a checkpoint folder, with progress; what was there before is replaced at the end, or not at all."""
+"""Build a checkpoint folder from a recipe. The old folder is replaced at the end, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tiny Qwen2.5-VL: the real architecture, image processor and chat protocol in about a million parameters.
+"""The tiny Qwen2.5-VL: real architecture, image processor and chat template in about one million parameters.
 
 Left out on purpose: the default system message of Qwen2.5-VL's template (it would be a third of every prompt), and any
 vocabulary beyond the words of the synthetic tasks (other text falls back to bytes, so every string can be encoded).

@@ -1,4 +1,4 @@
-"""The supervised update that both warm starts share: AdamW, gradients clipped to 1, a rate that rises and falls."""
+"""The supervised update of both warm starts: AdamW, gradients clipped to 1, a rate that rises and falls."""
 
 from __future__ import annotations
 

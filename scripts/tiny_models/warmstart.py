@@ -1,4 +1,4 @@
-"""Supervised warm start of the tiny model: first to see, then to make mistakes.
+"""The tiny model's supervised warm start: it first learns to see, then to make mistakes.
 
 1. *Look* (`alignment.py`): the vision tower learns to name what each visual token shows.
 2. *Learn*: right answers to questions, mixed with descriptions of whole pictures, which teach much more per picture.

@@ -1,4 +1,4 @@
-"""Screens on which one look is not enough: four tiles, one of them hatched, large, or too fine to be seen.
+"""Screens that need a second look: four tiles, one of them hatched, large, or too fine to see.
 
 A picture of 224 x 224 pixels is shown to the tiny model at half its size. The large tiles' hatching survives that;
 that of the small ones has a period of two pixels, which halving turns into plain grey (tests measure it), and comes

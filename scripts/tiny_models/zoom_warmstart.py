@@ -1,4 +1,4 @@
-"""The tool-using tiny model's supervised warm start: to see, to call, to answer in the space of the last picture.
+"""The tool-using tiny model's supervised warm start: it learns to see, to call tools, and to answer in the last picture's space.
 
 1. *Look*: the vision tower learns what each visual token shows, as in `alignment.py`.
 2. *Name*: single pictures, whole screens and zoomed quarters: where the hatched tile stands.

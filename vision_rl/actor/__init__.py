@@ -1,1 +1,1 @@
-"""A rank of the actor: the engine with pictures, patches of model classes, losses, and the comparison with the server."""
+"""One rank of the actor: verl's engine with pictures, patches of model classes, losses, and the check against the server."""

@@ -1,4 +1,4 @@
-"""verl's FSDP engine with eyes: pictures by reference, the server's banned tokens, a frozen vision tower, and plain CPUs.
+"""verl's FSDP engine with pictures by reference, the server's banned tokens, a frozen vision tower, and support for CPUs.
 
 Registered with verl's `EngineRegistry` for "cpu", and for "cuda" by the vendor's name, which goes before verl's own.
 """

@@ -1,4 +1,4 @@
-"""verl's policy losses, corrected. Importing this module registers them with verl, under verl's own names."""
+"""verl's policy losses with corrections. Importing this module registers them under verl's own names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the actor is from what vLLM sampled, and from the reference: the metrics that silent failures cannot pass."""
+"""Metrics of the difference between the actor and vLLM, and between the actor and the reference. Silent failures show here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where verl 0.9.1's actor does not fit a model family of transformers 5.10 yet: inputs, vision tower, names of weights.
+"""Patches for model families of transformers 5.10 that verl 0.9.1's actor does not support yet.
 
 The parity matrix (docs/models.md) fails without each of these; what it finds equal needs none.
 """

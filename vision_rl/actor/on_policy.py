@@ -1,4 +1,4 @@
-"""A step of one update needs no forward pass for `old_log_probs`: those of the update itself are the same numbers.
+"""A step with one update skips the forward pass for `old_log_probs`: the update itself computes the same numbers.
 
 verl computes them before the update, because a step of several mini-batches or epochs moves away from them. Where a step is
 a single mini-batch, update and computation have the same rows and weights, so the ratio of the two policies is 1 and its

@@ -1,4 +1,4 @@
-"""verl's worker of a rank, with `VisionEngine` behind its actor and reference."""
+"""verl's worker process of one rank, with `VisionEngine` as its actor and reference."""
 
 from __future__ import annotations
 

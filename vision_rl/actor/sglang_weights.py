@@ -1,4 +1,4 @@
-"""The actor's side of the weight sync to SGLang: verl's client with the server's key, and tensors of a CPU by shared memory."""
+"""The actor's side of the weight sync to SGLang: verl's client with the server's key, and CPU tensors in shared memory."""
 
 from __future__ import annotations
 

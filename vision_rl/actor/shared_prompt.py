@@ -1,4 +1,4 @@
-"""A group's prompt computed once: the forward pass of an update, and of every other pass, over each prompt and each reply once.
+"""Compute a group's prompt once: every pass goes over each prompt and each reply once.
 
 The rows of a group begin alike, pictures and all. A micro-batch becomes one sequence: the prompts of its groups, then what
 each row adds to its prompt, at the positions that it has there. Prompts attend to themselves; what a row adds attends to its

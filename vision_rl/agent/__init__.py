@@ -1,1 +1,1 @@
-"""What an agent is made of: client, messages, prompts, tools."""
+"""The parts of an agent: client, messages, prompts and tools."""

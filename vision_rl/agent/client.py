@@ -1,4 +1,4 @@
-"""The OpenAI client of an agent: the address and the key for the model that it was given."""
+"""The agent's OpenAI client: the address and key of the model that it was given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop of a grounding agent with tools: ask, carry out the calls of the reply, give the results back, ask again.
+"""The loop of a grounding agent with tools: ask, run the tool calls of the reply, send the results, ask again.
 
 It ends with a reply without calls, or after `max_turns` replies. Three budgets hold for a conversation: replies, calls
 and pictures; what goes over one is answered with an error text, counts as a call, and costs nothing else.

@@ -1,4 +1,4 @@
-"""Environments: an agent that acts in something that answers, with pictures in what it sees (a browser, an emulator, a game).
+"""Environments: the agent acts in a browser, an emulator or a game, and sees pictures of it.
 
 What a user writes is one class with gymnasium's words and one task:
 

@@ -1,4 +1,4 @@
-"""What the grounding agent says: the request in every answer format, the tools, and what tools gave back.
+"""The grounding agent's prompts: the request in every answer format, the tools, and the tools' results.
 
 Texts that never change are constants, so that a tokenizer made for a task can hold each as one token.
 """

@@ -1,4 +1,4 @@
-"""Environments of gymnasium by their ids: MiniGrid, Atari (ale-py), VizDoom, and whatever else registers itself there.
+"""Environments of gymnasium by id: MiniGrid, Atari (ale-py), VizDoom, and any other that is registered there.
 
     TASK = Task(
         name="doors",

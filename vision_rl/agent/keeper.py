@@ -1,5 +1,4 @@
-"""The environments of a process: made when they are needed, lent to one rollout at a time, replaced after a failure, closed at
-the end.
+"""A process's environments: made on demand, lent to one rollout at a time, replaced after a failure, closed at the end.
 
 Each has a thread of its own, the only one that calls it: drivers of browsers and emulators are bound to the thread that made
 them, and a call that hangs must not stop the process. `close` alone may come from another thread, after such a call.

@@ -1,4 +1,4 @@
-"""Agent Lightning as agents know it: `@agl.rollout`, `agl.emit_reward`, `agl.LLM`, without its import before it is needed.
+"""Agent Lightning's names for agents (`@agl.rollout`, `agl.emit_reward`, `agl.LLM`); the import waits until one is used.
 
 `agl` is `agentlightning`, imported when the first of its names is used. `@agl.rollout` alone costs no import: what reads
 a task's row (data checks, --dry-run) must not wait for it, and a worker, which calls a task's `answer`, works where Agent

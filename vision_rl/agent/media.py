@@ -1,4 +1,4 @@
-"""The pictures of a task as a conversation shows them: one, several, or the frames of a video, within limits.
+"""A task's pictures as a conversation shows them: one, several, or the frames of a video, within limits.
 
 Two limits hold for a whole conversation, pictures that tools give back included: `max_images` (vLLM refuses more) and
 `max_total_pixels`, above which all pictures are scaled down alike. A picture within the limits is sent as it is.

@@ -1,4 +1,4 @@
-"""OpenAI-style messages with images: by `file://` address where the server shares the disk, else as `data:` URIs."""
+"""OpenAI-style messages with images: `file://` addresses where the server shares the disk, `data:` URIs elsewhere."""
 
 from __future__ import annotations
 

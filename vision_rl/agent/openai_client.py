@@ -1,4 +1,4 @@
-"""The OpenAI client of agents, evaluation and baselines: one per event loop, for as long as the loop lives.
+"""The OpenAI client of agents, evaluation and baselines: one per event loop.
 
 A client per rollout that is never closed stalls requests: the garbage collector closes its socket, the next connection
 gets the same file descriptor, and the old client's late `aclose()` removes the new connection's writer from the event

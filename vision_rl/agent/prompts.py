@@ -1,4 +1,4 @@
-"""The user texts of the two single-turn tasks, in one place: the agents send them and the tiny model is warm-started on them."""
+"""The user prompts of the two single-turn tasks. The agents send them, and the tiny model is warm-started on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a finished rollout looked at, from its record alone: where each picture lies in the first, and its answer's boxes.
+"""What a finished rollout looked at, read from its record: each picture's place in the first one, and the answered boxes.
 
 The record (a line of rollouts.jsonl) holds replies and pictures; the tool calls of the replies are carried out once more.
 """

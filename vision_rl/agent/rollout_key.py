@@ -1,4 +1,4 @@
-"""Which rollout a model call belongs to, said by its API key: one client then serves all rollouts of a process.
+"""The API key names the rollout of a model call, so one client serves all rollouts of a process.
 
 An address per rollout (`/rollout/{id}/attempt/{id}/v1`) makes a client per rollout in every framework that keeps its
 clients by address, and nobody closes those. Every framework can be given an API key. A rollout's key opens the model's

@@ -1,1 +1,1 @@
-"""What a model's reply says: answers, boxes, points, and the space they are in."""
+"""What a model's reply says: answers, boxes and points, and the coordinate space they are in."""

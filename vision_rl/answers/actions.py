@@ -1,4 +1,4 @@
-"""A reply as an action on a screen: boxes and points by family, GUI actions by name, JSON, function calls, or one of some words.
+"""Read a reply as an action on a screen: a box or point, a GUI action by name, JSON, a function call, or one of some words.
 
 A reader has two sides: `ask` says in a prompt how to answer, `read` takes a reply. A reply that does not hold exactly one
 action of the form reads as None; nothing is guessed. Places are in unit space of the picture that the model saw last.

@@ -1,4 +1,4 @@
-"""Multiple choice: a question's choices go by letters in their order, and its gold answer is a letter."""
+"""Multiple choice: choices are lettered in their order, and the gold answer is a letter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Coordinate spaces of the model families, and the way from each to unit space (0..1, xyxy) and back.
+"""Coordinate spaces of the model families, and the conversion of each to and from unit space (0..1, xyxy).
 
 One row of `FAMILIES` per family. The family is looked up from the `model_type` of the model's config, or set by hand;
 it is never guessed from the size of the numbers, because 0..1000 and pixels overlap. `in_space` only *recognises*

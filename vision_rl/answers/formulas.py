@@ -1,4 +1,4 @@
-"""Signs, decimal points and comparisons as parts of numbers and formulas, so that no normalisation drops them.
+"""Keep signs, decimal points and comparisons with their numbers and formulas, so that no normalisation drops them.
 
 The normalisations of VQA and of SQuAD delete ASCII punctuation: "-5" and "5", "1.5" and "15", "x>0" and "x<0" become one
 text. `keep_marks` writes the marks that carry a value as their Unicode look-alikes, which both leave alone, and joins what

@@ -1,4 +1,4 @@
-"""Text of a model -> final answer, boxes, confidence, tool calls; and boxes -> text.
+"""Parse a reply into final answer, boxes, confidence and tool calls; write boxes as text.
 
 The rules that every parser here keeps:
 - Total and linear: any string gives a result, in time proportional to its length.

@@ -1,4 +1,4 @@
-"""What the numbers of an answer mean: its format, whose space they are in, and the sizes of the picture."""
+"""What an answer's numbers mean: its format, the family's coordinate space, and the picture's sizes."""
 
 from __future__ import annotations
 

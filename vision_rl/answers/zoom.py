@@ -1,4 +1,4 @@
-"""The geometry of looking closer: which pixels a region covers, at what size they are shown, and the way back.
+"""The geometry of a zoom: which pixels a region covers, at what size they are shown, and the way back.
 
 A view is a part of a picture, cut at whole pixels and shown at a size that the model's processor leaves as it is (both
 sides multiples of its factor, the area within its limits), so the crop is resampled once, here, by Lanczos. Both axes

@@ -1,1 +1,1 @@
-"""The configuration: what is known, refused, derived and checked."""
+"""The configuration: which keys are known, which are refused, which values are derived, and what is checked."""

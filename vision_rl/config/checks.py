@@ -1,4 +1,4 @@
-"""What verl, Agent Lightning or Ray would assert minutes later, checked at once and said in one sentence."""
+"""Check at once what verl, Agent Lightning or Ray would assert minutes later, and say it in one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that follow from others: set only where nobody chose them, each with the reason as its origin."""
+"""Settings that follow from others. Each is set only where nobody chose a value, and its origin says why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--config FILE`: what a run has written as config.yaml, given back for the same run; or a plain file of settings."""
+"""`--config FILE`: read a run's config.yaml to repeat the run, or a plain file of settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which configuration keys exist and what may stand behind them, read from the installed packages, never imported.
+"""The known configuration keys and their types, read from the source of the installed packages without importing them.
 
 verl's YAML files give keys and defaults (composed with hydra, as verl does), its dataclasses give further fields and
 types, and the argument classes of vLLM and SGLang give the keys of `engine_kwargs`. The Python files are parsed, never executed:

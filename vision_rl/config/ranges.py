@@ -1,4 +1,4 @@
-"""The range of every number that is a matter of mathematics or of size: a learning rate of -1 ends the run before it starts."""
+"""The allowed range of every number: a learning rate of -1 ends the run before it starts."""
 
 from __future__ import annotations
 

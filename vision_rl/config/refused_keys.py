@@ -1,4 +1,4 @@
-"""Strict keys: every `key: value` is checked against what verl, Agent Lightning, vLLM and this project really read.
+"""Strict keys: every `key: value` must be one that Agent Lightning, verl, vLLM or this project really reads.
 
 Agent Lightning 0.3.0 merges a user's dictionary with struct mode off (`agentlightning/algorithm/verl/interface.py`), so
 there a misspelt key is silently ignored. Here it is a `UserError` that names the nearest key; keys of verl 0.6, keys of

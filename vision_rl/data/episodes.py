@@ -1,4 +1,4 @@
-"""Rows of environments: a seed with options each, written by `data_utils.py episodes` and looked at by `verify`."""
+"""Rows of environments: each holds a seed and options. `data_utils.py episodes` writes them, `verify` checks them."""
 
 from __future__ import annotations
 

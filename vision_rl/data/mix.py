@@ -1,4 +1,4 @@
-"""Several data files as one training set, in proportion and in a fixed order; and figures per source.
+"""Mix several data files into one training set, by weights and in a fixed order, with figures per source.
 
 The order depends on the files and weights alone, so that a resumed run sees it again.
 """

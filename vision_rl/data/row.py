@@ -1,4 +1,4 @@
-"""One row: its columns, the names that people give them, and every check of what stands in them."""
+"""One row: its columns, the names under which people give them, and every check of their values."""
 
 from __future__ import annotations
 

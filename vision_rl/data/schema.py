@@ -1,4 +1,4 @@
-"""How rows are read from parquet files and written to them.
+"""Read rows from parquet files and write them.
 
 A data set is a parquet file next to its images, with the columns of `vision_rl.data.row.SCHEMA`, which docs/data.md describes.
 Reading also takes the shorter files that people write by hand with pandas (`id, image_path, question, answer`), through

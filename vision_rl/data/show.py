@@ -1,4 +1,4 @@
-"""A contact sheet: pictures with their boxes, questions and answers, to look at before training."""
+"""A contact sheet: pictures with boxes, questions and answers, to look at before training."""
 
 from __future__ import annotations
 

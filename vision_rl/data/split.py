@@ -1,4 +1,4 @@
-"""Seeded splits by image and patient: rows that share one never end on both sides."""
+"""Seeded splits by image and patient: rows that share one are never on both sides."""
 
 from __future__ import annotations
 

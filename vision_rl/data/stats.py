@@ -1,4 +1,4 @@
-"""What a data set holds, in numbers."""
+"""Figures of a data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a data set can be trained on: every row checked, every picture opened, every gold answer scored.
+"""Verify a data set before training: check every row, open every picture, score every gold answer.
 
 A row is bad if it does not fit the schema; if a picture cannot be opened, is too large, too small or too narrow, or is
 not of the stated size; if a box is empty; if it repeats another row or its id; if a picture of it also occurs in

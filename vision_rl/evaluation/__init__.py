@@ -1,4 +1,4 @@
-"""Scoring a model on a data file: the agents of training, run over every row, their answers kept and summed up.
+"""Score a model on a data file with the agents of training; keep every answer and sum up the results.
 
 results.py keeps one line per row, so that a killed run continues where it stopped; scorer.py asks; traffic.py counts tokens
 and waits for rate limits; metrics.py and summary.py turn lines into figures with intervals; report.py shows them with the

@@ -1,4 +1,4 @@
-"""Several evaluations of the same rows side by side: differences by paired bootstrap, as table and as picture."""
+"""Compare several evaluations of the same rows by paired bootstrap, as a table and as a picture."""
 
 from __future__ import annotations
 

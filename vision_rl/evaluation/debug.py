@@ -1,4 +1,4 @@
-"""The debug mode of the agents: a few rows against any OpenAI-compatible endpoint or the tiny model, everything shown."""
+"""Debug an agent: ask any OpenAI-compatible endpoint or the tiny model about a few rows, and show everything."""
 
 from __future__ import annotations
 
@@ -42,17 +42,21 @@ def parser(task: Task) -> argparse.ArgumentParser:
     whom.add_argument("--endpoint", help="base URL of a server (default: OPENAI_BASE_URL); OPENAI_API_KEY is its key")
     whom.add_argument("--model", help="name of the model at the endpoint")
     whom.add_argument("--temperature", type=float, default=0.0)
-    whom.add_argument("--image-transport", choices=("file", "data"), help="default: data: URIs to an endpoint")
+    whom.add_argument(
+        "--image-transport",
+        choices=("file", "data"),
+        help="how pictures are sent (default: data for an endpoint, file for the tiny model)",
+    )
     what = parser.add_argument_group("what to ask (default: synthetic rows)")
     what.add_argument("--data", type=Path, help="parquet file")
-    what.add_argument("--row", type=int, default=0, help="the first row, from 0")
+    what.add_argument("--row", type=int, default=0, help="first row to ask about, counted from 0")
     what.add_argument(
         "--rows",
         type=int,
-        help=f"how many rows (default: 1; of synthetic ones {SAMPLE}, of which the best and the worst are shown)",
+        help=f"number of rows (default: 1; of synthetic rows {SAMPLE}, and only the best and the worst are shown)",
     )
-    what.add_argument("--image", type=Path, help="a picture of your own, with --question")
-    what.add_argument("--question", help="what to ask about --image; without a gold answer there is no reward")
+    what.add_argument("--image", type=Path, help="ask about this picture, with --question")
+    what.add_argument("--question", help="question about --image; without a gold answer there is no reward")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Detection figures of grounding rows whose answers carry no scores: average precision, and Dice against outlines.
+"""Detection figures of grounding answers without scores: average precision, and Dice against outlines.
 
 A model writes boxes without scores, so all enter at once: precision P and recall R are one point, and the area under it is
 AP = P x R. pycocotools sorts equal scores by the numbering of the pictures, and gives 1.0 or 0.5 for the same boxes. Boxes are

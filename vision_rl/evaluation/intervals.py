@@ -1,4 +1,4 @@
-"""Bootstrap intervals of a mean, drawn by image: questions about one picture stand or fall together.
+"""Bootstrap intervals of a mean, resampled by image, because questions about one picture are not independent.
 
 Resampling rows would treat the dozen instructions of one screenshot as a dozen independent draws and report intervals
 that are too narrow. Where every row has its own picture this is the ordinary percentile bootstrap

@@ -1,4 +1,4 @@
-"""Figures of scored rows: what the reward's components say, by the breakdowns of each task's official tables.
+"""Figures of scored rows, from the reward's components, by the breakdowns of each task's official tables.
 
 Nothing is scored here. VQA: accuracy (both sides normalised) and that of the strict code of 2021, overall,
 by answer type and by question type. Grounding: point accuracy

@@ -1,4 +1,4 @@
-"""The tables that benchmarks print, by a row's source: which fields of `meta` they break results down by.
+"""The breakdowns that benchmarks print: which fields of `meta` they use, by a row's source.
 
 GUI benchmarks as their owners score them: a point in the target (a box, or a polygon of OSWorld-G), a refusal where
 there is none, counted over rows; some tables average their cells instead, so both means are given and named.

@@ -1,4 +1,4 @@
-"""The page of an evaluation: figures, calibration and pictures, worst and best rows; `vision_rl.report` draws it."""
+"""The page of an evaluation: figures, calibration, and the worst and best rows with their pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The directory of one evaluation: a line per row, written as it comes, so that a kill costs only what was under way.
+"""The folder of one evaluation. Each row is written as it is scored, so a kill costs only the rows under way.
 
 `evaluation.json` says what was evaluated on what; a directory with another identity is refused, the same one goes on.
 """

@@ -1,4 +1,4 @@
-"""Rows through an agent's `answer`, many at a time, until each is scored or has failed for good."""
+"""Run rows through an agent's `answer`, many at a time, until each is scored or has failed for good."""
 
 from __future__ import annotations
 

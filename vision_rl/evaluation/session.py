@@ -1,4 +1,4 @@
-"""One evaluation from rows to files: what is missing is asked, everything is summed up, the report is written."""
+"""One evaluation from rows to files: ask the missing rows, sum up all of them, write the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of one evaluation as JSON, as Markdown, and as the result file that the VQA server takes."""
+"""The figures of one evaluation as JSON, as Markdown, and as the result file of the VQA server."""
 
 from __future__ import annotations
 

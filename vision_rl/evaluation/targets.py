@@ -1,4 +1,4 @@
-"""What is evaluated: a server that runs already, or a checkpoint folder that is served by vLLM meanwhile."""
+"""The model to evaluate: a running server, or a checkpoint folder that vLLM serves meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes over the wire while rows are scored: tokens and latency per row, one pause for all when a server says 429.
+"""Requests of an evaluation: tokens and latency per row, and one pause for all after a 429.
 
 Agents see a chat completion, not the requests behind it, so this listens at the HTTP client that they share
 (`vision_rl.agent.client`), by httpx's event hooks. A context variable says which row a request belongs to.

@@ -1,4 +1,4 @@
-"""A trained checkpoint as a folder for others: weights, processor, chat template, generation config, model card.
+"""Export a trained checkpoint as a folder: weights, processor, chat template, generation config and model card.
 
     python -m vision_rl.export RUN_DIR -o DIR [--step best|last|N] [--dtype float32|bfloat16]
     python -m vision_rl.export RUN_DIR/checkpoints/global_step_40 -o DIR
@@ -164,10 +164,16 @@ def told_step(source: Path, step: str) -> str:
 def parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__)
-    parser.add_argument("source", type=Path, help="run directory, or one of its checkpoints/global_step_N")
+    parser.add_argument("source", type=Path, help="run folder, or one of its checkpoints/global_step_N")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--step", default="best", help="of a run directory: best (by validation), last, or a number")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: what the actor computed in")
+    parser.add_argument(
+        "--step",
+        default="best",
+        help="checkpoint of a run folder: best (by validation), last, or a number (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="precision of the weights (default: the actor's)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
     return parser
 

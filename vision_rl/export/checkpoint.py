@@ -1,4 +1,4 @@
-"""A training checkpoint as a folder that vLLM and transformers load: verl's own merger, run once and kept."""
+"""Turn a training checkpoint into a folder that vLLM and transformers load. verl's merger runs once; the result is kept."""
 
 from __future__ import annotations
 

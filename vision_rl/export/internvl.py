@@ -1,4 +1,4 @@
-"""InternVL's own files in transformers' format: `python -m vision_rl.export.internvl FOLDER OUTPUT`.
+"""Convert InternVL's own files to transformers' format: `python -m vision_rl.export.internvl FOLDER OUTPUT`.
 
 InternVL 2.5, 3 and 3.5 are published twice. The original folder (model_type internvl_chat) brings its classes as code, which is
 not trained here; the one whose name ends in -hf has transformers' own. The weights are the same under other names, and the vision

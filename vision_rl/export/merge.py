@@ -1,4 +1,4 @@
-"""verl's checkpoint merger in the precision of the actor: `python -m vision_rl.export.merge ACTOR_DIR TARGET DTYPE`.
+"""Run verl's checkpoint merger in the actor's precision: `python -m vision_rl.export.merge ACTOR_DIR TARGET DTYPE`.
 
 verl 0.9.1 casts every tensor to bfloat16 (model_merger/fsdp_model_merger.py:169,181, base_model_merger.py:296), so that a
 float32 run cannot be served as it was trained. Here the tensors keep what DTYPE says. It can go when verl's merger takes a

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: where it comes from, what it scored, how to use it; no paths of this machine."""
+"""The README.md of an exported model: its origin, scores and use, without this machine's paths."""
 
 from __future__ import annotations
 

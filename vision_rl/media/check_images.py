@@ -1,4 +1,4 @@
-"""Every picture of a data set opened once, in parallel: its size and the hash of its content, or why it is unusable."""
+"""Open every picture of a data set once, in parallel: its size and content hash, or why it is unusable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A DICOM file as an 8-bit picture on its stored grid, by the standard's own pipeline (PS3.3 C.7.6.3, C.11; PS3.4 N.2).
+"""Read a DICOM file as an 8-bit picture by the standard's own pipeline (PS3.3 C.7.6.3, C.11; PS3.4 N.2).
 
 One frame; modality LUT or slope; then the VOI LUT, else the first window by its function, else the percentiles of
 `vision_rl.media.images.stretched`. The result is scaled by the range of the LUT or window, never by the picture's own;

@@ -1,4 +1,4 @@
-"""One way to open an image, for verification, agents and training alike.
+"""Open images in one way for verification, agents and training.
 
 Rules: the EXIF orientation is applied (boxes and sizes are those of the picture as people see it); of an animation or a
 multi-page file the first frame counts; transparency is laid over white (as vLLM does); 16-bit and float grey images are

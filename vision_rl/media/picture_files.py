@@ -1,4 +1,4 @@
-"""Where the picture of a record is: a file that it names, or bytes that it embeds and that are written out once.
+"""Find a record's picture: a named file, or embedded bytes that are written out once.
 
 A DICOM file becomes a PNG, once: what trains, serves and shows reads plain pictures only.
 """

@@ -1,4 +1,4 @@
-"""How a trace names what the model saw: a picture by `file://...` or `sha256:<hex>`, a video by its frames.
+"""How a trace names pictures and videos: `file://...` or `sha256:<hex>`; a video by its frames.
 
 A `sha256:` names a file in the run's own folder of pictures, where what arrives as a `data:` URI is kept once. A video is
 `video:` and the references of its frames, separated by commas, all of them of that kind.

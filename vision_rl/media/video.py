@@ -1,4 +1,4 @@
-"""Frames of a video as picture files, because every engine here takes pictures and not every one takes videos."""
+"""Write a video's frames as picture files: every engine here takes pictures, not every one takes videos."""
 
 from __future__ import annotations
 

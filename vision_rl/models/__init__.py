@@ -1,1 +1,1 @@
-"""Model families: the table, and what follows from it: pixels, positions, tokens, processors, sizes."""
+"""The table of model families, and what follows from it: pixels, positions, tokens, processors and sizes."""

@@ -1,4 +1,4 @@
-"""Names of chat templates, which transformers writes to `<name>.jinja` when it saves.
+"""Chat templates by name; transformers saves each as `<name>.jinja`.
 
 The names come with the checkpoint, and verl saves the processor with every checkpoint and when it merges one. transformers
 below 5.10 wrote one with "../" in it anywhere (CVE-2026-9856); 5.10 raises, in the midst of saving. A bad name is refused here

@@ -1,4 +1,4 @@
-"""Checks of a model's folder or name before anything heavy starts: its processor, template, weights, and code of its own."""
+"""Check a model's folder or name before anything heavy starts: processor, template, weights, and code of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The families that are trained here: trainer and server agree in every cell of the parity matrix (docs/models.md)."""
+"""The supported families: trainer and server agree in every cell of the parity matrix (docs/models.md)."""
 
 from __future__ import annotations
 

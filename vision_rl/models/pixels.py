@@ -1,4 +1,4 @@
-"""Pixels for the actor: each picture or video of a trace is opened and processed once, not once per rollout of its group."""
+"""Pixels for the actor: each picture or video is opened and processed once for all rollouts of its group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Position ids as the actor needs them: M-RoPE for the families that have it, plain counting for the others."""
+"""The actor's position ids: M-RoPE for the families that have it, plain counting for the others."""
 
 from __future__ import annotations
 

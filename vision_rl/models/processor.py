@@ -1,4 +1,4 @@
-"""The model's processor as the model server loads it, with the model's own M-RoPE function bound to it."""
+"""Load the model's processor as the model server does, with the model's own M-RoPE function."""
 
 from __future__ import annotations
 

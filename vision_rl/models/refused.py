@@ -1,4 +1,4 @@
-"""The families that are not trained without more: refused with what is missing and what to take instead, or by evidence alone."""
+"""Families that are refused, with what is missing and what to take instead, or that need evidence before they train."""
 
 from __future__ import annotations
 

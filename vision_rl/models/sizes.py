@@ -1,4 +1,4 @@
-"""Sizes of a model without its weights: built from its config on the meta device, where parameters have no memory.
+"""A model's sizes without its weights: it is built from its config on the meta device, which uses no memory.
 
 For hub names that are not on disk the configs of the common Qwen-VL checkpoints are carried here, as far as they decide
 sizes; the parameter counts that follow are those that the checkpoints' pages state.

@@ -1,4 +1,4 @@
-"""The model table: every vision-language family that this project knows, and what it can do with it.
+"""The model table: every vision-language family that this project knows, and what is supported for it.
 
 One row per family. `model_info` finds the row of a model folder (by its config.json) or of a hub name, `check_pairing`
 refuses what cannot work with the reason. Whether trainer and server agree on a family is measured, not stated here:

@@ -1,1 +1,1 @@
-"""The machine that a run is on: CPU platform for verl, GPUs, environment variables, sockets, and the death of a parent."""
+"""The machine of a run: verl on CPUs, GPUs, environment variables, sockets, and the end of child processes."""

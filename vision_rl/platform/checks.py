@@ -1,4 +1,4 @@
-"""Whether a run fits the machine: cores and memory of a CPU run, the GPUs that a preset asks for."""
+"""Check that a run fits the machine: cores and memory of a CPU run, the GPUs that a preset asks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""verl on a machine without an accelerator, through verl's own plug-in points: a platform and an engine for "cpu".
+"""verl on a machine without an accelerator: a platform and an engine for "cpu" through verl's own plug-in points.
 
 verl 0.9.1 has no CPU platform: without this plug-in it falls back to "nvidia" (plugin/platform/platform_manager.py:96), and
 its FSDP engine is registered for "cuda" and "npu" only. The entry point group `verl.plugins` (pyproject.toml) loads this

@@ -1,4 +1,4 @@
-"""Environment variables of a run, in one place: set in the main process before anything heavy is imported, and in Ray."""
+"""Environment variables of a run: set in the main process before any heavy import, and in Ray."""
 
 from __future__ import annotations
 

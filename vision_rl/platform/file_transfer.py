@@ -1,4 +1,4 @@
-"""Weights from the actor to a model server with processes of its own, on one machine without GPUs: one file in memory.
+"""Move weights from the actor to a separate model server on one machine without GPUs, through a file in memory.
 
 verl's asynchronous mode sends weights by a checkpoint engine; its own ones (nccl, nixl, mooncake) need accelerators or a
 network card. Registered as backend "file" through `rollout.checkpoint_engine.custom_backend_module`.

@@ -1,4 +1,4 @@
-"""What the driver knows of this machine's GPUs: how many there are, how busy they are and what they hold.
+"""What the driver says about this machine's GPUs: their number, load and memory.
 
 verl reports the memory that its own process allocates; vLLM's, and whether a device waits, only the driver knows.
 """

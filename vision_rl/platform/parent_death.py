@@ -1,4 +1,4 @@
-"""Processes that must not outlive the one that started them: a model server that stays holds memory and ports."""
+"""End child processes with their parent: a model server that stays would hold memory and ports."""
 
 from __future__ import annotations
 

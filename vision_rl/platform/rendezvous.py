@@ -1,4 +1,4 @@
-"""Where the ranks of a run on one machine find each other: in files of a folder that only its user can read.
+"""Ranks on one machine find each other through files in a folder that only its user can read.
 
 torch's TCPStore, the usual way, listens on every interface whatever address it is given, and asks nobody who they are.
 In a cluster of several machines the variable is unset, and everything here does nothing.

@@ -1,1 +1,1 @@
-"""What can be known before a long run: checks, doctor, memory plan, the agents' debug mode."""
+"""Checks before a long run: the doctor, the memory plan, parity with the server, and attacks on a reward."""

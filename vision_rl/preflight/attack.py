@@ -1,10 +1,10 @@
-"""The attack suite as a command for any reward: `python -m vision_rl.preflight.attack my_reward.py`.
+"""Run the attack suite against any reward: `python -m vision_rl.preflight.attack my_reward.py`.
 
 The reward is a file with a function `reward(reply, row)` (or FILE.py:function), "module:function", or a reward's name,
-such as `anls` or `gaussian`. Prints a table of what pays more than the honest answer, and what breaks the reward: a
-number that is not finite, an error, two seconds of CPU time. Listing all candidates is compared with naming one at random.
-Without --task, the rows are those whose honest answers the reward pays: short answers (vqa) or boxes (grounding).
-Exit code 1 if there is a finding.
+such as `anls` or `gaussian`. The suite prints a table of the replies that earn more than the honest answer, and of those
+that break the reward: a number that is not finite, an error, two seconds of CPU time. A list of all candidates is compared
+with one candidate at random. Without --task, the suite takes the rows whose honest answers the reward pays: short answers
+(vqa) or boxes (grounding). The exit code is 1 if there is a finding.
 """
 
 from __future__ import annotations
@@ -214,9 +214,15 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__)
     parser.add_argument("reward", help="FILE.py, FILE.py:function, module:function, or a reward's name")
-    parser.add_argument("--task", choices=TASKS, default="", help="the rows that your own reward scores (found out)")
-    parser.add_argument("--answer-format", default="bbox", help="of a grounding reward (default: bbox)")
-    parser.add_argument("--family", default="unit", help="model family in whose space the numbers are")
+    parser.add_argument(
+        "--task", choices=TASKS, default="", help="kind of rows that your reward scores (default: found by trying)"
+    )
+    parser.add_argument(
+        "--answer-format", default="bbox", help="answer format of a grounding reward (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--family", default="unit", help="model family whose coordinate space the replies use (default: %(default)s)"
+    )
     return parser
 
 

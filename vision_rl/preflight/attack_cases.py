@@ -1,4 +1,4 @@
-"""An attack suite against the rewards: what a policy under optimisation finds sooner or later, tried in advance.
+"""Attacks on a reward: replies that a policy under optimisation finds sooner or later.
 
 `python -m vision_rl.preflight.attack_cases` prints its tables, `--write docs/rewards.md` puts them between the file's markers.
 Two questions are asked. Does an attack that *knows* the answer get more than the plain right answer? Does one that does

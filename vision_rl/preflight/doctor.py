@@ -1,4 +1,4 @@
-"""Is this machine ready for this run? Checks, one after the other, each with what was found and, if it fails, the cure.
+"""`--doctor`: check whether this machine is ready for this run, and print the cure of each check that fails.
 
 Behind `train_agent.py --doctor`, with the same arguments as the run: packages against the pins, GPU and driver, memory,
 shared memory, disk, ports, limits of the shell, model and processor, data, verl's own validation, and one image end to

@@ -1,4 +1,4 @@
-"""One image through everything that a rollout passes: server, proxy, trace, pixels; then log-probabilities, compared once.
+"""Send one image through server, proxy, trace and pixels of a rollout, and compare the log-probabilities once.
 
 The model is served by the run's engine, the agent asks it through the run's own store and proxy, and the trace is fed to
 the model in transformers with pixels rebuilt from it. If both agree, what the trainer will compute is what the server

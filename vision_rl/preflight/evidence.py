@@ -1,4 +1,4 @@
-"""Evidence that trainer and server agree on a model: `--doctor` measures it, a run of an unproven family asks for it.
+"""Evidence that trainer and server agree on a model. `--doctor` measures it; a run of an unproven family asks for it.
 
 A file beside the model cache for each model, precision and kind of machine. It counts for exactly the configuration, the
 weights' names and the versions of the four packages that compute: any of them can change what either side sees.

@@ -1,4 +1,4 @@
-"""What a check has found: a line of the doctor's table."""
+"""A check's result: one line of the doctor's table."""
 
 from __future__ import annotations
 

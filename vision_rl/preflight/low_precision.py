@@ -1,4 +1,4 @@
-"""The proof in bfloat16: is the server as near to the model in float32 as rounding allows?
+"""Parity in bfloat16: is the server as near to the float32 model as rounding allows?
 
 In bfloat16 trainer and server differ by rounding, so that a limit on their difference alone proves nothing. Three distances
 are measured, each a mean and a 99th percentile of |difference of log-probabilities| in nats: the server from the truth, which

@@ -1,4 +1,4 @@
-"""Does it fit? A memory estimate per GPU for the two phases of a step, from the model's config and the settings.
+"""`--plan`: estimate the memory per GPU in both phases of a step, from the model's config and the settings.
 
 Update: weights, gradients, optimizer state, activations of language model and vision tower, logits. Rollout: vLLM's
 weights and KV cache within its share, beside what the actor keeps on the GPU meanwhile. Formulas count bytes of

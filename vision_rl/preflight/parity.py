@@ -1,4 +1,4 @@
-"""Both sides side by side: serve the cells, recompute them as the trainer does, and give a verdict for each."""
+"""Compare both sides: serve the cells, recompute them as the trainer does, and give a verdict for each."""
 
 from __future__ import annotations
 

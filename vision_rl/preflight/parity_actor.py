@@ -1,4 +1,4 @@
-"""The trainer's side: a reply's log-probabilities by the code that a run uses, from the trace to the model's forward.
+"""The trainer's side of parity: a reply's log-probabilities by a run's own code, from the trace to the forward pass.
 
 `RowBuilder` makes the rows and `VisionEngine` the model's inputs, as in a run; the model is loaded by verl's choice of class
 and carries verl's patches and this project's. Only the queue between them and the sharding of FSDP are absent.

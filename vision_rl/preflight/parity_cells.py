@@ -1,4 +1,4 @@
-"""The questions that are put to both sides: each cell is one way in which pictures can be seen differently."""
+"""The questions of the parity check. Each cell is one way in which the two sides can see pictures differently."""
 
 from __future__ import annotations
 

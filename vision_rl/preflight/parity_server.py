@@ -1,4 +1,4 @@
-"""The server's side: `python -m vision_rl.preflight.parity_server jobs.json` answers each job's cells with vLLM.
+"""The server's side of parity: `python -m vision_rl.preflight.parity_server jobs.json` answers each job's cells with vLLM.
 
 Every job is forked from a process that has imported vLLM, which takes ten seconds; an engine for a tiny model takes two.
 The chat path is the server's own (`LLM.chat` parses, applies the template and processes the pictures as `vllm serve` does).

@@ -1,4 +1,4 @@
-"""The server's side with SGLang: the server of a run answers the cells of each job over HTTP."""
+"""The server's side of parity with SGLang: a run's own server answers each job's cells over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewards: pure functions from a model's text and the truth to a `Reward`; any text in, finite numbers out.
+"""Rewards: pure functions from a reply and the truth to a `Reward`. Any text goes in; finite numbers come out.
 
 vqa.py and grounding.py score replies by a metric of metrics.py, tools.py the use of tools, calibration.py stated
 confidences; judge.py asks a model and is the only one that talks to a server. preflight/attack_cases.py tries to game them all.

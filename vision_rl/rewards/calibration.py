@@ -1,4 +1,4 @@
-"""How far stated confidences can be trusted: calibration error, Brier score, correlation with the IoU.
+"""Calibration of stated confidences: calibration error, Brier score, correlation with the IoU.
 
 Works on what a run has collected; confidences come from `vision_rl.answers.parsing.parse_confidence`.
 """

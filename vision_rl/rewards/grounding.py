@@ -1,4 +1,4 @@
-"""Grounding: boxes in a reply against true boxes, matched one to one, in unit space.
+"""Grounding rewards: a reply's boxes are matched one to one with the true boxes, in unit space.
 
 score = (sum over matched pairs of their similarity + floor x unmatched boxes of either side) / max(predicted, true).
 With similarities of at least `floor`, k boxes for one target score at most the mean of their single scores, so that

@@ -1,4 +1,4 @@
-"""What is decided before math-verify is asked: words, clock times, dates, percentages, mixed and plain numbers.
+"""Compare words, clock times, dates, percentages and plain numbers before math-verify is asked.
 
 math-verify 0.9.0 reads a word as a product of its letters ("seat" equals "east"), "4:10" as a ratio, "6/8/2020" as a
 division, "3 1/2" as (3 + 1)/2, "1e3" as 3e, and `50\\%` as 50 or one half by the antlr runtime that is installed.

@@ -1,4 +1,4 @@
-"""Every metric by its name: the number that trains (`agent.reward`), and the number that evaluation prints.
+"""Every metric by name: `agent.reward` names the one that trains, and evaluation prints them.
 
 `metric("anls").score(prediction, answers)` scores a short answer; `metric("iou").score(predicted, true)` boxes in unit
 space, xyxy. A row of a data set may name its own metric (column `metric`).

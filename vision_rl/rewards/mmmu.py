@@ -1,7 +1,7 @@
-"""MMMU's own reader of open questions: eval/eval_utils.py of MMMU-Benchmark/MMMU (arXiv 2311.16502), `parse_open_response`
-and `eval_open`, with every quirk. lmms-eval and VLMEvalKit score by it.
+"""MMMU's own reader of open questions, with every quirk: eval/eval_utils.py of MMMU-Benchmark/MMMU (arXiv 2311.16502).
 
-It is generous: a text is right if the true one occurs in it, so that a list of guesses pays in full.
+lmms-eval and VLMEvalKit score by its `parse_open_response` and `eval_open`. The reader is generous: a text is right if the
+true one occurs in it, so that a list of guesses pays in full.
 """
 
 from __future__ import annotations

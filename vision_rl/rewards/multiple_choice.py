@@ -1,4 +1,4 @@
-"""Multiple choice: which of a question's choices a reply names, by letter, by text or by both."""
+"""Multiple choice: find the choice that a reply names, by letter, by text or by both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all rewards share: the format and length terms that stop replies from growing."""
+"""The terms that all rewards share: deductions for bad format and for length, which stop replies from growing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of short answers besides the VQA accuracy, each as its data sets publish it: (answer, true answers) -> 0..1.
+"""Metrics of short answers as their data sets publish them: (answer, true answers) -> 0..1.
 
 Several true answers are alternatives: the best one counts. Every metric is total and takes linear time in the answer.
 """

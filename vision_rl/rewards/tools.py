@@ -1,4 +1,4 @@
-"""Arc Vision's three-part reward for an agent that may zoom, wait or inspect before it answers.
+"""Arc Vision's three-part reward of an agent that may zoom, wait or inspect before it answers.
 
 value = 0.6 task + 0.3 tool + 0.1 gate, never clamped at 0: task is the IoU, tool pays for a tool that helped, gate
 takes off for tools that were missing, needless or spammed. Three deviations, all against gaming, all switches of

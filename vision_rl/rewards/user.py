@@ -1,4 +1,4 @@
-"""Code of the user's own, named in the configuration: modules to import, and rewards.
+"""The user's own code, named in the configuration: modules to import, and rewards.
 
 A name is a module as Python imports it: of an installed package, or of a file in a folder of PYTHONPATH. Ray's workers
 and Agent Lightning's runners take both from the process that starts the run.

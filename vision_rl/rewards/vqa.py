@@ -1,4 +1,4 @@
-"""The reward of a reply to a question: a metric of the answer, plus the format and the length term."""
+"""The reward of an answer to a question: a metric, less the deductions for format and length."""
 
 from __future__ import annotations
 

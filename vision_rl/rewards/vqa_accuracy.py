@@ -1,4 +1,4 @@
-"""Visual question answering: the VQA accuracy, and a similarity under which listing does not pay.
+"""The official VQA accuracy, and a similarity that does not reward lists of answers.
 
 The formula and the normalisation are those of GT-Vision-Lab/VQA, `PythonEvaluationTools/vqaEvaluation/vqaEval.py`, with
 every quirk kept; `tests/test_rewards_vqa.py` pins them one by one. That code, after its fix of 2021, normalises only

@@ -1,4 +1,4 @@
-"""Which validation was the best, and how many came after it: a function of the metrics, so that a resumed run knows it."""
+"""Find the best validation and count those after it, from the metrics alone, so that a resumed run knows them."""
 
 from __future__ import annotations
 

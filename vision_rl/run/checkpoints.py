@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: written beside their place, then renamed into it."""
+"""Checkpoints are whole or absent: each is written beside its place, then renamed into it."""
 
 from __future__ import annotations
 

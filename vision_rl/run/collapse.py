@@ -1,4 +1,4 @@
-"""The collapse watch: reads the metrics of every step and says when a run goes wrong, since when, and what cures it.
+"""The collapse watch reads every step's metrics and says when a run goes wrong, since when, and what cures it.
 
 Signs as in the Arc Vision report: a reward that falls after its peak, replies that grow, entropy that vanishes,
 distance to the reference, groups without spread, replies that do not parse or use another coordinate space, confidence

@@ -1,4 +1,4 @@
-"""The directory of one run: made once, never overwritten by accident."""
+"""A run's folder: made once, never overwritten by accident."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a rollout was not trained on: every reason that rollouts.jsonl may name, with its usual cause and cure.
+"""Why a rollout was not trained on: every reason in rollouts.jsonl, with its usual cause and cure.
 
 docs/troubleshooting.md shows this table; `python -m tests.failures` writes it there.
 """

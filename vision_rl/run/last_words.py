@@ -1,4 +1,4 @@
-"""The error that ended a run, as one sentence; Ray's whole text stays in the run's logs/."""
+"""The error that ended a run, as one sentence. Ray's whole text stays in the run's logs/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind, as JSON lines that survive a crash: metrics, rollouts and events in the run directory."""
+"""A run's metrics, rollouts and events as JSON lines that survive a crash."""
 
 from __future__ import annotations
 

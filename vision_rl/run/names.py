@@ -1,4 +1,4 @@
-"""The names in metrics.jsonl that a run's page shows: phases of a step, and charts. Report, docs and tests are made from it.
+"""The metrics that a run's page shows: phases of a step, and charts. Report, docs and tests read them here.
 
 `python -m vision_rl.run.names` prints the tables of docs/report.md; a test compares the two.
 """

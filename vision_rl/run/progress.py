@@ -1,4 +1,4 @@
-"""The run as its operator sees it: phases of the start, then a bar with reward, validation and step time."""
+"""What an operator sees of a run: the phases of the start, then a bar with reward, validation and step time."""
 
 from __future__ import annotations
 

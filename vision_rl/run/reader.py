@@ -1,4 +1,4 @@
-"""A run directory as it was recorded, for those who look at it: report, model card."""
+"""Read a recorded run, for the report and the model card."""
 
 from __future__ import annotations
 

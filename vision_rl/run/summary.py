@@ -1,4 +1,4 @@
-"""The end of a run in a dozen numbers, printed and kept as summary.json."""
+"""A finished run in a dozen numbers, printed and kept as summary.json."""
 
 from __future__ import annotations
 

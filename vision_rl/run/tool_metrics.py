@@ -1,4 +1,4 @@
-"""What tools did, read from rollout records: metrics per step, and Arc Vision's four files as JSON lines.
+"""Figures of tool use from rollout records: metrics per step, and Arc Vision's four files as JSON lines.
 
 Records are the lines of rollouts.jsonl (`FinishedRollout.record`). Nothing here is read by a reward; what is not in a
 record (a stated confidence, say) is null, never estimated.

@@ -1,4 +1,4 @@
-"""The tokens that no model server samples and no actor gives probability to."""
+"""Tokens that no model server samples and the actor masks."""
 
 from __future__ import annotations
 

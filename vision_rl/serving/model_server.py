@@ -1,4 +1,4 @@
-"""The model server of the rollout engine that a run names. Only that engine needs to be installed."""
+"""Choose the model server of a run's rollout engine. Only that engine needs to be installed."""
 
 from __future__ import annotations
 

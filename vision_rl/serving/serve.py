@@ -1,4 +1,4 @@
-"""A checkpoint folder behind an OpenAI-compatible address, for as long as a block runs, on a GPU or on the CPU."""
+"""Serve a checkpoint folder at an OpenAI-compatible address while a block runs, on a GPU or on the CPU."""
 
 from __future__ import annotations
 

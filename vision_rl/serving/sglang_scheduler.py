@@ -1,4 +1,4 @@
-"""SGLang's scheduler, the process that runs the model, with what it lacks here. SGLang starts `run_scheduler` by name.
+"""SGLang's scheduler process with what it lacks for this project. SGLang starts `run_scheduler` by name.
 
 - Qwen2.5-VL under transformers 5.10: SGLang 0.5.12 was written for 5.6 and calls transformers' rotary embedding of the vision
   tower with a length, where 5.10 takes positions ("IndexError: Dimension out of range"). SGLang's own for Qwen2-VL, the same

@@ -1,4 +1,4 @@
-"""`python -m vision_rl.serving.sglang_serve CONFIG.json` serves a model as a run with SGLang would, without verl's workers.
+"""Serve a model with SGLang as a run would, without verl: `python -m vision_rl.serving.sglang_serve CONFIG.json`.
 
 CONFIG.json holds the `actor_rollout_ref` of a resolved configuration. The address is printed once the server answers.
 The very class that verl starts, in a process of its own, because it changes SGLang: for --doctor and for tests.

@@ -1,4 +1,4 @@
-"""verl's SGLang server, completed for training from its chat endpoint. Written for SGLang 0.5.12 and verl 0.9.1.
+"""verl's SGLang server, extended to train from its chat endpoint. Written for SGLang 0.5.12 and verl 0.9.1.
 
 What stock lacks, each shown by `tests/test_e2e_sglang.py`:
 - token ids: the chat endpoint returns none, and training is built from exactly the tokens that were read and written;

@@ -1,4 +1,4 @@
-"""What verl's worker extension needs to load weights into vLLM's CPU build."""
+"""Patches that let verl's worker extension load weights into vLLM's CPU build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model server's way to pictures: opened as the actor opens them, and those that were asked about lately kept decoded.
+"""vLLM's media connector, replaced: it opens pictures as the actor does and keeps recent ones decoded.
 
 vLLM's own decoder cuts 16-bit grey off at 255 and takes an RGB picture's transparent colour for one like others, so that
 server and actor would be 16 nats apart on what a client sends as it is. vLLM's caches go by a picture's file, but it is

@@ -1,4 +1,4 @@
-"""New weights into a living vLLM on a CPU."""
+"""Load new weights into a running vLLM on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""verl's vLLM server, reached over HTTP by the LLM proxy: adapters by name, no fetching of media, a fast start on CPUs."""
+"""verl's vLLM server for HTTP calls of the LLM proxy: adapters by name, no fetching of media, a fast start on CPUs."""
 
 from __future__ import annotations
 

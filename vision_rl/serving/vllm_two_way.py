@@ -1,4 +1,4 @@
-"""Pictures whose tokens see each other in both directions (Gemma 3), on vLLM's CPU build.
+"""Bidirectional attention among a picture's tokens (Gemma 3) on vLLM's CPU build.
 
 vLLM's runner notes where a request's pictures stand (`mm_req_doc_ranges`). Its Triton and Flash kernels for a GPU look at that,
 its CPU attention does not (v1/attention/backends/cpu_attn.py): log-probabilities were off by up to 0.06 nats.

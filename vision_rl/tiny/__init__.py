@@ -1,4 +1,4 @@
-"""A tiny Qwen2.5-VL and synthetic tasks for it: the whole stack on a plain machine, in minutes."""
+"""A tiny Qwen2.5-VL and synthetic tasks for it: they run the whole stack on a plain machine in minutes."""
 
 from __future__ import annotations
 

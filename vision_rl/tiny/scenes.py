@@ -1,4 +1,4 @@
-"""Seeded synthetic pictures with a question each: shapes to answer questions about, and screens to find an element on.
+"""Seeded synthetic pictures with a question each: shapes to answer questions about, and screens with an element to find.
 
 Every example also carries the answer of a confused reader (`mistake`), which `warmstart.py` teaches for all but the plainest
 wording of each question, so that reinforcement learning has something to put right. The mistakes are such that nothing is

@@ -1,4 +1,4 @@
-"""Synthetic data sets in the real schema: parquet files next to PNG images, in three splits, for every task that draws some."""
+"""Write synthetic data sets in the real schema: parquet files beside PNG images, in three splits."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""verl's side: its V1 trainer with our rollout manager, batch, advantages, mismatch limit and records."""
+"""The trainer: verl's V1 trainer with our rollout manager, batches, advantages, mismatch limit and records."""

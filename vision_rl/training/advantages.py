@@ -1,4 +1,4 @@
-"""Group-relative advantages by verl's estimators, with every rollout counted once in its group."""
+"""Group-relative advantages by verl's estimators. Every rollout counts once in its group."""
 
 from __future__ import annotations
 

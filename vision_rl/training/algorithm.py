@@ -1,4 +1,4 @@
-"""The algorithm that Agent Lightning's trainer runs in the main process: starts Ray and the task runner, then watches.
+"""Agent Lightning's trainer runs this algorithm in the main process: it starts Ray and the task runner, then watches.
 
 `agl.VERL` does the same (agentlightning/algorithm/verl/interface.py:148), but imports verl in the main process first (11 s)
 and starts Ray only then. Here the configuration is already composed (`config.resolve`), so the main process never needs verl,

@@ -1,4 +1,4 @@
-"""Which rank trains on which rows: as many each, work spread evenly, and a group's rows together where that can be."""
+"""Assign rows to ranks: equal counts, even work, and a group's rows together where possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the trainer keeps of a step, how a run continues from it, and what is saved when the model server dies."""
+"""Save a step, continue a run from it, and save what can be saved when the model server dies."""
 
 from __future__ import annotations
 

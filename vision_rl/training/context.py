@@ -1,4 +1,4 @@
-"""What travels from the command line to the trainer beside verl's configuration."""
+"""What the command line hands to the trainer beside verl's configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run ends and goes on: its summary and report, the command that resumes it, and what --resume finds."""
+"""The end of a run: its summary, its report, the command that resumes it, and what --resume finds."""
 
 from __future__ import annotations
 

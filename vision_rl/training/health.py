@@ -1,4 +1,4 @@
-"""Whether the processes that answer and train the model still live, so that their death ends a run at once and says so.
+"""Watch the processes that serve and train the model: the death of one ends the run at once, with a sentence.
 
 A model server whose engine died goes on to accept requests, and one whose GPU worker died answers none: without a look at
 them a step waits for the deadlines of all its rollouts.

@@ -1,4 +1,4 @@
-"""The processes around Agent Lightning's trainer: its store, runners on other machines, and what Ctrl-C does."""
+"""The processes around Agent Lightning's trainer: its store, runners on other machines, and the reaction to Ctrl-C."""
 
 from __future__ import annotations
 

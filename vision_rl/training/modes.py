@@ -1,4 +1,4 @@
-"""verl's modes (`trainer.v1.trainer_mode`), each with its trainer."""
+"""The trainer of each of verl's modes (`trainer.v1.trainer_mode`)."""
 
 from __future__ import annotations
 

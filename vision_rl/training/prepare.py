@@ -1,4 +1,4 @@
-"""From the command line to a run that can start: its tasks, configuration, rows, addresses and number of steps."""
+"""Prepare a run from the command line: its tasks, configuration, rows, addresses and number of steps."""
 
 from __future__ import annotations
 

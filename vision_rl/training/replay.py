@@ -1,4 +1,4 @@
-"""verl's replay buffers: the rollout manager reports each finished group to them, and they bound dynamic sampling."""
+"""verl's replay buffers. The rollout manager reports each finished group to them, and they bound dynamic sampling."""
 
 from __future__ import annotations
 

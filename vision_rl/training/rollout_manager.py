@@ -1,4 +1,4 @@
-"""Agent Lightning's rollouts as verl's agent loop: prompts into the store, finished rollouts into verl's queue.
+"""Agent Lightning's rollouts as verl's agent loop: prompts go into the store, finished rollouts into verl's queue.
 
 verl's V1 trainer takes any object with `generate_sequences` here (`rollout.agent.agent_loop_manager_class`;
 verl/trainer/main_ppo.py, `init_agent_loop_manager`). This one queues each prompt `n` times in Agent Lightning's store,

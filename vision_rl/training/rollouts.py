@@ -1,4 +1,4 @@
-"""Finished rollouts as the trainer sees them: what was asked, what came back, or why nothing usable did."""
+"""Finished rollouts as the trainer sees them: the question, the turns, or why there is nothing to train on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From finished rollouts to rows of verl's queue: token ids from the trace, pictures by reference, positions that belong to them.
+"""Turn finished rollouts into rows of verl's queue: the trace's token ids, pictures by reference, position ids.
 
 Agent Lightning 0.3.0's own batch (agentlightning/verl/daemon.py:866) never adds `multi_modal_inputs`, so that actor and
 reference compute the log-probabilities of a model that cannot see (issues 559, 441, 482, 334 there), keeps rewards in

@@ -1,4 +1,4 @@
-"""Finished rollouts as sequences to train on: every turn by itself, or a rollout's turns joined where they continue."""
+"""Turn finished rollouts into sequences: each turn alone, or a rollout's turns joined where they continue."""
 
 from __future__ import annotations
 

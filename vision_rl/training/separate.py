@@ -1,4 +1,4 @@
-"""The asynchronous trainer: the model is served by processes of its own, which never wait for the update."""
+"""The asynchronous trainer: separate processes serve the model and never wait for the update."""
 
 from __future__ import annotations
 

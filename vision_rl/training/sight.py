@@ -1,4 +1,4 @@
-"""The sight gauge: whether the actor's answers depend on its pictures at all.
+"""The sight gauge: do the actor's log-probabilities depend on its pictures at all?
 
 Training on pictures that never reach the model looks normal: losses fall, and often rewards rise, by what the questions
 alone give away (agent-lightning issue 559, rllm issues 548 and 549, prime-rl issue 2786, verl issue 4256). Every few steps

@@ -1,4 +1,4 @@
-"""What a step's configuration says of its batch: whether it is one update, its limits in tokens, and how often they are met."""
+"""Figures of a step's batch: whether it is one update, its token limits, and how often they are met."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step leaves in the run's files: a record of every rollout, why any was dropped, and the step's counts."""
+"""Write a step's files: a record of every rollout, why any was dropped, and the step's counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is decided between the steps: which validation is the best, when to stop, what to do about a collapse."""
+"""Decisions between steps: which validation is the best, when to stop, how to react to a collapse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""verl's V1 trainer over Agent Lightning's rollouts, with what this project adds hung on its hooks.
+"""verl's V1 trainer over Agent Lightning's rollouts; this project's additions use verl's hooks.
 
 Added: the limit on |actor - rollout|, the drop rate, records of every rollout, the collapse watch, the best checkpoint,
 early and clean stops, checkpoints that are whole or absent, and a save when the model server dies. verl's own loop

@@ -1,4 +1,4 @@
-"""Tiny, randomly initialised models of every family that transformers and vLLM both know, made without a download."""
+"""Tiny random models of every family that transformers and vLLM both support, made without a download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every tiny family is made of: a byte-level tokenizer, a chat template, random weights that make pictures matter."""
+"""The parts of every tiny family: a byte-level tokenizer, a chat template, and random weights that make pictures matter."""
 
 from __future__ import annotations
 

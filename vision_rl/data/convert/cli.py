@@ -1,4 +1,4 @@
-"""The commands of data_utils.py that write data sets: `convert` and its kin, `sets` and `split`."""
+"""The subcommands of data_utils.py that write data sets: `convert` and its variants, `sets` and `split`."""
 
 from __future__ import annotations
 
@@ -53,24 +53,29 @@ def command(commands: Any, name: str, function: Any, text: str) -> argparse.Argu
 
 
 def add_task(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", help=f"the task of the rows, which need not name it then: {TASK_HELP}")
+    parser.add_argument("--task", help=f"task of rows that name none: {TASK_HELP}")
 
 
 def _add_convert(commands: Any) -> None:
-    text = "a published set by its name (data_utils.py sets lists them), or a file of your own (custom) -> parquet"
+    text = "convert a published set by name (data_utils.py sets lists them), or your own file (custom), to parquet"
     parser = command(commands, "convert", convert, text)
     parser.add_argument("set", nargs="?", default="vqav2", metavar="SET", help="name of the set (default: %(default)s)")
     parser.add_argument("--questions", type=Path, help="vqav2, ok-vqa: v2_OpenEnded_mscoco_*_questions.json")
-    parser.add_argument("--annotations", type=Path, help="v2_mscoco_*_annotations.json; none for the test splits")
+    parser.add_argument("--annotations", type=Path, help="v2_mscoco_*_annotations.json; leave it out for test splits")
     parser.add_argument(
-        "--missing-images", choices=vqav2.MISSING_IMAGES, default="error", help="with --questions: what to do then"
+        "--missing-images",
+        choices=vqav2.MISSING_IMAGES,
+        default="error",
+        help="with --questions: what to do about a missing picture",
     )
     parser.add_argument("--no-image-sizes", action="store_true", help="with --questions: do not read picture headers")
     _add_set_options(parser)
-    parser = command(commands, "convert-custom", convert, "the same as convert custom")
+    parser = command(commands, "convert-custom", convert, "convert your own file: the same as convert custom")
     parser.set_defaults(set="custom", questions=None)
     _add_set_options(parser)
-    parser = command(commands, "sets", sets, "the sets that convert knows; with a name all that is known of that one")
+    parser = command(
+        commands, "sets", sets, "list the sets that convert knows; with a name, print everything about one"
+    )
     parser.add_argument("set", nargs="?", metavar="SET", help="one set: its command, layout, source and licence")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--markdown", action="store_true", help="print the table of docs/data.md")
@@ -78,29 +83,42 @@ def _add_convert(commands: Any) -> None:
 
 def _add_set_options(parser: argparse.ArgumentParser) -> None:
     add_task(parser)
-    parser.add_argument("--input", type=Path, help="file of the set, or a folder of them")
+    parser.add_argument("--input", type=Path, help="the set's file, or a folder of its files")
     parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
-    parser.add_argument("--image-dir", type=Path, help="where the named pictures are (default: beside --input)")
+    parser.add_argument("--image-dir", type=Path, help="folder of the named pictures (default: the folder of --input)")
     for name in ("image", "question", "answer", "choices"):
-        parser.add_argument(f"--{name}-field", default="", help=f"column of the {name}, if it has an unusual name")
+        parser.add_argument(f"--{name}-field", default="", help=f"column that holds the {name}, if its name is unusual")
     parser.add_argument(
-        "--answer-as", choices=ANSWER_FORMS, default="", help="what the answer to a question with choices is written as"
+        "--answer-as",
+        choices=ANSWER_FORMS,
+        default="",
+        help="how the gold answer of a multiple-choice question is written",
     )
     parser.add_argument("--language", default="", help="slake: en or zh; screenspot-pro: en or cn")
-    parser.add_argument("--split", default="", help="of a folder or a table with several, such as train or test")
-    parser.add_argument("--question", default="", help="radiology sets: the instruction; {label}: a row per finding")
+    parser.add_argument(
+        "--split", default="", help="read only this split of a folder or a table, such as train or test"
+    )
+    parser.add_argument(
+        "--question", default="", help="radiology sets: the instruction; with {label}, one row per finding"
+    )
     _add_finding_options(parser)
-    parser.add_argument("--frames", type=int, default=8, help="pictures to take of a video (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=8, help="pictures to take from a video (default: %(default)s)")
     parser.add_argument("--max-samples", type=int, help="stop after this many rows")
-    parser.add_argument("--source", help="name kept in every row (default: that of the set)")
-    parser.add_argument("--allow-unanswered", action="store_true", help="rows without answers (a test split) are fine")
+    parser.add_argument("--source", help="source name kept in every row (default: the set's name)")
+    parser.add_argument("--allow-unanswered", action="store_true", help="accept rows without answers (a test split)")
     _add_bad_option(parser)
 
 
 def _add_finding_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--readers", default="fuse", help="of a picture: fuse (default), union, or the name of one")
-    parser.add_argument("--empty", default="keep", help="rows without a box: keep (default), drop or share=0.1")
-    parser.add_argument("--frame", type=int, help="of DICOM files with several: which one, from 0")
+    parser.add_argument(
+        "--readers",
+        default="fuse",
+        help="how to combine a picture's readers: fuse (default), union, or one reader's name",
+    )
+    parser.add_argument(
+        "--empty", default="keep", help="what to do with rows without a box: keep (default), drop or share=0.1"
+    )
+    parser.add_argument("--frame", type=int, help="frame of DICOM files with several, counted from 0")
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -164,15 +182,28 @@ def convert_vqav2(args: argparse.Namespace) -> int:
 
 
 def _add_convert_screenspot(commands: Any) -> None:
-    text = "ScreenSpot (Hugging Face parquet, original/v2 JSON, Pro JSON) -> parquet splits by image, or one file"
+    text = "convert ScreenSpot (Hugging Face parquet, original/v2 JSON, Pro JSON) to parquet splits by image, or to one file"
     parser = command(commands, "convert-screenspot", convert_screenspot, text)
-    parser.add_argument("--input", type=Path, default=Path("data/screenspot"), help="file or directory (%(default)s)")
-    parser.add_argument("--image-dir", type=Path, help="pictures of the JSON forms (default: images beside the JSON)")
-    parser.add_argument("--form", choices=screenspot.FORMS, default="auto", help="default: by the file's fields")
+    parser.add_argument(
+        "--input", type=Path, default=Path("data/screenspot"), help="file or folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--image-dir", type=Path, help="folder of the pictures for JSON input (default: images, beside the JSON file)"
+    )
+    parser.add_argument(
+        "--form", choices=screenspot.FORMS, default="auto", help="form of the input (auto: recognised by its fields)"
+    )
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--output", type=Path, help="one parquet file with everything, for evaluation")
-    where.add_argument("--output-dir", "--local_dir", type=Path, help="train, validation and test.parquet go here")
-    parser.add_argument("--max-samples", "--max_samples", type=int, help="a random sample (by --seed) of this size")
+    where.add_argument("--output", type=Path, help="write everything to one parquet file, for evaluation")
+    where.add_argument(
+        "--output-dir",
+        "--local_dir",
+        type=Path,
+        help="write train.parquet, validation.parquet and test.parquet to this folder",
+    )
+    parser.add_argument(
+        "--max-samples", "--max_samples", type=int, help="keep only a random sample of this size, drawn with --seed"
+    )
     _add_split_options(parser, max_validation=240)
     _add_bad_option(parser)
 
@@ -199,27 +230,31 @@ def convert_screenspot(args: argparse.Namespace) -> int:
 
 
 def _add_convert_boxes(commands: Any) -> None:
-    text = "boxes of your own (COCO, CSV, JSON, JSONL, parquet; radiology or any grounding set) -> parquet"
+    text = "convert your own boxes (COCO, CSV, JSON, JSONL or parquet; radiology or any grounding set) to parquet"
     parser = command(commands, "convert-boxes", convert_boxes, text)
     parser.add_argument("--input", type=Path, required=True, help="annotation file")
     parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
-    parser.add_argument("--image-dir", type=Path, help="where the named pictures are (default: beside --input)")
-    parser.add_argument("--space", choices=SPACES, help="of the boxes' numbers; COCO is pixels; never guessed")
-    parser.add_argument("--box-format", choices=BOX_FORMATS, help="of lists of four numbers; COCO is xywh")
+    parser.add_argument("--image-dir", type=Path, help="folder of the named pictures (default: the folder of --input)")
+    parser.add_argument("--space", choices=SPACES, help="coordinate space of the boxes, never guessed (COCO: pixels)")
+    parser.add_argument("--box-format", choices=BOX_FORMATS, help="order of a box's four numbers (COCO: xywh)")
     parser.add_argument(
         "--question",
         default=box_sets.DEFAULT_QUESTION,
-        help="instruction where the data has none; with {label} one row per label, {labels} names all (default: %(default)s)",
+        help="instruction of rows without one; {label}: one row per label; {labels}: names all labels (default: %(default)s)",
     )
-    parser.add_argument("--image-field", help="column of the picture, if it has an unusual name")
-    parser.add_argument("--label-field", help="column of the label, likewise")
-    parser.add_argument("--question-field", help="column of the instruction, likewise")
+    parser.add_argument("--image-field", help="column that holds the picture, if its name is unusual")
+    parser.add_argument("--label-field", help="column that holds the label, if its name is unusual")
+    parser.add_argument("--question-field", help="column that holds the instruction, if its name is unusual")
     parser.add_argument(
-        "--patient-field", default="patient", help="column of the patient, whose rows a split keeps together"
+        "--patient-field",
+        default="patient",
+        help="column that names the patient; a split keeps a patient's rows together (default: %(default)s)",
     )
-    parser.add_argument("--reader-field", default="rad_id", help="column of who drew a box (default: %(default)s)")
-    parser.add_argument("--split", default="", help="only the records whose column split says so")
-    parser.add_argument("--source", default="boxes", help="name of the set, kept in every row (default: %(default)s)")
+    parser.add_argument(
+        "--reader-field", default="rad_id", help="column that names who drew a box (default: %(default)s)"
+    )
+    parser.add_argument("--split", default="", help="read only records with this value in their column split")
+    parser.add_argument("--source", default="boxes", help="source name kept in every row (default: %(default)s)")
     _add_finding_options(parser)
     _add_bad_option(parser)
 
@@ -233,10 +268,12 @@ def convert_boxes(args: argparse.Namespace) -> int:
 
 
 def _add_split(commands: Any) -> None:
-    parser = command(commands, "split", split, "one parquet file -> train, validation and test, by image and patient")
+    parser = command(
+        commands, "split", split, "split a parquet file into train, validation and test, by image and patient"
+    )
     add_task(parser)
     parser.add_argument("--file", type=Path, required=True, help="parquet file to split")
-    parser.add_argument("--output-dir", type=Path, required=True, help="where the split files go")
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder for the three files")
     _add_split_options(parser, max_validation=None)
 
 
@@ -246,19 +283,23 @@ def split(args: argparse.Namespace) -> int:
 
 
 def _add_split_options(parser: argparse.ArgumentParser, *, max_validation: int | None) -> None:
-    parser.add_argument("--shares", default="60/20/20", help="train/validation/test (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default: %(default)s)")
+    parser.add_argument(
+        "--shares", default="60/20/20", help="percentages of train/validation/test (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the shuffle (default: %(default)s)")
     parser.add_argument(
         "--max-validation",
         type=int,
         default=max_validation,
-        help="cap of the validation rows, what is over goes to training (default: %(default)s)",
+        help="most validation rows; the rest goes to training (default: no limit)"
+        if max_validation is None
+        else "most validation rows; the rest goes to training (default: %(default)s)",
     )
     parser.add_argument(
         "--group-by",
         default="content",
-        help="what makes two images one: their pixels (content, opens every file) or their path; or meta:FIELD, such as "
-        "meta:subject_id: rows that share it stay together as well, as those of a patient do (default: %(default)s)",
+        help="keep rows together that share an image's pixels (content; opens every file) or its path; meta:FIELD, such as "
+        "meta:subject_id, also keeps rows with the same value together (default: %(default)s)",
     )
 
 
@@ -282,7 +323,7 @@ def _write_and_print_splits(args: argparse.Namespace, rows: Any) -> None:
 
 def _add_bad_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--skip-bad", action="store_true", help="leave bad records out and list them, instead of stopping"
+        "--skip-bad", action="store_true", help="leave out bad records and list them (default: stop at the first)"
     )
 
 

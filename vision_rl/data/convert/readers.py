@@ -1,4 +1,4 @@
-"""What several readers of one picture have drawn: one box for each finding and place.
+"""Fuse what several readers drew on one picture: one box per finding and place.
 
 Two boxes are the same finding if a one-to-one assignment pairs them with an IoU above `SAME`; a reader's own boxes are never
 merged. `benchmarks/reader_fusion.py` has the figures against ensemble-boxes' weighted_boxes_fusion.

@@ -1,4 +1,4 @@
-"""Tables that people have (CSV, JSON, JSONL, parquet) as plain records."""
+"""Read CSV, JSON, JSONL and parquet files as plain records."""
 
 from __future__ import annotations
 

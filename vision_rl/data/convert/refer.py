@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg as their authors publish them: a pickle of references beside COCO's instances.json.
+"""RefCOCO, RefCOCO+ and RefCOCOg in their authors' format: a pickle of references beside COCO's instances.json.
 
 https://github.com/lichengunc/refer (refer.py, `__init__`). A pickle is a program: this one is run with no access to any
 class or function (`find_class` refuses every name), so that it can make lists, dicts, texts and numbers and nothing else.

@@ -1,4 +1,4 @@
-"""ScreenSpot in its three published forms.
+"""Read ScreenSpot in its three published forms.
 
 | form | files | box |
 | hf | parquet of `rootsautomation/ScreenSpot` with embedded images | xyxy, 0..1 |

@@ -1,4 +1,4 @@
-"""Every set that `data_utils.py convert NAME` reads, and the table of them that `docs/data.md` has."""
+"""All sets that `data_utils.py convert NAME` reads, and their table in `docs/data.md`."""
 
 from __future__ import annotations
 

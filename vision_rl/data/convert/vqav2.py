@@ -1,4 +1,4 @@
-"""VQAv2: the official question and annotation files, converted as a stream.
+"""Convert VQAv2's official question and annotation files as a stream.
 
 Layout (visualqa.org): `v2_OpenEnded_mscoco_train2014_questions.json` holds `questions: [{image_id, question,
 question_id}]`, `v2_mscoco_train2014_annotations.json` holds `annotations: [{question_type, multiple_choice_answer,
