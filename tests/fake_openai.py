@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server for tests: says what a function says, and fails where it is told to."""
+"""A small OpenAI-compatible server for tests: says what a function says, and fails where it is asked to."""
 
 from __future__ import annotations
 

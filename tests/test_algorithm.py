@@ -34,14 +34,14 @@ def algorithm(tmp_path: Path) -> VisionVERL:
     return made
 
 
-def told_of(algorithm: VisionVERL, error: RayError) -> UserError:
+def message_of(algorithm: VisionVERL, error: RayError) -> UserError:
     """As the algorithm tells of an error."""
     return to_user_error(error, algorithm.launch.context.run_dir / "logs", algorithm._how_to_go_on())
 
 
 def test_an_error_that_the_user_can_mend_is_told_as_it_is(algorithm: VisionVERL, tmp_path: Path) -> None:
     error = UserError("row 3 has no picture; add one")
-    assert told_of(algorithm, raised(error)) is error
+    assert message_of(algorithm, raised(error)) is error
     assert not (tmp_path / "logs").exists()
 
 
@@ -51,10 +51,10 @@ def test_a_defect_is_one_sentence_and_its_traceback_is_kept(
 ) -> None:
     if checkpoint:
         (tmp_path / "checkpoints" / "global_step_7").mkdir(parents=True)
-    told = str(told_of(algorithm, raised(KeyError("rm_scores"))))
-    assert "\n" not in told and len(told) < 500
-    assert "KeyError: 'rm_scores'" in told and str(tmp_path / "logs" / TRACEBACK) in told
-    assert ("--resume (from global_step_7)" in told) == checkpoint
+    message = str(message_of(algorithm, raised(KeyError("rm_scores"))))
+    assert "\n" not in message and len(message) < 500
+    assert "KeyError: 'rm_scores'" in message and str(tmp_path / "logs" / TRACEBACK) in message
+    assert ("--resume (from global_step_7)" in message) == checkpoint
     kept = (tmp_path / "logs" / TRACEBACK).read_text()
     assert "in raised" in kept and "KeyError: 'rm_scores'" in kept, "the lines of the code are in the file"
 
@@ -66,23 +66,23 @@ def test_a_full_disk_does_not_hide_the_error(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    assert "ZeroDivisionError" in str(told_of(algorithm, raised(ZeroDivisionError("division by zero"))))
+    assert "ZeroDivisionError" in str(message_of(algorithm, raised(ZeroDivisionError("division by zero"))))
 
 
 def test_a_killed_worker_is_told_as_one_and_not_as_a_defect(algorithm: VisionVERL, tmp_path: Path) -> None:
-    told = str(told_of(algorithm, ActorDiedError()))
-    assert "died: killed, most often for want of main memory" in told and str(tmp_path / "logs") in told
-    assert "there is no checkpoint yet" in told and "defect" not in told
+    message = str(message_of(algorithm, ActorDiedError()))
+    assert "died: killed, most often for want of main memory" in message and str(tmp_path / "logs") in message
+    assert "there is no checkpoint yet" in message and "defect" not in message
 
 
 def test_a_worker_that_a_signal_ended_with_the_run_does_not_blame_memory(algorithm: VisionVERL, tmp_path: Path) -> None:
     (tmp_path / STOP_FILE).write_text("")
-    told = str(told_of(algorithm, ActorDiedError()))
-    assert "was stopped (SIGTERM or Ctrl-C)" in told and "memory" not in told
+    message = str(message_of(algorithm, ActorDiedError()))
+    assert "was stopped (SIGTERM or Ctrl-C)" in message and "memory" not in message
 
 
 def test_a_server_that_does_not_start_is_told_as_that(algorithm: VisionVERL) -> None:
     error = raised(ValueError("no such dtype"))
     named = RayTaskError("run", f"await server.launch_server()\n{error}", ValueError("no such dtype"))
-    told = str(told_of(algorithm, named))
-    assert told.startswith("the model server did not start: ValueError: no such dtype") and "--doctor" in told
+    message = str(message_of(algorithm, named))
+    assert message.startswith("the model server did not start: ValueError: no such dtype") and "--doctor" in message

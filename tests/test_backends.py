@@ -131,7 +131,7 @@ def test_adam_takes_all_weights_in_one_call() -> None:
 
 
 def test_the_separate_trainer_can_tell_that_it_starts() -> None:
-    """verl 0.9.1 hands `flush` to logging there, which is a TypeError where the line is told."""
+    """verl 0.9.1 hands `flush` to logging there, which is a TypeError where the line is logged."""
     from vision_rl.training import separate
 
     logger = logging.getLogger(separate.PPOTrainerSeparateAsync.__module__)

@@ -40,32 +40,32 @@ def report_run(noise: float = 0.0) -> list[dict[str, Any]]:
 
 
 def feed(lines: Iterable[dict[str, Any]], **settings: Any) -> list[tuple[int, Alarm]]:
-    """(step, alarm) of everything that the watcher told."""
+    """(step, alarm) of everything that the watcher raised."""
     watcher = CollapseWatcher(CollapseWatch(**settings))
     return [(entry["step"], alarm) for entry in lines for alarm in watcher.update(entry["step"], entry)]
 
 
-def first(told: list[tuple[int, Alarm]], name: str, persistent: bool) -> int | None:
-    return next((step for step, alarm in told if alarm.name == name and alarm.persistent is persistent), None)
+def first(alarms: list[tuple[int, Alarm]], name: str, persistent: bool) -> int | None:
+    return next((step for step, alarm in alarms if alarm.name == name and alarm.persistent is persistent), None)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.004])
 def test_the_reports_collapse_is_seen_when_it_happens(noise: float) -> None:
-    told = feed(report_run(noise))
-    begins = first(told, "reward falls", False)
+    alarms = feed(report_run(noise))
+    begins = first(alarms, "reward falls", False)
     assert begins is not None and 23 <= begins <= 26
-    assert first(told, "reward falls", True) == begins + 2
-    [alarm] = [alarm for _, alarm in told if alarm.name == "reward falls" and alarm.persistent]
+    assert first(alarms, "reward falls", True) == begins + 2
+    [alarm] = [alarm for _, alarm in alarms if alarm.name == "reward falls" and alarm.persistent]
     assert alarm.since == begins
     assert "after a peak of 0.05" in alarm.seen and "around step 2" in alarm.seen
     assert alarm.cures == REMEDIES["reward falls"].cures
 
 
 def test_the_reports_long_replies_are_told_once_the_reward_is_lost() -> None:
-    told = feed(report_run())
-    begins = first(told, "replies grow", False)
+    alarms = feed(report_run())
+    begins = first(alarms, "replies grow", False)
     assert begins is not None and 20 < begins <= 24
-    [alarm] = [alarm for _, alarm in told if alarm.name == "replies grow" and not alarm.persistent]
+    [alarm] = [alarm for _, alarm in alarms if alarm.name == "replies grow" and not alarm.persistent]
     assert "(+1" in alarm.seen or "(+2" in alarm.seen
 
 
@@ -74,11 +74,11 @@ def test_the_reports_overconfidence_is_told_from_the_first_window_on() -> None:
 
 
 def test_every_alarm_is_told_when_it_begins_and_when_it_persists() -> None:
-    told = feed(report_run(), persist_steps=4)
-    for name in {alarm.name for _, alarm in told}:
-        steps = [step for step, alarm in told if alarm.name == name]
+    alarms = feed(report_run(), persist_steps=4)
+    for name in {alarm.name for _, alarm in alarms}:
+        steps = [step for step, alarm in alarms if alarm.name == name]
         assert steps == [steps[0], steps[0] + 3]
-        assert [alarm.persistent for _, alarm in told if alarm.name == name] == [False, True]
+        assert [alarm.persistent for _, alarm in alarms if alarm.name == name] == [False, True]
 
 
 def constant(
@@ -106,10 +106,10 @@ def constant(
 )
 def test_each_sign_has_its_threshold(name: str, metric: str, well: float, ill: float, early: float | None) -> None:
     lines = constant(metric, ill, early=early, steps=20)
-    told = feed(lines)
-    assert first(told, name, True) is not None
-    assert {alarm.name for _, alarm in told} == {name}
-    assert all(alarm.metric == metric for _, alarm in told)
+    alarms = feed(lines)
+    assert first(alarms, name, True) is not None
+    assert {alarm.name for _, alarm in alarms} == {name}
+    assert all(alarm.metric == metric for _, alarm in alarms)
     assert feed(constant(metric, well, early=early, steps=20)) == []
 
 
@@ -256,7 +256,7 @@ def test_a_replay_leaves_the_watcher_where_the_run_left_it() -> None:
 
 
 def test_after_going_back_the_watch_begins_anew() -> None:
-    """The fall is told once; after the return the peak is forgotten, in the run as in a replay of it."""
+    """The fall raises one alarm; after the return the peak is forgotten, in the run as in a replay of it."""
     lines = [{"step": s, "train/reward": 0.6 if s <= 10 else 0.11 if s <= 16 else 0.3} for s in range(1, 31)]
     watcher, found = episodes(CollapseWatch(), lines, restored=[16])
     assert [(e.alarm.name, e.alarm.since, e.until) for e in found] == [("reward falls", 14, 16)]

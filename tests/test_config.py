@@ -51,7 +51,7 @@ def test_every_preset_and_variant_satisfies_verl(preset: str, variant: str | Non
         with pytest.raises(UserError, match="nothing under Megatron"):
             resolve(preset, task="grounding", variants=chosen, model=TINY)
         return
-    # The variant serves from one GPU of its own; a preset whose servers span two has to be told so.
+    # The variant serves from one GPU of its own; a preset whose servers span two has to say so.
     wider = (preset, variant) == ("megatron", "async")
     overrides = [f"{ROLLOUT}.n_gpus_per_node=2"] if wider else []
     if wider:

@@ -353,11 +353,11 @@ def test_a_gold_answer_that_its_metric_does_not_take_is_bad(tmp_path: Path, run:
 
 def test_many_answers_are_disputed_by_the_vqa_accuracy_only(tmp_path: Path, run: Any) -> None:
     """Ten ways to write one answer are alternatives for ANLS, and ten opinions for VQA."""
-    for metric, told in (("anls", False), ("vqa", True)):
+    for metric, disputed in (("anls", False), ("vqa", True)):
         row = {"image": shot(), "question": "q", "answers": [f"page {n}" for n in range(10)], "metric": metric}
         pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
         code, out, _ = run("verify", "--file", tmp_path / "x.parquet")
-        assert (code, "questions are disputed" in out) == (0, told), out
+        assert (code, "questions are disputed" in out) == (0, disputed), out
 
 
 @pytest.mark.parametrize("several", [False, True])

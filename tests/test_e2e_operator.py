@@ -51,15 +51,15 @@ def restored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_collapse_is_told_and_undone(restored: Path) -> None:
-    """The reward rises, falls to nothing, is told as an alarm, and is back at once after the return."""
+    """The reward rises, falls to nothing, raises an alarm, and is back at once after the return."""
     rewards = {line["step"]: line["train/reward"] for line in metrics_of(restored) if "train/reward" in line}
     print([round(value, 2) for value in rewards.values()], best(restored))
-    [told, *_] = [event for event in events(restored, "alarm") if event["persistent"]]
+    [alarm, *_] = [event for event in events(restored, "alarm") if event["persistent"]]
     [undone, *_] = events(restored, "restored")
     at, source = undone["step"], undone["checkpoint"]
-    assert told["step"] == at and told["cures"]
-    assert 0 < source < told["since"] <= at
-    collapsed = min(rewards[step] for step in range(told["since"], at + 1))
+    assert alarm["step"] == at and alarm["cures"]
+    assert 0 < source < alarm["since"] <= at
+    collapsed = min(rewards[step] for step in range(alarm["since"], at + 1))
     peak = sum(rewards[step] for step in range(source - 2, source + 1)) / 3
     assert collapsed < 0.6 * peak
     assert rewards[at + 1] > 0.8 * peak

@@ -86,7 +86,7 @@ def test_a_cluster_that_cannot_be_reached_is_named(variable: bool, monkeypatch: 
 
 
 def test_what_ray_refuses_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray refuses to be told of processors where it joins a cluster; the preset cpu tells it."""
+    """Ray refuses a number of processors where it joins a cluster; the preset cpu gives one."""
 
     def init(**options: object) -> None:
         assert options["address"] == "auto" and options["num_gpus"]

@@ -109,10 +109,10 @@ def test_every_prompt_names_its_refusal_and_the_reward_takes_it(name: str) -> No
 
 
 def test_a_constant_refusal_is_an_alarm_whatever_it_earns() -> None:
-    watcher, told = CollapseWatcher(CollapseWatch(window=2)), []
+    watcher, alarms = CollapseWatcher(CollapseWatch(window=2)), []
     for step in range(6):
         share = min(1.0, step / 4)
-        told += watcher.update(step, {"train/reward": 0.71, "train/boxes/refused": share})
-    assert [alarm.name for alarm in told][:1] == ["always refuses"] and "100%" in told[0].seen
+        alarms += watcher.update(step, {"train/reward": 0.71, "train/boxes/refused": share})
+    assert [alarm.name for alarm in alarms][:1] == ["always refuses"] and "100%" in alarms[0].seen
     assert "boxes/refused" not in grounding_reward("<click></click>", [], AnswerSpace("click")).components
     assert grounding_reward("<click></click>", [A], AnswerSpace("click")).components["boxes/refused"] == 1

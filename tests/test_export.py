@@ -108,7 +108,7 @@ def test_overwrite_replaces_an_exported_model_only(tmp_path: Path, output: str) 
 
 
 @pytest.mark.parametrize(
-    ("step", "best", "told"),
+    ("step", "best", "words"),
     [
         ("best", 20, ", global_step_20"),
         ("best", 0, ", global_step_20 (the best validation was at step 0, of which there is no checkpoint)"),
@@ -117,9 +117,9 @@ def test_overwrite_replaces_an_exported_model_only(tmp_path: Path, output: str) 
         ("10", 20, ", global_step_10"),
     ],
 )
-def test_the_command_tells_which_step_it_took(tmp_path: Path, step: str, best: int | None, told: str) -> None:
+def test_the_command_tells_which_step_it_took(tmp_path: Path, step: str, best: int | None, words: str) -> None:
     run = a_run(tmp_path / "run", 10, 20, best=best)
-    assert told_step(run, step) == told
+    assert told_step(run, step) == words
     assert told_step(run / "checkpoints" / "global_step_10", step) == ", global_step_10"
 
 

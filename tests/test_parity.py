@@ -76,7 +76,7 @@ def test_trainer_and_server_agree(results: dict[str, dict[str, Result]], family:
     shares = {SHARED} if family not in sliding else set()
     without = set() if family in ("Qwen2.5-VL", "Qwen3-VL", "Gemma 4") else {VIDEO}
     assert set(found) == {cell.name for cell in cells(tmp_path)} - without | {TOGETHER} | shares
-    if row.no_video and VIDEO in found:  # agent.video=native is refused for it, and the day it agrees is told here
+    if row.no_video and VIDEO in found:  # agent.video=native is refused for it, and this fails on the day it agrees
         result = found.pop(VIDEO)
         assert (result.verdict, result.reason) == ("differs", row.no_video)
     if family == "Qwen3-VL":  # transformers 5.10's processor writes a video's marks twice (docs/upstream.md), vLLM once

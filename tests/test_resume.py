@@ -49,7 +49,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "words"),
     [
         (BEGUN, []),
         ((*BEGUN, "app.collapse.window=9"), ["app.collapse.window was 5, is 9 from here on"]),
@@ -57,9 +57,9 @@ def run_dir(tmp_path: Path) -> Path:
     ],
 )
 def test_what_has_changed_since_the_run_began_is_told(
-    overrides: tuple[str, ...], told: list[str], run_dir: Path
+    overrides: tuple[str, ...], words: list[str], run_dir: Path
 ) -> None:
-    assert changes(read_run(run_dir), resolved(*overrides, steps=9)) == told
+    assert changes(read_run(run_dir), resolved(*overrides, steps=9)) == words
 
 
 def test_a_long_list_of_changes_is_cut(run_dir: Path) -> None:

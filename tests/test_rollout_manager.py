@@ -163,7 +163,7 @@ def train(manager: RolloutManager, *groups: list[Any]) -> list[str]:
 
 
 def wait_for(manager: RolloutManager, uid: str) -> None:
-    """Until a group is done and, if it trains, verl's queue has been told: that comes a moment later."""
+    """Until a group is done and, if it trains, verl's queue knows it: that comes a moment later."""
     deadline = time.monotonic() + 60
     tags = manager_module.tq.tags  # type: ignore[attr-defined]
     while not manager.groups[uid].done or (manager.groups[uid].mode == "train" and uid not in tags):
@@ -234,16 +234,16 @@ def test_a_group_becomes_rows_and_counts(
 def test_progress_is_told_when_something_changes_and_at_most_once_a_second(
     manager: RolloutManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told() -> list[tuple[int, int]]:
+    def reported() -> list[tuple[int, int]]:
         return [(one["done"], one["total"]) for one in read_jsonl(tmp_path / EVENTS)[0] if one["kind"] == "collected"]
 
     manager.queue({"a": json.dumps(TASK)}, "train", 3)
     time.sleep(0.3)  # thirty looks
-    assert told() == []
+    assert reported() == []
     monkeypatch.setattr(manager, "_last_told", time.monotonic())
     roll_out(manager, 1.0)
     time.sleep(0.3)
-    assert told() == []
+    assert reported() == []
     monkeypatch.setattr(manager, "_last_told", 0.0)
     roll_out(manager, 0.0)
     time.sleep(0.3)
@@ -251,7 +251,7 @@ def test_progress_is_told_when_something_changes_and_at_most_once_a_second(
         roll_out(manager, 0.5)
     wait_for(manager, "a")
     time.sleep(0.1)
-    assert told() == [(2, 4), (4, 4)], "and the last one always"
+    assert reported() == [(2, 4), (4, 4)], "and the last one always"
 
 
 def test_a_group_that_was_not_sampled_yet_waits_for_its_step(manager: RolloutManager, tmp_path: Path) -> None:
@@ -280,13 +280,13 @@ def test_a_first_step_that_teaches_nothing_is_shown_with_its_replies(
     manager: RolloutManager, queue: Queue, tmp_path: Path, groups: list[list[Any]], warns: str
 ) -> None:
     records = StepRecords(RunLog(tmp_path / "run"), manager, Integrity(drop_rate=0.9))
-    for step in (3, 4):  # told once
+    for step in (3, 4):  # warned of once
         records.take(Buffer(*train(manager, *groups)), step)
-    told = [one["text"] for one in read_jsonl(tmp_path / "run" / EVENTS)[0] if one["kind"] == "warning"]
+    warnings = [one["text"] for one in read_jsonl(tmp_path / "run" / EVENTS)[0] if one["kind"] == "warning"]
     if not warns:
-        assert not told
+        assert not warnings
         return
-    [text] = told
+    [text] = warnings
     assert text.startswith(f"no group of step 3 has replies of different rewards ({warns})")
     assert text.count(f"where {TASK['answers']} is right, reward ") == min(3, len(groups))
 
@@ -471,10 +471,10 @@ def test_groups_that_are_thrown_away_say_why(mode: str, manager: RolloutManager,
     )
     records.write()
     records.write_rest()
-    told = {(one["group"], one["dropped"]) for one in read_jsonl(tmp_path / "run" / ROLLOUTS)[0]}
+    recorded = {(one["group"], one["dropped"]) for one in read_jsonl(tmp_path / "run" / ROLLOUTS)[0]}
     waiting = {old: "run_ended"} if mode == "sync" else {third: "run_ended"}
     own = "unreadable_image"  # a rollout's own reason goes before its group's
-    assert told == {(first, ""), (second, ""), *expected.items(), *waiting.items(), (gone, own)} - {
+    assert recorded == {(first, ""), (second, ""), *expected.items(), *waiting.items(), (gone, own)} - {
         (gone, "group_surplus"), (gone, None),
     }  # fmt: skip
 

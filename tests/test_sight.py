@@ -211,7 +211,7 @@ def test_a_look_asks_all_ranks_about_some_rows_and_no_more(tmp_path: Path) -> No
     )
     found = gauge(tmp_path, rows=0.25).look(batch, ranks, 0.8, 1)
     assert ranks.asked.keys == ["1", "5", "9", "13"], "two for each of two ranks"
-    assert ranks.asked.extra_info == {"temperature": 0.8}, "and nothing of what other passes were told"
+    assert ranks.asked.extra_info == {"temperature": 0.8}, "and nothing of what other passes were given"
     assert found["sight/logprob_gap"] == pytest.approx(0.5) and found["sight/rows"] == 4
     assert found["timing_s/sight"] >= 0
 

@@ -117,7 +117,7 @@ sys.stdin.read()
 @pytest.mark.parametrize("by_file", [True, False])
 @pytest.mark.slow
 def test_ranks_of_one_machine_meet_without_a_socket_on_the_network(by_file: bool, tmp_path: Path) -> None:
-    """torch's TCPStore listens on every interface even where it is told 127.0.0.1: the control shows it."""
+    """torch's TCPStore listens on every interface even where it is given 127.0.0.1: the control shows it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}

@@ -80,7 +80,7 @@ def test_a_collapse_that_persists_is_acted_upon(
     run = Saved(tmp_path, AppSettings(validation=RULE, collapse=replace(QUICK, action=action)))
     run.validate(0.1, 0.5) if has_best else run.validate(0.1)
     run.train(BROKEN, 1)
-    assert not run.supervisor.stop_reason() and not run.restored, "the first step is only told"
+    assert not run.supervisor.stop_reason() and not run.restored, "the first step is only reported"
     run.train(BROKEN, 1)
     assert bool(run.supervisor.stop_reason()) == stops
     assert run.restored == restored

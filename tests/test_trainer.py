@@ -146,9 +146,9 @@ def test_the_actor_is_told_what_the_server_never_samples(
     trainer: VisionTrainer, tiny_processor: Any, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Placeholders of pictures, of whatever family, and ids beyond the tokenizer; vLLM's server has the same list."""
-    told: dict[str, Any] = {}
+    opened: dict[str, Any] = {}
     trainer.actor_rollout_wg = SimpleNamespace(
-        open_pictures=lambda folder, limits, **more: told.update(more, folder=folder, limits=limits)
+        open_pictures=lambda folder, limits, **more: opened.update(more, folder=folder, limits=limits)
     )
     trainer.processor, trainer.tokenizer = tiny_processor, tiny_processor.tokenizer
     agent, app = AgentSettings(min_pixels=3136, max_pixels=50176), replace(trainer.run.app, blank_pixels=True)
@@ -162,9 +162,9 @@ def test_the_actor_is_told_what_the_server_never_samples(
     trainer.on_init_end()
     length = len(tiny_processor.tokenizer)
     vocabulary = AutoConfig.from_pretrained(tiny_dir).get_text_config().vocab_size
-    assert set(told["banned_tokens"]) == {*forbidden_token_ids(tiny_processor), *range(length, vocabulary)}
-    assert told["banned_tokens"] and told["app"].blank_pixels and told["folder"].endswith("pictures")
-    assert told["limits"] == {"min_pixels": 3136, "max_pixels": 50176}
+    assert set(opened["banned_tokens"]) == {*forbidden_token_ids(tiny_processor), *range(length, vocabulary)}
+    assert opened["banned_tokens"] and opened["app"].blank_pixels and opened["folder"].endswith("pictures")
+    assert opened["limits"] == {"min_pixels": 3136, "max_pixels": 50176}
     assert served == ["weights", ["host:1"]] and trainer.replay_buffer.rollouts is trainer.rollouts
 
 
@@ -202,9 +202,9 @@ def test_the_death_of_a_model_server_keeps_what_is_trained(
 ) -> None:
     """In a step the weights are those of the step before; in a validation, those of the step that is done."""
     trainer.rollouts = SimpleNamespace(death=lambda error: error if isinstance(error, ModelDied) else None)  # type: ignore
-    told = rf"engine is gone.*step {saved} is saved, go on with --resume"
-    with pytest.raises(ModelDied, match=told), trainer._saved_if_the_server_dies(done=done):
+    message = rf"engine is gone.*step {saved} is saved, go on with --resume"
+    with pytest.raises(ModelDied, match=message), trainer._saved_if_the_server_dies(done=done):
         raise ModelDied("the engine is gone")
     assert [path.name for path in (tmp_path / "checkpoints").glob("global_step_*")] == [f"global_step_{saved}"]
     with pytest.raises(KeyError), trainer._saved_if_the_server_dies():
-        raise KeyError("another fault is told as it is")
+        raise KeyError("another fault is raised as it is")

@@ -296,10 +296,10 @@ def test_records_are_written_whatever_ends_a_step_or_a_run(
 
 def test_new_weights_are_told_after_they_are_there(trainer: VisionTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    trainer.rollouts = SimpleNamespace(weights_changed=lambda: order.append("told"))  # type: ignore[assignment]
+    trainer.rollouts = SimpleNamespace(weights_changed=lambda: order.append("version counted"))  # type: ignore[assignment]
     monkeypatch.setattr(modes.PPOTrainerSync, "on_step_end", lambda self: order.append("sent"))
     trainer.on_step_end()
-    assert order == ["sent", "told"]
+    assert order == ["sent", "version counted"]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Serve until the process is told to end; the server ends with it."""
+    """Serve until the process is ended; the server ends with it."""
     args = parser().parse_args(argv)
     with cli_errors():
         from rich.console import Console

@@ -41,7 +41,7 @@ from vision_rl.training.samples import trajectory_samples, transition_samples
 
 CALL_SECONDS = 300.0
 HEALTH_LOOK_SECONDS = 2.0
-TOLD_SECONDS = 1.0
+REPORT_SECONDS = 1.0
 """How often the progress of rollouts is reported, at most."""
 NO_CALL = "no call arrived, but an answer came: from a cache of the client's? docs/add-a-task.md names the switches"
 FAIL_FAST = 32
@@ -106,7 +106,7 @@ class RolloutManager:
         self._forget: list[str] = []
         self._refused: dict[str, dict[str, str]] | None = {}  # by group and rollout, until a first call is answered
         self._watch: asyncio.Task[None] | None = None
-        self._next_look = self._last_progress = self._last_told = 0.0
+        self._next_look = self._last_progress = self._last_report = 0.0
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True).start()
 
@@ -217,8 +217,8 @@ class RolloutManager:
             await self._settle(rollout.rollout_id, await self._finished(rollout, trace))
         if done:
             self._last_progress = time.monotonic()
-        if done and (not self._owner or self._last_progress > self._last_told + TOLD_SECONDS):
-            self._last_told = self._last_progress
+        if done and (not self._owner or self._last_progress > self._last_report + REPORT_SECONDS):
+            self._last_report = self._last_progress
             total = sum(len(group.waiting) + len(group.finished) for group in self.groups.values())
             self.log.event("collected", done=total - len(self._owner), total=total)
         await self._end_what_never_ends()
