@@ -73,7 +73,7 @@ def test_ranked_points_are_asked_for_and_scored_by_rank(ask: Any) -> None:
     assert RANKED not in ask(grounding_agent, "(300, 300)", answer_format="point", family="qwen3_vl")[0]
 
 
-def test_a_reply_that_the_length_limit_cut_is_told_and_priced(ask: Any) -> None:
+def test_a_reply_that_the_length_limit_cut_is_reported_and_priced(ask: Any) -> None:
     reply = "<bbox>[0.2, 0.2, 0.4, 0.4]</bbox><bbox>[0.5, 0."
     whole, cut = (ask(grounding_agent, reply, finish)[1] for finish in ("stop", "length"))
     assert (whole.components["truncated"], cut.components["truncated"]) == (0.0, 1.0)

@@ -39,7 +39,7 @@ def message_of(algorithm: VisionVERL, error: RayError) -> UserError:
     return to_user_error(error, algorithm.launch.context.run_dir / "logs", algorithm._how_to_go_on())
 
 
-def test_an_error_that_the_user_can_mend_is_told_as_it_is(algorithm: VisionVERL, tmp_path: Path) -> None:
+def test_an_error_that_the_user_can_mend_is_reported_as_it_is(algorithm: VisionVERL, tmp_path: Path) -> None:
     error = UserError("row 3 has no picture; add one")
     assert message_of(algorithm, raised(error)) is error
     assert not (tmp_path / "logs").exists()
@@ -69,7 +69,7 @@ def test_a_full_disk_does_not_hide_the_error(
     assert "ZeroDivisionError" in str(message_of(algorithm, raised(ZeroDivisionError("division by zero"))))
 
 
-def test_a_killed_worker_is_told_as_one_and_not_as_a_defect(algorithm: VisionVERL, tmp_path: Path) -> None:
+def test_a_killed_worker_is_reported_as_one_and_not_as_a_defect(algorithm: VisionVERL, tmp_path: Path) -> None:
     message = str(message_of(algorithm, ActorDiedError()))
     assert "died: killed, most often for want of main memory" in message and str(tmp_path / "logs") in message
     assert "there is no checkpoint yet" in message and "defect" not in message
@@ -81,7 +81,7 @@ def test_a_worker_that_a_signal_ended_with_the_run_does_not_blame_memory(algorit
     assert "was stopped (SIGTERM or Ctrl-C)" in message and "memory" not in message
 
 
-def test_a_server_that_does_not_start_is_told_as_that(algorithm: VisionVERL) -> None:
+def test_a_server_that_does_not_start_is_reported_as_that(algorithm: VisionVERL) -> None:
     error = raised(ValueError("no such dtype"))
     named = RayTaskError("run", f"await server.launch_server()\n{error}", ValueError("no such dtype"))
     message = str(message_of(algorithm, named))

@@ -61,7 +61,7 @@ def test_the_reports_collapse_is_seen_when_it_happens(noise: float) -> None:
     assert alarm.cures == REMEDIES["reward falls"].cures
 
 
-def test_the_reports_long_replies_are_told_once_the_reward_is_lost() -> None:
+def test_the_reports_long_replies_are_reported_once_the_reward_is_lost() -> None:
     alarms = feed(report_run())
     begins = first(alarms, "replies grow", False)
     assert begins is not None and 20 < begins <= 24
@@ -69,11 +69,11 @@ def test_the_reports_long_replies_are_told_once_the_reward_is_lost() -> None:
     assert "(+1" in alarm.seen or "(+2" in alarm.seen
 
 
-def test_the_reports_overconfidence_is_told_from_the_first_window_on() -> None:
+def test_the_reports_overconfidence_is_reported_from_the_first_window_on() -> None:
     assert first(feed(report_run()), "overconfident", False) == 5
 
 
-def test_every_alarm_is_told_when_it_begins_and_when_it_persists() -> None:
+def test_every_alarm_is_reported_when_it_begins_and_when_it_persists() -> None:
     alarms = feed(report_run(), persist_steps=4)
     for name in {alarm.name for _, alarm in alarms}:
         steps = [step for step, alarm in alarms if alarm.name == name]

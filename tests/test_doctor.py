@@ -38,7 +38,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture(scope="module")
-def patient(tmp_path_factory: pytest.TempPathFactory, tiny_dir: Path) -> RunUnderTest:
+def under_test(tmp_path_factory: pytest.TempPathFactory, tiny_dir: Path) -> RunUnderTest:
     folder = tmp_path_factory.mktemp("doctor")
     files = write_tasks(folder / "tasks", "vqa", train=6, val=4, test=2)
     resolved = resolve("cpu", task="vqa", model=tiny_dir, media_root="/")
@@ -80,20 +80,20 @@ def test_this_environment_is_as_pinned() -> None:
 
 @pytest.mark.parametrize(("free", "ok"), [(0.064e9, False), (0.2e9, False), (2e9, True)])
 def test_dockers_default_shared_memory_is_too_small(
-    patient: RunUnderTest, monkeypatch: pytest.MonkeyPatch, free: float, ok: bool
+    under_test: RunUnderTest, monkeypatch: pytest.MonkeyPatch, free: float, ok: bool
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free, 0, free))
-    [finding] = doctor.shared_memory(patient)
+    [finding] = doctor.shared_memory(under_test)
     assert finding.ok is ok and "--shm-size" in finding.cure
 
 
 def test_disk_is_compared_with_the_checkpoints_that_stay(
-    patient: RunUnderTest, monkeypatch: pytest.MonkeyPatch
+    under_test: RunUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(5e9, 0, 5e9))
-    assert doctor.disk(patient)[0].ok is True
+    assert doctor.disk(under_test)[0].ok is True
     large = resolve("cpu", task="vqa", model="Qwen/Qwen2.5-VL-3B-Instruct", media_root="/")
-    [finding] = doctor.disk(dataclasses.replace(patient, resolved=large))
+    [finding] = doctor.disk(dataclasses.replace(under_test, resolved=large))
     # 3.75 billion parameters, float32 with two moments, two last ones, the best and the one being written
     assert finding.ok is False
     assert "4 checkpoints of this model take about 181" in finding.found
@@ -106,8 +106,8 @@ SMI = "NVIDIA A10, 550.54, 23028, {used}\nNVIDIA A10, 550.54, 23028, 12\n"
     ("used", "usable", "failed"),
     [(400, 2, []), (20000, 2, ["GPU 0"]), (400, 0, ["GPUs for torch"]), (None, 0, ["driver"])],
 )
-def test_gpus_that_are_busy_or_too_few_are_told(
-    patient: RunUnderTest, monkeypatch: pytest.MonkeyPatch, used: int | None, usable: int, failed: list[str]
+def test_gpus_that_are_busy_or_too_few_are_reported(
+    under_test: RunUnderTest, monkeypatch: pytest.MonkeyPatch, used: int | None, usable: int, failed: list[str]
 ) -> None:
     def nvidia_smi(command: list[str], **options: Any) -> Any:
         if used is None:
@@ -116,7 +116,7 @@ def test_gpus_that_are_busy_or_too_few_are_told(
 
     monkeypatch.setattr(subprocess, "run", nvidia_smi)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: usable)
-    assert [finding.check for finding in doctor.gpus(patient) if finding.ok is False] == failed
+    assert [finding.check for finding in doctor.gpus(under_test) if finding.ok is False] == failed
 
 
 @pytest.mark.parametrize(("soft", "ok"), [(256, False), (65535, True), (resource.RLIM_INFINITY, True)])
@@ -126,20 +126,20 @@ def test_limits_of_the_shell(monkeypatch: pytest.MonkeyPatch, soft: int, ok: boo
     assert files.ok is ok and "ulimit -n 65535 (the hard limit is 1048576)" in files.cure
 
 
-def test_a_port_that_is_taken_is_named(patient: RunUnderTest) -> None:
+def test_a_port_that_is_taken_is_named(under_test: RunUnderTest) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        published = dataclasses.replace(patient, ports=[(port, "127.0.0.1", "--proxy-port")])
+        published = dataclasses.replace(under_test, ports=[(port, "127.0.0.1", "--proxy-port")])
         [finding] = examined("ports", doctor.ports, published)
         assert finding.ok is False and f"port {port}" in finding.cure and "--proxy-port" in finding.cure
     assert doctor.ports(published)[0].ok is True
-    assert doctor.ports(patient)[0].ok is None
+    assert doctor.ports(under_test)[0].ok is None
 
 
-def test_a_whole_model_folder_passes(patient: RunUnderTest) -> None:
-    assert [finding.ok for finding in doctor.model(patient)] == [True, True]
+def test_a_whole_model_folder_passes(under_test: RunUnderTest) -> None:
+    assert [finding.ok for finding in doctor.model(under_test)] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_a_whole_model_folder_passes(patient: RunUnderTest) -> None:
     [("model.safetensors", "model"), ("chat_template.jinja", "processor"), ("preprocessor_config.json", "processor")],
 )
 def test_a_model_folder_that_lacks_a_file_is_refused(
-    patient: RunUnderTest, tiny_dir: Path, tmp_path: Path, missing: str, check: str
+    under_test: RunUnderTest, tiny_dir: Path, tmp_path: Path, missing: str, check: str
 ) -> None:
     copy = Path(shutil.copytree(tiny_dir, tmp_path / "model"))
     (copy / missing).unlink()
-    resolved = patient.resolved
+    resolved = under_test.resolved
     verl = {**resolved.verl, "actor_rollout_ref": {**resolved.verl["actor_rollout_ref"], "model": {"path": str(copy)}}}
-    broken = dataclasses.replace(patient, resolved=dataclasses.replace(resolved, verl=verl))
+    broken = dataclasses.replace(under_test, resolved=dataclasses.replace(resolved, verl=verl))
     failed = [finding for finding in examined("processor", doctor.model, broken) if finding.ok is False]
     assert [finding.check for finding in failed] == [check]
     assert failed[0].cure
@@ -163,22 +163,22 @@ def test_a_model_folder_that_lacks_a_file_is_refused(
     ("kept", "found"),
     [(-1, r"model\.safetensors has \d+ bytes of \d+"), (3000, "no readable header"), (4, "no readable header")],
 )
-def test_weights_that_are_cut_off_are_told(
-    patient: RunUnderTest, tiny_dir: Path, tmp_path: Path, kept: int, found: str
+def test_weights_that_are_cut_off_are_reported(
+    under_test: RunUnderTest, tiny_dir: Path, tmp_path: Path, kept: int, found: str
 ) -> None:
     folder = shutil.copytree(tiny_dir, tmp_path / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:kept])
     resolved = resolve("cpu", task="vqa", model=folder, media_root="/")
-    first = doctor.model(dataclasses.replace(patient, resolved=resolved))[0]
+    first = doctor.model(dataclasses.replace(under_test, resolved=resolved))[0]
     assert first.ok is False and re.search(found, first.found) and "download the folder again" in first.cure
 
 
-def test_data_files_that_share_images_are_told(patient: RunUnderTest) -> None:
-    assert [finding.ok for finding in doctor.data(patient)] == [True, True, True]
-    twice = dataclasses.replace(patient, data=(patient.data[0], patient.data[0]))
+def test_data_files_that_share_images_are_reported(under_test: RunUnderTest) -> None:
+    assert [finding.ok for finding in doctor.data(under_test)] == [True, True, True]
+    twice = dataclasses.replace(under_test, data=(under_test.data[0], under_test.data[0]))
     assert doctor.data(twice)[-1].ok is False
-    gone = dataclasses.replace(patient, data=(patient.data[0], [Path("nowhere.parquet")]))
+    gone = dataclasses.replace(under_test, data=(under_test.data[0], [Path("nowhere.parquet")]))
     [finding] = examined("data", doctor.data, gone)
     assert finding.ok is False and "nowhere.parquet" in finding.cure
 
@@ -187,17 +187,17 @@ def test_data_files_that_share_images_are_told(patient: RunUnderTest) -> None:
     ("error", "found", "cure"),
     [(UserError("mend it"), "", "mend it"), (RuntimeError("boom"), "RuntimeError: boom", "docs/troubleshooting.md")],
 )
-def test_a_check_that_raises_is_a_finding(patient: RunUnderTest, error: Exception, found: str, cure: str) -> None:
-    def check(patient: RunUnderTest) -> list[Finding]:
+def test_a_check_that_raises_is_a_finding(under_test: RunUnderTest, error: Exception, found: str, cure: str) -> None:
+    def check(under_test: RunUnderTest) -> list[Finding]:
         raise error
 
-    [finding] = examined("x", check, patient)
+    [finding] = examined("x", check, under_test)
     assert (finding.ok, finding.found) == (False, found)
     assert cure in finding.cure
 
 
 def test_each_check_is_printed_as_it_is_known_and_nothing_of_upstreams(
-    patient: RunUnderTest, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    under_test: RunUnderTest, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[str] = []
 
@@ -208,11 +208,11 @@ def test_each_check_is_printed_as_it_is_known_and_nothing_of_upstreams(
         return [Finding("noisy", None, "heard nothing")]
 
     monkeypatch.setattr(doctor, "CHECKS", {"limits": lambda _: [Finding("limits", True, "enough")], "noisy": noisy})
-    assert doctor.doctor(patient, Console())
+    assert doctor.doctor(under_test, Console())
     assert "enough" in seen[0], "before the next check has begun"
     out, error = capfd.readouterr()
     assert "heard nothing" in out and "all 2 checks passed" in out and "noise" not in out + error
-    assert doctor.doctor(patient, Console(), as_json=True)
+    assert doctor.doctor(under_test, Console(), as_json=True)
     lines = [json.loads(line) for line in (seen[-1] + capfd.readouterr().out).splitlines()]
     assert [line["check"] for line in lines] == ["limits", "noisy"]
 

@@ -50,7 +50,7 @@ def restored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def test_a_collapse_is_told_and_undone(restored: Path) -> None:
+def test_a_collapse_is_reported_and_undone(restored: Path) -> None:
     """The reward rises, falls to nothing, raises an alarm, and is back at once after the return."""
     rewards = {line["step"]: line["train/reward"] for line in metrics_of(restored) if "train/reward" in line}
     print([round(value, 2) for value in rewards.values()], best(restored))

@@ -376,7 +376,7 @@ def test_metrics_lines_are_json_even_with_nan(tmp_path: Path) -> None:
         ("ray.exceptions.RayTaskError(KeyError): task\n  File z\nKeyError: 'x'", "KeyError: 'x'"),
     ],
 )
-def test_the_end_of_a_traceback_is_told(traceback: str, said: str) -> None:
+def test_the_end_of_a_traceback_is_reported(traceback: str, said: str) -> None:
     assert last_error(traceback) == said
 
 

@@ -221,7 +221,7 @@ def test_what_no_retry_mends_ends_in_one_sentence(fault: Any, words: str, data: 
     assert len(fake.requests) <= 24
 
 
-def test_unreachable_endpoint_and_wrong_model_are_told_before_the_first_row(data: Path, tmp_path: Path) -> None:
+def test_unreachable_endpoint_and_wrong_model_are_reported_before_the_first_row(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing answers at http://127\.0\.0\.1:9"):
         run(job_for(data, tmp_path), "http://127.0.0.1:9/v1")
     with fake_openai("red") as fake, pytest.raises(UserError, match="does not serve a model 'other'; it serves fake"):

@@ -137,7 +137,7 @@ def test_the_estimate_counts_every_turn(data: Path, tmp_path: Path) -> None:
     assert thrice.prompt_tokens > 3 * (once.prompt_tokens + ROWS * 500)  # and every turn holds the turns before
 
 
-def test_without_tools_the_same_rows_are_told_apart_by_size(data: Path, tmp_path: Path) -> None:
+def test_without_tools_the_same_rows_are_kept_apart_by_size(data: Path, tmp_path: Path) -> None:
     with fake_openai(Looker(data, "text")) as fake:
         assert evaluation(fake.url, data, tmp_path / "out") == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -146,7 +146,7 @@ def test_without_tools_the_same_rows_are_told_apart_by_size(data: Path, tmp_path
     assert by_size["small"]["point accuracy"]["value"] == 0.0 and by_size["large"]["point accuracy"]["value"] == 1.0
 
 
-def test_a_server_of_ones_own_is_told_to_take_function_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_of_ones_own_is_started_to_take_function_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM answers 400 to a request with tools unless it was started for them."""
     wanted: list[str] = []
 

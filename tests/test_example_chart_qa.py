@@ -83,7 +83,7 @@ def test_verify_scores_its_gold_answers(charts: dict[str, Path]) -> None:
     assert "24 rows, 24 images, 0 bad rows" in shown.stdout
 
 
-def test_a_command_that_was_not_told_the_file_says_so(charts: dict[str, Path]) -> None:
+def test_a_command_that_was_not_given_the_file_says_so(charts: dict[str, Path]) -> None:
     shown = run("data_utils.py", "stats", "--file", charts["train"], code=2)
     assert "task 'chart_qa' is unknown" in shown.stderr and "--task path/to/my_task.py" in shown.stderr
 

@@ -19,7 +19,7 @@ import yaml
 
 from vision_rl.config.resolve import render_resolved, resolve
 from vision_rl.errors import UserError
-from vision_rl.export.__main__ import choose, export, told_step
+from vision_rl.export.__main__ import choose, export, step_taken
 from vision_rl.export.checkpoint import dtype_of, written_dtype
 from vision_rl.export.merge import main as merge_in_process
 from vision_rl.export.model_card import model_card
@@ -119,8 +119,8 @@ def test_overwrite_replaces_an_exported_model_only(tmp_path: Path, output: str) 
 )
 def test_the_command_tells_which_step_it_took(tmp_path: Path, step: str, best: int | None, words: str) -> None:
     run = a_run(tmp_path / "run", 10, 20, best=best)
-    assert told_step(run, step) == words
-    assert told_step(run / "checkpoints" / "global_step_10", step) == ", global_step_10"
+    assert step_taken(run, step) == words
+    assert step_taken(run / "checkpoints" / "global_step_10", step) == ", global_step_10"
 
 
 @pytest.mark.parametrize("content", ["{", ""])

@@ -122,7 +122,7 @@ def check_that_none_is_lost(run: dict[str, Any]) -> int:
     return sum(len(one["attempts"]) > 1 for one in run["rollouts"])
 
 
-def test_each_kind_of_failure_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_kind_of_failure_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     """With its traceback, unless it is the call that failed: a thousand of those must not hide why."""
     runner = VisionRunner()
     refused = openai.APIConnectionError(request=httpx.Request("POST", "http://proxy"))
@@ -130,7 +130,7 @@ def test_each_kind_of_failure_is_told_once(caplog: pytest.LogCaptureFixture) -> 
         try:
             raise error
         except Exception as caught:
-            runner._tell("ro-1", caught)
+            runner._log_once("ro-1", caught)
     own, call = caplog.records
     assert "RuntimeError: the agent's own fault" in own.getMessage() and own.exc_info
     assert "APIConnectionError: Connection error." in call.getMessage() and not call.exc_info

@@ -131,7 +131,7 @@ def test_the_row_of_a_folder_is_that_of_its_model_type() -> None:
     assert (info.min_pixels, info.max_pixels) == (3136, 12544)
 
 
-def test_pixtral_in_transformers_format_is_told_from_llava(tmp_path: Path) -> None:
+def test_pixtral_in_transformers_format_is_distinguished_from_llava(tmp_path: Path) -> None:
     pixtral = folder(tmp_path, {"model_type": "llava", "vision_config": {"model_type": "pixtral"}})
     assert model_info(pixtral).family.name == "Pixtral"
     llava = folder(tmp_path, {"model_type": "llava", "vision_config": {"model_type": "clip_vision_model"}})

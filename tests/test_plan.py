@@ -152,7 +152,7 @@ def test_the_update_is_what_verls_actor_takes() -> None:
     assert 0.8 < float(found[1]) / float(found[2]) < 1.4
 
 
-def test_a_model_that_leaves_no_cache_is_told_so() -> None:
+def test_a_model_that_leaves_no_cache_is_refused() -> None:
     made = estimate("gpu_24gb", model="Qwen/Qwen2.5-VL-7B-Instruct")
     assert not made.fits and made.kv_tokens == 0
     assert any("gpu_memory_utilization or tensor_model_parallel_size" in item for item in made.advice)

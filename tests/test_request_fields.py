@@ -145,7 +145,7 @@ def test_a_temperature_that_the_server_refuses_is_refused_at_once(stack: Stack) 
         assert reply.status_code == 400 and "temperature must be a number from 0 to 2" in reply.text
 
 
-def test_an_unknown_rollout_is_told_so(stack: Stack) -> None:
+def test_an_unknown_rollout_is_refused(stack: Stack) -> None:
     address = f"{stack.address}/rollout/ro-none/attempt/at-none/chat/completions"
     reply = post(address, {"top_p": 0.5})
     assert reply.status_code == 404 and "no rollout ro-none" in reply.text

@@ -56,7 +56,7 @@ def run_dir(tmp_path: Path) -> Path:
         (("trainer.test_freq=3", BEGUN[1]), ["trainer.test_freq was 2, is 3 from here on"]),
     ],
 )
-def test_what_has_changed_since_the_run_began_is_told(
+def test_what_has_changed_since_the_run_began_is_reported(
     overrides: tuple[str, ...], words: list[str], run_dir: Path
 ) -> None:
     assert changes(read_run(run_dir), resolved(*overrides, steps=9)) == words

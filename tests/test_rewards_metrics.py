@@ -289,7 +289,7 @@ def test_which_choices_a_reply_names(reply: str, choices: list[str], named: str)
         *[["x = -1", "x = 1"], ["I and II only", "II and III only", "I, II and III"], ["5%", "5"], ["Aa", "aa", "AA"]],
     ],
 )
-def test_choices_that_a_normalisation_makes_one_are_told_apart(choices: list[str]) -> None:
+def test_choices_that_a_normalisation_makes_one_are_kept_apart(choices: list[str]) -> None:
     for letter, choice in zip("ABC", choices, strict=False):
         for form in (
             choice,

@@ -231,7 +231,7 @@ def test_a_group_becomes_rows_and_counts(
     assert not manager.groups, "what is recorded is forgotten"
 
 
-def test_progress_is_told_when_something_changes_and_at_most_once_a_second(
+def test_progress_is_reported_when_something_changes_and_at_most_once_a_second(
     manager: RolloutManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reported() -> list[tuple[int, int]]:
@@ -240,11 +240,11 @@ def test_progress_is_told_when_something_changes_and_at_most_once_a_second(
     manager.queue({"a": json.dumps(TASK)}, "train", 3)
     time.sleep(0.3)  # thirty looks
     assert reported() == []
-    monkeypatch.setattr(manager, "_last_told", time.monotonic())
+    monkeypatch.setattr(manager, "_last_report", time.monotonic())
     roll_out(manager, 1.0)
     time.sleep(0.3)
     assert reported() == []
-    monkeypatch.setattr(manager, "_last_told", 0.0)
+    monkeypatch.setattr(manager, "_last_report", 0.0)
     roll_out(manager, 0.0)
     time.sleep(0.3)
     for _ in range(2):

@@ -142,7 +142,7 @@ def test_validations_without_gain_stop_a_run(trainer: VisionTrainer) -> None:
     assert trainer.total_training_steps == 5 and trainer.checkpoints.has(5)
 
 
-def test_the_actor_is_told_what_the_server_never_samples(
+def test_the_actor_is_given_what_the_server_never_samples(
     trainer: VisionTrainer, tiny_processor: Any, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Placeholders of pictures, of whatever family, and ids beyond the tokenizer; vLLM's server has the same list."""

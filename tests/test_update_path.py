@@ -105,7 +105,7 @@ def test_records_know_the_advantage_and_the_components_of_each_rollout(tmp_path:
     assert {line["step"] for line in lines.values()} == {4} and lines["g-0"]["prompt"] == "a prompt"
 
 
-def test_what_is_left_at_the_end_is_told_with_its_own_step_and_mode(tmp_path: Path) -> None:
+def test_what_is_left_at_the_end_is_reported_with_its_own_step_and_mode(tmp_path: Path) -> None:
     rollouts = Rollouts(group("g", [1.0, 0.0]), group("v", [1.0], mode="val"))
     records = StepRecords(RunLog(tmp_path), rollouts, Integrity())  # type: ignore[arg-type]
     records.step = 9
@@ -294,7 +294,7 @@ def test_records_are_written_whatever_ends_a_step_or_a_run(
     assert written == ["step", "rest"]
 
 
-def test_new_weights_are_told_after_they_are_there(trainer: VisionTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_weights_are_reported_after_they_are_there(trainer: VisionTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     trainer.rollouts = SimpleNamespace(weights_changed=lambda: order.append("version counted"))  # type: ignore[assignment]
     monkeypatch.setattr(modes.PPOTrainerSync, "on_step_end", lambda self: order.append("sent"))
@@ -505,7 +505,7 @@ class Actor:
         ("vllm_server_0_0", False, None),
     ],
 )
-def test_a_dead_process_is_told_from_a_busy_one(
+def test_a_dead_process_is_distinguished_from_a_busy_one(
     name: str, answers: bool, error: type[Exception] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def get(_reference: Any) -> None:

@@ -56,7 +56,7 @@ def test_where_a_mark_is_found(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [lambda text: text, lambda text: [{"type": "text", "text": text}]])
-def test_a_client_of_its_own_is_told(content: Any) -> None:
+def test_a_client_of_its_own_is_reported(content: Any) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": content("see <|image_pad|>")}]}
     with pytest.raises(
         CallError, match=r"a text holds '<\|image_pad\|>', by which vision models mark pictures"

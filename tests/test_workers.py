@@ -213,7 +213,7 @@ def test_nothing_to_claim_is_204(trainer: httpx.Client) -> None:
         ("nothing", {}, 404),
     ],
 )
-def test_wrong_requests_are_told_so(trainer: httpx.Client, path: str, body: Any, status: int) -> None:
+def test_wrong_requests_are_refused(trainer: httpx.Client, path: str, body: Any, status: int) -> None:
     sent = {"content": body} if isinstance(body, str) else {"json": body}
     assert trainer.post(f"/v1/rollouts/{path}", **sent).status_code == status
 
@@ -471,7 +471,7 @@ def test_the_rollouts_of_a_worker_that_vanished_are_done_by_another(stack: Stack
         assert len(turns_from_spans(list(latest))) == 1
 
 
-def test_a_worker_does_no_more_than_it_was_told(stack: Stack, media: Path) -> None:
+def test_a_worker_does_no_more_than_it_was_asked(stack: Stack, media: Path) -> None:
     ids = stack.queue([task(media / "a.png") for _ in range(7)], RETRIED)
     worker = start_worker(stack, "--max-rollouts", "5")
     output, _ = worker.communicate(timeout=30)

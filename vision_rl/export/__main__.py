@@ -150,7 +150,7 @@ def _check(folder: Path, checkpoint: Path) -> None:
         )
 
 
-def told_step(source: Path, step: str) -> str:
+def step_taken(source: Path, step: str) -> str:
     """Which checkpoint was taken, and that it is not the best where that one was never saved."""
     source = source.expanduser().absolute()
     taken = choose(source, step)
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     with cli_errors():
         written = export(args.source, args.output, step=args.step, dtype=args.dtype, overwrite=args.overwrite)
-        print(f"wrote {written}{told_step(args.source, args.step)}")
+        print(f"wrote {written}{step_taken(args.source, args.step)}")
 
 
 if __name__ == "__main__":

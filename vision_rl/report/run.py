@@ -119,7 +119,7 @@ def _page(shown: Sequence[Shown], names: Sequence[str], choice: Choice) -> Page:
     if len(shown) > 1:
         tables.insert(0, difference_table(runs, names))
     events = {
-        f"What happened{in_run(each)}": [f"{when}  {text}" for when, text in told_events(each.run)] for each in shown
+        f"What happened{in_run(each)}": [f"{when}  {text}" for when, text in event_lines(each.run)] for each in shown
     }
     return Page(
         title=f"{runs[0].task}: {' and '.join(names)}",
@@ -349,7 +349,7 @@ def dropped(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return counts
 
 
-def told_events(run: RecordedRun) -> list[tuple[str, str]]:
+def event_lines(run: RecordedRun) -> list[tuple[str, str]]:
     """(when, text) of the events that a reader wants to know; checkpoints only the last."""
     if not run.events:
         return []

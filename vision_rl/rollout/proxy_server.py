@@ -60,20 +60,20 @@ class ProxyApp:
         self.change(config)
         traced = "/rollout/{rollout_id}/attempt/{attempt_id}"
         routes = [
-            Route(HEALTH, _told(self.health), methods=["GET"]),
-            Route("/v1/models", _told(self.models), methods=["GET"]),
-            Route(traced + "/models", _told(self.models), methods=["GET"]),
-            Route(traced + "/v1/models", _told(self.models), methods=["GET"]),
-            Route("/v1/chat/completions", _told(self.chat), methods=["POST"]),
-            Route(traced + "/chat/completions", _told(self.chat), methods=["POST"]),
-            Route(traced + "/v1/chat/completions", _told(self.chat), methods=["POST"]),
-            Route("/v1/responses", _told(self.responses), methods=["POST"]),
-            Route(traced + "/responses", _told(self.responses), methods=["POST"]),
-            Route(traced + "/v1/responses", _told(self.responses), methods=["POST"]),
-            Route("/v1/rollouts/claim", _told(self.claim), methods=["POST"]),
-            Route("/v1/rollouts/heartbeat", _told(self.heartbeat), methods=["POST"]),
-            Route("/v1/rollouts/report", _told(self.report), methods=["POST"]),
-            Route("/v1/rollouts/{rollout_id}/images/{index:int}", _told(self.image), methods=["GET"]),
+            Route(HEALTH, _with_status(self.health), methods=["GET"]),
+            Route("/v1/models", _with_status(self.models), methods=["GET"]),
+            Route(traced + "/models", _with_status(self.models), methods=["GET"]),
+            Route(traced + "/v1/models", _with_status(self.models), methods=["GET"]),
+            Route("/v1/chat/completions", _with_status(self.chat), methods=["POST"]),
+            Route(traced + "/chat/completions", _with_status(self.chat), methods=["POST"]),
+            Route(traced + "/v1/chat/completions", _with_status(self.chat), methods=["POST"]),
+            Route("/v1/responses", _with_status(self.responses), methods=["POST"]),
+            Route(traced + "/responses", _with_status(self.responses), methods=["POST"]),
+            Route(traced + "/v1/responses", _with_status(self.responses), methods=["POST"]),
+            Route("/v1/rollouts/claim", _with_status(self.claim), methods=["POST"]),
+            Route("/v1/rollouts/heartbeat", _with_status(self.heartbeat), methods=["POST"]),
+            Route("/v1/rollouts/report", _with_status(self.report), methods=["POST"]),
+            Route("/v1/rollouts/{rollout_id}/images/{index:int}", _with_status(self.image), methods=["GET"]),
         ]
         app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route}, lifespan=self._lifespan)
         app.router.redirect_slashes = False
@@ -159,7 +159,7 @@ def rollout_of_call(request: Request) -> tuple[str, str] | None:
     return rollout
 
 
-def _told(endpoint: Endpoint) -> Endpoint:
+def _with_status(endpoint: Endpoint) -> Endpoint:
     """The endpoint with every failure as a status and a sentence, in OpenAI's form."""
 
     async def answer(request: Request) -> Response:

@@ -65,7 +65,7 @@ class VisionRunner(LitAgentRunner[Any]):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(KeepingTracer(), **kwargs)
-        self._told: set[str] = set()  # kinds of errors
+        self._logged: set[str] = set()  # kinds of errors
 
     def get_worker_id(self) -> str:
         """Distinct over machines, and over groups of runners on one machine."""
@@ -80,7 +80,7 @@ class VisionRunner(LitAgentRunner[Any]):
         try:
             spans = await self._run_agent(next_rollout)
         except (Exception, SystemExit) as error:
-            self._tell(next_rollout.rollout_id, error)
+            self._log_once(next_rollout.rollout_id, error)
             raised, failure = error, without_keys(f"{type(error).__name__}: {error}")[:MAX_REASON]
         finally:
             await self._trigger_hooks(
@@ -100,14 +100,14 @@ class VisionRunner(LitAgentRunner[Any]):
             raise raised
         return next_rollout.rollout_id
 
-    def _tell(self, rollout_id: str, error: BaseException) -> None:
+    def _log_once(self, rollout_id: str, error: BaseException) -> None:
         """Say once for each kind of error what happened, with its traceback if it may be the agent's own fault.
 
         The others stand in rollouts.jsonl: when a server dies, the sentence that says so must not drown.
         """
         kind = type(error).__name__
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self._logged:
+            self._logged.add(kind)
             of_the_call = type(error).__module__.startswith("openai")
             text = "rollout %s failed: %s: %s; rollouts.jsonl has the others that fail so"
             logger.error(text, rollout_id, kind, error, exc_info=not of_the_call)
