@@ -5,7 +5,7 @@ from __future__ import annotations
 import networkx as nx
 import pytest
 
-from tests import imports, reached
+from tests import imports, reached, walks
 
 
 def test_imports_run_one_way_over_at_most_ten_floors() -> None:
@@ -19,6 +19,11 @@ def test_imports_run_one_way_over_at_most_ten_floors() -> None:
 def test_no_file_is_longer_than_a_reader_keeps_in_mind() -> None:
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in imports.modules().items()}
     assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
+@pytest.mark.parametrize("question", walks.WALKS)
+def test_the_files_of_a_walk_are_there(question: str) -> None:
+    assert [file for file in walks.WALKS[question][1].split() if not (imports.ROOT / file).is_file()] == []
 
 
 def test_commands_reach_every_line_of_the_package() -> None:
