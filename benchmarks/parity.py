@@ -5,7 +5,7 @@
     python benchmarks/parity.py --precision bfloat16     beside a control family, written to benchmarks/results/parity_bf16.json
     python benchmarks/parity.py --modes                  the engine's modes, written to benchmarks/results/parity_modes.json
     python benchmarks/parity.py --engine sglang          SGLang in place of vLLM, written to benchmarks/results/parity_sglang.json
-    python benchmarks/parity.py --write-docs             docs/models.md and docs/models.html from those files
+    python benchmarks/parity.py --write-docs             docs/models.md from those files
 
 A tiny model of each family is built with random weights, served by vLLM in float32 on the CPU, and asked about pictures; the
 replies are recomputed by the trainer's code. No GPU and no download are needed.
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=Path, help="folder for checkpoints, pictures and logs (default: a temporary one)"
     )
-    parser.add_argument("--write-docs", action="store_true", help="only write docs/models.md and docs/models.html")
+    parser.add_argument("--write-docs", action="store_true", help="only write docs/models.md")
     arguments = parser.parse_args()
     with cli_errors():
         check_server(arguments.engine, arguments.modes)
@@ -76,8 +76,7 @@ def main() -> None:
         for result in results:
             numbers = "" if result.max is None else f"max {result.max:.1e} mean {result.mean:.1e}"
             print(f"{result.family:18} {result.cell:26} {result.verdict:8} {numbers} {result.reason[:160]}")
-    for page in write_docs():
-        print(page)
+    print(f"wrote {write_docs()}", flush=True)
     trained = {row.name: row for row in TABLE if row.trained or row.proven_on_cpu}
     allowed = {"equal", "refused"} if arguments.modes or arguments.engine == "sglang" else {"equal"}
     if any(

@@ -1,10 +1,8 @@
-"""docs/models.md and docs/models.html from the last parity matrix and the model table."""
+"""Write docs/models.md from the last parity matrix and the model table."""
 
 from __future__ import annotations
 
-import html
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,6 @@ from vision_rl.preflight.parity import LIMIT
 
 RESULTS = Path(__file__).with_name("results")
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-COLORS = {"equal": "#c8e6c9", "differs": "#ffcdd2", "refused": "#ffe0b2", "": "#eeeeee"}
 MARKS = {"equal": "🟩", "differs": "🟥", "refused": "🟧", "": "⬜"}
 
 HOW = f"""\
@@ -69,8 +66,8 @@ class Section(NamedTuple):
     measured: str
 
 
-def write_docs(folder: Path = DOCS) -> list[Path]:
-    """Write both pages; returns their paths."""
+def write_docs(folder: Path = DOCS) -> Path:
+    """Write the page; returns its path."""
     matrix, names, when = _read(PARITY_RESULTS)
     others = [
         Section(title, text, *_read(RESULTS / name))
@@ -80,11 +77,9 @@ def write_docs(folder: Path = DOCS) -> list[Path]:
             ("SGLang as the server", SGLANG, "parity_sglang.json"),
         )
     ]
-    others = [section for section in others if section.matrix]
-    pages = {"models.md": _markdown(matrix, names, when, others), "models.html": _html(matrix, names, when, others)}
-    for name, text in pages.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return [folder / name for name in pages]
+    text = _markdown(matrix, names, when, [section for section in others if section.matrix])
+    (folder / "models.md").write_text(text, encoding="utf-8")
+    return folder / "models.md"
 
 
 def _read(path: Path) -> tuple[Matrix, list[str], str]:
@@ -115,12 +110,9 @@ def _ids(cells: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _markdown(matrix: Matrix, names: Sequence[str], when: str, others: Sequence[Section]) -> str:
-    legend = ", ".join(f"{MARKS[verdict]} {text}" for verdict, text in zip(COLORS, LEGEND, strict=False))
+    legend = ", ".join(f"{MARKS[verdict]} {text}" for verdict, text in zip(MARKS, LEGEND, strict=False))
     lines = ["# Models, and whether trainer and server agree on them", "", f"Measured {when}.", "", HOW, "", legend, ""]
-    lines += [
-        "Written by `python benchmarks/parity.py --write-docs`; the same with colours: [models.html](models.html).",
-        "",
-    ]
+    lines += ["Written by `python benchmarks/parity.py --write-docs`.", ""]
     lines += ["| family | " + " | ".join(names) + " | ids |", "|---" * (len(names) + 2) + "|"]
     lines += [f"{_cells(family, cells, names)} {_ids(cells)} |" for family, cells in matrix.items()]
     for title, text, other, columns, measured in others:
@@ -162,51 +154,3 @@ def _reasons(*matrices: Matrix) -> dict[tuple[str, str], str]:
                 reason = cell["reason"] or _REFUSED.get(family) or "not explained"
                 found.setdefault((family, reason.replace("|", "\\|")), []).append(name)
     return {key: ", ".join(names) for key, names in found.items()}
-
-
-def _grid(matrix: Matrix, names: Sequence[str], last: str = "") -> str:
-    """A matrix as a table; `last`: the heading of a column with the prompts that are equal, if there is one."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("family", *names, *([last] if last else [])))
-    body = ""
-    for family, cells in matrix.items():
-        body += f"<tr><th>{html.escape(family)}</th>"
-        for name in names:
-            cell = cells.get(name)
-            title = html.escape(cell["reason"] if cell else "", quote=True)
-            body += f'<td style="background:{COLORS[_verdict(cell)]}" title="{title}">{_shown(cell)}</td>'
-        body += (f"<td>{_ids(cells)}</td>" if last else "") + "</tr>\n"
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
-
-
-def _prose(text: str) -> str:
-    """Paragraphs of Markdown with code spans, as HTML."""
-    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
-    return "".join(f"<p>{paragraph}</p>" for paragraph in escaped.split("\n\n"))
-
-
-def _html(matrix: Matrix, names: Sequence[str], when: str, others: Sequence[Section]) -> str:
-    legend = "".join(
-        f'<span style="background:{color}">&nbsp;{text}&nbsp;</span> '
-        for color, text in zip(COLORS.values(), LEGEND, strict=False)
-    )
-    reasons = "".join(
-        f"<tr><th>{html.escape(family)}</th><td class='cells'>{html.escape(cells)}</td><td>{_prose(reason)}</td></tr>\n"
-        for (family, reason), cells in _reasons(matrix, *(section.matrix for section in others)).items()
-    )
-    sections = "".join(
-        f"<h2>{html.escape(title)}</h2><p>Measured {html.escape(measured)}.</p>{_prose(text)}{_grid(other, columns)}\n"
-        for title, text, other, columns, measured in others
-    )
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Parity of trainer and server</title>
-<style>body{{font:14px sans-serif;margin:1em}}p{{max-width:60em}}.wide{{overflow-x:auto}}
-table{{border-collapse:collapse}}td,th{{border:1px solid #bbb;padding:4px 6px}}
-td p{{min-width:18em;overflow-wrap:anywhere}}td{{white-space:nowrap}}td p,td.cells{{white-space:normal}}
-thead th{{font-size:12px}}tbody th{{text-align:left;white-space:nowrap;position:sticky;left:0;background:#fff}}</style>
-<h1>Whether trainer and server agree</h1>
-<p>Measured {html.escape(when)}.</p>{_prose(HOW)}<p>{legend}</p>
-{_grid(matrix, names, "ids")}
-{sections}<h2>Cells that are not equal</h2><div class="wide"><table><tbody>
-{reasons}</tbody></table></div></html>
-"""

@@ -27,7 +27,7 @@ import torch
 from omegaconf import OmegaConf
 
 from vision_rl.config.resolve import Resolved, resolve
-from vision_rl.models.sizes import _qwen2_5
+from vision_rl.models.sizes import qwen2_5
 from vision_rl.platform.environment import run_environment
 from vision_rl.preflight.memory_plan import GB, plan
 
@@ -44,7 +44,7 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 
 def model_folder(folder: Path, text: tuple[int, int, int, int, int, int], vision_inner: int) -> Path:
     """A folder with the config of such a model; the vision tower is 16 layers of 640."""
-    config = _qwen2_5(*text, True, vision_inner)
+    config = qwen2_5(*text, True, vision_inner)
     config["text_config"]["rope_scaling"] = {"type": "mrope", "mrope_section": [8, 12, 12]}
     special = {
         f"{kind}_token_id": 10 + number for number, kind in enumerate(("image", "video", "vision_start", "vision_end"))

@@ -2,8 +2,8 @@
 
     python benchmarks/stack.py [--steps 12] [--rollouts 16]
 
-Up to verl 0.6.1 this compared with Agent Lightning's stock trainer. Agent Lightning 0.3.0's does not import on verl 0.9
-(`create_rl_sampler` has moved); the last figures of the comparison stand in docs/benchmarks.md with their date.
+Agent Lightning 0.3.0's stock trainer does not import on verl 0.9 (`create_rl_sampler` has moved), so it is not measured beside;
+docs/benchmarks.md has the figures of 2026-11-21.
 """
 
 from __future__ import annotations

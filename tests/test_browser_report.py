@@ -138,12 +138,6 @@ def test_every_look_draws_and_fits(driver: Any, pages: dict[str, str], name: str
     assert ink == {"light": "rgb(27, 31, 36)", "dark": "rgb(231, 235, 240)"}[scheme]
 
 
-def test_the_table_of_models_fits_a_phone(driver: Any) -> None:
-    show(driver, (Path(__file__).resolve().parents[1] / "docs" / "models.html").as_uri(), 390)
-    assert js(driver, "document.documentElement.scrollWidth") <= 390
-    assert "`" not in js(driver, "document.body.textContent")
-
-
 def test_the_contents_lead_to_their_parts_and_leave_the_filters(driver: Any, pages: dict[str, str]) -> None:
     show(driver, pages["one"])
     choose(driver, "step", "1")

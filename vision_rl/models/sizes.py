@@ -32,9 +32,10 @@ def _qwen2(hidden: int, layers: int, heads: int, kv: int, inner: int, vocab: int
     }
 
 
-def _qwen2_5(
+def qwen2_5(
     hidden: int, layers: int, heads: int, kv: int, inner: int, vocab: int, tied: bool, vision_inner: int
 ) -> dict[str, Any]:
+    """The config of a Qwen2.5-VL of that shape."""
     config = _qwen2(hidden, layers, heads, kv, inner, vocab, tied)
     vision = {
         "depth": 32,
@@ -76,10 +77,10 @@ _LARGE_EYE = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deep
 HUB: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2-VL-2B-Instruct": _qwen2(1536, 28, 12, 2, 8960, 151936, True),
     "Qwen/Qwen2-VL-7B-Instruct": _qwen2(3584, 28, 28, 4, 18944, 152064, False),
-    "Qwen/Qwen2.5-VL-3B-Instruct": _qwen2_5(2048, 36, 16, 2, 11008, 151936, True, 3420),
-    "Qwen/Qwen2.5-VL-7B-Instruct": _qwen2_5(3584, 28, 28, 4, 18944, 152064, False, 3420),
-    "Qwen/Qwen2.5-VL-32B-Instruct": _qwen2_5(5120, 64, 40, 8, 27648, 152064, False, 3456),
-    "Qwen/Qwen2.5-VL-72B-Instruct": _qwen2_5(8192, 80, 64, 8, 29568, 152064, False, 3456),
+    "Qwen/Qwen2.5-VL-3B-Instruct": qwen2_5(2048, 36, 16, 2, 11008, 151936, True, 3420),
+    "Qwen/Qwen2.5-VL-7B-Instruct": qwen2_5(3584, 28, 28, 4, 18944, 152064, False, 3420),
+    "Qwen/Qwen2.5-VL-32B-Instruct": qwen2_5(5120, 64, 40, 8, 27648, 152064, False, 3456),
+    "Qwen/Qwen2.5-VL-72B-Instruct": qwen2_5(8192, 80, 64, 8, 29568, 152064, False, 3456),
     "Qwen/Qwen3-VL-2B-Instruct": _qwen3(2048, 28, 16, 6144, True, _SMALL_EYE),
     "Qwen/Qwen3-VL-4B-Instruct": _qwen3(2560, 36, 32, 9728, True, _SMALL_EYE),
     "Qwen/Qwen3-VL-8B-Instruct": _qwen3(4096, 36, 32, 12288, False, _LARGE_EYE),
