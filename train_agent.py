@@ -30,6 +30,7 @@ from vision_rl.files import write_text
 from vision_rl.models.table import model_info, model_rows, precision_of, render_models
 from vision_rl.platform.checks import check_devices, check_machine
 from vision_rl.platform.environment import run_environment
+from vision_rl.platform.fork_template import forked_workers
 from vision_rl.platform.gpu import check_build, on_cpu
 from vision_rl.rollout.addresses import PROXY_PORT, STORE_PORT, Addresses, worker_lines
 from vision_rl.run.directory import CONFIG, check_run_dir, open_run_dir
@@ -247,22 +248,25 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
     lines += ["the commands for workers follow once the proxy listens"] if published else []
     console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
 
-    from vision_rl.agent.lightning import agent_of
-    from vision_rl.training.algorithm import Launch, VisionVERL
-    from vision_rl.training.context import RunContext
-    from vision_rl.training.launch import make_ready
-
-    context = RunContext(run_dir=run_dir, app=resolved.app, agents=resolved.agents, addresses=addresses)
     environment = run_environment(cpu, megatron=resolved.strategy == "megatron")
     try:
-        with RunProgress(run_dir, total, console, published) as progress:
+        with (
+            forked_workers(cpu, resolved.verl, run_dir / "logs" / "template.log") as forked,
+            RunProgress(run_dir, total, console, published) as progress,
+        ):
+            # Imported while the template does.
+            from vision_rl.agent.lightning import agent_of
+            from vision_rl.training.algorithm import Launch, VisionVERL
+            from vision_rl.training.context import RunContext
+            from vision_rl.training.launch import make_ready
 
             def watch() -> None:
                 progress.update()
                 if progress.stepped:
                     keep_config(run_dir, resolved)
 
-            launch = Launch(resolved, context, environment, cpu, watch)
+            context = RunContext(run_dir=run_dir, app=resolved.app, agents=resolved.agents, addresses=addresses)
+            launch = Launch(resolved, context, environment, cpu, watch, forked)
             make_ready(launch)
             try:
                 trainer_of(VisionVERL(launch), resolved.app.n_runners, addresses).fit(

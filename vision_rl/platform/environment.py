@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 LOGICAL_GPUS = 8
 """So many FSDP ranks, each with a "GPU" of Ray's, can a CPU run have."""
@@ -43,6 +45,11 @@ CPU_ONLY = {
 # The CPU build on a machine that has a GPU must not see it. No device has the number -1; an empty text would hide them too,
 # but Ray looks the ids of its logical GPUs up in this list (worker.py:1120), one for each that the preset tells it of.
 HIDDEN_GPUS = {"CUDA_VISIBLE_DEVICES": ",".join(["-1"] * LOGICAL_GPUS)}
+
+
+def in_a_cluster(verl: Mapping[str, Any]) -> bool:
+    """Whether a run of verl's configuration joins a Ray cluster that somebody has started, by the preset or by RAY_ADDRESS."""
+    return bool(os.environ.get("RAY_ADDRESS") or verl["ray_kwargs"]["ray_init"].get("address"))
 
 
 def run_environment(cpu: bool, *, megatron: bool = False) -> dict[str, str]:

@@ -15,16 +15,17 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import agentlightning as agl
+import psutil
 
 from vision_rl.config.resolve import Resolved
 from vision_rl.errors import UserError
-from vision_rl.platform.environment import SERVER_KEY
+from vision_rl.platform.environment import SERVER_KEY, in_a_cluster
 from vision_rl.platform.rendezvous import RENDEZVOUS
 from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.last_words import MAX_ERROR, to_user_error
@@ -32,10 +33,15 @@ from vision_rl.run.log import RunLog
 from vision_rl.training.context import RunContext
 
 WATCH_SECONDS = 0.1
+RAY_STARTS = 3
 LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for 127.0.0.1; `_node_ip_address` is resolved to the network's
     "RAY_AUTH_MODE": "token",
 }
+
+
+class LateNode(UserError):
+    """Ray's node did not come up in time."""
 
 
 @dataclass
@@ -47,6 +53,7 @@ class Launch:
     environment: dict[str, str]
     cpu: bool
     watch: Callable[[], None]
+    forked: dict[str, Any] = field(default_factory=dict)  # of `forked_workers`, for Ray's `runtime_env`
 
 
 def check_shared(run_dir: Path) -> None:
@@ -133,46 +140,61 @@ class VisionVERL(agl.Algorithm):
 
         Before Ray is imported, because it reads these variables then. A cluster that is there already has rules of its own.
         """
-        if not self._in_a_cluster():
+        if not in_a_cluster(self.launch.resolved.verl):
             os.environ.update(LOOPBACK)
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-    def _in_a_cluster(self) -> bool:
-        ray_init = self.launch.resolved.verl["ray_kwargs"]["ray_init"]
-        return bool(os.environ.get("RAY_ADDRESS") or ray_init.get("address"))
 
     def _start_ray(self) -> None:
         """On one machine a fresh local cluster; on several, the one whose address the preset or RAY_ADDRESS names.
 
         Raises `UserError` for what Ray refuses.
         """
-        import ray
-
         # A key of this run: on several nodes the model servers listen on the network.
         variables = {**self.launch.environment, SERVER_KEY: secrets.token_hex(16)}
         options = dict(self.launch.resolved.verl["ray_kwargs"]["ray_init"])
-        if not self._in_a_cluster():
+        if not in_a_cluster(self.launch.resolved.verl):
             variables[RENDEZVOUS] = self._ranks = tempfile.mkdtemp(prefix="vision-rl-ranks-")
             options["address"] = "local"  # else Ray joins whatever cluster somebody has started on this machine
-        environment: dict[str, Any] = {"env_vars": variables}
+        forked = self.launch.forked
+        environment = {**forked, "env_vars": {**variables, **forked.get("env_vars", {})}}
         options.pop("runtime_env", None)  # verl's own default; ours goes to every process of the run
         ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        started = self._init_ray(runtime_env=environment, log_to_driver=False, logging_level="ERROR", **options)
+        self._session = Path(started.address_info["session_dir"])
+        for number, handler in ours.items():  # Ray's own for SIGTERM ends the process at once, without a checkpoint
+            signal.signal(number, handler)
+
+    def _init_ray(self, **options: Any) -> Any:
+        """`ray.init`, and again while the node does not come up in the half minute that Ray gives it on a busy machine."""
+        for _ in range(RAY_STARTS - 1):
+            others = set(psutil.Process().children())
+            with contextlib.suppress(LateNode):
+                return self._try_ray(options)
+            RunLog(self.launch.context.run_dir).event("phase", text="Ray was too slow; starting it again")
+            for left in set(psutil.Process().children()) - others:  # of that start: gcs_server, raylet, dashboard
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    left.kill()
+                    left.wait()
+        return self._try_ray(options)
+
+    def _try_ray(self, options: dict[str, Any]) -> Any:
+        """`ray.init`. Raises `UserError` for what Ray refuses, `LateNode` for a node of this machine that does not come up."""
+        import ray
+
+        joins = in_a_cluster(self.launch.resolved.verl)
         where = os.environ.get("RAY_ADDRESS") or options["address"]
         try:
             place = urlsplit(where if "//" in where else f"//{where}")
             if place.port:  # Ray itself would try for minutes
                 socket.create_connection((place.hostname, place.port), timeout=10).close()
-            started = ray.init(**options, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+            return ray.init(**options)
         except Exception as error:  # Ray raises a plain Exception for a node that does not come up in time
-            cure = (
-                "ray_kwargs.ray_init.address=HOST:PORT or RAY_ADDRESS names a cluster that runs, and without either the run "
-                "starts Ray for itself"
-            )
-            if "timed out" in str(error) and not self._in_a_cluster():
-                cure = "the machine is too busy, or short of memory: start again when less runs on it"
+            text = f"Ray does not start (address {where}): {' '.join(str(error).split())[:MAX_ERROR]}; "
+            if "timed out during startup" in str(error) and not joins:
+                busy = "the machine is too busy, or short of memory: start again when less runs on it"
+                raise LateNode(text + busy) from error
             raise UserError(
-                f"Ray does not start (address {where}): {' '.join(str(error).split())[:MAX_ERROR]}; {cure}"
+                text
+                + "ray_kwargs.ray_init.address=HOST:PORT or RAY_ADDRESS names a cluster that runs, and without either the "
+                "run starts Ray for itself"
             ) from error
-        self._session = Path(started.address_info["session_dir"])
-        for number, handler in ours.items():  # Ray's own for SIGTERM ends the process at once, without a checkpoint
-            signal.signal(number, handler)
