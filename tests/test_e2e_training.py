@@ -178,10 +178,15 @@ def test_pictures_that_come_again_are_seen_with_the_new_weights(control: bool, t
     assert largest > 0.01 if control else largest <= 1e-4
 
 
-def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
-    """One Ctrl-C ends after the step with a checkpoint; --resume continues without a step lost or doubled."""
-    run_dir = tmp_path / "run"
-    options = ["--task", "grounding", "--n-runners", "2", "trainer.val_before_train=false", "trainer.test_freq=-1"]
+def test_an_agent_of_ones_own_is_trained_stopped_and_resumed(tmp_path: Path) -> None:
+    """One Ctrl-C ends after the step with a checkpoint; --resume continues without a step lost or doubled. The task is a file
+    of the user's, whose agent asks at a temperature of its own."""
+    asked = "**llm.sampling_parameters}"
+    text = (ROOT / "examples" / "chart_qa.py").read_text(encoding="utf-8")
+    assert text.count(asked) == 1
+    example, run_dir = tmp_path / "chart_qa.py", tmp_path / "run"
+    example.write_text(text.replace(asked, '**llm.sampling_parameters, "temperature": 0.3}'), encoding="utf-8")
+    options = ["--task", str(example), "--n-runners", "2", "trainer.val_before_train=false", "trainer.test_freq=-1"]
     process = subprocess.Popen(command(run_dir, *options, "--max-steps", "500"), cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         wait_for_step(run_dir, 2, process)
@@ -194,10 +199,14 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
         process.kill()
     stopped_at = metrics_of(run_dir)[-1]["step"]
     assert (run_dir / "checkpoints" / f"global_step_{stopped_at}" / "actor").is_dir()
-    run(run_dir, *options, "--max-steps", str(stopped_at + 2), "--resume")
+    summary = run(run_dir, *options, "--max-steps", str(stopped_at + 2), "--resume")
     assert [line["step"] for line in metrics_of(run_dir)] == list(range(1, stopped_at + 3))
     events = read_jsonl(run_dir / EVENTS)[0]
     assert [event["step"] for event in events if event["kind"] == "resumed"] == [stopped_at]
+    assert (summary["task"], summary["metric"], summary["steps"]) == ("chart_qa", "relaxed_accuracy", stopped_at + 2)
+    assert summary["rollouts_failed"] == 0 and summary["logprob_mismatch_max"] <= 1e-4
+    assert all("relaxed_accuracy" in rollout["reward"] for rollout in read_jsonl(run_dir / ROLLOUTS)[0])
+    assert "chart_qa" in (run_dir / "report.html").read_text()
 
 
 def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[bytes], timeout: float = 300) -> None:
