@@ -31,7 +31,7 @@ from vision_rl.models.table import model_info, model_rows, precision_of, render_
 from vision_rl.platform.checks import check_devices, check_machine
 from vision_rl.platform.environment import run_environment
 from vision_rl.platform.fork_template import forked_workers
-from vision_rl.platform.gpu import check_build, on_cpu
+from vision_rl.platform.gpu import on_cpu
 from vision_rl.rollout.addresses import PROXY_PORT, STORE_PORT, Addresses, worker_lines
 from vision_rl.run.directory import CONFIG, check_run_dir, open_run_dir
 from vision_rl.run.log import RunLog
@@ -41,7 +41,6 @@ from vision_rl.training.prepare import (
     addresses_of,
     as_tasks,
     configure,
-    data_files,
     prepared,
     run_dir_of,
     take_given,
@@ -184,6 +183,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(as_json(estimate) if args.json else render_plan(estimate))
             sys.exit(0 if estimate.fits else 1)
         elif args.doctor:
+            from vision_rl.preflight.doctor import examine
+
             sys.exit(0 if examine(args, cpu) else 1)
         elif args.role == "runner":
             from vision_rl.agent.lightning import agent_of
@@ -286,12 +287,11 @@ def train(args: argparse.Namespace, cpu: bool, command: Sequence[str]) -> None:
 
 def check_evidence(resolved: Resolved, cpu: bool) -> None:
     """Raise `UserError` for a model of a family that is not proven, unless `--doctor` has proven it on this machine."""
-    actor_rollout = resolved.verl["actor_rollout_ref"]
-    info = model_info(str(actor_rollout["model"]["path"]))
+    info = model_info(str(resolved.verl["actor_rollout_ref"]["model"]["path"]))
     if info.family.unproven:
         from vision_rl.preflight.evidence import check_proven
 
-        check_proven(info, precision_of(info, cpu=cpu), cpu, actor_rollout["rollout"]["name"])
+        check_proven(info, precision_of(info, cpu=cpu), cpu, resolved.verl["actor_rollout_ref"]["rollout"]["name"])
 
 
 def trainer_of(algorithm: agl.Algorithm, n_runners: int, addresses: Addresses) -> agl.Trainer:
@@ -311,32 +311,6 @@ def trainer_of(algorithm: agl.Algorithm, n_runners: int, addresses: Addresses) -
         strategy=VisionStrategy(n_runners=n_runners, addresses=addresses),
         store=store_of(addresses),
     )
-
-
-def examine(args: argparse.Namespace, cpu: bool) -> bool:
-    """Run the doctor's checks for what these arguments would train; True if none failed."""
-    from rich.console import Console
-
-    from vision_rl.preflight.doctor import RunUnderTest, doctor
-    from vision_rl.waiting import waiting
-
-    ports = [
-        (args.proxy_port or PROXY_PORT, args.host, "--proxy-port"),
-        (args.store_port or STORE_PORT, args.host, "--store-port"),
-    ]
-    console = Console()
-    with waiting("reading settings, model and data", Console(stderr=True) if args.json else console):
-        train_files, val_files = data_files(args)
-        resolved = configure(args, cpu, media_root="/")
-    check_build(resolved.verl["trainer"]["device"] == "cpu")  # nothing below would say a word for minutes
-    run = RunUnderTest(
-        resolved=resolved,
-        data=([file.path for file in train_files], [file.path for file in val_files]),
-        run_dir=run_dir_of(args),
-        cpu=cpu,
-        ports=ports if args.llm_proxy else (),
-    )
-    return doctor(run, console, as_json=args.json)
 
 
 if __name__ == "__main__":

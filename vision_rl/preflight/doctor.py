@@ -7,6 +7,7 @@ end (`end_to_end.py`). Nothing is changed, and one check that fails does not sto
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.metadata
 import json
@@ -35,8 +36,10 @@ from vision_rl.models.checks import cut_off
 from vision_rl.models.sizes import shape_of
 from vision_rl.models.table import model_info, precision_of
 from vision_rl.platform.checks import check_devices, check_machine
+from vision_rl.platform.gpu import check_build
 from vision_rl.preflight.finding import Finding
-from vision_rl.rollout.addresses import check_port
+from vision_rl.rollout.addresses import PROXY_PORT, STORE_PORT, check_port
+from vision_rl.training.prepare import configure, data_files, run_dir_of
 from vision_rl.waiting import waiting
 
 DISTRIBUTION = "vision-rl"
@@ -60,6 +63,27 @@ class RunUnderTest:
     run_dir: Path
     cpu: bool
     ports: Sequence[tuple[int, str, str]] = ()
+
+
+def examine(args: argparse.Namespace, cpu: bool) -> bool:
+    """Examine what these arguments of `train_agent.py` would train; True if no check failed."""
+    ports = [
+        (args.proxy_port or PROXY_PORT, args.host, "--proxy-port"),
+        (args.store_port or STORE_PORT, args.host, "--store-port"),
+    ]
+    console = Console()
+    with waiting("reading settings, model and data", Console(stderr=True) if args.json else console):
+        train_files, val_files = data_files(args)
+        resolved = configure(args, cpu, media_root="/")
+    check_build(resolved.verl["trainer"]["device"] == "cpu")  # nothing below would say a word for minutes
+    run = RunUnderTest(
+        resolved=resolved,
+        data=([file.path for file in train_files], [file.path for file in val_files]),
+        run_dir=run_dir_of(args),
+        cpu=cpu,
+        ports=ports if args.llm_proxy else (),
+    )
+    return doctor(run, console, as_json=args.json)
 
 
 def doctor(run: RunUnderTest, console: Console, *, as_json: bool = False) -> bool:
