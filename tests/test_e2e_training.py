@@ -204,7 +204,7 @@ def test_an_agent_of_ones_own_is_trained_stopped_and_resumed(tmp_path: Path) -> 
     events = read_jsonl(run_dir / EVENTS)[0]
     assert [event["step"] for event in events if event["kind"] == "resumed"] == [stopped_at]
     assert (summary["task"], summary["metric"], summary["steps"]) == ("chart_qa", "relaxed_accuracy", stopped_at + 2)
-    assert summary["rollouts_failed"] == 0 and summary["logprob_mismatch_max"] <= 1e-4
+    assert summary["rollouts_failed"] == 0 and summary["logprob_mismatch_max"] <= 1e-4 / 0.3, "logits are divided by it"
     assert all("relaxed_accuracy" in rollout["reward"] for rollout in read_jsonl(run_dir / ROLLOUTS)[0])
     assert "chart_qa" in (run_dir / "report.html").read_text()
 
