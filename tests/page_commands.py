@@ -55,6 +55,7 @@ TINY = "vision_rl/tiny/checkpoint"
 FILLED = (
     (r"\bRUN_DIR\b|DIR \[DIR \.\.\.\] \[--serve\]", lambda found: "runs/vqa" + " --serve" * ("--serve" in found[0])),
     (r"-o DIR\b", "-o exported"),
+    (r"^OPENAI_BASE_URL=http://TRAINER\S+ OPENAI_API_KEY=\S+ (.*)", r"\1 --max-rollouts 4"),
     (r"--input DIR\b", "--input data/vqa-rad"),
     (r"--model (Qwen/\S+|PATH)", f"--model {TINY}"),
     (r"--count 2000", "--count 8"),
@@ -126,7 +127,7 @@ def commands() -> list[Command]:
             command = re.sub(r"\s+#.*$", "", line).strip()
             if command and not command.startswith(("#", "export ", ". ", "eval ")):
                 reason = next((why for pattern, why in NOT_RUN if re.search(pattern, command)), "")
-                known.setdefault(command, Command(page.name, command, reason))
+                known.setdefault(filled(command), Command(page.name, command, reason))
     for text, one in named.items():
         name_only = re.search(r" [a-z]+$", text) and any(other.startswith(f"{text} ") for other in {*found, *named})
         if not name_only:
@@ -190,7 +191,7 @@ def timed(command: str, folder: Path, *, until: str = "", **variables: str) -> T
             break
         if not ready and running.poll() is not None:
             break
-    code = running.wait(60)
+    code = running.wait(LONGEST_SECONDS)
     end = time.monotonic()
     os.close(master)
     gap = max(gap, end - last)
@@ -222,15 +223,17 @@ def beside(command: str, folder: Path) -> Iterator[dict[str, str]]:
         yield {"OPENAI_BASE_URL": found[1], "OPENAI_API_KEY": found[3] or "none"}
     finally:
         running.send_signal(signal.SIGINT)
-        running.wait(60)
+        running.wait(LONGEST_SECONDS)
 
 
 def run(one: Command, folder: Path) -> tuple[str, Timed]:
     """Run a command of a page, and what it asks beside it; the command as it was run, and its figures."""
-    with beside(one.text, folder) as variables:
-        text = filled(one.text)
-        if "http://TRAINER" in text:
-            text = re.sub(r"^OPENAI_BASE_URL=\S+ OPENAI_API_KEY=\S+ (.*)", r"\1 --max-rollouts 4", text)
+    text = filled(one.text)
+    with contextlib.ExitStack() as others:
+        try:
+            variables = others.enter_context(beside(one.text, folder))
+        except RuntimeError as error:
+            return text, Timed(0.0, 0.0, 0.0, 1, str(error))
         return text, timed(text, folder, until=UNTIL if re.search(SERVES, text) else "", **variables)
 
 
@@ -279,8 +282,8 @@ def main() -> int:
             )
             told = f"not run: {one.reason}. " if one.reason else ""
             lines.append(f"| {one.page} | {' | '.join(figures.values())} | {told}`{text}` |")
-    if args.write:
-        MEASURED.write_text(page_of(lines, bad), encoding="utf-8")
+            if args.write:  # after each, for a run that is cut short
+                MEASURED.write_text(page_of(lines, bad), encoding="utf-8")
     print(f"{len(chosen)} commands, {sum(bool(one.reason) for one in chosen)} not run, {bad} failed")
     return bool(bad)
 

@@ -65,6 +65,11 @@ def test_a_value_that_nobody_chose_and_that_is_another_here_is_a_note(tmp_path: 
     assert "has agent.max_pixels=99999, here it is 12544" in written(["--config", str(tmp_path / "run.yaml")])
 
 
+def test_another_run_directory_is_no_difference(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(written([]))
+    assert "here it is" not in written(["--config", str(tmp_path / "run.yaml"), "--run-dir", str(tmp_path / "again")])
+
+
 def test_a_file_that_somebody_wrote_is_a_layer_over_the_preset(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("data:\n  train_batch_size: 4\nagent.max_tokens: 7\n")
     batch = ["actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32"]

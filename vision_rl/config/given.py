@@ -67,7 +67,7 @@ class Given:
             for key in apart
             if self.values[key] != kept[key]
             and not key.startswith(("task.", "data.train_f", "data.val_f"))
-            and not key.endswith(".allowed_local_media_path")  # follows the data
+            and not key.endswith((".allowed_local_media_path", ".experiment_name"))  # follow the data, and --run-dir
         ]
 
 

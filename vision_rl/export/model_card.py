@@ -60,7 +60,7 @@ def _front_matter(run: RecordedRun | None) -> str:
 
 
 def _origin(run: RecordedRun | None, step: int, dtype: str) -> str:
-    base = base_model(run) or (Path(run.model).name if run else "a vision-language model")
+    base = base_model(run) or ("/".join(Path(run.model).parts[-2:]) if run else "a vision-language model")
     how = f" of {run.total_steps}" if run and run.total_steps else ""
     return (
         f"{base}, trained by reinforcement learning with verl under Agent Lightning; weights after step {step}{how}, "
@@ -84,7 +84,8 @@ def _figures(run: RecordedRun, step: int) -> str:
             cells = [line.get(name) for line in chosen]
             shown = " | ".join("-" if value is None else f"{value:.3f}" for value in cells)
             lines.append(f"| {name.removeprefix('val/')} | {shown} |")
-        lines.append(f"\nRows in the sample: {chosen[-1].get('val/rollouts', 'unknown')}.")
+        rows = chosen[-1].get("val/rollouts")
+        lines.append(f"\nRows in the sample: {'unknown' if rows is None else f'{rows:.0f}'}.")
     rewards = [line["train/reward"] for line in known if line.get("train/reward") is not None][-run.collapse.window :]
     if rewards:
         lines.append(f"\nTraining reward over the last {len(rewards)} steps: {sum(rewards) / len(rewards):.3f}.")

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from vision_rl.answers.boxes import Box
 from vision_rl.answers.coordinates import FAMILIES
 from vision_rl.answers.parsing import POINT_FORMATS, format_boxes
@@ -27,6 +29,7 @@ from vision_rl.rewards.tools import Call, arc_reward
 from vision_rl.rewards.vqa import KINDS as ANSWER_KINDS
 from vision_rl.rewards.vqa import answer_similarity, vqa_reward
 from vision_rl.settings import ArcWeights
+from vision_rl.waiting import waiting
 
 GAMEABLE_KINDS = ("max_iou",)
 """Kinds that keep a known hole under their own names; the tables show it, the guarantee leaves them out."""
@@ -332,14 +335,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables between the markers of this file")
     args = parser.parse_args()
-    if args.write is None:
-        print(tables(all_outcomes()))
-        return
-    try:
-        document = args.write.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{args.write} cannot be read ({error.strerror}); name an existing file") from None
-    args.write.write_text(insert(document, tables(all_outcomes())), encoding="utf-8")
+    if args.write and not args.write.is_file():
+        raise UserError(f"{args.write} cannot be read; name an existing file")
+    with waiting("attacking every reward", Console(stderr=True)):
+        made = tables(all_outcomes())
+    if args.write:
+        args.write.write_text(insert(args.write.read_text(encoding="utf-8"), made), encoding="utf-8")
+    print(f"wrote {args.write}" if args.write else made)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from vision_rl.run.names import PLANS, STEP, Plan, phase_seconds
 Metrics = Mapping[str, Any]
 Series = tuple[list[float], list[float]]
 
-COLOURS = ("#2f6fdb", "#0a8f3c", "#e07b00", "#7a4bc2", "#0097a7", "#8d6e63", "#c0b000")
+COLOURS = ("#2f6fdb", "#0a8f3c", "#e07b00", "#7a4bc2", "#0097a7", "#8d6e63", "#c0b000", "#808a96")
 """Readable on white and on the dark page alike."""
 VALIDATION = "#d6246e"
 """Of validation in every chart that has another line."""
