@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import pickle
+import sys
+import threading
 import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -243,6 +245,30 @@ def test_forgotten_rollouts_leave_nothing_behind(store: VisionStore, monkeypatch
         assert [rollout.rollout_id for rollout in await store.query_rollouts()] == ids[-10:]
 
     run(work())
+
+
+def test_a_group_is_looked_up_while_another_thread_adds_and_forgets(store: VisionStore) -> None:
+    """The server's thread looks up, the trainer's adds; 10,000 rollouts of frameworks met it (500, and tried again)."""
+    grouped = EnqueueRolloutRequest(input={}, metadata={"data_id": "g"})
+    [first, *_] = run(store.enqueue_many_rollouts([grouped] * 500))
+    stop = threading.Event()
+
+    async def others() -> None:
+        while not stop.is_set():
+            await store._remove((await store.enqueue_rollout(input={})).rollout_id)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread = threading.Thread(target=run, args=(others(),))
+    thread.start()
+    try:
+        for _ in range(300):
+            group, members = run(store.group(first.rollout_id))
+            assert (group, len(members)) == ("g", 500)
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
 
 
 def test_claim_waits_for_a_task(store: VisionStore) -> None:

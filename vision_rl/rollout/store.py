@@ -156,7 +156,9 @@ class VisionStore(InMemoryLightningStore):
         """
         labels: Any = ["rollouts"]
         async with self.collections.atomic(mode="r", snapshot=False, labels=labels) as collections:
-            known = {rollout.rollout_id: rollout for rollout in collections.rollouts._iter_items()}
+            every: Any = collections.rollouts._items
+            # Copied in one step: a read takes no lock, and the trainer's thread adds and removes meanwhile.
+            known = every.copy()
         if rollout_id not in known:
             raise UnknownAttempt(f"there is no rollout {rollout_id}")
         group = (known[rollout_id].metadata or {}).get("data_id")
