@@ -86,14 +86,20 @@ def test_an_agent_of_the_framework_is_trained(example: Path, tmp_path: Path) -> 
 
 @pytest.mark.e2e
 @pytest.mark.long
-def test_two_thousand_rollouts_keep_the_descriptors_flat(tmp_path: Path) -> None:
-    """Of each of five frameworks, in one process; none is lost. By `llm.endpoint` LangGraph keeps one more per rollout."""
+def test_ten_thousand_rollouts_keep_descriptors_and_memory_flat(tmp_path: Path) -> None:
+    """Each of five frameworks alone, then 2,000 rollouts of each, mixed, in one process; none is lost.
+
+    By `llm.endpoint` LangGraph keeps one more descriptor per rollout, and 1.6 MB.
+    """
     folder = installed([package for example in EXAMPLES for package in packages(example)], tmp_path)
-    shown = run(folder, "benchmarks/frameworks.py", "--alone", 2000, seconds=7200)
-    counts = re.findall(r"(\w+) .*descriptors (\d+) to (\d+)", shown)
-    assert len(counts) == 6, shown
-    for name, before, after in counts:
-        assert int(after) <= int(before) + 5, f"{name}: {before} to {after}"
+    names = [*(example.stem.removesuffix("_vqa") for example in EXAMPLES), "litellm"]
+    options = ("--frameworks", *names, "--alone", 400, "--rollouts", 10000)
+    shown = run(folder, "benchmarks/frameworks.py", *options, seconds=7200)
+    counts = re.findall(r"^(\w+) .*descriptors (\d+) to (\d+), memory (\d+) to (\d+)", shown, re.MULTILINE)
+    assert [name for name, *_ in counts] == [*names, *["mixed"] * 10], shown
+    for name, *numbers in counts:
+        before, after, memory_before, memory_after = map(int, numbers)
+        assert after <= before + 5 and memory_after <= memory_before * 1.05, f"{name}: {shown}"
 
 
 @pytest.mark.slow
