@@ -55,24 +55,25 @@ def parser() -> argparse.ArgumentParser:
 def _add_episodes(commands: Any) -> None:
     text = "write train and val parquet for a task with an environment: each row is a seed with options"
     parser = command(commands, "episodes", write_task_episodes, text)
-    parser.add_argument("task", metavar="TASK", help=f"a task with an environment: {TASK_HELP}")
-    parser.add_argument(
+    option = parser.add_argument
+    option("task", metavar="TASK", help=f"a task with an environment: {TASK_HELP}")
+    option(
         "--envs",
         nargs="+",
         default=[],
         metavar="NAME[:TURNS]",
         help="names of environments; TURNS bounds an episode's replies. Leave it out if the task has no names",
     )
-    parser.add_argument("--train", type=int, default=256, help="number of training episodes (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=64, help="number of validation episodes (default: %(default)s)")
-    parser.add_argument(
+    option("--train", type=int, default=256, help="number of training episodes (default: %(default)s)")
+    option("--val", type=int, default=64, help="number of validation episodes (default: %(default)s)")
+    option(
         "--option",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="an option of every reset, repeatable; the value is JSON or text",
     )
-    parser.add_argument("--output", type=Path, help="folder for train.parquet and val.parquet (default: data/TASK)")
+    option("--output", type=Path, help="folder for train.parquet and val.parquet (default: data/TASK)")
 
 
 def write_task_episodes(args: argparse.Namespace) -> int:
@@ -91,27 +92,28 @@ def write_task_episodes(args: argparse.Namespace) -> int:
 
 def _add_readers(commands: Any) -> None:
     parser = command(commands, "sample", sample, "write a random sample of rows to parquet")
+    option = parser.add_argument
     add_task(parser)
-    parser.add_argument("--file", type=Path, required=True, help="parquet file to read")
-    parser.add_argument("--count", type=int, required=True, help="number of rows")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
-    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
+    option("--file", type=Path, required=True, help="parquet file to read")
+    option("--count", type=int, required=True, help="number of rows")
+    option("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
+    option("--output", type=Path, required=True, help="parquet file to write")
 
     parser = command(commands, "stats", stats, "print figures of a parquet file")
+    option = parser.add_argument
     add_task(parser)
-    parser.add_argument("--file", type=Path, required=True, help="parquet file to read")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    option("--file", type=Path, required=True, help="parquet file to read")
+    option("--json", action="store_true", help="print JSON")
 
     parser = command(commands, "show", show, "draw a contact sheet (PNG) of pictures with boxes, questions and answers")
+    option = parser.add_argument
     add_task(parser)
-    parser.add_argument("--file", type=Path, required=True, help="parquet file to read")
-    parser.add_argument(
-        "--output", type=Path, default=Path("contact_sheet.png"), help="PNG to write (default: %(default)s)"
-    )
-    parser.add_argument("--count", type=int, default=16, help="number of rows, chosen at random (default: %(default)s)")
-    parser.add_argument("--rows", help="row numbers to show instead, separated by commas")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
-    parser.add_argument("--columns", type=int, default=4, help="pictures per line (default: %(default)s)")
+    option("--file", type=Path, required=True, help="parquet file to read")
+    option("--output", type=Path, default=Path("contact_sheet.png"), help="PNG to write (default: %(default)s)")
+    option("--count", type=int, default=16, help="number of rows, chosen at random (default: %(default)s)")
+    option("--rows", help="row numbers to show instead, separated by commas")
+    option("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
+    option("--columns", type=int, default=4, help="pictures per line (default: %(default)s)")
 
 
 def sample(args: argparse.Namespace) -> int:
@@ -161,46 +163,45 @@ def _no_rows(file: Path) -> UserError:
 
 def _add_verify(commands: Any) -> None:
     parser = command(commands, "verify", verify_file, "check every row, picture and gold answer of a parquet file")
+    option = parser.add_argument
     add_task(parser)
-    parser.add_argument("--file", type=Path, required=True, help="parquet file to read")
-    parser.add_argument(
+    option("--file", type=Path, required=True, help="parquet file to read")
+    option(
         "--against",
         type=Path,
         nargs="+",
         default=[],
         help="other splits, which must share no picture and no patient with --file",
     )
-    parser.add_argument("--image-base-dir", type=Path, help="base of relative image paths (default: the file's folder)")
-    parser.add_argument("--family", default="unit", help=f"model family or model_type: {', '.join(FAMILIES)}")
-    parser.add_argument(
+    option("--image-base-dir", type=Path, help="base of relative image paths (default: the file's folder)")
+    option("--family", default="unit", help=f"model family or model_type: {', '.join(FAMILIES)}")
+    option(
         "--answer-format",
         choices=("bbox", "click", "native"),
         help="answer format of the gold answers (default: bbox for unit, else native)",
     )
-    parser.add_argument(
+    option(
         "--min-pixels", type=int, default=Checks.min_pixels, help="the processor's smallest area (default: %(default)s)"
     )
-    parser.add_argument(
+    option(
         "--max-pixels", type=int, default=Checks.max_pixels, help="the processor's largest area (default: %(default)s)"
     )
-    parser.add_argument(
+    option(
         "--limit-pixels", type=int, default=LIMIT_PIXELS, help="refuse pictures with more pixels (default: %(default)s)"
     )
-    parser.add_argument(
+    option(
         "--min-side",
         type=int,
         default=Checks.min_side,
         help="refuse pictures with a shorter side (default: %(default)s)",
     )
-    parser.add_argument(
-        "--no-images", action="store_true", help="do not open the pictures; leaks by content are then not found"
-    )
-    parser.add_argument("--workers", type=int, help="threads that open pictures (default: one per core)")
-    parser.add_argument("--strict", action="store_true", help="count a question whose annotators disagree as bad")
-    parser.add_argument("--allow-unanswered", action="store_true", help="accept rows without answers (a test split)")
-    parser.add_argument("--list", type=int, default=100, help="print at most this many problems (default: %(default)s)")
-    parser.add_argument("--report", type=Path, help="write every problem as JSONL: row, id, reason")
-    parser.add_argument("--drop-bad", type=Path, metavar="OUT", help="write the good rows to this parquet file")
+    option("--no-images", action="store_true", help="do not open the pictures; leaks by content are then not found")
+    option("--workers", type=int, help="threads that open pictures (default: one per core)")
+    option("--strict", action="store_true", help="count a question whose annotators disagree as bad")
+    option("--allow-unanswered", action="store_true", help="accept rows without answers (a test split)")
+    option("--list", type=int, default=100, help="print at most this many problems (default: %(default)s)")
+    option("--report", type=Path, help="write every problem as JSONL: row, id, reason")
+    option("--drop-bad", type=Path, metavar="OUT", help="write the good rows to this parquet file")
 
 
 def verify_file(args: argparse.Namespace) -> int:

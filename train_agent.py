@@ -83,10 +83,7 @@ def parser() -> argparse.ArgumentParser:
     named = f"an algorithm by name, repeatable: {', '.join(variants())}, or a .yaml file"
     how.add_argument("--variant", metavar="NAME", action="append", default=[], help=named)
     how.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="read settings from a file; a run's config.yaml repeats that run",
+        "--config", type=Path, metavar="FILE", help="read settings from a file; a run's config.yaml repeats that run"
     )
     how.add_argument("--max-steps", type=int, help="training steps in all, including those before --resume")
     how.add_argument(

@@ -74,9 +74,7 @@ def parser() -> argparse.ArgumentParser:
         "--image-side", type=int, default=2048, help="longest side of a picture in pixels (default: %(default)s)"
     )
     api.add_argument(
-        "--reasoning",
-        action="store_true",
-        help="send max_completion_tokens and no temperature (o-series, GPT-5)",
+        "--reasoning", action="store_true", help="send max_completion_tokens and no temperature (o-series, GPT-5)"
     )
     return parser
 

@@ -53,9 +53,7 @@ WORKLOADS: dict[str, Callable[[random.Random], Callable[[], object]]] = {
     "grounding, ciou, 1 box, Qwen2.5-VL JSON": lambda g: _grounding(g, "", "ciou", 1, "native", "qwen2_5_vl"),
     "grounding, arc, 1 box": lambda g: _grounding(g, "", "arc", 1, "bbox", "unit"),
 }
-REPORTED_ONLY = {
-    "grounding, iou, 5 boxes (Hungarian matching)": lambda g: _grounding(g, "", "iou", 5, "bbox", "unit"),
-}
+REPORTED_ONLY = {"grounding, iou, 5 boxes (Hungarian matching)": lambda g: _grounding(g, "", "iou", 5, "bbox", "unit")}
 
 
 def rate(build: Callable[[random.Random], Callable[[], object]], cases: int, rounds: int) -> float:

@@ -224,11 +224,7 @@ def said(user: str, assistant: str) -> list[dict[str, str]]:
 
 TEN = ["nous les gosses", *["dakota"] * 9]
 REFERRED = {"question_id": "469306", "question": "Please describe it.", "segmentation": [1.0, 2.0], "iscrowd": 0}
-MATH = {
-    "unit": None,
-    "precision": 1.0,
-    "metadata": {"source": "FigureQA", "grade": "high school"},
-}
+MATH = {"unit": None, "precision": 1.0, "metadata": {"source": "FigureQA", "grade": "high school"}}
 GEOMETRY = "Find x. Round to the nearest tenth."
 UI = {"image_path": "a.png", "image_size": [200, 100], "instruction": "open the menu", "GUI_types": ["Button", "Icon"]}
 BOX = [[0.1, 0.1, 0.3, 0.4]]  # of 20, 10, 60, 40 in a picture of 200 x 100

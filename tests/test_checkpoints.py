@@ -44,10 +44,7 @@ def test_the_last_ones_and_the_best_stay(tmp_path: Path) -> None:
     assert checkpoints.best() is None
 
 
-@pytest.mark.parametrize(
-    "said",
-    ["[Errno 28] No space left on device", "[Errno 122] Disk quota exceeded"],
-)
+@pytest.mark.parametrize("said", ["[Errno 28] No space left on device", "[Errno 122] Disk quota exceeded"])
 def test_a_full_disk_before_the_first_checkpoint_says_so(tmp_path: Path, said: str) -> None:
     checkpoints = Checkpoints(tmp_path, CheckpointSettings())
     with (

@@ -48,12 +48,7 @@ def test_smart_resize_refuses(height: int, width: int) -> None:
         smart_resize(height, width, 28, 3136, 1003520)
 
 
-@given(
-    family=st.sampled_from(sorted(FAMILIES)),
-    box=st.tuples(*[st.floats(0, 1)] * 4),
-    width=sides,
-    height=sides,
-)
+@given(family=st.sampled_from(sorted(FAMILIES)), box=st.tuples(*[st.floats(0, 1)] * 4), width=sides, height=sides)
 def test_round_trip(family: str, box: tuple[float, float, float, float], width: int, height: int) -> None:
     sizes = ((width + 17, height + 3), (width, height))
     assert to_unit(from_unit(box, family, *sizes), family, *sizes) == pytest.approx(box, abs=1e-12)

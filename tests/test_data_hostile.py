@@ -70,12 +70,7 @@ CUSTOM = [
 
 @pytest.mark.parametrize(("name", "text", "reason"), CUSTOM, ids=range(len(CUSTOM)))
 def test_custom(
-    name: str,
-    text: str,
-    reason: str,
-    folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, text: str, reason: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / name).write_text(text)
     output = folder / "o.parquet"
@@ -370,11 +365,7 @@ def test_numbers_that_json_lacks_become_null_in_meta(folder: Path) -> None:
     ],
 )
 def test_options(
-    arguments: list[str],
-    reason: str,
-    folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], reason: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     pq.write_table(pa.Table.from_pylist([GOOD]), "x.parquet")

@@ -24,10 +24,7 @@ LEVEL = "agentlightning.trace_aggregator"
 # The tools as the template writes them take a thousand of the tiny tokenizer's tokens.
 FUNCTIONS = [
     *("agent.tool_protocol=function", "data.max_prompt_length=1536", f"{LEVEL}.trajectory_max_prompt_length=1536"),
-    *(
-        f"{LEVEL}.trajectory_max_response_length=1536",
-        "actor_rollout_ref.rollout.max_model_len=2048",
-    ),
+    *(f"{LEVEL}.trajectory_max_response_length=1536", "actor_rollout_ref.rollout.max_model_len=2048"),
     *("data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4"),
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32",
 ]

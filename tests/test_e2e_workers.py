@@ -194,13 +194,7 @@ def nobody_gets_in_without_the_token(proxy: str, store: str) -> None:
             assert client.post(url, json={"worker_id": "x"}).status_code == 401, url
 
 
-@pytest.mark.parametrize(
-    ("engine", "who"),
-    [
-        ("vllm", "the server's process"),
-        ("vllm", "its engine"),
-    ],
-)
+@pytest.mark.parametrize(("engine", "who"), [("vllm", "the server's process"), ("vllm", "its engine")])
 def test_a_model_server_that_dies_ends_the_run_with_a_checkpoint(
     machines: Machines, tmp_path: Path, engine: str, who: str
 ) -> None:

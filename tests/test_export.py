@@ -150,8 +150,7 @@ def test_a_checkpoint_that_cannot_be_merged_leaves_nothing(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("mixed_precision", "dtype"),
-    [(None, "bfloat16"), ("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float32")],
+    ("mixed_precision", "dtype"), [(None, "bfloat16"), ("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float32")]
 )
 def test_the_actors_precision_is_kept(tmp_path: Path, mixed_precision: str | None, dtype: str) -> None:
     settings = {"actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype": mixed_precision}

@@ -61,12 +61,7 @@ def installed(names: list[str], folder: Path) -> Path:
 def run(packages: Path, *command: Any, seconds: float) -> str:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{packages}"}
     done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout

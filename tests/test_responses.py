@@ -79,10 +79,7 @@ CHAT_RESULT = {"role": "tool", "tool_call_id": "c1", "content": "red"}
         ([SAID], [message("assistant", "Let me see.")]),
         ([SAID, CALL], [message("assistant", "Let me see.") | {"tool_calls": [CHAT_CALL]}]),
         ([CALL, CALL], [{"role": "assistant", "tool_calls": [CHAT_CALL, CHAT_CALL]}]),
-        (
-            [CALL, RESULT, CALL],
-            [CALLING, CHAT_RESULT, CALLING],
-        ),
+        ([CALL, RESULT, CALL], [CALLING, CHAT_RESULT, CALLING]),
         (
             [THOUGHT, SAID, CALL],
             [{"role": "assistant", "reasoning": "Hm.", "content": "Let me see.", "tool_calls": [CHAT_CALL]}],

@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from tests.random_texts import random_text
 from vision_rl.errors import UserError
 from vision_rl.rewards import vqa_accuracy, vqa_reward
-from vision_rl.rewards.vqa import (
-    answer_similarity,
-    best_answer,
-    by_frequency,
-    normalise_answer,
-    official_2021_accuracy,
-)
+from vision_rl.rewards.vqa import answer_similarity, best_answer, by_frequency, normalise_answer, official_2021_accuracy
 from vision_rl.rewards.vqa_accuracy import CONTRACTIONS
 from vision_rl.settings import Terms
 from vision_rl.types import Reward

@@ -157,8 +157,7 @@ def test_a_rollouts_key_opens_the_models_routes_only(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "address"),
-    [("http://h:1", "http://h:1/v1"), ("http://h:1/v1beta/openai", "http://h:1/v1beta/openai")],
+    ("endpoint", "address"), [("http://h:1", "http://h:1/v1"), ("http://h:1/v1beta/openai", "http://h:1/v1beta/openai")]
 )
 def test_outside_of_training_the_address_stays(endpoint: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-own")

@@ -118,11 +118,7 @@ def assert_equal(alone: Any, shared: Any) -> None:
     ids=["plain", "LoRA", "recomputed"],
 )
 def test_log_probs_entropies_and_gradients_are_those_of_the_rows_alone(
-    changes: tuple[str, ...],
-    temperature: Any,
-    worker: VisionTrainingWorker,
-    builder: RowBuilder,
-    groups: list[Sample],
+    changes: tuple[str, ...], temperature: Any, worker: VisionTrainingWorker, builder: RowBuilder, groups: list[Sample]
 ) -> None:
     engine = (actor("actor", None, *changes) if changes else worker).engine
     engine.pixels = builder.pixels
@@ -141,10 +137,7 @@ def test_log_probs_entropies_and_gradients_are_those_of_the_rows_alone(
 
 
 def test_replies_that_see_each_other_are_found_out(
-    worker: VisionTrainingWorker,
-    builder: RowBuilder,
-    groups: list[Sample],
-    monkeypatch: pytest.MonkeyPatch,
+    worker: VisionTrainingWorker, builder: RowBuilder, groups: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: all replies of a group as one, of which each token sees those before."""
     engine = worker.engine
@@ -173,10 +166,7 @@ def test_replies_that_see_each_other_are_found_out(
 
 @pytest.mark.parametrize("role", ["actor", "ref"])
 def test_passes_before_the_update_are_the_same(
-    role: str,
-    worker: VisionTrainingWorker,
-    builder: RowBuilder,
-    groups: list[Sample],
+    role: str, worker: VisionTrainingWorker, builder: RowBuilder, groups: list[Sample]
 ) -> None:
     """Old log-probabilities and the reference's, with pictures and with black ones, by micro-batches of rows."""
     asked = worker if role == "actor" else actor("ref")
@@ -190,11 +180,7 @@ def test_passes_before_the_update_are_the_same(
         torch.testing.assert_close(found[1], found[0] * mask, atol=2e-5, rtol=0)
 
 
-def test_papos_two_passes_are_the_same(
-    worker: VisionTrainingWorker,
-    builder: RowBuilder,
-    groups: list[Sample],
-) -> None:
+def test_papos_two_passes_are_the_same(worker: VisionTrainingWorker, builder: RowBuilder, groups: list[Sample]) -> None:
     engine = worker.engine
     engine.pixels = builder.pixels
     builder.pixels.masked = 0.6
@@ -212,9 +198,7 @@ def test_papos_two_passes_are_the_same(
 
 
 def test_micro_batches_by_tokens_keep_groups_together_and_count_a_prompt_once(
-    worker: VisionTrainingWorker,
-    builder: RowBuilder,
-    groups: list[Sample],
+    worker: VisionTrainingWorker, builder: RowBuilder, groups: list[Sample]
 ) -> None:
     engine = worker.engine
     engine.pixels = builder.pixels
@@ -277,10 +261,7 @@ def test_a_batch_of_one_group_may_hold_its_name_once(builder: RowBuilder, groups
     assert [prefix.rows for prefix in shared_prompt.prefixes(data, refs, builder.pixels)] == [[0, 1, 2, 3]]
 
 
-def test_rows_that_share_too_little_are_computed_one_by_one(
-    builder: RowBuilder,
-    groups: list[Sample],
-) -> None:
+def test_rows_that_share_too_little_are_computed_one_by_one(builder: RowBuilder, groups: list[Sample]) -> None:
     alone = rows_of(builder, [groups[0], groups[4], groups[6]])
     assert (
         shared_prompt.pack(batch(alone), [row["multi_modal_inputs"]["refs"] for row in alone], builder.pixels) is None

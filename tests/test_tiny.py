@@ -116,14 +116,7 @@ def test_saving_keeps_rounded_weights_to_the_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "tokens"),
-    [
-        ("<bbox>[0.10, 0.25, 0.50, 1.00]</bbox>", 9),
-        ("red", 1),
-        (" triangle", 1),
-        ("4", 1),
-        ("0.00", 1),
-        ("0.99", 1),
-    ],
+    [("<bbox>[0.10, 0.25, 0.50, 1.00]</bbox>", 9), ("red", 1), (" triangle", 1), ("4", 1), ("0.00", 1), ("0.99", 1)],
 )
 def test_answers_take_few_tokens(processor: Any, text: str, tokens: int) -> None:
     assert len(processor.tokenizer(text).input_ids) == tokens

@@ -39,10 +39,7 @@ WALKS = {
         f"vqa_agent.py {V}/tasks.py {V}/training/launch.py train_agent.py",
         "vqa_agent.py train_agent.py",
     ),
-    "everything that makes the task vqa": (
-        f"{V}/tasks.py {_AGENT} {V}/tiny/tasks.py",
-        f"{_AGENT} {V}/tiny/tasks.py",
-    ),
+    "everything that makes the task vqa": (f"{V}/tasks.py {_AGENT} {V}/tiny/tasks.py", f"{_AGENT} {V}/tiny/tasks.py"),
 }
 """Question -> the files in the order in which a reader meets them: at `BEFORE`, and today."""
 

@@ -79,10 +79,7 @@ def single_look(scene: ZoomScene) -> Dialogue:
 
 def with_tools(scene: ZoomScene, region: Box | None) -> Dialogue:
     """A conversation with tools: one zoom into `region` (None: none), then the answer in the last picture's space."""
-    messages = [
-        {"role": "system", "content": system_text(True)},
-        _user(request(INSTRUCTION, SETTINGS, view="last")),
-    ]
+    messages = [{"role": "system", "content": system_text(True)}, _user(request(INSTRUCTION, SETTINGS, view="last"))]
     pictures, view = [scene.image], View(LIMITS.processed(scene.image.size))
     if region is not None:
         crop, view = zoom(scene.image, region, 2.0, LIMITS)

@@ -151,13 +151,7 @@ class VisionWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def open_pictures(
-        self,
-        picture_dir: str,
-        limits: dict[str, int],
-        *,
-        app: AppSettings,
-        banned_tokens: list[int],
-        alone: bool,
+        self, picture_dir: str, limits: dict[str, int], *, app: AppSettings, banned_tokens: list[int], alone: bool
     ) -> None:
         """Tell the engines where the run's pictures are, which tokens the server never samples, and the actor's its loss.
 

@@ -30,12 +30,7 @@ LAST_TURN = "No further call is possible: answer now."
 
 
 def request(
-    instruction: str,
-    settings: AgentSettings,
-    *,
-    pictures: int = 1,
-    view: str = "",
-    size: Sequence[int] | None = None,
+    instruction: str, settings: AgentSettings, *, pictures: int = 1, view: str = "", size: Sequence[int] | None = None
 ) -> str:
     """The user's text: the instruction and how to answer it.
 

@@ -49,10 +49,7 @@ TOOLS: list[dict[str, Any]] = [
     _function(
         "zoom_ui_element",
         "Look closer: get a region of the picture enlarged.",
-        {
-            "region": _REGION,
-            "zoom_factor": {"type": "number", "minimum": ZOOM_FACTORS[0], "maximum": ZOOM_FACTORS[1]},
-        },
+        {"region": _REGION, "zoom_factor": {"type": "number", "minimum": ZOOM_FACTORS[0], "maximum": ZOOM_FACTORS[1]}},
         ["region", "zoom_factor"],
     ),
     _function(

@@ -15,12 +15,7 @@ from typing import Any
 
 from vision_rl.answers.coordinates import Size, get_family, to_unit
 from vision_rl.answers.formats import NUMBER_PATTERN
-from vision_rl.answers.parsing import (
-    final_text,
-    parse_json,
-    parse_tool_calls,
-    strip_reasoning,
-)
+from vision_rl.answers.parsing import final_text, parse_json, parse_tool_calls, strip_reasoning
 from vision_rl.answers.space import AnswerSpace
 from vision_rl.settings import AgentSettings
 

@@ -130,10 +130,7 @@ def space_size(
 
 
 def to_unit(
-    box: Sequence[float],
-    family: str | Family,
-    original_size: Size | None = None,
-    processed_size: Size | None = None,
+    box: Sequence[float], family: str | Family, original_size: Size | None = None, processed_size: Size | None = None
 ) -> Box:
     """An xyxy box in the family's space as xyxy in unit space (0..1 of image width and height); nothing is clipped."""
     width, height = space_size(family, original_size, processed_size)
@@ -141,10 +138,7 @@ def to_unit(
 
 
 def from_unit(
-    box: Sequence[float],
-    family: str | Family,
-    original_size: Size | None = None,
-    processed_size: Size | None = None,
+    box: Sequence[float], family: str | Family, original_size: Size | None = None, processed_size: Size | None = None
 ) -> Box:
     """An xyxy box in unit space as xyxy in the family's space; the inverse of `to_unit`, not rounded."""
     width, height = space_size(family, original_size, processed_size)

@@ -128,12 +128,7 @@ def _write_weights(files: list[Path], output: Path) -> None:
 
 
 def _processor(folder: Path, original: dict[str, Any]) -> Any:
-    from transformers import (
-        AutoTokenizer,
-        GotOcr2ImageProcessor,
-        InternVLProcessor,
-        InternVLVideoProcessor,
-    )
+    from transformers import AutoTokenizer, GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor
 
     tokenizer = AutoTokenizer.from_pretrained(folder, extra_special_tokens=_TOKENS)
     rows = original["llm_config"].get("vocab_size", 0)

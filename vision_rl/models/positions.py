@@ -25,10 +25,7 @@ def token_types(processor: Any, input_ids: torch.Tensor) -> torch.Tensor:
 
 
 def position_ids(
-    processor: Any,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    inputs: Mapping[str, torch.Tensor],
+    processor: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, inputs: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     """Positions of one padded sequence.
 

@@ -20,11 +20,7 @@ from vision_rl.answers.coordinates import FAMILIES
 from vision_rl.answers.parsing import POINT_FORMATS, format_boxes
 from vision_rl.answers.space import AnswerSpace
 from vision_rl.errors import UserError, cli_errors
-from vision_rl.rewards.grounding import (
-    KINDS,
-    POINT_KINDS,
-    grounding_reward,
-)
+from vision_rl.rewards.grounding import KINDS, POINT_KINDS, grounding_reward
 from vision_rl.rewards.tools import Call, arc_reward
 from vision_rl.rewards.vqa import KINDS as ANSWER_KINDS
 from vision_rl.rewards.vqa import answer_similarity, vqa_reward

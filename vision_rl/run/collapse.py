@@ -67,10 +67,7 @@ REMEDIES: dict[str, Remedy] = {
     ),
     "far from reference": Remedy(
         "too many or too large steps",
-        (
-            "raise actor_rollout_ref.actor.kl_loss_coef (--variant kl_strong)",
-            "halve the learning rate",
-        ),
+        ("raise actor_rollout_ref.actor.kl_loss_coef (--variant kl_strong)", "halve the learning rate"),
     ),
     "equal groups": Remedy(
         "rows that are all right (too easy) or all wrong (too hard)",

@@ -171,11 +171,7 @@ def vqa_example(rng: random.Random) -> tuple[Image.Image, dict[str, Any]]:
         "plain": example.plain,
         "theme": example.theme,
     }
-    return example.image, {
-        "question": example.question,
-        "answers": _annotate(example.answer, noise),
-        "meta": meta,
-    }
+    return example.image, {"question": example.question, "answers": _annotate(example.answer, noise), "meta": meta}
 
 
 def grounding_example(rng: random.Random) -> tuple[Image.Image, dict[str, Any]]:

@@ -304,9 +304,7 @@ class VisionTrainer(Checkpointing, PPOTrainer):
             self.records.note_advantages(batch, advantages, rows.batch["response_mask"])
         output = {name: response_to_nested(rows.batch[name], nested_mask) for name in written}
         return tq.kv_batch_put(
-            keys=batch.keys,
-            partition_id=batch.partition_id,
-            fields=TensorDict(output, batch_size=len(batch)),
+            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(output, batch_size=len(batch))
         )
 
     def on_step_end(self) -> None:

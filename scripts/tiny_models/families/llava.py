@@ -128,11 +128,7 @@ def _pixtral_processor(merge: int) -> Any:
 
     images = PixtralImageProcessor(patch_size=14 * merge, size={"longest_edge": 112})
     return PixtralProcessor(
-        images,
-        tokenizer(_PIXTRAL_TOKENS),
-        patch_size=14,
-        spatial_merge_size=merge,
-        chat_template=template("[IMG]"),
+        images, tokenizer(_PIXTRAL_TOKENS), patch_size=14, spatial_merge_size=merge, chat_template=template("[IMG]")
     )
 
 

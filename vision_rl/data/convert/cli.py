@@ -59,16 +59,17 @@ def add_task(parser: argparse.ArgumentParser) -> None:
 def _add_convert(commands: Any) -> None:
     text = "convert a published set by name (data_utils.py sets lists them), or your own file (custom), to parquet"
     parser = command(commands, "convert", convert, text)
-    parser.add_argument("set", nargs="?", default="vqav2", metavar="SET", help="name of the set (default: %(default)s)")
-    parser.add_argument("--questions", type=Path, help="vqav2, ok-vqa: v2_OpenEnded_mscoco_*_questions.json")
-    parser.add_argument("--annotations", type=Path, help="v2_mscoco_*_annotations.json; leave it out for test splits")
-    parser.add_argument(
+    option = parser.add_argument
+    option("set", nargs="?", default="vqav2", metavar="SET", help="name of the set (default: %(default)s)")
+    option("--questions", type=Path, help="vqav2, ok-vqa: v2_OpenEnded_mscoco_*_questions.json")
+    option("--annotations", type=Path, help="v2_mscoco_*_annotations.json; leave it out for test splits")
+    option(
         "--missing-images",
         choices=vqav2.MISSING_IMAGES,
         default="error",
         help="with --questions: what to do about a missing picture",
     )
-    parser.add_argument("--no-image-sizes", action="store_true", help="with --questions: do not read picture headers")
+    option("--no-image-sizes", action="store_true", help="with --questions: do not read picture headers")
     _add_set_options(parser)
     parser = command(commands, "convert-custom", convert, "convert your own file: the same as convert custom")
     parser.set_defaults(set="custom", questions=None)
@@ -76,49 +77,46 @@ def _add_convert(commands: Any) -> None:
     parser = command(
         commands, "sets", sets, "list the sets that convert knows; with a name, print everything about one"
     )
-    parser.add_argument("set", nargs="?", metavar="SET", help="one set: its command, layout, source and licence")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--markdown", action="store_true", help="print the table of docs/data.md")
+    option = parser.add_argument
+    option("set", nargs="?", metavar="SET", help="one set: its command, layout, source and licence")
+    option("--json", action="store_true", help="print JSON")
+    option("--markdown", action="store_true", help="print the table of docs/data.md")
 
 
 def _add_set_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
     add_task(parser)
-    parser.add_argument("--input", type=Path, help="the set's file, or a folder of its files")
-    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
-    parser.add_argument("--image-dir", type=Path, help="folder of the named pictures (default: the folder of --input)")
+    option("--input", type=Path, help="the set's file, or a folder of its files")
+    option("--output", type=Path, required=True, help="parquet file to write")
+    option("--image-dir", type=Path, help="folder of the named pictures (default: the folder of --input)")
     for name in ("image", "question", "answer", "choices"):
-        parser.add_argument(f"--{name}-field", default="", help=f"column that holds the {name}, if its name is unusual")
-    parser.add_argument(
+        option(f"--{name}-field", default="", help=f"column that holds the {name}, if its name is unusual")
+    option(
         "--answer-as",
         choices=ANSWER_FORMS,
         default="",
         help="how the gold answer of a multiple-choice question is written",
     )
-    parser.add_argument("--language", default="", help="slake: en or zh; screenspot-pro: en or cn")
-    parser.add_argument(
-        "--split", default="", help="read only this split of a folder or a table, such as train or test"
-    )
-    parser.add_argument(
-        "--question", default="", help="radiology sets: the instruction; with {label}, one row per finding"
-    )
+    option("--language", default="", help="slake: en or zh; screenspot-pro: en or cn")
+    option("--split", default="", help="read only this split of a folder or a table, such as train or test")
+    option("--question", default="", help="radiology sets: the instruction; with {label}, one row per finding")
     _add_finding_options(parser)
-    parser.add_argument("--frames", type=int, default=8, help="pictures to take from a video (default: %(default)s)")
-    parser.add_argument("--max-samples", type=int, help="stop after this many rows")
-    parser.add_argument("--source", help="source name kept in every row (default: the set's name)")
-    parser.add_argument("--allow-unanswered", action="store_true", help="accept rows without answers (a test split)")
+    option("--frames", type=int, default=8, help="pictures to take from a video (default: %(default)s)")
+    option("--max-samples", type=int, help="stop after this many rows")
+    option("--source", help="source name kept in every row (default: the set's name)")
+    option("--allow-unanswered", action="store_true", help="accept rows without answers (a test split)")
     _add_bad_option(parser)
 
 
 def _add_finding_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    option = parser.add_argument
+    option(
         "--readers",
         default="fuse",
         help="how to combine a picture's readers: fuse (default), union, or one reader's name",
     )
-    parser.add_argument(
-        "--empty", default="keep", help="what to do with rows without a box: keep (default), drop or share=0.1"
-    )
-    parser.add_argument("--frame", type=int, help="frame of DICOM files with several, counted from 0")
+    option("--empty", default="keep", help="what to do with rows without a box: keep (default), drop or share=0.1")
+    option("--frame", type=int, help="frame of DICOM files with several, counted from 0")
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -184,13 +182,12 @@ def convert_vqav2(args: argparse.Namespace) -> int:
 def _add_convert_screenspot(commands: Any) -> None:
     text = "convert ScreenSpot (Hugging Face parquet, original/v2 JSON, Pro JSON) to parquet splits by image, or to one file"
     parser = command(commands, "convert-screenspot", convert_screenspot, text)
-    parser.add_argument(
-        "--input", type=Path, default=Path("data/screenspot"), help="file or folder (default: %(default)s)"
-    )
-    parser.add_argument(
+    option = parser.add_argument
+    option("--input", type=Path, default=Path("data/screenspot"), help="file or folder (default: %(default)s)")
+    option(
         "--image-dir", type=Path, help="folder of the pictures for JSON input (default: images, beside the JSON file)"
     )
-    parser.add_argument(
+    option(
         "--form", choices=screenspot.FORMS, default="auto", help="form of the input (auto: recognised by its fields)"
     )
     where = parser.add_mutually_exclusive_group(required=True)
@@ -201,9 +198,7 @@ def _add_convert_screenspot(commands: Any) -> None:
         type=Path,
         help="write train.parquet, validation.parquet and test.parquet to this folder",
     )
-    parser.add_argument(
-        "--max-samples", "--max_samples", type=int, help="keep only a random sample of this size, drawn with --seed"
-    )
+    option("--max-samples", "--max_samples", type=int, help="keep only a random sample of this size, drawn with --seed")
     _add_split_options(parser, max_validation=240)
     _add_bad_option(parser)
 
@@ -232,29 +227,28 @@ def convert_screenspot(args: argparse.Namespace) -> int:
 def _add_convert_boxes(commands: Any) -> None:
     text = "convert your own boxes (COCO, CSV, JSON, JSONL or parquet; radiology or any grounding set) to parquet"
     parser = command(commands, "convert-boxes", convert_boxes, text)
-    parser.add_argument("--input", type=Path, required=True, help="annotation file")
-    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
-    parser.add_argument("--image-dir", type=Path, help="folder of the named pictures (default: the folder of --input)")
-    parser.add_argument("--space", choices=SPACES, help="coordinate space of the boxes, never guessed (COCO: pixels)")
-    parser.add_argument("--box-format", choices=BOX_FORMATS, help="order of a box's four numbers (COCO: xywh)")
-    parser.add_argument(
+    option = parser.add_argument
+    option("--input", type=Path, required=True, help="annotation file")
+    option("--output", type=Path, required=True, help="parquet file to write")
+    option("--image-dir", type=Path, help="folder of the named pictures (default: the folder of --input)")
+    option("--space", choices=SPACES, help="coordinate space of the boxes, never guessed (COCO: pixels)")
+    option("--box-format", choices=BOX_FORMATS, help="order of a box's four numbers (COCO: xywh)")
+    option(
         "--question",
         default=box_sets.DEFAULT_QUESTION,
         help="instruction of rows without one; {label}: one row per label; {labels}: names all labels (default: %(default)s)",
     )
-    parser.add_argument("--image-field", help="column that holds the picture, if its name is unusual")
-    parser.add_argument("--label-field", help="column that holds the label, if its name is unusual")
-    parser.add_argument("--question-field", help="column that holds the instruction, if its name is unusual")
-    parser.add_argument(
+    option("--image-field", help="column that holds the picture, if its name is unusual")
+    option("--label-field", help="column that holds the label, if its name is unusual")
+    option("--question-field", help="column that holds the instruction, if its name is unusual")
+    option(
         "--patient-field",
         default="patient",
         help="column that names the patient; a split keeps a patient's rows together (default: %(default)s)",
     )
-    parser.add_argument(
-        "--reader-field", default="rad_id", help="column that names who drew a box (default: %(default)s)"
-    )
-    parser.add_argument("--split", default="", help="read only records with this value in their column split")
-    parser.add_argument("--source", default="boxes", help="source name kept in every row (default: %(default)s)")
+    option("--reader-field", default="rad_id", help="column that names who drew a box (default: %(default)s)")
+    option("--split", default="", help="read only records with this value in their column split")
+    option("--source", default="boxes", help="source name kept in every row (default: %(default)s)")
     _add_finding_options(parser)
     _add_bad_option(parser)
 
@@ -283,11 +277,10 @@ def split(args: argparse.Namespace) -> int:
 
 
 def _add_split_options(parser: argparse.ArgumentParser, *, max_validation: int | None) -> None:
-    parser.add_argument(
-        "--shares", default="60/20/20", help="percentages of train/validation/test (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the shuffle (default: %(default)s)")
-    parser.add_argument(
+    option = parser.add_argument
+    option("--shares", default="60/20/20", help="percentages of train/validation/test (default: %(default)s)")
+    option("--seed", type=int, default=0, help="seed of the shuffle (default: %(default)s)")
+    option(
         "--max-validation",
         type=int,
         default=max_validation,
@@ -295,7 +288,7 @@ def _add_split_options(parser: argparse.ArgumentParser, *, max_validation: int |
         if max_validation is None
         else "most validation rows; the rest goes to training (default: %(default)s)",
     )
-    parser.add_argument(
+    option(
         "--group-by",
         default="content",
         help="keep rows together that share an image's pixels (content; opens every file) or its path; meta:FIELD, such as "

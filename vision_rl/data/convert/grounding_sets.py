@@ -50,11 +50,7 @@ GROUNDING_SETS: tuple[DataSet, ...] = (
         unfold=layouts.regions,
     ),
     DataSet(
-        "vlm-r1",
-        metric="acc_at_iou_0.5",
-        task="grounding",
-        mark=("conversations", "problem"),
-        unfold=layouts.vlm_r1,
+        "vlm-r1", metric="acc_at_iou_0.5", task="grounding", mark=("conversations", "problem"), unfold=layouts.vlm_r1
     ),
     DataSet(
         "messages-boxes",
@@ -88,11 +84,7 @@ GROUNDING_SETS: tuple[DataSet, ...] = (
         file_as="setting",
     ),
     DataSet(
-        "mmbench-gui-l2",
-        metric="point_in_box",
-        task="grounding",
-        question=("instruction",),
-        unfold=layouts.mmbench_gui,
+        "mmbench-gui-l2", metric="point_in_box", task="grounding", question=("instruction",), unfold=layouts.mmbench_gui
     ),
     DataSet(
         "venusbench-gd",

@@ -6,14 +6,8 @@ from vision_rl.data.convert import layouts
 from vision_rl.data.convert.data_set import DataSet
 
 QUESTION_SETS: tuple[DataSet, ...] = (
-    DataSet(
-        "vqav2",
-        metric="vqa",
-    ),
-    DataSet(
-        "ok-vqa",
-        metric="vqa",
-    ),
+    DataSet("vqav2", metric="vqa"),
+    DataSet("ok-vqa", metric="vqa"),
     DataSet(
         "textvqa",
         metric="textvqa",
@@ -22,12 +16,7 @@ QUESTION_SETS: tuple[DataSet, ...] = (
         drop=("question_tokens", "image_classes", "ocr_tokens", "flickr_original_url", "flickr_300k_url"),
         unpack=layouts.data_list,
     ),
-    DataSet(
-        "docvqa",
-        metric="anls",
-        identity=("questionId",),
-        unpack=layouts.data_list,
-    ),
+    DataSet("docvqa", metric="anls", identity=("questionId",), unpack=layouts.data_list),
     DataSet(
         "infovqa",
         metric="anls",
@@ -44,36 +33,11 @@ QUESTION_SETS: tuple[DataSet, ...] = (
         answer=("label", "answer"),
         folders=("", "png"),
     ),
-    DataSet(
-        "gqa",
-        metric="exact_match",
-        image=("imageId",),
-        folders=("", "images"),
-        unpack=layouts.by_key,
-    ),
-    DataSet(
-        "vqa-rad",
-        metric="medical",
-        image=("image", "image_name"),
-        identity=("qid",),
-    ),
-    DataSet(
-        "slake",
-        metric="medical",
-        image=("img_name",),
-        identity=("qid",),
-        folders=("", "imgs"),
-    ),
-    DataSet(
-        "pathvqa",
-        metric="medical",
-    ),
-    DataSet(
-        "ai2d",
-        metric="multiple_choice",
-        choices=("options",),
-        answer_as="index",
-    ),
+    DataSet("gqa", metric="exact_match", image=("imageId",), folders=("", "images"), unpack=layouts.by_key),
+    DataSet("vqa-rad", metric="medical", image=("image", "image_name"), identity=("qid",)),
+    DataSet("slake", metric="medical", image=("img_name",), identity=("qid",), folders=("", "imgs")),
+    DataSet("pathvqa", metric="medical"),
+    DataSet("ai2d", metric="multiple_choice", choices=("options",), answer_as="index"),
     DataSet(
         "scienceqa",
         metric="multiple_choice",
@@ -101,13 +65,7 @@ QUESTION_SETS: tuple[DataSet, ...] = (
         drop=("query", "image", "task"),
         unfold=layouts.mathvista,
     ),
-    DataSet(
-        "geo3k",
-        metric="math",
-        image=("images", "image"),
-        question=("problem",),
-        drop=("choices", "ground_truth"),
-    ),
+    DataSet("geo3k", metric="math", image=("images", "image"), question=("problem",), drop=("choices", "ground_truth")),
     DataSet(
         "verl",
         metric="exact_match",
@@ -116,20 +74,8 @@ QUESTION_SETS: tuple[DataSet, ...] = (
         unfold=layouts.verl,
         metric_of=layouts.verl_metric,
     ),
-    DataSet(
-        "llava",
-        metric="token_f1",
-        image=("image", "images"),
-        mark=("conversations",),
-        unfold=layouts.llava,
-    ),
-    DataSet(
-        "messages",
-        metric="token_f1",
-        image=("images", "image"),
-        mark=("messages",),
-        unfold=layouts.messages,
-    ),
+    DataSet("llava", metric="token_f1", image=("image", "images"), mark=("conversations",), unfold=layouts.llava),
+    DataSet("messages", metric="token_f1", image=("images", "image"), mark=("messages",), unfold=layouts.messages),
     DataSet(
         "custom",
         metric="",

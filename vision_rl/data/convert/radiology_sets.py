@@ -62,22 +62,13 @@ def _boxes(
 
 
 RADIOLOGY_SETS: tuple[DataSet, ...] = (
-    DataSet(
-        "vindr-cxr",
-        metric="iou",
-        task="grounding",
-        reader=_boxes(),
-    ),
+    DataSet("vindr-cxr", metric="iou", task="grounding", reader=_boxes()),
     DataSet(
         "ms-cxr",
         metric="iou",
         task="grounding",
         reader=_boxes(
-            layouts.ms_cxr,
-            marks=("label_text",),
-            image_field="path",
-            question_field="label_text",
-            split_column=True,
+            layouts.ms_cxr, marks=("label_text",), image_field="path", question_field="label_text", split_column=True
         ),
     ),
     DataSet(
