@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from vision_rl.data.convert import layouts, screenspot
 from vision_rl.data.convert.data_set import DataSet, Source
@@ -21,10 +22,12 @@ def _screenspot(source: Source, on_bad: OnBad | None) -> Iterator[Record]:
     )
 
 
-_REFCOCO = DataSet(
+_grounding = partial(DataSet, task="grounding")
+_pointing = partial(_grounding, metric="point_in_box")
+
+_REFCOCO = _grounding(
     "refcoco",
     metric="acc_at_iou_0.5",
-    task="grounding",
     question=("expression",),
     mark=("answer",),
     box_format="xywh",
@@ -33,40 +36,30 @@ _REFCOCO = DataSet(
     drop=("question", "answer", "iscrowd", "image_size"),
     unfold=layouts.expressions,
 )
-_SCREENSPOT = DataSet("screenspot", metric="point_in_box", task="grounding", reader=_screenspot)
+_SCREENSPOT = _pointing("screenspot", reader=_screenspot)
 
 GROUNDING_SETS: tuple[DataSet, ...] = (
     _REFCOCO,
     replace(_REFCOCO, name="refcoco+"),
     replace(_REFCOCO, name="refcocog"),
-    DataSet(
+    _grounding(
         "visual-genome",
         metric="acc_at_iou_0.5",
-        task="grounding",
         question=("phrase",),
         mark=("regions",),
         box_format="xywh",
         folders=("", "VG_100K", "VG_100K_2"),
         unfold=layouts.regions,
     ),
-    DataSet(
-        "vlm-r1", metric="acc_at_iou_0.5", task="grounding", mark=("conversations", "problem"), unfold=layouts.vlm_r1
-    ),
-    DataSet(
-        "messages-boxes",
-        metric="iou",
-        task="grounding",
-        image=("images", "image"),
-        mark=("messages",),
-        unfold=layouts.messages_boxes,
+    _grounding("vlm-r1", metric="acc_at_iou_0.5", mark=("conversations", "problem"), unfold=layouts.vlm_r1),
+    _grounding(
+        "messages-boxes", metric="iou", image=("images", "image"), mark=("messages",), unfold=layouts.messages_boxes
     ),
     _SCREENSPOT,
     replace(_SCREENSPOT, name="screenspot-v2"),
     replace(_SCREENSPOT, name="screenspot-pro"),
-    DataSet(
+    _pointing(
         "osworld-g",
-        metric="point_in_box",
-        task="grounding",
         image=("image", "image_path"),
         question=("instruction",),
         box_format="xywh",
@@ -74,45 +67,25 @@ GROUNDING_SETS: tuple[DataSet, ...] = (
         folders=("", "images"),
         unfold=layouts.osworld_g,
     ),
-    DataSet(
-        "ui-vision",
-        metric="point_in_box",
-        task="grounding",
-        image=("image_path",),
-        question=("prompt_to_evaluate",),
-        size="image_size",
-        file_as="setting",
+    _pointing(
+        "ui-vision", image=("image_path",), question=("prompt_to_evaluate",), size="image_size", file_as="setting"
     ),
-    DataSet(
-        "mmbench-gui-l2", metric="point_in_box", task="grounding", question=("instruction",), unfold=layouts.mmbench_gui
-    ),
-    DataSet(
+    _pointing("mmbench-gui-l2", question=("instruction",), unfold=layouts.mmbench_gui),
+    _pointing(
         "venusbench-gd",
-        metric="point_in_box",
-        task="grounding",
         image=("image_path", "image", "img_filename"),
         question=("instruction",),
         folders=("", "web", "mobile", "desktop"),
         file_as="task_type",
         unfold=layouts.venusbench_gd,
     ),
-    DataSet(
+    _pointing(
         "os-atlas",
-        metric="point_in_box",
-        task="grounding",
         image=("img_filename",),
         question=("instruction",),
         space="unit",
         folders=("", "images", "imgs"),
         unfold=layouts.elements,
     ),
-    DataSet(
-        "uground",
-        metric="point_in_box",
-        task="grounding",
-        question=("instruction",),
-        mark=("conversations",),
-        space="thousand",
-        unfold=layouts.uground,
-    ),
+    _pointing("uground", question=("instruction",), mark=("conversations",), space="thousand", unfold=layouts.uground),
 )

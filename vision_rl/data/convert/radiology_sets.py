@@ -15,14 +15,15 @@ _ALL_FINDINGS = "Locate every finding in this image. The findings looked for are
 
 
 def _boxes(
+    name: str,
     unfold: Callable[[Source], layouts.Unfold] | None = None,
     *,
     marks: tuple[str, ...] = ("image_id",),
     nested: bool = False,
     question: str = _ALL_FINDINGS,
     **options: Any,
-) -> Callable[[Source, OnBad | None], Iterator[Record]]:
-    """A reader of tables of boxes. marks: see `source_files`; nested: pictures lie in folders that the table does not name.
+) -> DataSet:
+    """A set that is a table of boxes. marks: see `source_files`; nested: pictures lie in folders that the table does not name.
 
     options: of `BoxOptions`. A file whose records name their split needs --split if they are of several.
     """
@@ -37,8 +38,8 @@ def _boxes(
 
         def placed(record: Record) -> Iterator[Record]:
             for flat in own(record):
-                name = str(flat.get("image", ""))
-                stem = name.rsplit(".", 1)[0] if name.lower().endswith((".png", ".jpg", ".dcm")) else name
+                file = str(flat.get("image", ""))
+                stem = file.rsplit(".", 1)[0] if file.lower().endswith((".png", ".jpg", ".dcm")) else file
                 yield flat | ({"image": places[stem]} if stem in places else {})
 
         named = {"image_field": source.image_field, "question_field": source.question_field}
@@ -58,73 +59,37 @@ def _boxes(
         for file in source_files(source.path, (marks,), source.name, split):
             yield from box_sets.iter_rows(file, chosen, on_bad=on_bad)
 
-    return read
+    return DataSet(name, metric="iou", task="grounding", reader=read)
 
 
 RADIOLOGY_SETS: tuple[DataSet, ...] = (
-    DataSet("vindr-cxr", metric="iou", task="grounding", reader=_boxes()),
-    DataSet(
+    _boxes("vindr-cxr"),
+    _boxes(
         "ms-cxr",
-        metric="iou",
-        task="grounding",
-        reader=_boxes(
-            layouts.ms_cxr, marks=("label_text",), image_field="path", question_field="label_text", split_column=True
-        ),
+        layouts.ms_cxr,
+        marks=("label_text",),
+        image_field="path",
+        question_field="label_text",
+        split_column=True,
     ),
-    DataSet(
-        "padchest-gr",
-        metric="iou",
-        task="grounding",
-        reader=_boxes(layouts.padchest_gr, marks=("findings",), space="unit", box_format="xyxy", split_column=True),
-    ),
-    DataSet(
+    _boxes("padchest-gr", layouts.padchest_gr, marks=("findings",), space="unit", box_format="xyxy", split_column=True),
+    _boxes(
         "rsna-pneumonia",
-        metric="iou",
-        task="grounding",
-        reader=_boxes(
-            layouts.rsna_pneumonia, marks=("patientId",), question="Locate every lung opacity in this image."
-        ),
+        layouts.rsna_pneumonia,
+        marks=("patientId",),
+        question="Locate every lung opacity in this image.",
     ),
-    DataSet(
-        "nih-boxes",
-        metric="iou",
-        task="grounding",
-        reader=_boxes(layouts.nih_boxes, marks=("Image Index",), nested=True),
-    ),
-    DataSet(
-        "chestx-det",
-        metric="iou",
-        task="grounding",
-        reader=_boxes(layouts.chestx_det, marks=("syms",), box_format="xyxy"),
-    ),
-    DataSet(
-        "vindr-mammo",
-        metric="iou",
-        task="grounding",
-        reader=_boxes(layouts.vindr_mammo, marks=("finding_categories",), split_column=True),
-    ),
-    DataSet(
-        "chexlocalize",
-        metric="iou",
-        task="grounding",
-        reader=_boxes(layouts.chexlocalize, box_format="xyxy", unpack=layouts.by_picture),
-    ),
-    DataSet(
+    _boxes("nih-boxes", layouts.nih_boxes, marks=("Image Index",), nested=True),
+    _boxes("chestx-det", layouts.chestx_det, marks=("syms",), box_format="xyxy"),
+    _boxes("vindr-mammo", layouts.vindr_mammo, marks=("finding_categories",), split_column=True),
+    _boxes("chexlocalize", layouts.chexlocalize, box_format="xyxy", unpack=layouts.by_picture),
+    _boxes(
         "siim-acr",
-        metric="iou",
-        task="grounding",
-        reader=_boxes(
-            layouts.siim_acr,
-            marks=("ImageId",),
-            box_format="xyxy",
-            nested=True,
-            question="Locate the pneumothorax in this image.",
-        ),
+        layouts.siim_acr,
+        marks=("ImageId",),
+        box_format="xyxy",
+        nested=True,
+        question="Locate the pneumothorax in this image.",
     ),
-    DataSet(
-        "verl-boxes",
-        metric="iou",
-        task="grounding",
-        reader=_boxes(layouts.verl_boxes, marks=("reward_model",), space="unit", box_format="xyxy"),
-    ),
+    _boxes("verl-boxes", layouts.verl_boxes, marks=("reward_model",), space="unit", box_format="xyxy"),
 )
