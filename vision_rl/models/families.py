@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from vision_rl.models.family import QWEN3_TOKENS, QWEN_TOKENS, ModelFamily
 
 _OWN_FORMAT = "SGLang serves its original checkpoint format only, which transformers does not train"
@@ -13,80 +15,72 @@ _PIXTRAL_TOWER = "its pictures come out otherwise than in transformers: up to 1.
 _UNMEASURED = "SGLang 0.5.12's CPU build does not start with it, so that its parity has not been measured"
 _GLM_VIDEO = "vLLM 0.24 writes its video token where transformers 5.10 writes the picture token (vllm pull 49220)"
 
+_qwen = partial(ModelFamily, sglang=True, positions="mrope", tool_parser="hermes", tower="visual")
+_glm = partial(
+    ModelFamily,
+    sglang=True,
+    coordinates="glm4v",
+    positions="mrope",
+    tokens_per_image=QWEN_TOKENS,
+    tool_parser="glm45",
+    tower="visual",
+    no_video=_GLM_VIDEO,
+)
+
 FAMILIES: tuple[ModelFamily, ...] = (
-    ModelFamily(
+    _qwen(
         name="Qwen2-VL",
         examples=("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"),
         model_types=("qwen2_vl",),
         architectures=("Qwen2VLForConditionalGeneration",),
-        sglang=True,
         coordinates="qwen2_vl",
-        positions="mrope",
         tokens_per_image=QWEN_TOKENS,
         memory="24 GB: 2B (7B by LoRA); 8x80 GB: 7B full",
         pattern="Qwen2-VL",
-        tool_parser="hermes",
-        tower="visual",
         no_video="",
     ),
-    ModelFamily(
+    _qwen(
         name="Qwen2.5-VL",
         examples=("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"),
         model_types=("qwen2_5_vl",),
         architectures=("Qwen2_5_VLForConditionalGeneration",),
-        sglang=True,
         coordinates="qwen2_5_vl",
-        positions="mrope",
         tokens_per_image=QWEN_TOKENS,
         memory="24 GB: 3B (offload or LoRA); 8x80 GB: 7B full",
         pattern=r"Qwen2\.5-VL",
-        tool_parser="hermes",
-        tower="visual",
         no_video=_QWEN_SECONDS,
     ),
-    ModelFamily(
+    _qwen(
         name="Qwen3-VL-MoE",
         examples=("Qwen/Qwen3-VL-30B-A3B-Instruct",),
         model_types=("qwen3_vl_moe",),
         architectures=("Qwen3VLMoeForConditionalGeneration",),
-        sglang=True,
         coordinates="qwen3_vl",
-        positions="mrope",
         tokens_per_image=QWEN3_TOKENS,
         memory="8x80 GB: 30B (3B active)",
         pattern=r"Qwen3-VL-\d+B-A\d+B",
-        tool_parser="hermes",
-        tower="visual",
         no_video="",
     ),
-    ModelFamily(
+    _qwen(
         name="Qwen3-VL",
         examples=("Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"),
         model_types=("qwen3_vl",),
         architectures=("Qwen3VLForConditionalGeneration",),
-        sglang=True,
         coordinates="qwen3_vl",
-        positions="mrope",
         tokens_per_image=QWEN3_TOKENS,
         memory="40 GB: 4B (offload or LoRA); 8x80 GB: 8B full",
         pattern="Qwen3-VL",
-        tool_parser="hermes",
-        tower="visual",
         no_video="",
     ),
-    ModelFamily(
+    _qwen(
         name="MiMo-VL",
         examples=("XiaomiMiMo/MiMo-VL-7B-RL",),
         model_types=(),
         architectures=("Qwen2_5_VLForConditionalGeneration",),
-        sglang=True,
         coordinates="qwen2_5_vl",
-        positions="mrope",
         tokens_per_image=QWEN_TOKENS,
         memory="8x80 GB: 7B full",
         pattern="MiMo-VL",
-        tool_parser="hermes",
-        tower="visual",
         notes="its config.json says qwen2_5_vl, so it is treated, and measured, as Qwen2.5-VL",
         no_video=_QWEN_SECONDS,
     ),
@@ -205,50 +199,29 @@ FAMILIES: tuple[ModelFamily, ...] = (
         tower="vision_model",
         no_sglang=f"{_UNMEASURED}: it finds its memory pool too small",
     ),
-    ModelFamily(
+    _glm(
         name="GLM-4.1V",
         examples=("zai-org/GLM-4.1V-9B-Thinking",),
         model_types=("glm4v",),
         architectures=("Glm4vForConditionalGeneration",),
-        sglang=True,
-        coordinates="glm4v",
-        positions="mrope",
-        tokens_per_image=QWEN_TOKENS,
         memory="8x80 GB: 9B full",
         pattern=r"GLM-4\.1V",
-        tool_parser="glm45",
-        tower="visual",
-        no_video=_GLM_VIDEO,
     ),
-    ModelFamily(
+    _glm(
         name="GLM-4.6V",
         examples=("zai-org/GLM-4.6V-Flash",),
         model_types=(),
         architectures=("Glm4vForConditionalGeneration",),
-        sglang=True,
-        coordinates="glm4v",
-        positions="mrope",
-        tokens_per_image=QWEN_TOKENS,
         memory="8x80 GB: 9B full",
         pattern=r"GLM-4\.6V-Flash",
-        tool_parser="glm45",
-        tower="visual",
         notes="the model of GLM-4.1V with a processor of its own; its large sibling is GLM-4.5V's model",
-        no_video=_GLM_VIDEO,
     ),
-    ModelFamily(
+    _glm(
         name="GLM-4.5V",
         examples=("zai-org/GLM-4.5V",),
         model_types=("glm4v_moe",),
         architectures=("Glm4vMoeForConditionalGeneration",),
-        sglang=True,
-        coordinates="glm4v",
-        positions="mrope",
-        tokens_per_image=QWEN_TOKENS,
         memory="several 8x80 GB nodes",
         pattern=r"GLM-4\.[56]V",
-        tool_parser="glm45",
-        tower="visual",
-        no_video=_GLM_VIDEO,
     ),
 )
