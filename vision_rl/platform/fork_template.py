@@ -36,7 +36,7 @@ from vision_rl.platform.parent_death import child
 TRAINER = ("torch", "tensordict", "transformers", "transformers.models.auto.modeling_auto", "torch.distributed.tensor")
 """What trainer, rank and server import."""
 SERVER = ("vllm", "vllm.engine.arg_utils")
-"""What the server imports beyond it. More of vLLM would import Ray, and pyarrow, which starts a thread."""
+"""What server and trainer import beyond it with vLLM. More of it would import Ray, and pyarrow, which starts a thread."""
 
 
 def forked_workers(cpu: bool, verl: Mapping[str, Any], log: Path) -> contextlib.AbstractContextManager[dict[str, Any]]:
@@ -71,7 +71,7 @@ def fork_template(modules: Sequence[str], log: Path) -> Iterator[dict[str, Any]]
 
 
 class Template:
-    """Forks for whoever connects to its listener; between two imports it looks whether somebody waits."""
+    """Forks for whoever connects to its listener."""
 
     def __init__(self, listener: socket.socket) -> None:
         self.listener = listener
@@ -80,20 +80,15 @@ class Template:
         self.workers: dict[int, tuple[int, socket.socket]] = {}  # by a descriptor of the process: its id, its client
 
     def serve(self, modules: Sequence[str]) -> None:
-        """Import `modules` in their order, and fork for whoever asks, until the end of the process."""
+        """Import `modules`, then fork for whoever asks, and has asked meanwhile, until the end of the process."""
         for module in modules:
             importlib.import_module(module)
-            self.turn(0)
         while True:
-            self.turn(None)
-
-    def turn(self, timeout: float | None) -> None:
-        """Answer everybody who waits now; `timeout` in seconds, None waits for somebody."""
-        for key, _ in self.waiting.select(timeout):
-            if key.fileobj is self.listener:
-                self.fork(self.listener.accept()[0])
-            else:
-                self.reap(key.fd)
+            for key, _ in self.waiting.select():
+                if key.fileobj is self.listener:
+                    self.fork(self.listener.accept()[0])
+                else:
+                    self.reap(key.fd)
 
     def fork(self, client: socket.socket) -> None:
         """Fork a worker for a client; returns in the template only."""
