@@ -128,7 +128,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             rows=rows,
             identity=identity_of(task, name, args.endpoint or weights_of(folder), data, settings, sampling),
             output=output_of(args, task, list(by_task), data, name),
-            prepare=partial(with_settings, asdict(settings)),
+            prepare=partial(with_settings, settings),
             sampling=sampling,
             limits=limits_of(args),
             overwrite=args.overwrite,
@@ -159,9 +159,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return max(outcomes)
 
 
-def with_settings(settings: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+def with_settings(settings: AgentSettings, row: dict[str, Any]) -> dict[str, Any]:
     """A row as its agent takes it."""
-    return {**row, "settings": settings}
+    return {**row, "settings": asdict(settings)}
 
 
 def rows_of(args: argparse.Namespace) -> tuple[Path, dict[str, list[tuple[int, dict[str, Any]]]]]:

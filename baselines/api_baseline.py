@@ -16,7 +16,6 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,7 +135,7 @@ def _run_api(
         rows=rows,
         identity={**identity_of(task, args.model, base_url, data, settings, kept), "pictures": pictures},
         output=output,
-        prepare=lambda row: {**budget.fitted(row), "whole_paths": row["image_paths"], "settings": asdict(settings)},
+        prepare=lambda row: with_settings(settings, budget.fitted(row)) | {"whole_paths": row["image_paths"]},
         sampling=sampling,
         limits=limits_of(args),
         overwrite=args.overwrite,
@@ -178,7 +177,7 @@ def run_trivial(args: argparse.Namespace, console: Console) -> int:
         rows=by_task[task],
         identity=identity_of(task, args.trivial, reply, data, settings, {}),
         output=output_of(args, task, list(by_task), data, args.trivial),
-        prepare=partial(with_settings, asdict(settings)),
+        prepare=partial(with_settings, settings),
         limits=limits_of(args),
         overwrite=args.overwrite,
     )

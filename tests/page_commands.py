@@ -40,7 +40,7 @@ NOT_RUN = (
     (r"sglang|gpu_presets|--preset gpu_.*--data-path", "needs a GPU or SGLang"),
     (r"demo-browser|scripts\.tiny_models(\.browser| --output)", "trains a model of its own, for many minutes"),
     (
-        r"benchmarks/(?!parity.py --write-docs|zoom_figure)",
+        r"benchmarks/(?!parity.py --write-docs)",
         "a benchmark of minutes to hours; docs/benchmarks.md has its figures",
     ),
     (
