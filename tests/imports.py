@@ -79,7 +79,7 @@ def imported(path: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if node in hints:
             continue
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):

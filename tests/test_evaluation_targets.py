@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vision_rl.errors import UserError
-from vision_rl.evaluation.targets import _with_pixel_limits, agent_settings
+from vision_rl.evaluation.targets import agent_settings, with_pixel_limits
 from vision_rl.export.checkpoint import fold_adapter, merged_checkpoint, run_of
 from vision_rl.models.processor import load_processor
 from vision_rl.rewards.judge import shared_judge
@@ -75,10 +75,10 @@ def test_a_judge_that_nobody_named_is_said_before_a_server_starts(monkeypatch: p
 
 def test_pixel_limits_reach_the_served_folder() -> None:
     folder = checkpoint_dir()
-    with _with_pixel_limits(folder, settings_of()) as same:
+    with with_pixel_limits(folder, settings_of()) as same:
         assert same == folder
     changed = settings_of("grounding", "agent.max_pixels=6272")
-    with _with_pixel_limits(folder, changed) as view:
+    with with_pixel_limits(folder, changed) as view:
         config = json.loads((view / "preprocessor_config.json").read_text())
         assert (config["max_pixels"], config["size"]["longest_edge"]) == (6272, 6272)
         assert (config["min_pixels"], config["size"]["shortest_edge"]) == (3136, 3136)
@@ -91,7 +91,7 @@ def test_pixel_limits_reach_a_folder_that_transformers_5_saved(tmp_path: Path) -
     """A checkpoint has its image processor as a part of processor_config.json."""
     shutil.copy(checkpoint_dir() / "config.json", tmp_path)
     load_processor(str(checkpoint_dir())).save_pretrained(tmp_path)
-    with _with_pixel_limits(tmp_path, settings_of("grounding", "agent.max_pixels=6272")) as view:
+    with with_pixel_limits(tmp_path, settings_of("grounding", "agent.max_pixels=6272")) as view:
         assert load_processor(str(view)).image_processor.size["longest_edge"] == 6272
     assert load_processor(str(tmp_path)).image_processor.size["longest_edge"] == 12544
 

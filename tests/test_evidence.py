@@ -19,7 +19,7 @@ from vision_rl.errors import UserError
 from vision_rl.models.table import check_pairing, model_info
 from vision_rl.platform.environment import run_environment
 from vision_rl.preflight import evidence
-from vision_rl.preflight.low_precision import ALL, _yardstick, judged
+from vision_rl.preflight.low_precision import ALL, judged, yardstick_of
 from vision_rl.preflight.parity import Result
 from vision_rl.preflight.parity_cells import TOOL_REPLY
 from vision_rl.settings import Integrity
@@ -136,7 +136,7 @@ CAUGHT = {"black pictures": torch.full((9,), 0.5)}
     ],
 )
 def test_each_distance_is_held_against_the_control(measured: Any, verdict: str, reason: str) -> None:
-    results = judged("new", {"one picture": (measured, True)}, CAUGHT, _yardstick(CONTROL, own=False))
+    results = judged("new", {"one picture": (measured, True)}, CAUGHT, yardstick_of(CONTROL, own=False))
     assert [one.cell for one in results] == ["one picture", ALL, "black pictures"]
     assert results[0].verdict == results[1].verdict == verdict
     assert results[0].reason.startswith(reason)
@@ -146,21 +146,21 @@ def test_each_distance_is_held_against_the_control(measured: Any, verdict: str, 
 def test_a_rare_large_difference_is_caught_where_the_mean_hides_it() -> None:
     rare = cell(0.006, 0.008, 0.01)
     rare["server"][:3] = 0.1
-    [_, pooled] = judged("new", {"one picture": (rare, True)}, {}, _yardstick(CONTROL, own=False))
+    [_, pooled] = judged("new", {"one picture": (rare, True)}, {}, yardstick_of(CONTROL, own=False))
     assert pooled.verdict == "differs" and pooled.reason.startswith("server from float32: p99")
 
 
 def test_a_proof_that_does_not_see_black_pictures_is_none() -> None:
     blind = {"black pictures": torch.full((9,), 0.01)}
-    last = judged("new", {"one picture": (cell(0.01, 0.01, 0.01), True)}, blind, _yardstick(CONTROL, own=False))[-1]
+    last = judged("new", {"one picture": (cell(0.01, 0.01, 0.01), True)}, blind, yardstick_of(CONTROL, own=False))[-1]
     assert last.verdict == "differs" and "moved the trainer by 0.01 nats only" in last.reason
 
 
 def test_a_model_of_the_users_own_is_held_against_its_own_rounding() -> None:
     own = {"one picture": (cell(0.012, 0.01, 0.02), True)}
-    assert {one.verdict for one in judged("mine", own, CAUGHT, _yardstick(own, own=True))} == {"equal"}
+    assert {one.verdict for one in judged("mine", own, CAUGHT, yardstick_of(own, own=True))} == {"equal"}
     off = {"one picture": (cell(0.05, 0.01, 0.05), True)}
-    assert judged("mine", off, CAUGHT, _yardstick(off, own=True))[0].reason.startswith("server from float32")
+    assert judged("mine", off, CAUGHT, yardstick_of(off, own=True))[0].reason.startswith("server from float32")
 
 
 # What a run makes of it

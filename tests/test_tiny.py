@@ -360,10 +360,10 @@ def test_gold_answers_score_full_marks(written: tuple[str, dict[str, Path]]) -> 
 
 
 def test_most_annotators_agree_and_dissent_pays_little() -> None:
-    from vision_rl.tiny.tasks import _annotate
+    from vision_rl.tiny.tasks import annotate
 
     rng = random.Random(0)
-    rows = [_annotate("red", rng) for _ in range(2000)]
+    rows = [annotate("red", rng) for _ in range(2000)]
     unanimous = sum(len(set(row)) == 1 for row in rows) / len(rows)
     assert 0.8 < unanimous < 0.87
     assert max(vqa_accuracy(word, row) for row in rows for word in set(row) - {"red"}) <= 0.6

@@ -24,7 +24,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from tests.test_engine_small import ALGORITHM, TASK, TURN, batch_of
 from vision_rl.actor import rank as worker_module
 from vision_rl.actor.mismatch import reference_metrics
-from vision_rl.actor.rank import VisionWorker, _fit_micro_batches
+from vision_rl.actor.rank import VisionWorker, fit_micro_batches
 from vision_rl.errors import UserError
 from vision_rl.models import pixels as pixels_module
 from vision_rl.models.pixels import Pixels, join
@@ -372,7 +372,7 @@ def test_a_checkpoint_brings_everything_back(
 @pytest.mark.parametrize(("rows", "most", "fitting"), [(127, 64, 1), (12, 8, 6), (8, 64, 8), (9, 4, 3)])
 def test_micro_batches_divide_any_number_of_rows(rows: int, most: int, fitting: int) -> None:
     data = list_of_dict_to_tensordict([{"x": torch.ones(1)}] * rows)
-    _fit_micro_batches(data, most)
+    fit_micro_batches(data, most)
     assert data["micro_batch_size_per_gpu"] == fitting
 
 

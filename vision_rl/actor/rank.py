@@ -55,13 +55,13 @@ class VisionTrainingWorker(TrainingWorker):
     def infer_batch(self, data: Any) -> Any:
         mend_positions(data)
         use_row_temperatures(data)
-        _fit_micro_batches(data, self.engine_config.infer_micro_batch_size_per_gpu)
+        fit_micro_batches(data, self.engine_config.infer_micro_batch_size_per_gpu)
         return super().infer_batch(data)
 
     def train_batch(self, data: Any) -> Any:
         mend_positions(data)
         use_row_temperatures(data)
-        _fit_micro_batches(data, self.engine_config.micro_batch_size_per_gpu)
+        fit_micro_batches(data, self.engine_config.micro_batch_size_per_gpu)
         return super().train_batch(data)
 
     def sight(self, data: Any) -> dict[str, float]:
@@ -91,7 +91,7 @@ class VisionTrainingWorker(TrainingWorker):
         return None if output is None else response_from_nested(output["log_probs"], data["response_mask"])
 
 
-def _fit_micro_batches(data: Any, most: int | None) -> None:
+def fit_micro_batches(data: Any, most: int | None) -> None:
     """Split a batch into equal micro-batches of at most `most` rows: verl refuses a batch that `most` does not divide
     (workers/engine/utils.py:125), and how many rows a step has is not known before its rollouts are done."""
     if most is not None:

@@ -140,7 +140,7 @@ def served_checkpoint(
     functions = has_tools(settings) and settings.tool_protocol == "function"
     length = max_model_len or min(_positions(model_dir), CPU_LENGTH if cpu else GPU_LENGTH)
     with (
-        _with_pixel_limits(model_dir, settings) as folder,
+        with_pixel_limits(model_dir, settings) as folder,
         serve(
             folder,
             cpu=cpu,
@@ -163,7 +163,7 @@ def _positions(model_dir: Path) -> int:
 
 
 @contextmanager
-def _with_pixel_limits(model_dir: Path, settings: AgentSettings) -> Iterator[Path]:
+def with_pixel_limits(model_dir: Path, settings: AgentSettings) -> Iterator[Path]:
     """The folder itself, or links to its files with other limits in its image processor's file where they differ.
 
     Training hands agent.min_pixels and agent.max_pixels to its vLLM; a checkpoint's own file has the base model's.

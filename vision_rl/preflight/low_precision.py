@@ -48,7 +48,7 @@ def prove(jobs: Sequence[Job], folder: Path, control: str | None = None) -> list
     measured = {
         job.family: _measure(job, chosen, replies) for job, chosen, replies in zip(jobs, asked, answers, strict=True)
     }
-    shared = _yardstick(measured[control][0], own=False) if control else None
+    shared = yardstick_of(measured[control][0], own=False) if control else None
     results = []
     for job in jobs:
         found, caught, refused = measured[job.family]
@@ -56,7 +56,7 @@ def prove(jobs: Sequence[Job], folder: Path, control: str | None = None) -> list
             Result(job.family, name, None, None, None, "refused", why, "bfloat16") for name, why in refused.items()
         ]
         if found:
-            results += judged(job.family, found, caught, shared or _yardstick(found, own=True))
+            results += judged(job.family, found, caught, shared or yardstick_of(found, own=True))
     return results
 
 
@@ -130,7 +130,7 @@ def _measure(
     return found, {name: torch.cat(values) for name, values in controls.items()}, refused
 
 
-def _yardstick(found: Mapping[str, tuple[Differences, bool | None]], *, own: bool) -> Yardstick:
+def yardstick_of(found: Mapping[str, tuple[Differences, bool | None]], *, own: bool) -> Yardstick:
     """Of a control family's cells; own: of a model that is its own control, by its trainer's distance from the truth, for
     which the distance between the two sides may be the sum of both."""
     every = [differences for differences, _ in found.values()]

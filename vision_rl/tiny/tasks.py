@@ -171,7 +171,7 @@ def vqa_example(rng: random.Random) -> tuple[Image.Image, dict[str, Any]]:
         "plain": example.plain,
         "theme": example.theme,
     }
-    return example.image, {"question": example.question, "answers": _annotate(example.answer, noise), "meta": meta}
+    return example.image, {"question": example.question, "answers": annotate(example.answer, noise), "meta": meta}
 
 
 def grounding_example(rng: random.Random) -> tuple[Image.Image, dict[str, Any]]:
@@ -191,7 +191,7 @@ def grounding_example(rng: random.Random) -> tuple[Image.Image, dict[str, Any]]:
     }
 
 
-def _annotate(answer: str, rng: random.Random) -> list[str]:
+def annotate(answer: str, rng: random.Random) -> list[str]:
     """Ten annotators: unanimous in five rows of six, else one or two of them wrong, in words that make sense."""
     answers = [answer] * ANNOTATORS
     if rng.random() < 1 / 6:
