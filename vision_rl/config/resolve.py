@@ -135,7 +135,7 @@ def resolve(
     for layer, values in [*named, *chosen, *top]:
         for key, value in values.items():
             refused_keys.check(key, value, known, layer, imports=imports, note=under)
-            _set(tree, key, value)
+            OmegaConf.update(tree, key, value, merge=False, force_add=True)
             origin[key] = layer
     derivation = Derivation(tree, origin, media_root)
     derivation.run()
@@ -259,10 +259,6 @@ def _override_layer(text: str) -> tuple[Origin, dict[str, Any]]:
 
 def _last(key: str, layers: Sequence[tuple[Origin, Mapping[str, Any]]]) -> Any:
     return next((values[key] for _, values in reversed(layers) if key in values), None)
-
-
-def _set(tree: DictConfig, key: str, value: Any) -> None:
-    OmegaConf.update(tree, key, value, merge=False, force_add=True)
 
 
 def _finish(

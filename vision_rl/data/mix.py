@@ -72,11 +72,8 @@ def sample_by_source(rows: Sequence[Mapping[str, Any]], count: int, seed: int) -
         by_source.setdefault(row["source"], []).append(row)
     for items in by_source.values():
         random.Random(seed).shuffle(items)
-    return _first_of_each(list(by_source.values()))[:count]
-
-
-def _first_of_each(sets: list[list[Any]]) -> list[Any]:
-    return [items[0] for items in sets] + mixed([items[1:] for items in sets], [None] * len(sets))
+    sets = list(by_source.values())
+    return ([items[0] for items in sets] + mixed([items[1:] for items in sets], [None] * len(sets)))[:count]
 
 
 def per_source(records: Iterable[Mapping[str, Any]], prefix: str) -> dict[str, float]:

@@ -96,7 +96,8 @@ def verify(
     get_family(checks.family)
     if not 0 < checks.min_pixels <= checks.max_pixels:
         raise UserError(f"--min-pixels {checks.min_pixels} and --max-pixels {checks.max_pixels} leave no size between")
-    _require_rows(path)
+    if next(iter_raw_rows(path), None) is None:
+        raise UserError(f"{path} holds no rows; convert a data set into it with data_utils.py")
     pictures = _open_all([path, *against], image_base_dir, checks, progress)
     elsewhere = _contents_elsewhere(against, image_base_dir, pictures)
     groups = _groups_elsewhere(against)
@@ -143,11 +144,6 @@ def write_good_rows(
             if number not in bad_rows
         ),
     )
-
-
-def _require_rows(path: str | Path) -> None:
-    if next(iter_raw_rows(path), None) is None:
-        raise UserError(f"{path} holds no rows; convert a data set into it with data_utils.py")
 
 
 def _paths_of(path: str | Path, image_base_dir: str | Path | None) -> dict[str, None]:

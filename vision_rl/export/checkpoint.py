@@ -92,7 +92,7 @@ def written_dtype(folder: Path) -> str | None:
 def step_folder(folder: Path) -> Path | None:
     """The `global_step_N` that a path means: itself, the parent of its `actor`, or the newest one of a run; or None."""
     for candidate in (folder, folder.parent):
-        if _is_step(candidate):
+        if _STEP.fullmatch(candidate.name) and (candidate / "actor").is_dir():
             return candidate
     for place in (folder, folder / "checkpoints"):
         steps = [
@@ -101,10 +101,6 @@ def step_folder(folder: Path) -> Path | None:
         if steps:
             return max(steps, key=lambda path: int(path.name.rsplit("_", 1)[1]))
     return None
-
-
-def _is_step(path: Path) -> bool:
-    return _STEP.fullmatch(path.name) is not None and (path / "actor").is_dir()
 
 
 def merge(step: Path, target: Path, dtype: str, *, keep_adapter: bool = False) -> None:

@@ -47,7 +47,7 @@ def model_info(path: str | Path) -> ModelInfo:
     name = str(path)
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        if _is_hub_name(name):
+        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):  # a hub name
             return _by_name(name)
         raise UserError(
             f"--model {name} does not exist; give a model folder or a hub name such as Qwen/Qwen2.5-VL-3B-Instruct"
@@ -215,10 +215,6 @@ def render_models() -> str:
     )
     reasons = [f"  {row.name}: {row.remarks}" for row in TABLE if row.remarks]
     return "\n".join([*lines, "", *([parity, ""] if matrix else []), "Notes", *reasons])
-
-
-def _is_hub_name(name: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
 
 
 def _by_name(name: str) -> ModelInfo:
