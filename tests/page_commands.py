@@ -152,6 +152,7 @@ def start(command: str, folder: Path, terminal: int, **variables: str) -> subpro
         "PYTHONPATH": str(folder),
         "TERM": "xterm",
         "COLUMNS": "120",
+        "PYTHON": sys.executable,
         **variables,
     }
     plain = re.fullmatch(r"[^;&|]+", command) and "=" not in command.split()[0]
@@ -245,7 +246,7 @@ def page_of(lines: list[str], bad: int) -> str:
         f"`bash docs/commands.sh --write` on {datetime.date.today()}, {len(os.sched_getaffinity(0))} cores "
         f"({platform.machine()}, {memory:.0f} GiB, no GPU), Python {platform.python_version()}; {bad} failed.\n"
         "*load*: processes that wanted a core, for each core. *first*: seconds until the first output. *end*: until the end.\n"
-        "*silent*: the longest pause between two outputs. Training is one step.\n\n"
+        "*silent*: the longest pause between two outputs. Training is one step. `--list` has the commands that are not run.\n\n"
         "| page | load | first | end | silent | command |\n|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
     )
 
@@ -280,8 +281,7 @@ def main() -> int:
                 TABLE.format(page=one.page, command=text, **figures) + f"  ({one.reason})" * bool(one.reason),
                 flush=True,
             )
-            told = f"not run: {one.reason}. " if one.reason else ""
-            lines.append(f"| {one.page} | {' | '.join(figures.values())} | {told}`{text}` |")
+            lines += [] if one.reason else [f"| {one.page} | {' | '.join(figures.values())} | `{text}` |"]
             if args.write:  # after each, for a run that is cut short
                 MEASURED.write_text(page_of(lines, bad), encoding="utf-8")
     print(f"{len(chosen)} commands, {sum(bool(one.reason) for one in chosen)} not run, {bad} failed")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from scripts.tiny_models.build import build_checkpoint
-from scripts.tiny_models.zoom_scenes import write_zoom_tasks
-from scripts.tiny_models.zoom_warmstart import zoom_processor, zoom_warm_start
+from rich.console import Console
+
 from vision_rl.errors import cli_errors
+from vision_rl.waiting import waiting
 
 
 def zoom_checkpoint_dir() -> Path:
@@ -31,8 +31,14 @@ def main() -> None:
     args = parser.parse_args()
     with cli_errors():
         if args.command == "data":
-            write_zoom_tasks(args.directory, train=args.train, val=args.val, seed=args.seed)
+            with waiting("drawing scenes", Console(stderr=True)):
+                from scripts.tiny_models.zoom_scenes import write_zoom_tasks
+
+                write_zoom_tasks(args.directory, train=args.train, val=args.val, seed=args.seed)
         else:
+            from scripts.tiny_models.build import build_checkpoint
+            from scripts.tiny_models.zoom_warmstart import zoom_processor, zoom_warm_start
+
             build_checkpoint(args.output, args.seed, zoom_processor(), zoom_warm_start)
     print(f"wrote {args.directory if args.command == 'data' else args.output}")
 

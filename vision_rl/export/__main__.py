@@ -15,6 +15,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from vision_rl.errors import Parser, UserError, cli_errors
 from vision_rl.export.checkpoint import ADAPTER, MERGED, dtype_of, merge, run_of, step_folder, written_dtype
 from vision_rl.export.model_card import base_model, model_card
@@ -25,6 +27,7 @@ from vision_rl.run.checkpoints import Checkpoints, read_best
 from vision_rl.run.directory import CONFIG
 from vision_rl.run.reader import RecordedRun, read_run
 from vision_rl.serving.serve import command_of_vllm
+from vision_rl.waiting import waiting
 
 CARD = "README.md"
 NEEDED = ("config.json", "generation_config.json", "tokenizer_config.json")
@@ -181,7 +184,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     with cli_errors():
-        written = export(args.source, args.output, step=args.step, dtype=args.dtype, overwrite=args.overwrite)
+        with waiting("reading and writing the weights", Console(stderr=True)):
+            written = export(args.source, args.output, step=args.step, dtype=args.dtype, overwrite=args.overwrite)
         print(f"wrote {written}{step_taken(args.source, args.step)}")
 
 
