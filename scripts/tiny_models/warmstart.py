@@ -44,11 +44,12 @@ Progress = Callable[[int, int, float], None]
 
 
 class Lesson(NamedTuple):
-    """A picture, the user's text and the reply to learn."""
+    """A picture, the user's text, the reply to learn, and a system message ("" for none)."""
 
     example: Example
     text: str
     reply: str
+    system: str = ""
 
 
 def user_text(example: Example) -> str:
@@ -82,16 +83,18 @@ def description(example: Example, rng: random.Random) -> str:
     return ", ".join(phrases)
 
 
-def chat_prompt(processor: Qwen2_5_VLProcessor, text: str) -> str:
+def chat_prompt(processor: Qwen2_5_VLProcessor, text: str, system: str = "") -> str:
     """The chat template around one picture and `text`, up to where the reply begins."""
     content = [{"type": "image"}, {"type": "text", "text": text}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True)
 
 
 def supervised_batch(processor: Qwen2_5_VLProcessor, lessons: Sequence[Lesson]) -> dict[str, torch.Tensor]:
     """Model inputs for (batch, length) token ids, padded on the right, with `labels` on the replies only."""
     replies = [lesson.reply + END for lesson in lessons]
-    texts = [chat_prompt(processor, lesson.text) + reply for lesson, reply in zip(lessons, replies, strict=True)]
+    prompts = [chat_prompt(processor, lesson.text, lesson.system) for lesson in lessons]
+    texts = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
     batch: dict[str, Any] = dict(
         processor(
             text=texts,
@@ -131,7 +134,7 @@ def warm_start(
         else:
             rate = CONFUSE_RATE
             lessons = [_confused(draw_example(TASKS[row % len(TASKS)], rng), rng) for row in range(BATCH)]
-        loss = _loss(model, supervised_batch(processor, lessons))
+        loss = lesson_loss(model, supervised_batch(processor, lessons))
         update(optimizer, loss, rate)
         progress(LOOK_STEPS + step + 1, steps, loss.item())
     model.model.visual.requires_grad_(True)
@@ -177,7 +180,7 @@ def silence(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProc
     model.lm_head.weight[forbidden_token_ids(processor)] = row
 
 
-def _loss(model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def lesson_loss(model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Mean over replies of the mean over their tokens, so that a word counts as much as a box."""
     labels = batch["labels"][:, 1:]
     logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits[:, :-1]
