@@ -181,8 +181,8 @@ def test_a_command_that_is_ended_ends_its_server(name: str, number: signal.Signa
         stderr=subprocess.DEVNULL,
     )
     try:
-        # vLLM's API server and its engine's process beside the command itself
-        assert until(lambda: len(marked(mark)) >= 3 or running.poll() is not None, 300) and running.poll() is None
+        # the command itself, `supervised`, vLLM's API server and the first process that it starts
+        assert until(lambda: len(marked(mark)) >= 4 or running.poll() is not None, 300) and running.poll() is None
         running.send_signal(number)
         assert running.wait(60) == code
         assert until(lambda: not marked(mark), 30), [process.cmdline() for process in marked(mark)]

@@ -19,6 +19,7 @@ import httpx
 
 from vision_rl.errors import UserError
 from vision_rl.models.table import model_info
+from vision_rl.platform import supervised
 from vision_rl.platform.environment import CPU_ONLY, SERVER_KEY, run_environment
 from vision_rl.platform.gpu import check_build
 from vision_rl.platform.parent_death import child
@@ -118,7 +119,8 @@ def _running(name: str, command: list[str], cpu: bool, key: str = "") -> Iterato
     """A server's process and the file of what it prints; the key of another server, in the user's environment, is not its."""
     with tempfile.NamedTemporaryFile("w+", prefix=f"{name.lower()}-", suffix=".log") as log:
         environment = {**os.environ, **run_environment(cpu), SERVER_KEY: key}
-        with child(command, stdout=log, stderr=subprocess.STDOUT, env=environment) as server:
+        heeding = [sys.executable, "-IS", supervised.__file__, *command]
+        with child(heeding, stdout=log, stderr=subprocess.STDOUT, env=environment) as server:
             yield server, Path(log.name)
 
 
