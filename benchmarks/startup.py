@@ -76,6 +76,8 @@ def name_of(process: psutil.Process, main: int) -> str:
         return "runners"
     if "proxy_server" in command:
         return "LLM proxy"
+    if "fork_template" in command:
+        return "template"
     return "Ray's daemons"
 
 
