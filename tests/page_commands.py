@@ -101,6 +101,7 @@ class Timed:
     """Seconds until the first output, until the end, and of the longest silence; the exit code, and what was printed.
 
     load: processes that wanted a core, for each core there is; above 1 each second of the machine's own is that many longer.
+    quiet: the line before the longest silence.
     """
 
     first: float
@@ -109,6 +110,7 @@ class Timed:
     code: int
     shown: str
     load: float = 1.0
+    quiet: str = ""
 
 
 def commands() -> list[Command]:
@@ -173,7 +175,7 @@ def timed(command: str, folder: Path, *, until: str = "", **variables: str) -> T
     began = last = time.monotonic()
     running = start(command, folder, slave, **variables)
     os.close(slave)
-    first, gap, shown, asked = -1.0, 0.0, "", False
+    first, gap, shown, quiet, asked = -1.0, 0.0, "", "", False
     while True:
         ready, _, _ = select.select([master], [], [], 0.5)
         now = time.monotonic()
@@ -182,7 +184,9 @@ def timed(command: str, folder: Path, *, until: str = "", **variables: str) -> T
         except OSError:  # the other end is closed
             break
         if chunk:
-            first, gap, last = (now - began if first < 0 else first), max(gap, now - last), now
+            first = now - began if first < 0 else first
+            gap, quiet = max((gap, quiet), (now - last, last_line(shown)))
+            last = now
             shown += chunk.decode(errors="replace")
         if until and not asked and re.search(until, shown):
             os.kill(running.pid, signal.SIGINT)
@@ -195,9 +199,14 @@ def timed(command: str, folder: Path, *, until: str = "", **variables: str) -> T
     code = running.wait(LONGEST_SECONDS)
     end = time.monotonic()
     os.close(master)
-    gap = max(gap, end - last)
+    gap, quiet = max((gap, quiet), (end - last, last_line(shown)))
     code = 0 if asked and code in (130, -2) else code
-    return Timed(first if first >= 0 else end - began, end - began, gap, code, shown, load())
+    return Timed(first if first >= 0 else end - began, end - began, gap, code, shown, load(), quiet)
+
+
+def last_line(shown: str) -> str:
+    """The last line of what a command has printed."""
+    return (shown.split() and shown.strip().splitlines()[-1]) or "its start"
 
 
 def load() -> float:
@@ -274,7 +283,9 @@ def main() -> int:
                 if result.code or result.gap > SILENT_SECONDS * max(1.0, result.load):
                     bad += 1
                     what = (
-                        f"ended with exit code {result.code}" if result.code else f"was silent for {result.gap:.1f} s"
+                        f"ended with exit code {result.code}"
+                        if result.code
+                        else f"was silent for {result.gap:.1f} s after {result.quiet!r}"
                     )
                     print(f"FAILED: {shlex.quote(one.text)} {what}:\n{result.shown[-1500:]}", flush=True)
             print(
