@@ -13,9 +13,16 @@ import pytest
 
 import train_agent
 from tests.fake_openai import MODEL, fake_openai
+from vision_rl import tasks
 from vision_rl.data.schema import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def no_task_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tests here make a task of the same name in folders of their own, in one process."""
+    monkeypatch.setattr(tasks, "_loaded", {})
 
 
 def done(command: list[str], cwd: Path, timeout: int = 120) -> str:
