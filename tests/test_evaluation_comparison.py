@@ -34,7 +34,7 @@ def answered(right: list[bool]) -> list[dict[str, Any]]:
 def test_pairing_finds_what_single_intervals_hide(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     weak = list(rng.random(200) < 0.5)
-    strong = [hit or index % 20 == 0 for index, hit in enumerate(weak)]  # never worse, better on a few rows
+    strong = [hit or index % 10 == 0 for index, hit in enumerate(weak)]  # never worse, better on a few rows
     folders = [evaluation(tmp_path / name, answered(hits)) for name, hits in (("a", weak), ("b", strong))]
     result = compare(load(folders))
     first, second = (result["measures"]["accuracy"][name] for name in ("a", "b"))
@@ -85,6 +85,7 @@ def test_chance_is_called_chance(tmp_path: Path) -> None:
     ("better", "worse", "same", "p", "verdict"),
     [
         (8, 0, 0, 2 / 256, "better"),
+        (8, 0, 40, 2 / 256, "better"),
         (5, 0, 0, 2 / 32, "no difference shown"),
         (6, 0, 4, 2 / 64, "better"),
         (5, 1, 0, 14 / 64, "no difference shown"),

@@ -21,7 +21,7 @@ from vision_rl.tasks import get_task
 from vision_rl.types import Record
 
 FEW = 12
-"""Pictures up to which p is exact; all 4,096 ways to flip the signs of their differences are counted."""
+"""Differing pictures up to which p is exact; all 4,096 ways to flip the signs of their differences are counted."""
 _WORSE_IF_HIGHER = ("wrong place", "wrong space", "wrong format")
 
 
@@ -92,9 +92,9 @@ def compare(runs: Sequence[Evaluation]) -> dict[str, Any]:
 def difference(reference: Evaluation, other: Evaluation, name: str) -> Figure:
     """Mean of other minus reference over the same rows, with its 95 % interval by paired bootstrap (drawn by picture).
 
-    p is two-sided: twice the smaller share of resamples on either side of zero, or of up to `FEW` pictures the exact paired
-    permutation test (resamples of eight equal differences all lie on one side). verdict: "better" or "worse" where the
-    interval leaves out zero and p is below 0.05, else "no difference shown".
+    p is two-sided: twice the smaller share of resamples on either side of zero, or where up to `FEW` pictures differ the exact
+    paired permutation test (resamples of eight equal differences all lie on one side, whatever equal pictures stand beside).
+    verdict: "better" or "worse" where the interval leaves out zero and p is below 0.05, else "no difference shown".
     """
     measure = metrics.measures(str(reference.identity["task"]))[name]
     rows = list(reference.records)
@@ -105,10 +105,9 @@ def difference(reference: Evaluation, other: Evaluation, name: str) -> Figure:
     for n, gap in zip(rows, gaps, strict=True):
         picture = metrics.cluster(reference.records[n])
         totals[picture] = totals.get(picture, 0.0) + gap
-    if len(totals) <= FEW:
-        p = exact_p(list(totals.values()))
-    else:
-        p = min(1.0, 2 * min(float(np.mean(means <= 0)), float(np.mean(means >= 0))))
+    differing = [total for total in totals.values() if total]
+    sides = float(np.mean(means <= 0)), float(np.mean(means >= 0))
+    p = exact_p(differing) if len(differing) <= FEW else min(1.0, 2 * min(sides))
     sign = -1 if name in _WORSE_IF_HIGHER else 1
     verdict = "no difference shown"
     if (low > 0 or high < 0) and p < 0.05:
@@ -136,7 +135,7 @@ def render_comparison(result: Mapping[str, Any]) -> str:
         f"# {result['task']} on {Path(result['data']).name}: {result['rows']} rows that all have scored",
         "",
         f"Differences are to {result['reference']}, with 95 % intervals by paired bootstrap over pictures; "
-        f"p by the same, exact for {FEW} pictures or fewer.",
+        f"p by the same, exact where {FEW} pictures or fewer differ.",
         "",
         "| measure | run | value | difference | p | |",
         "|---|---|---|---|---|---|",
