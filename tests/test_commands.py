@@ -44,6 +44,16 @@ def test_a_users_own_import_keeps_its_traceback(tmp_path: Path) -> None:
     assert done.returncode == 1 and "Traceback" in done.stderr and "no_such_package" in done.stderr
 
 
+def test_ctrl_c_while_a_command_imports_is_one_word() -> None:
+    """No `cli_errors` stands around a script's imports, which take seconds."""
+    code = "import vision_rl; print('importing', flush=True); import time; time.sleep(60)"
+    running = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout and running.stdout.readline() == b"importing\n"
+    running.send_signal(signal.SIGINT)
+    assert running.communicate(timeout=30)[1] == b"interrupted\n"
+    assert running.returncode == -signal.SIGINT, "which a shell calls 130"
+
+
 @pytest.mark.parametrize(
     ("name", "known", "meant"),
     [

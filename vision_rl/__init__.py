@@ -2,8 +2,8 @@
 
 import sys
 
-from vision_rl.errors import say_what_is_missing
+from vision_rl.errors import say_in_one_line
 from vision_rl.lean_import import install
 
-sys.excepthook = say_what_is_missing
+sys.excepthook = say_in_one_line
 install()

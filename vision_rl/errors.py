@@ -101,8 +101,12 @@ def _unwind_of(process: int) -> Any:
     return unwind
 
 
-def say_what_is_missing(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """As `sys.excepthook`: one sentence where a file of ours imports a package that this Python does not have."""
+def say_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As `sys.excepthook`, for what ends a command while it still imports: Ctrl-C is one word (Python then ends by the
+    signal, 130 to a shell), and a package that this Python lacks is one sentence where a file of ours asks for it."""
+    if kind is KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return
     last = trace
     while last and last.tb_next:
         last = last.tb_next
