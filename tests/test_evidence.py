@@ -16,7 +16,7 @@ from scripts.tiny_models.families import build
 from vision_rl.actor.mismatch import check_mismatch
 from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
-from vision_rl.models.table import check_pairing, model_info
+from vision_rl.models.table import LOW_RESULTS, check_pairing, model_info, rounding
 from vision_rl.platform.environment import run_environment
 from vision_rl.preflight import evidence
 from vision_rl.preflight.low_precision import ALL, judged, yardstick_of
@@ -171,13 +171,59 @@ def test_a_family_without_float32_is_served_in_bfloat16_with_the_limit_of_its_ro
     resolved = resolve("cpu", task="vqa", model=folder)
     rollout, integrity = resolved.verl["actor_rollout_ref"]["rollout"], resolved.app.integrity
     assert rollout["dtype"] == "bfloat16" and integrity.logprob_mismatch_max is None
-    assert integrity.logprob_mismatch_mean == pytest.approx(3 * model_info(folder).family.rounding)
+    actor = resolved.verl["actor_rollout_ref"]["actor"]["fsdp_config"]["mixed_precision"]
+    assert (actor["param_dtype"], actor["reduce_dtype"], rollout["enable_prefix_caching"]) == ("bf16", "fp32", False)
+    assert rollout["engine_kwargs"]["vllm"]["mamba_ssm_cache_dtype"] == "float32"
+    assert integrity.logprob_mismatch_mean == pytest.approx(3 * worst_cell("Qwen3.5"))
     assert any("takes no float32" in note or "take no float32" in note for note in resolved.notes)
-    chosen = resolve("cpu", ["app.integrity.logprob_mismatch_mean=0.2"], task="vqa", model=folder)
-    assert chosen.app.integrity.logprob_mismatch_mean == 0.2
-    assert (
-        resolve("cpu", task="vqa", model=build("Qwen3-VL", tmp_path / "b")).app.integrity.logprob_mismatch_mean == 1e-3
-    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "family", "overrides", "limits"),
+    [
+        ("cpu", "Qwen3-VL", [], (0.01, 0.001)),
+        ("cpu", "Qwen3-VL", ["actor_rollout_ref.rollout.dtype=bfloat16"], (None, "measured")),
+        ("gpu_40gb", "Qwen3-VL", [], (None, "measured")),
+        ("gpu_40gb", "Qwen3.5", [], (None, "measured")),
+        ("cpu", "Qwen3.5", ["app.integrity.logprob_mismatch_mean=0.2"], (None, 0.2)),
+        ("cpu", "Qwen3-VL", ["app.integrity.logprob_mismatch_max=0.5"], (0.5, 0.001)),
+        ("gpu_40gb", "LFM2-VL", [], (None, 0.1)),  # nobody has measured it
+    ],
+)
+def test_the_limit_is_that_of_preset_family_and_precision(
+    preset: str, family: str, overrides: list[str], limits: Any, tmp_path: Path
+) -> None:
+    found = resolve(preset, overrides, task="vqa", model=build(family, tmp_path)).app.integrity
+    mean = pytest.approx(3 * worst_cell(family)) if limits[1] == "measured" else limits[1]
+    assert (found.logprob_mismatch_max, found.logprob_mismatch_mean) == (limits[0], mean)
+
+
+def worst_cell(family: str) -> float:
+    """The largest mean of a family's cells in the repository's matrix in bfloat16."""
+    rows = [row for row in json.loads(LOW_RESULTS.read_text()) if row["family"] == family]
+    return max(row["mean"] for row in rows if row["distances"] and row["verdict"] == "equal")
+
+
+def test_the_limit_is_below_what_black_pictures_do() -> None:
+    """Of every family in the repository's matrix in bfloat16: a trainer that sees nothing is stopped."""
+    for row in json.loads(LOW_RESULTS.read_text()):
+        if row["cell"] == "black pictures":
+            assert 3 * worst_cell(row["family"]) < row["mean"], row["family"]
+
+
+def test_what_is_no_rounding_does_not_widen_the_limit(tmp_path: Path) -> None:
+    row = model_info(build("LLaVA-1.5", tmp_path)).family
+    cell = {"family": row.name, "cell": "one picture", "verdict": "equal", "mean": 0.01, "distances": {"between": {}}}
+    others = [
+        {**cell, "cell": "two pictures", "verdict": "differs", "mean": 0.5},
+        {**cell, "cell": "video", "mean": 0.4},  # which it is never shown
+        {**cell, "cell": "black pictures", "mean": 0.9, "distances": None},
+        {**cell, "family": "Qwen3-VL", "mean": 0.7},
+    ]
+    results = tmp_path / "low.json"
+    assert rounding(row, results) is None
+    results.write_text(json.dumps([cell, *others]))
+    assert rounding(row, results) == 0.01
 
 
 def test_the_log_says_how_much_of_the_limit_is_taken() -> None:

@@ -152,6 +152,19 @@ def test_llama_4s_tower_keeps_its_rotations(tmp_path: Path) -> None:
         assert tower.freqs_ci.is_complex() and tower.freqs_ci.imag.abs().max() > 0.5
 
 
+def test_queries_and_keys_of_linear_attention_are_normed_in_float32(tmp_path: Path) -> None:
+    """Values of bfloat16 come out as the same values in float32 do, but for the last rounding."""
+    model = load_model(str(build("Qwen3.5", tmp_path)), dtype=torch.bfloat16)
+    rule = next(part.chunk_gated_delta_rule for part in model.modules() if hasattr(part, "chunk_gated_delta_rule"))
+    query, key, value = torch.randn(3, 1, 70, 2, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    decay, beta = -torch.rand(1, 70, 2), torch.rand(1, 70, 2)
+    low, high = (
+        rule(*(x.to(dtype) for x in (query, key, value)), g=decay, beta=beta, use_qk_l2norm_in_kernel=True)[0]
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert low.dtype == torch.bfloat16 and low.equal(high.bfloat16())
+
+
 @pytest.mark.parametrize("family", ["Qwen2-VL", "Qwen2.5-VL", "GLM-4.1V"])
 def test_a_micro_batch_without_pictures_goes_through_verls_forward(family: str, tmp_path: Path) -> None:
     model = load_model(str(build(family, tmp_path)))

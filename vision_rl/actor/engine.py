@@ -24,11 +24,10 @@ from vision_rl.actor.model_patches import (
     VISION_TOWERS,
     EveryRankSees,
     SharedPictures,
-    answer_with_tensors,
     count_glm_flops,
+    mend,
     merge_pictures,
     packed_pixels,
-    restore_rotations,
     server_weights,
     sharded_layers,
     token_types,
@@ -66,8 +65,7 @@ class VisionEngine(FSDPEngineWithLMHead):
     def _build_module(self) -> Any:
         module = super()._build_module()
         self.pictures = SharedPictures(module)
-        answer_with_tensors(module)
-        restore_rotations(module)
+        mend(module)
         if self.freezes_tower:
             freeze_vision_tower(module)
         padding = "padding is removed (model.use_remove_padding)" if self.use_remove_padding else ""

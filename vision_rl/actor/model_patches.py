@@ -6,6 +6,7 @@ The parity matrix (docs/models.md) fails without each of these; what it finds eq
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,26 @@ _verls_sharded_layers = fsdp_utils._select_fsdp2_wrap_targets
 _VERLS_FORWARD = ("qwen2_vl", "qwen2_5_vl", "glm4v")
 _SHARED = (*_VERLS_FORWARD, "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 """Families whose forward is verl's and asks `visual(pixels, grid_thw=...)` for all pictures of a micro-batch at once."""
+
+
+def mend(module: Any) -> None:
+    """What a module needs once it is built and cast."""
+    answer_with_tensors(module)
+    restore_rotations(module)
+    norm_in_float32(module)
+
+
+def norm_in_float32(module: Any) -> None:
+    """Norm queries and keys of linear attention (Qwen3.5) in float32, as vLLM and FLA do.
+
+    transformers 5.10 norms them in the model's dtype where FLA is not installed (`l2norm`, before the delta rule goes over to
+    float32; vllm issue 51779): in bfloat16 that widens the trainer's rounding. Can go with transformers 5.24.
+    """
+    for name in {type(part).__module__ for part in module.modules() if hasattr(part, "chunk_gated_delta_rule")}:
+        modeling: Any = sys.modules[name]
+        if (norm := getattr(modeling, "l2norm", None)) and not hasattr(norm, "mended"):
+            modeling.l2norm = lambda x, dim=-1, eps=1e-6, norm=norm: norm(x.float(), dim, eps)
+            modeling.l2norm.mended = True
 
 
 def answer_with_tensors(module: Any) -> None:

@@ -26,6 +26,17 @@ _glm = partial(
     tower="visual",
     no_video=_GLM_VIDEO,
 )
+_qwen3_5 = partial(
+    ModelFamily,
+    coordinates="qwen3_5",
+    positions="mrope",
+    tokens_per_image=QWEN3_TOKENS,
+    tool_parser="qwen3_xml",
+    tower="visual",
+    precision="bfloat16",
+    no_video="",
+    no_sglang="nobody has measured it there in bfloat16",
+)
 
 FAMILIES: tuple[ModelFamily, ...] = (
     _qwen(
@@ -71,6 +82,22 @@ FAMILIES: tuple[ModelFamily, ...] = (
         memory="40 GB: 4B (offload or LoRA); 8x80 GB: 8B full",
         pattern="Qwen3-VL",
         no_video="",
+    ),
+    _qwen3_5(
+        name="Qwen3.5-MoE",
+        examples=("Qwen/Qwen3.5-35B-A3B",),
+        model_types=("qwen3_5_moe",),
+        architectures=("Qwen3_5MoeForConditionalGeneration",),
+        memory="8x80 GB: 35B (3B active)",
+        pattern=r"Qwen3\.[5-8]-\d+B-A\d+B",
+    ),
+    _qwen3_5(
+        name="Qwen3.5",
+        examples=("Qwen/Qwen3.5-4B",),
+        model_types=("qwen3_5",),
+        architectures=("Qwen3_5ForConditionalGeneration",),
+        memory="40 GB: 4B",
+        pattern=r"Qwen3\.[5-8]",
     ),
     _qwen(
         name="MiMo-VL",

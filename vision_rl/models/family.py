@@ -25,9 +25,7 @@ class ModelFamily:
     calls, "" where it has none. vllm, sglang: whether that server knows them. coordinates: a row of
     vision_rl.answers.coordinates.FAMILIES. positions: "mrope" (3-D, computed by the model's own class) or "plain". tower: the
     name of its vision part below `model`, which LoRA leaves alone because vLLM cannot serve adapters there. precision: in
-    which trainer and server are compared, "bfloat16" where vLLM's kernels for it take no float32. rounding: the mean of
-    |trainer - server| in nats that bfloat16 on both sides shows in the worst cell of its tiny model, 0 where nobody has measured
-    it (benchmarks/results/parity_bf16.json). no_video: why it is not
+    which trainer and server are compared, "bfloat16" where vLLM's kernels for it take no float32. no_video: why it is not
     shown native videos (agent.video=native), "" where trainer and vLLM agree on them; a video's frames are pictures, for
     every family. no_sglang: why SGLang does not serve it, where it is more than that it does not know it.
     refused: why it cannot be trained, whatever the machine, with upstream's issue and what to take instead. unproven: why
@@ -51,7 +49,6 @@ class ModelFamily:
     positions: str = "plain"
     tower: str = "vision_tower"
     precision: Precision = "float32"
-    rounding: float = 0.0
     no_video: str = "it has no videos of its own"
     no_sglang: str = ""
     refused: str = ""

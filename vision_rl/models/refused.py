@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from vision_rl.models.family import QWEN3_TOKENS, QWEN_TOKENS, ModelFamily
+from vision_rl.models.family import QWEN_TOKENS, ModelFamily
 
 _REMOTE = "its model code comes with the checkpoint: transformers has no class for it, and batches are built for its classes only"
 
@@ -13,37 +11,7 @@ _BFLOAT16_ONLY = (
     "51779), and nobody has compared the two sides with these versions"
 )
 
-_qwen3_5 = partial(
-    ModelFamily,
-    coordinates="qwen3_5",
-    positions="mrope",
-    tokens_per_image=QWEN3_TOKENS,
-    tool_parser="qwen3_xml",
-    tower="visual",
-    precision="bfloat16",
-    rounding=0.024,
-    no_video="",
-    no_sglang="nobody has measured it there in bfloat16",
-    unproven=_BFLOAT16_ONLY,
-)
-
 REFUSED: tuple[ModelFamily, ...] = (
-    _qwen3_5(
-        name="Qwen3.5-MoE",
-        examples=("Qwen/Qwen3.5-35B-A3B",),
-        model_types=("qwen3_5_moe",),
-        architectures=("Qwen3_5MoeForConditionalGeneration",),
-        memory="8x80 GB: 35B (3B active)",
-        pattern=r"Qwen3\.[5-8]-\d+B-A\d+B",
-    ),
-    _qwen3_5(
-        name="Qwen3.5",
-        examples=("Qwen/Qwen3.5-4B",),
-        model_types=("qwen3_5",),
-        architectures=("Qwen3_5ForConditionalGeneration",),
-        memory="40 GB: 4B",
-        pattern=r"Qwen3\.[5-8]",
-    ),
     ModelFamily(
         name="MiniCPM-V 4.6",
         examples=("openbmb/MiniCPM-V-4.6",),

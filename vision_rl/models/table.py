@@ -143,13 +143,14 @@ def check_pairing(
 MEGATRON = ("Qwen2.5-VL", "Qwen3-VL", "Qwen3-VL-MoE")
 """Families that verl 0.9.1's Megatron workers know (verl/models/mcore/registry.py)."""
 
-PARITY_RESULTS = Path(__file__).with_name("parity.json")
+PARITY_RESULTS, LOW_RESULTS = (Path(__file__).with_name(name) for name in ("parity.json", "parity_bf16.json"))
+"""The matrix in float32, and the one in bfloat16, which every family has."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One family in the last parity matrix: how many of its cells are equal, the largest difference among those in nats,
-    and when and with what it was measured."""
+    """One family in the last parity matrix of its precision: how many of its cells are equal, the largest difference among those
+    in nats (in bfloat16 the largest mean), and when and with what it was measured."""
 
     equal: int
     cells: int
@@ -161,20 +162,30 @@ class Measured:
 _MEASURED_AS = {"MiMo-VL": "Qwen2.5-VL"}
 
 
-def measured(results: Path = PARITY_RESULTS) -> dict[str, Measured]:
-    """The last parity matrix by the family's name; empty where the repository's benchmarks are not there."""
-    by_family: dict[str, list[dict[str, Any]]] = {}
-    for cell in json.loads(results.read_text(encoding="utf-8")) if results.exists() else []:
-        by_family.setdefault(cell["family"], []).append(cell)
+def _cells(row: ModelFamily, results: Path) -> list[dict[str, Any]]:
+    """A family's cells of a matrix, without the video that nobody shows it."""
+    name = _MEASURED_AS.get(row.name, row.name)
+    cells = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
+    return [cell for cell in cells if cell["family"] == name and not (row.no_video and cell["cell"] == "video")]
+
+
+def rounding(row: ModelFamily, results: Path = LOW_RESULTS) -> float | None:
+    """The mean of |trainer - server| in nats that bfloat16 on both sides shows in the worst cell of the family's tiny model;
+    None where nobody has measured it."""
+    cells = [cell for cell in _cells(row, results) if cell["distances"] and cell["verdict"] == "equal"]
+    return max((cell["mean"] for cell in cells), default=None)
+
+
+def measured(results: Path = PARITY_RESULTS, low: Path = LOW_RESULTS) -> dict[str, Measured]:
+    """The last parity matrices by the family's name, each in the precision of its row."""
     found = {}
     for row in TABLE:
-        cells = by_family.get(_MEASURED_AS.get(row.name, row.name), [])
-        if row.no_video:  # nobody is shown one
-            cells = [cell for cell in cells if cell["cell"] != "video"]
-        if cells:
+        exact = row.precision == "float32"
+        if cells := _cells(row, results if exact else low):
             equal = [cell for cell in cells if cell["verdict"] == "equal"]
-            largest = max((cell["max"] for cell in equal), default=0.0)
-            found[row.name] = Measured(len(equal), len(cells), largest, cells[0]["date"], cells[0]["versions"])
+            figures = [cell["max"] if exact else cell["mean"] for cell in equal if exact or cell["distances"]]
+            when = cells[0]["date"], cells[0]["versions"]
+            found[row.name] = Measured(len(equal), len(cells), max(figures, default=0.0), *when)
     return found
 
 
@@ -211,7 +222,8 @@ def render_models() -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
     when = sorted({f"{m.date} ({m.versions})" for m in matrix.values()})
     parity = (
-        f"parity: cells in which trainer and vLLM agree to 1e-4 nats, and the largest difference; {'; '.join(when)}"
+        "parity: cells in which trainer and vLLM agree to 1e-4 nats, and the largest difference (of a family that is served in "
+        f"bfloat16: to its control's rounding, and the largest mean); {'; '.join(when)}"
     )
     reasons = [f"  {row.name}: {row.remarks}" for row in TABLE if row.remarks]
     return "\n".join([*lines, "", *([parity, ""] if matrix else []), "Notes", *reasons])

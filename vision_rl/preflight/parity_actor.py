@@ -28,7 +28,7 @@ def load_model(
     from verl.models.transformers.monkey_patch import apply_monkey_patch
     from verl.utils.model import get_hf_auto_model_class
 
-    from vision_rl.actor.model_patches import answer_with_tensors, restore_rotations
+    from vision_rl.actor.model_patches import mend
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, attn_implementation="sdpa")
     dtype, device = dtype or (torch.float32 if cpu else torch.bfloat16), "cpu" if cpu else "cuda"
@@ -37,8 +37,7 @@ def load_model(
     )
     apply_monkey_patch(model, use_remove_padding=False)
     model.to(device, dtype)
-    answer_with_tensors(model)
-    restore_rotations(model)
+    mend(model)
     return model.eval()
 
 
