@@ -38,6 +38,8 @@ fail() { echo "error: $1" >&2; exit "${2:-1}"; }
 human() { awk -v n="$1" 'BEGIN { split("B KB MB GB TB", u, " "); i = 1; while (n >= 1000 && i < 5) { n /= 1000; i++ } printf (i == 1 ? "%d %s" : "%.1f %s"), n, u[i] }'; }
 size_of() { if [[ -f $1 ]]; then wc -c <"$1" | tr -d ' '; else echo 0; fi; }
 
+asking() { ((!dry_run)) || echo "asking $1 for files and their sizes" >&2; }
+
 # Bytes of the file behind an address (after redirects), or nothing where the server does not say.
 remote_size() {
     local headers
@@ -141,12 +143,13 @@ archive() {
 hf() {
     local repository=$1 target=$2 pattern=$3 page headers path size
     local next="$HF_ENDPOINT/api/datasets/$repository/tree/main?recursive=true"
+    asking "$HF_ENDPOINT/datasets/$repository"
     headers=$(mktemp)
     page=$(mktemp)
     # shellcheck disable=SC2064
     trap "rm -f '$headers' '$page'" EXIT
     while [[ -n $next ]]; do
-        if ! curl -fsSL --max-time 60 --retry 3 -D "$headers" -o "$page" "$next" 2>/dev/null; then
+        if ! curl -fsSL --max-time 60 --retry "$((dry_run ? 0 : 3))" -D "$headers" -o "$page" "$next" 2>/dev/null; then
             ((dry_run)) || fail "cannot list $next; check the network and run this again"
             unknown=1
             echo "fetch  $HF_ENDPOINT/datasets/$repository -> $target (size unknown: the server does not answer)"
@@ -192,6 +195,7 @@ get() {
     local name
     case $1 in
         vqav2)
+            asking "$VQA_URL and $COCO_URL"
             for name in Questions_Train Questions_Val Annotations_Train Annotations_Val; do
                 archive "$VQA_URL/v2_${name}_mscoco.zip" "$dir/vqav2"
             done
@@ -199,6 +203,7 @@ get() {
             archive "$COCO_URL/val2014.zip" "$dir/vqav2/images"
             ;;
         vqav2-test)
+            asking "$VQA_URL and $COCO_URL"
             archive "$VQA_URL/v2_Questions_Test_mscoco.zip" "$dir/vqav2"
             archive "$COCO_URL/test2015.zip" "$dir/vqav2/images"
             ;;
