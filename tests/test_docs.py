@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import page_commands
+from vision_rl.config.refused_keys import OBSOLETE
+from vision_rl.run.collapse import REMEDIES
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SOURCES = [
@@ -60,3 +64,11 @@ def test_files_that_docstrings_and_comments_name_exist() -> None:
             (path.name, name) for name in found if not any((ROOT / at / name).exists() for at in ("", "vision_rl"))
         ]
     assert not missing
+
+
+def test_no_command_and_no_cure_sets_what_is_refused() -> None:
+    """One of each named a key that verl 0.9 does not read."""
+    cures = " ".join(cure for remedy in REMEDIES.values() for cure in remedy.cures)
+    commands = " ".join(one.text for one in page_commands.commands())
+    named = set(re.findall(r"\b(?:actor_rollout_ref|algorithm|data|trainer)\.[\w.]+\w", f"{cures} {commands}"))
+    assert len(named) > 5 and not named & OBSOLETE.keys()

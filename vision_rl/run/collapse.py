@@ -113,7 +113,8 @@ REMEDIES: dict[str, Remedy] = {
         (
             "a server that you update by yourself: empty its prefix, processor and encoder cache after each update (verl does "
             "so for those of a run, where all three stay on)",
-            "the same dtype on both sides: actor_rollout_ref.rollout.dtype and actor_rollout_ref.actor.fsdp_config.dtype",
+            "the same dtype on both sides: actor_rollout_ref.rollout.dtype and "
+            "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype",
             "--variant freeze_vision, if the drift began with a trained vision tower; see docs/troubleshooting.md, "
             "log-probability mismatch",
         ),
