@@ -217,6 +217,23 @@ def test_each_check_is_printed_as_it_is_known_and_nothing_of_upstreams(
     assert [line["check"] for line in lines] == ["limits", "noisy"]
 
 
+def test_in_a_terminal_nothing_of_upstreams_stands_above_the_spinner(
+    under_test: RunUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rich shows there what Python prints while a spinner turns, even where stdout itself goes nowhere."""
+
+    def noisy(_: RunUnderTest) -> list[Finding]:
+        print("noise of a library")
+        print("noise of a warning", file=sys.stderr)
+        return [Finding("noisy", True, "heard nothing")]
+
+    monkeypatch.setattr(doctor, "CHECKS", {"noisy": noisy})
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    assert doctor.doctor(under_test, console) and isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "checking noisy" in shown and "heard nothing" in shown and "noise" not in shown
+
+
 def test_a_line_shows_cures_of_failures_only_and_takes_any_text() -> None:
     console = Console(file=io.StringIO(), width=100, record=True)
     for finding in (Finding("a", True, "fine [bold]x[/bold]", "none"), Finding("b", False, "broken", "mend")):

@@ -15,10 +15,17 @@ EVERY_SECONDS = 4.0
 
 
 @contextmanager
-def waiting(text: str, console: Console) -> Iterator[None]:
-    """Show `text` while the block runs: with a spinner in a terminal, else as a line that comes again with the seconds."""
+def waiting(text: str, console: Console, *, alone: bool = False) -> Iterator[None]:
+    """Show `text` while the block runs: with a spinner in a terminal, else as a line that comes again with the seconds.
+
+    alone: what Python prints meanwhile goes where stdout goes; rich would show it above the spinner.
+    """
     if console.is_terminal:
-        with console.status(text):
+        from rich.live import Live
+        from rich.spinner import Spinner
+
+        spinner = Spinner("dots", text)
+        with Live(spinner, console=console, transient=True, redirect_stdout=not alone, redirect_stderr=not alone):
             yield
         return
     done, started = threading.Event(), time.monotonic()

@@ -91,7 +91,7 @@ def doctor(run: RunUnderTest, console: Console, *, as_json: bool = False) -> boo
     found: list[Finding] = []
     with apart(console):
         for name, check in CHECKS.items():
-            with contextlib.nullcontext() if as_json else waiting(f"checking {name}", console):
+            with contextlib.nullcontext() if as_json else waiting(f"checking {name}", console, alone=True):
                 new = examined(name, check, run)
             for finding in new:
                 text = json.dumps(asdict(finding)) if as_json else render(finding)
