@@ -67,19 +67,15 @@ def main(task: str, argv: Sequence[str] | None = None) -> None:
         args = parser(row_of_table).parse_args(argv)
         check(args)
         console, started = Console(), time.monotonic()
-
-        def phase(text: str) -> None:
-            console.print(Text(f"{time.monotonic() - started:5.1f} s  {text}", "dim"), soft_wrap=True)
-
-        phase("reading rows")
-        rows = rows_of(args, row_of_table)
+        with waiting("reading rows and settings", console):
+            rows = rows_of(args, row_of_table)
+            settings = settings_of(row_of_table, args)
         with contextlib.ExitStack() as stack:
             url, model = (args.endpoint, args.model) if args.endpoint else stack.enter_context(_tiny_server(console))
             llm = LLM(endpoint=url, model=model, sampling_parameters={"temperature": args.temperature})
-            settings = settings_of(row_of_table, args)
             with waiting(f"asking {model} at {url}", console):
                 asked = asyncio.run(_ask_all(row_of_table, rows, settings, llm))
-            phase(f"{len(rows)} answered")
+            console.print(Text(f"{len(rows)} answered after {time.monotonic() - started:.1f} s", "dim"), soft_wrap=True)
             if args.rows is None and len(asked) > 1:
                 said, asked = contrast(asked)
                 console.print(said)
