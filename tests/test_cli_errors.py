@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -302,3 +303,13 @@ def test_every_preset_takes_the_flags_of_the_command_line(
     for key, value in (("trainer.default_local_dir", folder / "runs" / "vqa" / "checkpoints"), ("data.seed", 1)):
         [line] = [line for line in shown.splitlines() if line.startswith(f"{key}: ")]
         assert str(value) in line and line.endswith("# flag")
+
+
+def test_a_command_ends_without_a_last_look_through_its_objects() -> None:
+    """Python's collects garbage three times before it ends, which takes seconds where torch is imported."""
+    code = (
+        "import atexit, gc; from vision_rl.errors import cli_errors\n"
+        "atexit.register(lambda: print(gc.get_freeze_count()))\nwith cli_errors(): pass"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 1000
