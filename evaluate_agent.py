@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vision_rl.errors import Parser, UserError, cli_errors  # first: it says what this Python lacks
 
@@ -33,6 +33,9 @@ from vision_rl.platform.gpu import on_cpu
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import TASK_HELP, get_task
 from vision_rl.waiting import waiting
+
+if TYPE_CHECKING:
+    from vision_rl.evaluation.session import Job
 
 OUTPUT = Path("runs") / "evaluations"
 
@@ -88,51 +91,17 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_intermixed_args(argv)  # overrides may stand between flags
-    from vision_rl.evaluation.session import resumable
-
-    console = Console(stderr=True)
-    with cli_errors(), resumable(console):
-        sys.exit(run(args, console))
+    with cli_errors():
+        sys.exit(run(args, Console(stderr=True)))
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate; returns the exit code."""
-    from vision_rl.config.resolve import overrides_for
-    from vision_rl.evaluation.session import Job, evaluate
-    from vision_rl.evaluation.targets import agent_settings, model_folder, served_checkpoint, served_pixels, warm_server
+    with waiting("reading settings, model and data", console):
+        from vision_rl.evaluation.session import evaluate, resumable
+        from vision_rl.evaluation.targets import served_checkpoint, warm_server
 
-    if args.model is not None and not (args.tiny or args.checkpoint):
-        args.endpoint = args.endpoint or os.environ.get("OPENAI_BASE_URL")
-    if not (args.endpoint or args.tiny or args.checkpoint):
-        raise UserError("name what to score: --tiny, --checkpoint, or --endpoint (or OPENAI_BASE_URL) with --model")
-    if (args.endpoint is None) != (args.model is None):
-        raise UserError("--endpoint and --model go together; --checkpoint and --tiny need no --model")
-    if args.model == "":
-        raise UserError("--model is empty; give the model's name at --endpoint")
-    cpu = on_cpu()
-    data, by_task = rows_of(args)
-    folder = None if args.endpoint else model_folder(args.checkpoint)
-    name = args.model or ("tiny" if args.tiny else os.path.relpath(folder or ""))
-    sampling = sampling_of(args)
-    jobs = {}
-    for task, rows in by_task.items():
-        settings = agent_settings(
-            task,
-            overrides_for(task, list(by_task), [*served_pixels(args.served_pixels), *args.overrides]),
-            cpu=cpu,
-            model_dir=folder,
-            trained_as=args.checkpoint,
-            transport="data" if args.endpoint else "file",
-        )
-        jobs[task] = Job(
-            rows=rows,
-            identity=identity_of(task, name, args.endpoint or weights_of(folder), data, settings, sampling),
-            output=output_of(args, task, list(by_task), data, name),
-            prepare=partial(with_settings, settings),
-            sampling=sampling,
-            limits=limits_of(args),
-            overwrite=args.overwrite,
-        )
+        jobs, folder, settings = planned(args)
 
     @contextlib.contextmanager
     def server() -> Iterator[tuple[str, str]]:
@@ -143,6 +112,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             console.print(f"asking the server at {warm[0]}", highlight=False, markup=False)
             yield warm
             return
+        cpu = on_cpu()
         os.environ.update(run_environment(cpu))
         serving = served_checkpoint(folder, settings, cpu=cpu, max_model_len=args.max_model_len)
         with contextlib.ExitStack() as ending:
@@ -150,13 +120,55 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 served = ending.enter_context(serving)
             yield served
 
-    with contextlib.ExitStack() as stack:
+    with resumable(console), contextlib.ExitStack() as stack:
         started = cache(lambda: stack.enter_context(server()))  # once, when a row is left to ask
         outcomes = [
             report_outcome(evaluate(job, lambda: contextlib.nullcontext(started()), console), job.output, console)
-            for job in jobs.values()
+            for job in jobs
         ]
     return max(outcomes)
+
+
+def planned(args: argparse.Namespace) -> tuple[list[Job], Path | None, AgentSettings]:
+    """(a job for each task of the rows, the folder of the model to serve, the last task's settings)."""
+    from vision_rl.config.resolve import overrides_for
+    from vision_rl.evaluation.session import Job
+    from vision_rl.evaluation.targets import agent_settings, model_folder, served_pixels
+
+    if args.model is not None and not (args.tiny or args.checkpoint):
+        args.endpoint = args.endpoint or os.environ.get("OPENAI_BASE_URL")
+    if not (args.endpoint or args.tiny or args.checkpoint):
+        raise UserError("name what to score: --tiny, --checkpoint, or --endpoint (or OPENAI_BASE_URL) with --model")
+    if (args.endpoint is None) != (args.model is None):
+        raise UserError("--endpoint and --model go together; --checkpoint and --tiny need no --model")
+    if args.model == "":
+        raise UserError("--model is empty; give the model's name at --endpoint")
+    data, by_task = rows_of(args)
+    folder = None if args.endpoint else model_folder(args.checkpoint)
+    name = args.model or ("tiny" if args.tiny else os.path.relpath(folder or ""))
+    sampling = sampling_of(args)
+    jobs = []
+    for task, rows in by_task.items():
+        settings = agent_settings(
+            task,
+            overrides_for(task, list(by_task), [*served_pixels(args.served_pixels), *args.overrides]),
+            cpu=on_cpu(),
+            model_dir=folder,
+            trained_as=args.checkpoint,
+            transport="data" if args.endpoint else "file",
+        )
+        jobs.append(
+            Job(
+                rows=rows,
+                identity=identity_of(task, name, args.endpoint or weights_of(folder), data, settings, sampling),
+                output=output_of(args, task, list(by_task), data, name),
+                prepare=partial(with_settings, settings),
+                sampling=sampling,
+                limits=limits_of(args),
+                overwrite=args.overwrite,
+            )
+        )
+    return jobs, folder, settings
 
 
 def with_settings(settings: AgentSettings, row: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from evaluate_agent import (
 from vision_rl.settings import AgentSettings
 from vision_rl.tasks import get_task
 from vision_rl.types import Record
+from vision_rl.waiting import waiting
 
 OPENAI = "https://api.openai.com/v1"
 
@@ -80,9 +81,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_intermixed_args(argv)  # overrides may stand between flags
-    from vision_rl.evaluation.session import resumable
-
     console = Console(stderr=True)
+    with waiting("reading settings", console), cli_errors():
+        from vision_rl.evaluation.session import resumable
     with cli_errors(), resumable(console):
         sys.exit(run_trivial(args, console) if args.trivial else run_api(args, console))
 

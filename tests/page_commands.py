@@ -267,7 +267,9 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the commands, and why some are not run")
     parser.add_argument("--write", action="store_true", help="write docs/commands-run.md")
     args = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored, also by what we start
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # in the background a shell has it ignored, also by what we start
     chosen = [one for one in commands() if not args.words or any(word in one.text for word in args.words)]
     bad, lines = 0, []
     print(TABLE.format(page="page", load="load", first="first s", end="end s", gap="silent", command="command"))

@@ -338,8 +338,9 @@ def test_bad_command_lines_exit_with_2_and_one_sentence(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_:
         evaluate_agent.main(arguments)
-    message = capsys.readouterr().err
-    assert exit_.value.code == 2 and words in message and message.startswith("error: ")
+    doing, message = capsys.readouterr().err.rpartition("error: ")[::2]
+    assert exit_.value.code == 2 and words in message
+    assert all(line.startswith("reading settings") for line in doing.splitlines())
 
 
 @pytest.mark.parametrize(
