@@ -23,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    print("importing torch, transformers and verl", file=sys.stderr)
 
 from parity_docs import write_docs
 from safetensors.torch import load_file, save_file

@@ -158,4 +158,5 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    print(f"reading the imports of {len(modules())} modules", flush=True)
     PAGE.write_text(page(), encoding="utf-8")
