@@ -41,9 +41,8 @@ RESULTS = Path(__file__).with_name("results")
 MODE_RESULTS = RESULTS / "parity_modes.json"
 SGLANG_RESULTS = RESULTS / "parity_sglang.json"
 CONTROL, SPARSE_CONTROL = "Qwen3-VL", "Qwen3-VL-MoE"
-"""The yardsticks of the proof in bfloat16: proven in float32, and with the vision part of Qwen3.5. Where two experts are nearly
-tied, rounding takes the other one: rare, large differences, which a dense model has not."""
-SPARSE = (SPARSE_CONTROL, "Qwen3.5-MoE", "GLM-4.5V", "Llama 4")
+"""The yardsticks of families that float32 does not prove: it proves these, and they have the vision part of Qwen3.5. Where two
+experts are nearly tied, rounding takes the other one: rare, large differences, which a dense model has not."""
 EXACT = [row.name for row in TABLE if row.name in BUILDERS and row.precision == "float32"]
 """Families that vLLM serves in float32."""
 MODE_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL", "LLaVA-1.5"]
@@ -116,16 +115,20 @@ def measure_modes(families: list[str], folder: Path) -> list[Result]:
 def measure_low(families: list[str], folder: Path) -> list[Result]:
     """As `measure`, in bfloat16, with their control families; the checkpoints hold bfloat16, as published ones do."""
     folder.mkdir(parents=True, exist_ok=True)
-    controls = {family: SPARSE_CONTROL if family in SPARSE else CONTROL for family in families}
-    controls |= {control: control for control in controls.values()}
+    rows = {row.name: row for row in TABLE}
+    controls = {
+        name: SPARSE_CONTROL if "MoE" in name else CONTROL for name in families if rows[name].precision == "bfloat16"
+    }
+    controls |= {name: name for name in (CONTROL, SPARSE_CONTROL) if name in (*families, *controls.values())}
     jobs = [
         Job(
             family,
             model=_rounded(build(family, folder / f"{n}.0", seed=0)),
             updated=_rounded(build(family, folder / f"{n}.1", seed=1)),
+            videos=not rows[family].no_video,
             precision="bfloat16",
         )
-        for n, family in enumerate(controls)
+        for n, family in enumerate(dict.fromkeys([*controls.values(), *families]))
     ]
     return prove(jobs, folder, controls)
 

@@ -34,9 +34,10 @@ _ACTOR = "actor_rollout_ref.actor"
 _REF = "actor_rollout_ref.ref"
 _ROLLOUT = "actor_rollout_ref.rollout"
 _INTEGRITY = "app.integrity"
-LIMIT_OF_ROUNDING, UNMEASURED = 3.0, 0.1
-"""The mean mismatch that stops a run in bfloat16: times the rounding of the family's tiny model, or nats where nobody has
-measured that. A trainer that does not see is off by 0.5 nats and more."""
+LIMIT_OF_ROUNDING, LEAST, UNMEASURED = 3.0, 0.05, 0.1
+"""The mean mismatch that stops a run in bfloat16: times the rounding of the family's tiny model, but no fewer nats than that,
+because random weights may round less than trained ones (Gemma 3's limit would be 0.017); or nats where nobody has measured it.
+A trainer that does not see is off by more (test_evidence.py)."""
 
 
 class Derivation:
@@ -123,7 +124,7 @@ class Derivation:
             )
         if self.get(f"{_ROLLOUT}.dtype") == "bfloat16":
             noise = rounding(family)
-            limit = LIMIT_OF_ROUNDING * noise if noise else UNMEASURED
+            limit = max(LIMIT_OF_ROUNDING * noise, LEAST) if noise else UNMEASURED
             reason = f"{LIMIT_OF_ROUNDING:g} times what bfloat16 does to {family.name} (docs/models.md)"
             for name, value in (("max", None), ("mean", limit)):
                 self._instead_of_preset(f"{_INTEGRITY}.logprob_mismatch_{name}", value, reason)

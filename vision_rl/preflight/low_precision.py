@@ -41,7 +41,7 @@ class Yardstick:
 def prove(jobs: Sequence[Job], folder: Path, controls: Mapping[str, str] | None = None) -> list[Result]:
     """Results of every job's cells, of all cells together, and of the three controls that have to be caught.
 
-    controls: by family, the one among the jobs that is its yardstick; None: each model is its own. Job.precision is theirs.
+    controls: by family, the one among the jobs that is its yardstick; others are their own. Job.precision is theirs.
     """
     every = cells(folder, jobs[0].scale)
     asked = [[cell for cell in every if _has(job, cell, "vllm")] for job in jobs]
@@ -56,8 +56,9 @@ def prove(jobs: Sequence[Job], folder: Path, controls: Mapping[str, str] | None 
             Result(job.family, name, None, None, None, "refused", why, "bfloat16") for name, why in refused.items()
         ]
         if found:
-            control = measured[controls[job.family]][0] if controls else found
-            results += judged(job.family, found, caught, yardstick_of(control, own=not controls))
+            control = (controls or {}).get(job.family)
+            yardstick = yardstick_of(measured[control][0] if control else found, own=not control)
+            results += judged(job.family, found, caught, yardstick)
     return results
 
 
