@@ -61,9 +61,10 @@ def _wait(child: int) -> None:
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
-    from vision_rl.serving.vllm_executor import mend_cpu_build
+    from vision_rl.serving.vllm_executor import mend_cpu_build, register_models
 
     mend_cpu_build()
+    register_models()
     llm = LLM(model=job["model"], **job["engine"])
     # one after the other: the later ones then find prefix and picture caches filled by the earlier ones
     replies: dict[str, Any] = {}

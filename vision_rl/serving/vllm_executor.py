@@ -32,6 +32,17 @@ class OneProcessExecutor(UniProcExecutor):
         return address, rank, local_rank
 
 
+def register_models() -> None:
+    """Name the classes of ours in vLLM's registry; none is imported before its model is served.
+
+    A plug-in of vLLM, for the processes that it spawns (pyproject.toml, `vllm.general_plugins`).
+    """
+    from vllm import ModelRegistry
+
+    janus = "JanusForConditionalGeneration"
+    ModelRegistry.register_model(janus, f"vision_rl.serving.vllm_janus:{janus}")
+
+
 def mend_cpu_build() -> None:
     """What vLLM 0.24's CPU build needs before its engine is made, in the engine's process."""
     contiguous_inputs()

@@ -22,6 +22,7 @@ from vision_rl.platform.gpu import cpu_build
 from vision_rl.platform.parent_death import end_with_parent
 from vision_rl.platform.rendezvous import vllm_meets_by_file
 from vision_rl.serving import vllm_pictures
+from vision_rl.serving.vllm_executor import register_models
 
 ADAPTER_NAME = "adapter"
 """The model name under which the HTTP server answers with the adapter."""
@@ -46,6 +47,7 @@ class VisionHttpServer(vllm_async_server.vLLMHttpServer):
 
     def begin(self, **kwargs: Any) -> None:
         os.environ["VLLM_MEDIA_CONNECTOR"] = vllm_pictures.NAME
+        register_models()
         if cpu_build():
             fork_engine()
             vllm_meets_by_file()

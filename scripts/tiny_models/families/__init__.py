@@ -30,6 +30,7 @@ BUILDERS = {
     "SmolVLM": "tiles.smolvlm",
     "Llama 4": "tiles.llama4",
     "LFM2-VL": "tiles.lfm2_vl",
+    "Janus-Pro": "llava.janus",
     "MiniCPM-V 4.6": "tiles.minicpmv4_6",
 }
 """By the family's name in the model table: the module and function that make (model, processor)."""

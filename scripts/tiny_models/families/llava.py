@@ -1,4 +1,4 @@
-"""Tiny LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, Pixtral and Mistral 3."""
+"""Tiny LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, Pixtral, Mistral 3 and Janus-Pro."""
 
 from __future__ import annotations
 
@@ -169,3 +169,24 @@ def mistral3() -> tuple[Any, Any]:
         tie_word_embeddings=False,
     )
     return Mistral3ForConditionalGeneration(config), processor
+
+
+def janus() -> tuple[Any, Any]:
+    """576 tokens for every picture, a number that is fixed in its processor; the part that makes pictures is there and unused."""
+    from transformers import JanusConfig, JanusForConditionalGeneration, JanusImageProcessor, JanusProcessor
+
+    named = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+    tok = tokenizer(named=named)
+    images = JanusImageProcessor(size={"height": 96, "width": 96}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    processor = JanusProcessor(images, tok, chat_template=template("<image_placeholder>\n"))
+    vision = {**_CLIP, "patch_size": 4, "image_size": 96, "mlp_ratio": 1.5, "projection_dim": 64}
+    del vision["intermediate_size"]
+    painter = {"num_embeddings": 8, "latent_channels": 32, "base_channels": 32, "channel_multiplier": [1, 1]}
+    config = JanusConfig(
+        text_config=_causal("llama", tok),
+        vision_config=vision,
+        vq_config={**painter, "num_res_blocks": 1, "projection_dim": 64, "image_token_embed_dim": 64},
+        image_token_id=tok.image_token_id,
+        tie_word_embeddings=False,
+    )
+    return JanusForConditionalGeneration(config), processor
