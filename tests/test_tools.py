@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from scripts.tiny_models.zoom import zoom_checkpoint_dir
 from vision_rl.agent.tools import TOOLS, ToolBox, tools_text
 from vision_rl.answers.boxes import iou_pair
 from vision_rl.answers.parsing import ToolCall, parse_tool_calls
 from vision_rl.answers.zoom import MAX_ASPECT, SizeLimits, View, crop_box, zoom
+from vision_rl.models.processor import load_processor
+from vision_rl.models.table import model_info
 from vision_rl.rewards.tools import TOOL_NAMES
 
 REGION = [0.25, 0.25, 0.75, 0.5]
@@ -247,3 +250,19 @@ def test_mapping_has_an_inverse_and_changes_no_iou(a: Any, b: Any, part: Any) ->
     there = view.from_picture(a)
     assert view.to_picture(there) == pytest.approx(a, abs=1e-9)
     assert iou_pair(view.from_picture(a), view.from_picture(b)) == pytest.approx(iou_pair(a, b), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_vllm_reads_the_calls_that_qwen3_5_writes() -> None:
+    """A parser of calls knows the types of the arguments from the tools' schema: a list stays a list, a number a number."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.tool_parsers import ToolParserManager
+
+    request = ChatCompletionRequest(model="m", messages=[{"role": "user", "content": "x"}], tools=TOOLS)
+    kind = ToolParserManager.get_tool_parser(model_info("Qwen/Qwen3.5-4B").family.parser_of("vllm"))
+    parser = kind(load_processor(str(zoom_checkpoint_dir())).tokenizer, request.tools)
+    said = {"region": [0.1, 0.2, 0.5, 0.6], "zoom_factor": 2}
+    parts = "".join(f"<parameter={name}>\n{json.dumps(value)}\n</parameter>\n" for name, value in said.items())
+    called = f"Let me look.<tool_call>\n<function=zoom_ui_element>\n{parts}</function>\n</tool_call>"
+    [call] = parser.extract_tool_calls(called, request).tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("zoom_ui_element", said)
