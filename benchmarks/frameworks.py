@@ -27,8 +27,8 @@ os.environ |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_AGENTS_DISABLE_TR
 import psutil
 from PIL import Image
 
-from tests import fake_backend
-from tests.engine_stack import Stack, running_stack
+from scripts import fake_backend
+from scripts.engine_stack import Stack, running_stack
 from vision_rl.agent.client import connection
 from vision_rl.agent.media import media_message
 from vision_rl.settings import AgentSettings

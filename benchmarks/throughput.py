@@ -112,9 +112,9 @@ def measure(variant: str, runners: int, rollouts: int, many: int) -> dict[str, A
     if not stock:
         import vision_rl  # noqa: F401  # takes stock's proxy out of Agent Lightning
     import agentlightning as agl
+    from PIL import Image
 
-    from tests import fake_backend
-    from tests.pictures import noise_picture
+    from scripts import fake_backend
     from train_agent import trainer_of
     from vision_rl.agent.lightning import agent_of
     from vision_rl.rollout.addresses import free_port, private
@@ -122,7 +122,9 @@ def measure(variant: str, runners: int, rollouts: int, many: int) -> dict[str, A
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, fake_backend.running(free_port()) as backend:
         for number in range(PICTURES):
-            (Path(folder) / f"{number}.png").write_bytes(noise_picture(number))
+            Image.effect_noise((1000, 1000), 60).save(
+                Path(folder) / f"{number}.png"
+            )  # a megabyte: noise does not compress
         load = Load(variant, runners, rollouts, many, Path(folder), backend)
 
         class Algorithm(agl.Algorithm):  # type: ignore[misc]
@@ -174,7 +176,7 @@ class Load:
         import agentlightning as agl
         import numpy as np
 
-        from tests.engine_stack import model_entry
+        from scripts.engine_stack import model_entry
         from vision_rl.rollout.proxy import VisionProxy
 
         self.store = store

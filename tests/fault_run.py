@@ -26,9 +26,9 @@ import agentlightning as agl
 import psutil
 from agentlightning.types import EnqueueRolloutRequest, RolloutConfig
 
-from tests import fake_backend
+from scripts import fake_backend
+from scripts.engine_stack import model_entry
 from tests.chat import chat
-from tests.engine_stack import model_entry
 from train_agent import trainer_of
 from vision_rl.agent.messages import user_message
 from vision_rl.rollout.addresses import Addresses, free_port

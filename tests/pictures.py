@@ -1,4 +1,4 @@
-"""Pictures for tests and benchmarks of the engine."""
+"""Pictures for tests of the engine."""
 
 from __future__ import annotations
 

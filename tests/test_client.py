@@ -12,7 +12,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
-from tests import fake_backend
+from scripts import fake_backend
 from tests.chat import chat
 from tests.fake_openai import fake_openai
 from vision_rl.agent.client import openai_base_url

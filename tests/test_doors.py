@@ -14,8 +14,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests import fake_backend
-from tests.engine_stack import Stack, running_stack
+from scripts import fake_backend
+from scripts.engine_stack import Stack, running_stack
 from tests.pictures import data_uri
 from vision_rl.media.references import frames_of, is_video, picture_path
 from vision_rl.rollout.chat_request import FIELDS, MAX_DEPTH, VIDEO_URI

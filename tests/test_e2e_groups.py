@@ -11,7 +11,7 @@ import pytest
 from agentlightning.types import EnqueueRolloutRequest
 from scipy import stats
 
-from tests.engine_stack import Stack
+from scripts.engine_stack import Stack
 from vision_rl.agent.messages import image_url, user_message
 from vision_rl.agent.prompts import vqa_text
 from vision_rl.data.schema import read_rows

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests import fake_backend
-from tests.engine_stack import running_stack
+from scripts import fake_backend
+from scripts.engine_stack import running_stack
 from vision_rl.rollout.trace import reward_from_spans, turns_from_spans
 from vision_rl.tasks import get_task
 

@@ -13,9 +13,9 @@ import pytest
 from agentlightning.types import AttemptedRollout, EnqueueRolloutRequest
 from scipy import stats
 
-from tests import fake_backend
+from scripts import fake_backend
+from scripts.engine_stack import Stack, running_stack
 from tests.chat import chat
-from tests.engine_stack import Stack, running_stack
 from vision_rl.agent.messages import user_message
 from vision_rl.agent.openai_client import shared_client
 from vision_rl.rollout.chat_request import CallError, ChatRequest

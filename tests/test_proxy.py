@@ -23,9 +23,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests import fake_backend
+from scripts import fake_backend
+from scripts.engine_stack import Stack, model_entry, running_stack
 from tests.chat import chat
-from tests.engine_stack import Stack, model_entry, running_stack
 from tests.pictures import data_uri, noise_picture
 from tests.slow_proxy import HOLD_SECONDS
 from vision_rl.agent.messages import image_url, user_message
@@ -402,7 +402,7 @@ def test_other_model_servers_are_used_at_once(tmp_path: Path) -> None:
 KILLED_WITH_A_PROXY = """
 import os, signal, sys
 from pathlib import Path
-from tests.engine_stack import Stack
+from scripts.engine_stack import Stack
 stack = Stack("http://127.0.0.1:9/v1", Path(sys.argv[1]))
 print(stack.proxy.process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)

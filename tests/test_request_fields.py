@@ -15,8 +15,8 @@ import orjson
 import pytest
 from PIL import Image
 
-from tests import fake_backend
-from tests.engine_stack import Stack, running_stack
+from scripts import fake_backend
+from scripts.engine_stack import Stack, running_stack
 from vision_rl.agent.messages import user_message
 from vision_rl.rollout.chat_request import DROPPED as LEFT_OUT
 from vision_rl.rollout.chat_request import FIELDS

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from openai.types.responses import Response
 from PIL import Image
 
-from tests import fake_backend
-from tests.engine_stack import Stack, running_stack
+from scripts import fake_backend
+from scripts.engine_stack import Stack, running_stack
 from tests.pictures import data_uri, noise_picture
 from vision_rl.rollout.chat_request import CallError, checked
 from vision_rl.rollout.responses import chat_body, events, response

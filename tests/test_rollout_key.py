@@ -11,8 +11,8 @@ import openai
 import pytest
 from agentlightning.types import LLM
 
-from tests import fake_backend
-from tests.engine_stack import Stack, running_stack
+from scripts import fake_backend
+from scripts.engine_stack import Stack, running_stack
 from vision_rl.agent.client import connection
 from vision_rl.agent.messages import user_message
 from vision_rl.agent.rollout_key import rollout_key, rollout_of

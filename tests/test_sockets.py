@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.engine_stack import running_stack
+from scripts.engine_stack import running_stack
 from tests.sockets import LOOPBACK, NETWORK, Listening, Row, complaints, listening_sockets, processes_of, table
 from vision_rl.platform.rendezvous import RENDEZVOUS
 

@@ -24,8 +24,8 @@ from agentlightning.types import RolloutConfig
 from PIL import Image
 
 import worker
-from tests import fake_backend
-from tests.engine_stack import Stack, model_entry, running_stack
+from scripts import fake_backend
+from scripts.engine_stack import Stack, model_entry, running_stack
 from tests.pictures import data_uri, no_size, odd_picture
 from vision_rl.agent.messages import sent_file, user_message
 from vision_rl.errors import UserError

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import httpx
 from agentlightning.types import AttemptedRollout, EnqueueRolloutRequest, RolloutConfig, Span
 
-from tests import fake_backend
+from scripts import fake_backend
 from vision_rl.rollout.addresses import free_port
 from vision_rl.rollout.proxy import VisionProxy
 from vision_rl.rollout.store import VisionStore

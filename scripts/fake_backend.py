@@ -1,6 +1,6 @@
 """A model server without a model: OpenAI's chat route as vLLM >= 0.10.2 answers it, with ids and log-probabilities.
 
-`python tests/fake_backend.py PORT [KEEP_ALIVE_SECONDS]` serves it under uvicorn and uvloop as vLLM does. Words in the
+`python scripts/fake_backend.py PORT [KEEP_ALIVE_SECONDS]` serves it under uvicorn and uvloop as vLLM does. Words in the
 last message choose a fault: FAULT500, FAULT400, HANG, SLEEP<seconds>, NOCHOICES, NOTOKENS, BADJSON, TRUNCATED, REDIRECT; of
 requests for several choices FAULTN fails all and CUT cuts off all choices but the first. DICE answers by chance, JSON
 with an object. TOOL calls the first of the request's tools, once in a conversation.
