@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 
 import vision_rl  # noqa: F401  # before any test imports Agent Lightning: without it that takes ten seconds
 
+# A shell has Ctrl-C ignored in what it starts in the background, and everything that such a process starts has it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same 120 interpolations of verl's files in some 400 compositions: their parse trees, a third of the time, are kept.
 omegaconf.base.parse = functools.cache(omegaconf.base.parse)
 
