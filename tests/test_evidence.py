@@ -195,9 +195,19 @@ def test_a_family_without_float32_is_served_in_bfloat16_with_the_limit_of_its_ro
 def test_the_limit_is_that_of_preset_family_and_precision(
     preset: str, family: str, overrides: list[str], limits: Any, tmp_path: Path
 ) -> None:
-    found = resolve(preset, overrides, task="vqa", model=build(family, tmp_path)).app.integrity
+    resolved = resolve(preset, overrides, task="vqa", model=build(family, tmp_path))
+    found = resolved.app.integrity
     mean = pytest.approx(3 * worst_cell(family)) if limits[1] == "measured" else limits[1]
     assert (found.logprob_mismatch_max, found.logprob_mismatch_mean) == (limits[0], mean)
+
+
+def test_the_limits_reason_says_whether_it_was_measured(tmp_path: Path) -> None:
+    for family, reason in (
+        ("Qwen3-VL", "3 times what bfloat16 does to Qwen3-VL, at least 0.05 (docs/models.md)"),
+        ("LFM2-VL", "nobody has measured what bfloat16 does to LFM2-VL"),
+    ):
+        resolved = resolve("gpu_40gb", [], task="vqa", model=build(family, tmp_path))
+        assert resolved.origin["app.integrity.logprob_mismatch_mean"].name == reason
 
 
 def worst_cell(family: str) -> float:
