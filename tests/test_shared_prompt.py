@@ -27,7 +27,7 @@ from vision_rl.actor.shared_prompt import Layout, why_not
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.settings import AppSettings, Papo
-from vision_rl.training.balance import groups_by_rank
+from vision_rl.training.balance import groups_by_rank, padded
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.samples import Sample
 
@@ -325,3 +325,19 @@ def test_groups_stay_on_one_rank_where_they_can(
     uids: str, lengths: list[int], ranks: int, expected: list[list[int]]
 ) -> None:
     assert groups_by_rank(list(uids), lengths, ranks) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "shares", "most", "expected"),
+    [
+        (128, 1, 64, 128),
+        (120, 1, 64, 120),  # some were dropped
+        (176, 1, 64, 176),  # rollouts of two turns among those of one: four micro-batches of 44
+        (173, 1, 64, 174),  # a prime number would be 173 micro-batches
+        (131, 2, 32, 132),
+        (17, 1, 1, 17),
+        (5, 2, 4, 6),
+    ],
+)
+def test_no_more_rows_are_added_than_equal_micro_batches_need(rows: int, shares: int, most: int, expected: int) -> None:
+    assert padded(rows, shares, most) == expected

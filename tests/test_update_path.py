@@ -257,7 +257,7 @@ def test_only_what_the_weights_of_now_have_sampled_can_end_a_run(
     """The fixture's rows are 0.25 nats apart, the limit is 0.1."""
     monkeypatch.setattr(trainer_module, "tq", Queue(rows_of([1.0], [2])))
     monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda self, batch, metrics: batch)
-    monkeypatch.setattr(trainer_module, "one_update", lambda config, rows: False)
+    monkeypatch.setattr(trainer_module, "one_update", lambda config: False)
     trainer.config = OmegaConf.create({"actor_rollout_ref": {"actor": {"calculate_sum_pi_squared": True}}})
     trainer.local_trigger_step = 1  # the sight gauge looks at the first of a sync's updates only
     trainer.records = SimpleNamespace(own_sampling=lambda: {})  # type: ignore[assignment]

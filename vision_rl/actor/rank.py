@@ -50,6 +50,8 @@ class VisionTrainingWorker(TrainingWorker):
         if self.engine.pixels is not None:
             self.engine.pixels.draw()
         mend_positions(data)
+        rows = len(data) * self.engine.get_data_parallel_size() // tu.pop(data, key="updates", default=1)
+        tu.assign_non_tensor(data, mini_batch_size=rows, global_batch_size=rows)
         return super().train_mini_batch(data)
 
     def infer_batch(self, data: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Assign rows to ranks: equal counts, even work, and a group's rows together where possible."""
+"""Assign rows to ranks and updates: equal counts, even work, and a group's rows together where possible."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from collections.abc import Sequence
 
 import torch
 from verl.utils.seqlen_balancing import calculate_workload
+
+
+def padded(rows: int, shares: int, most: int) -> int:
+    """The least number of rows, `rows` or more, of which each share is divided into equal micro-batches of `most` rows, or of
+    at least half as many. shares: ranks x updates."""
+    each = -(-rows // shares)
+    while each > most and all(each % size for size in range(-(-most // 2), most + 1)):
+        each += 1
+    return each * shares
 
 
 def groups_by_rank(uids: Sequence[str], lengths: Sequence[int], ranks: int) -> list[list[int]]:

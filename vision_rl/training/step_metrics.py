@@ -9,11 +9,22 @@ from transfer_queue import KVBatchMeta
 from vision_rl.training.advantages import TOKEN_LEVEL
 
 
-def one_update(config: Any, rows: int) -> bool:
-    """Whether a step of so many rows is one update by the weights that sampled them, and nothing asks before it what the actor
-    says: then `old_log_probs` are the update's own."""
-    algorithm, actor, rollout = config.algorithm, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    single = rows <= actor.ppo_mini_batch_size * rollout.n and actor.ppo_epochs == 1
+def updates_of_a_batch(config: Any) -> int:
+    """The updates that one sampled batch is divided into.
+
+    `actor.ppo_mini_batch_size` counts prompts. verl divides rows by it (trainer/ppo/v1/trainer_base.py:1601): rollouts of
+    several turns, each a row, would add updates by weights that did not sample them, and up to a whole one of padding.
+    """
+    if config.trainer.v1.trainer_mode == "separate_async":  # each of its batches is one update's
+        return 1
+    return max(1, config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size)
+
+
+def one_update(config: Any) -> bool:
+    """Whether a step is one update by the weights that sampled its rows, and nothing asks before it what the actor says:
+    then `old_log_probs` are the update's own."""
+    algorithm, actor = config.algorithm, config.actor_rollout_ref.actor
+    single = updates_of_a_batch(config) == 1 and actor.ppo_epochs == 1
     ours = actor.strategy != "megatron"  # whose engine is verl's own, and asks for `old_log_probs`
     correction = algorithm.get("rollout_correction", None) or {}
     asked = (

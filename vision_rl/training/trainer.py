@@ -43,7 +43,7 @@ from vision_rl.run.log import RunLog
 from vision_rl.serving.banned_tokens import banned_tokens
 from vision_rl.serving.model_server import start_early
 from vision_rl.training.advantages import TOKEN_LEVEL, group_metrics, rollout_advantages
-from vision_rl.training.balance import groups_by_rank
+from vision_rl.training.balance import groups_by_rank, padded
 from vision_rl.training.checkpointing import Checkpointing
 from vision_rl.training.context import RunContext, TrainerStore
 from vision_rl.training.replay import replay_buffer
@@ -51,7 +51,7 @@ from vision_rl.training.rollout_manager import RolloutManager
 from vision_rl.training.rollouts import rollout_metrics
 from vision_rl.training.rows import RowBuilder, RowKey
 from vision_rl.training.sight import SightGauge
-from vision_rl.training.step_metrics import clip_ratios, one_update, sample_limits
+from vision_rl.training.step_metrics import clip_ratios, one_update, sample_limits, updates_of_a_batch
 from vision_rl.training.steps import StepRecords
 from vision_rl.training.supervisor import Supervisor
 from vision_rl.training.tracking import tracking
@@ -224,8 +224,9 @@ class VisionTrainer(Checkpointing, PPOTrainer):
         if "actor" not in known:
             known["actor"] = self.actor_rollout_wg._query_dispatch_info("actor")
         ranks = max(known["actor"]) + 1
-        multiple = self._get_required_batch_multiple(ranks)
-        batch = upsample_batch_to_divisible_size(batch, multiple, self.tokenizer.eos_token_id)
+        most = self.config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu or 1
+        rows = padded(len(batch), ranks * updates_of_a_batch(self.config), most)
+        batch = upsample_batch_to_divisible_size(batch, rows, self.tokenizer.eos_token_id)
         lengths = [tag["seq_len"] for tag in batch.tags]
         shares = groups_by_rank([RowKey.parse(key).uid for key in batch.keys], lengths, ranks)
         batch.reorder([row for share in shares for row in share])
@@ -234,7 +235,7 @@ class VisionTrainer(Checkpointing, PPOTrainer):
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """As upstream, where the update does not bring them itself (`vision_rl.actor.on_policy`); then the sight gauge."""
-        self.update_watches = one_update(self.config, len(batch))
+        self.update_watches = one_update(self.config)
         if not self.update_watches:
             batch = self._old_log_probs(batch, metrics)
         if self.local_trigger_step == 0:
@@ -260,6 +261,7 @@ class VisionTrainer(Checkpointing, PPOTrainer):
         return batch
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        batch.extra_info["updates"] = updates_of_a_batch(self.config)
         batch = super()._update_actor(batch, metrics)
         if self.update_watches:
             for name in ("mismatch/logprob_max", "mismatch/logprob_mean", "train/kl"):
