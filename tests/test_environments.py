@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partialmethod
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,6 +118,21 @@ def test_an_episode_ends_at_its_end_or_at_the_last_turn(
     found, asked = outcome(server, row(**meta))
     assert found["value"] == pytest.approx(value) and found["success"] == success and len(asked) == requests
     assert found["environment/steps"] == (0 if value < 0 else requests)
+
+
+def test_nobody_looks_after_the_last_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A screenshot costs as much as the click before it."""
+    asked: list[str] = []
+    step = Squares.step
+
+    def called(self: Squares, action: Any, name: str) -> Any:
+        asked.append(name)
+        return step(self, action)
+
+    monkeypatch.setattr(Squares, "step", partialmethod(called, name="step"))
+    monkeypatch.setattr(Squares, "last_step", partialmethod(called, name="last_step"))
+    outcome(miss, row(turns=2))
+    assert asked == ["step", "last_step"]
 
 
 def test_what_is_said_goes_on_from_what_was_said() -> None:

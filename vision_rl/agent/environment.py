@@ -84,6 +84,10 @@ class Environment:
         """Carry out what the reader made of a reply; never None."""
         raise NotImplementedError
 
+    def last_step(self, action: Any) -> Step:
+        """The same for the last reply that a rollout has turns for: its observation is not looked at."""
+        return self.step(action)
+
     def close(self) -> None:
         """Give everything back; also called when nothing was begun, or when a call hangs."""
 
@@ -222,7 +226,7 @@ class _Episode:
             self._say(f"{UNREAD} {how}", ())
             return
         started = time.monotonic()
-        step: Step = await self.instance.call("step", action)
+        step: Step = await self.instance.call("last_step" if last else "step", action)
         self.spent += time.monotonic() - started
         self.rewards.append(float(step.reward))
         self.components |= {name: float(value) for name, value in step.components.items()}
