@@ -183,6 +183,7 @@ def test_a_page_reaches_neither_network_nor_files_and_leaves_nothing(example: Mo
         away = f"http://127.0.0.1:{port}"
         (folder / "hostile.html").write_text(HOSTILE.replace("{away}", away))
         browser = example.Browser(folder)
+        browser.turn_to("hostile")
         try:
             browser.call("Page.navigate", url=f"{example.ORIGIN}/hostile.html")
             deadline = time.monotonic() + 30
@@ -200,6 +201,7 @@ def test_a_page_reaches_neither_network_nor_files_and_leaves_nothing(example: Mo
             browser.close()
         assert asked == [] and not profile.exists()
         opened = example.Browser(folder, network=True)
+        opened.turn_to("hostile")
         opened.call("Page.navigate", url=f"{away}/navigate")
         opened.close()
         assert "/navigate" in asked, "where a setting allows it, it is asked: the test can fail"

@@ -1,4 +1,4 @@
-"""A headless Chromium with one page, driven over the DevTools protocol; the page sees one folder's files and nothing else."""
+"""A headless Chromium, driven over the DevTools protocol; its pages see one folder's files and nothing else."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from vision_rl.errors import UserError
 ORIGIN = "http://miniwob.invalid"
 """Where the pages seem to lie. Every request of theirs is answered here, from the package's folder, or refused."""
 CALL_SECONDS, START_SECONDS = 20.0, 60.0
+PAGES = 4
+"""Pages that a browser holds at once. To load one takes ten times as long as an episode on it."""
 _FLAGS = (
     "--headless --disable-gpu --remote-debugging-pipe --block-new-web-contents --no-first-run --no-default-browser-check "
     "--hide-scrollbars --mute-audio --disable-background-networking --disable-component-update --disable-sync "
@@ -42,9 +44,10 @@ class BrowserError(RuntimeError):
 
 
 class Browser:
-    """A headless Chromium with one page, over a pair of pipes: no port is open, and it ends when this process ends.
+    """A headless Chromium, over a pair of pipes: no port is open, and it ends when this process ends.
 
-    folder: what `ORIGIN` serves; nothing else is served. network: whether pages may ask others. Not safe for two threads.
+    It holds up to `PAGES` pages, and all commands go to the one that `turn_to` has named. folder: what `ORIGIN` serves;
+    nothing else is served. network: whether pages may ask others. Not safe for two threads.
     """
 
     def __init__(self, folder: Path, *, network: bool = False) -> None:
@@ -64,6 +67,7 @@ class Browser:
                 f"no folder for the browser's profile ({error.strerror}); free space, or set TMPDIR"
             ) from error
         self._number, self._unread, self._session = 0, b"", ""
+        self._pages: dict[str, tuple[str, str]] = {}  # name -> (target, session); the one used last is the last
         flags = [*_FLAGS.split(), *([] if network else _OFFLINE), *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         (theirs_in, self._out), (self._in, theirs_out) = _high_pipe(), _high_pipe()
         # The shell removes the profile whatever ends the browser, a kill -9 of this process included: then the pipe is closed.
@@ -86,19 +90,42 @@ class Browser:
         for number in (theirs_in, theirs_out):
             os.close(number)
         try:
-            self._open_page()
+            self.call("Browser.getVersion", seconds=START_SECONDS)
         except BaseException:
             self.close()
             raise
 
-    def _open_page(self) -> None:
-        target = self.call("Target.createTarget", url="about:blank", seconds=START_SECONDS)["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Inspector"):
-            self.call(f"{domain}.enable")
-        self.call("Fetch.enable", patterns=[{"urlPattern": "*"}])
-        self.call("Page.setDownloadBehavior", behavior="deny")
-        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
+    def turn_to(self, name: str) -> bool:
+        """Send what follows to the page of that name; whether it has just been opened, and is empty."""
+        page = self._pages.pop(name, None)
+        self._session = ""
+        if page is None:
+            while len(self._pages) >= PAGES:
+                self.leave(next(iter(self._pages)))
+            # A window each: Chromium does not draw a tab that stands behind another.
+            target = self.call("Target.createTarget", url="about:blank", newWindow=True)["targetId"]
+            session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        else:
+            target, session = page
+        self._pages[name], self._session = (target, session), session
+        if page is None:
+            self.calls(
+                [
+                    ("Page.enable", {}),
+                    ("Inspector.enable", {}),
+                    ("Fetch.enable", {"patterns": [{"urlPattern": "*"}]}),
+                    ("Page.setDownloadBehavior", {"behavior": "deny"}),
+                    ("Emulation.setFocusEmulationEnabled", {"enabled": True}),
+                ]
+            )
+        return page is None
+
+    def leave(self, name: str) -> None:
+        """Close a page, if it is open."""
+        target, _ = self._pages.pop(name, ("", ""))
+        if target:
+            self._session = ""
+            self.call("Target.closeTarget", targetId=target)
 
     def call(self, method: str, *, seconds: float = CALL_SECONDS, **parameters: Any) -> dict[str, Any]:
         """One command of the DevTools protocol and its result."""
@@ -108,7 +135,7 @@ class Browser:
         self, commands: Sequence[tuple[str, Mapping[str, Any]]], seconds: float = CALL_SECONDS
     ) -> list[dict[str, Any]]:
         """Several commands, sent at once; their results in order. Raises `BrowserError`."""
-        waiting = [self._send(method, parameters) for method, parameters in commands]
+        waiting = [self._send(method, parameters, self._session) for method, parameters in commands]
         results: dict[int, dict[str, Any]] = {}
         deadline = time.monotonic() + seconds
         while len(results) < len(waiting):
@@ -118,11 +145,11 @@ class Browser:
                         raise BrowserError(f"Chromium refuses {commands[-1][0]}: {message['error'].get('message')}")
                     results[message["id"]] = message["result"]
                 elif message.get("method") == "Fetch.requestPaused":
-                    self._answer(message["params"])
+                    self._answer(message["params"], message["sessionId"])
                 elif message.get("method") == "Inspector.targetCrashed":
                     raise BrowserError("the page has crashed; the machine may be out of memory")
                 elif message.get("method") == "Page.javascriptDialogOpening":
-                    self._send("Page.handleJavaScriptDialog", {"accept": True})
+                    self._send("Page.handleJavaScriptDialog", {"accept": True}, message["sessionId"])
         return [results[number] for number in waiting]
 
     def evaluate(self, script: str) -> Any:
@@ -133,11 +160,11 @@ class Browser:
             raise BrowserError(str(details.get("exception", {}).get("description", details.get("text")))[:200])
         return result["result"].get("value")
 
-    def _send(self, method: str, parameters: Mapping[str, Any]) -> int:
+    def _send(self, method: str, parameters: Mapping[str, Any], session: str) -> int:
         self._number += 1
         message = {"id": self._number, "method": method, "params": dict(parameters)}
-        if self._session:
-            message["sessionId"] = self._session
+        if session:  # else it is the browser's own
+            message["sessionId"] = session
         try:
             os.write(self._out, json.dumps(message).encode() + b"\0")
         except OSError as error:
@@ -154,22 +181,21 @@ class Browser:
         *whole, self._unread = (self._unread + content).split(b"\0")
         return [json.loads(one) for one in whole]
 
-    def _answer(self, request: Mapping[str, Any]) -> None:
+    def _answer(self, request: Mapping[str, Any], session: str) -> None:
         """A page's request: a file of the folder, or nothing."""
         url, identity = request["request"]["url"], {"requestId": request["requestId"]}
         if self.network and not url.startswith((ORIGIN, "file:")):
-            self._send("Fetch.continueRequest", identity)
+            self._send("Fetch.continueRequest", identity, session)
             return
         path = (self.folder / url.removeprefix(ORIGIN).partition("?")[0].partition("#")[0].lstrip("/")).resolve()
         if url.startswith(f"{ORIGIN}/") and path.is_relative_to(self.folder) and path.is_file():
             kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
             headers = [{"name": "content-type", "value": kind}]
             body = base64.b64encode(path.read_bytes()).decode()
-            self._send(
-                "Fetch.fulfillRequest", {**identity, "responseCode": 200, "responseHeaders": headers, "body": body}
-            )
+            answer = {**identity, "responseCode": 200, "responseHeaders": headers, "body": body}
+            self._send("Fetch.fulfillRequest", answer, session)
         else:
-            self._send("Fetch.failRequest", {**identity, "errorReason": "AccessDenied"})
+            self._send("Fetch.failRequest", {**identity, "errorReason": "AccessDenied"}, session)
 
     def close(self) -> None:
         """End the browser and remove its profile, whatever state it is in."""
