@@ -17,6 +17,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+from verl.workers.engine_workers import TrainingWorker
 from verl.workers.utils.losses import ppo_loss
 
 from tests.actor import actor, log_probs, weights
@@ -216,6 +217,28 @@ def test_the_figures_are_of_the_models_own_tokens_on_all_ranks(monkeypatch: pyte
     )
     others = [torch.zeros(()), torch.zeros(3)]
     assert here.may_update("the ranks", with_reference=False) and here.metrics == {}, "the next update begins anew"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("updates", "rows_of_one"), [({}, 3), ({"updates": 1}, 3), ({"updates": 3}, 1)])
+def test_the_rows_of_a_batch_are_divided_by_its_updates(
+    updates: dict[str, int],
+    rows_of_one: int,
+    builder: RowBuilder,  # noqa: F811
+    make_sample: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many rows the turns of its rollouts are; verl divides by prompts x samples."""
+    sizes = []
+    monkeypatch.setattr(
+        TrainingWorker,
+        "train_mini_batch",
+        lambda self, data: sizes.append((data["mini_batch_size"], data["global_batch_size"])),
+    )
+    data = batch_of(rows_of(builder, [make_sample([], word) for word in ("red", "blue", "2")]))
+    tu.assign_non_tensor(data, mini_batch_size=128, **updates)
+    actor().train_mini_batch(data)
+    assert sizes == [(rows_of_one, rows_of_one)]
 
 
 @pytest.mark.parametrize(
