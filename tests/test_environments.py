@@ -135,6 +135,24 @@ def test_nobody_looks_after_the_last_turn(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == ["step", "last_step"]
 
 
+@pytest.mark.parametrize(
+    ("server", "meta", "rewards"),
+    [
+        (seeing, {"clicks": 2}, [0.5, 0.5]),  # it came to its end
+        (miss, {"turns": 2}, [0.0, -1.0]),
+        (seeing, {"clicks": 3, "turns": 1}, [1 / 3 - 1]),
+        (lambda body: "I cannot say.", {"turns": 2}, [0.0, -1.0]),  # is worth no more than a wrong click
+    ],
+)
+def test_an_environment_says_what_an_episode_without_an_end_is_worth(
+    server: Server, meta: dict[str, Any], rewards: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Squares, "out_of_turns", lambda self: -1.0)
+    found, _ = outcome(server, row(**meta))
+    assert [found[f"step_reward/{turn}"] for turn in range(1, len(rewards) + 1)] == pytest.approx(rewards)
+    assert found["environment/return"] == pytest.approx(sum(rewards)) and f"step_reward/{len(rewards) + 1}" not in found
+
+
 def test_what_is_said_goes_on_from_what_was_said() -> None:
     """Each request begins with the one before, so that the turns of a rollout can be one sequence."""
     _, asked = outcome(seeing, row(clicks=3))

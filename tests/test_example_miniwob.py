@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 import pytest
 
+from vision_rl.agent.environment import Observation
 from vision_rl.answers.actions import Action
 from vision_rl.errors import UserError
 from vision_rl.tasks import get_task
@@ -88,8 +89,9 @@ def test_a_wrong_button_costs_and_a_miss_goes_on(page: Any) -> None:
     missed = page.step(Action("click", corner))
     assert not missed.terminated and missed.reward == 0 and len(missed.observation.pictures) == 1
     two = ((boxes[1]["left"] + 20) / 160, (boxes[1]["top"] + 20 - 50) / 160)
+    assert page.last_step(Action("click", corner)) == missed._replace(observation=Observation(""))
     wrong = page.step(Action("click", two))
-    assert wrong.terminated and wrong.reward == -1.0 and wrong.components == {"success": 0.0}
+    assert wrong.terminated and wrong.reward == page.out_of_turns() == -1.0 and wrong.components == {"success": 0.0}
 
 
 def test_text_is_typed_and_keys_are_pressed(page: Any) -> None:

@@ -88,7 +88,8 @@ _ORACLE = """
 class MiniWoB(Environment):
     """One page of MiniWoB++ at a time. options: `env`, the page's name; `shade`, whether its picture is shaded.
 
-    The raw reward counts, at the episode's end: the page's own one falls with the seconds that the model server takes.
+    The raw reward counts, at the episode's end: the page's own one falls with the seconds that the model server takes. Its
+    time is over when the rollout's turns are.
     """
 
     def __init__(self) -> None:
@@ -141,6 +142,10 @@ class MiniWoB(Environment):
         self._done, raw = browser.evaluate("[WOB_DONE_GLOBAL, WOB_RAW_REWARD_GLOBAL]")
         reward = float(raw) if self._done else 0.0
         return Step(Observation(""), reward, terminated=self._done, components={"success": float(reward > 0)})
+
+    def out_of_turns(self) -> float:
+        """What a page pays when its own time is over: else a click beside everything would be better than a wrong one."""
+        return -1.0
 
     def oracle(self, *, seed: int, options: Mapping[str, Any]) -> list[Action] | None:
         """Clicks that solve the episode, found by trying every element, then every pair; None where there are none."""

@@ -88,6 +88,10 @@ class Environment:
         """The same for the last reply that a rollout has turns for: its observation is not looked at."""
         return self.step(action)
 
+    def out_of_turns(self) -> float:
+        """What an episode earns beside its steps when a rollout has no turns left and it has not come to its end."""
+        return 0.0
+
     def close(self) -> None:
         """Give everything back; also called when nothing was begun, or when a call hangs."""
 
@@ -207,6 +211,8 @@ class _Episode:
             await self._act(how, last=turn + 1 == self.turns)
             if self.done:
                 break
+        else:
+            self.rewards[-1] += float(await self.instance.call("out_of_turns"))
         return self.reply, self._reward()
 
     @property
