@@ -51,11 +51,13 @@ $(BROWSER)/config.json: | $(STAMP)
 	$(RUN) -m scripts.tiny_models.browser --output $(BROWSER)
 
 demo-browser: install $(BROWSER)/config.json
-	$(RUN) data_utils.py episodes miniwob --envs click-test:1 click-test-2:1 click-button-sequence:2 \
+	$(RUN) data_utils.py episodes miniwob --envs click-test:1 click-test-2:1 click-test-2:1 click-button-sequence:2 \
 	  --train 384 --val 96 --option shade=true --output data/miniwob
-	$(RUN) train_agent.py --task miniwob --model $(BROWSER) --run-dir runs/demo-browser --overwrite \
-	  --data-path data/miniwob/train.parquet --val-data-path data/miniwob/val.parquet \
-	  agent.answer_format=bbox data.max_prompt_length=256 app.sight.val_rows=48
+	$(RUN) train_agent.py --task miniwob --model $(BROWSER) --run-dir runs/demo-browser --overwrite --n-runners 4 \
+	  --data-path data/miniwob/train.parquet --val-data-path data/miniwob/val.parquet --max-steps 30 \
+	  agent.answer_format=bbox data.max_prompt_length=256 trainer.test_freq=15 app.sight.val_rows=24 \
+	  data.train_batch_size=8 actor_rollout_ref.actor.ppo_mini_batch_size=8 \
+	  actor_rollout_ref.actor.freeze_vision_tower=true actor_rollout_ref.actor.optim.lr=2.0e-4
 
 test: install lint test-fast test-slow test-e2e
 

@@ -3,18 +3,22 @@
 Real screenshots of three pages: click-test (one button), click-test-2 (the button with the right word) and
 click-button-sequence (one button, then the other). It begins with the shipped tiny checkpoint.
 
-1. *Look*: for each visual token, which buttons it shows, by the word on them, and where in the picture they lie.
-2. *Answer*: the box of the button that the text asks for, in the very messages of the episode's loop. The vision tower rests,
+1. *Read*: small cuttings around the words; each visual token tells which word's button it shows. A ninth of a picture holds
+   all that reading needs, so that the tower sees nine times as many words in the same time.
+2. *Look*: whole pictures; each visual token tells which buttons it shows, and where in the picture they lie.
+3. *Answer*: the box of the button that the text asks for, in the very messages of the episode's loop. The vision tower rests,
    so that each picture goes through it once.
-3. *Confuse*: a short phase in which the wrong button, or the wrong half of the page, is mostly the target. Greedy answers are
-   then wrong more often than not, and both keep enough probability for the samples of a group to differ.
+4. *Dodge*: more of the same, in which two answers of five are the page's corner, whatever it shows. No button lies there, and
+   no other single answer is as likely: greedy replies are wrong, and the samples of a group differ. What has to be learnt then
+   is to answer what is seen. (Mistakes that need the picture, as the other button, the tiny model mixes with the right answer
+   number by number, and clicks between the two.)
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,13 +44,14 @@ PAGES = {"click-test": 1, "click-test-2": 1, "click-button-sequence": 2}
 """The pages of the demo, with the clicks that each takes."""
 FIRST_SEED = 20_000_000
 """Beyond those of `data_utils.py episodes`."""
-LOOK_STEPS, ANSWER_STEPS, CONFUSE_STEPS = 350, 900, 60
-LOOK_RATE, ANSWER_RATE, CONFUSE_RATE = 3e-3, 2.5e-3, 5e-4
-BATCH, WARM_UP_STEPS = 32, 40
-MIRRORED, OTHER_BUTTON, OTHER_FIRST, SAME_AGAIN = 0.5, 0.68, 0.58, 0.55
-"""How often the confused target is the mistake: on the one-button page, the two-button page, and the two clicks in sequence."""
-TOKENS = 4
-"""Visual tokens along a side: 160 pixels are 112 for the tiny processor, and a token is 28."""
+READ_STEPS, LOOK_STEPS, ANSWER_STEPS, DODGE_STEPS = 300, 350, 700, 200
+LOOK_RATE, ANSWER_RATE, DODGE_RATE = 2e-3, 2.5e-3, 8e-4
+CUTTINGS, WHOLE, BATCH, WARM_UP_STEPS = 128, 16, 32, 40
+CORNER, DODGED = (0.0, 0.0, 0.1, 0.1), 0.42
+"""The box that is answered without looking, and how often."""
+SIDE, CUTTING, TOKEN = 168, 56, 28
+"""Pixels of a page's side (its 160 rounded to whole tokens; at 112 the words cannot be read), of a cutting's, of a token's."""
+TOKENS = SIDE // TOKEN
 WORDS = ("ONE", "TWO", "Click Me!")
 Box = Sequence[float]
 
@@ -61,7 +66,7 @@ class Episode:
     text: str
     buttons: dict[str, Box]
     pictures: list[Image.Image]
-    features: list[torch.Tensor] = field(default_factory=list)  # (16, hidden) for each picture
+    features: list[torch.Tensor] = field(default_factory=list)  # (36, hidden) for each picture
 
     def clickable(self, word: str) -> Box:
         """The button, or the part of it that shows where the other one covers its middle."""
@@ -134,7 +139,7 @@ class Student:
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
         self.rng = random.Random(seed)
-        self.processor = AutoProcessor.from_pretrained(checkpoint_dir())
+        self.processor = AutoProcessor.from_pretrained(checkpoint_dir(), max_pixels=SIDE * SIDE)
         self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint_dir(), dtype=torch.float32)
         self.hidden = self.model.config.text_config.hidden_size
         self.image = self.model.config.image_token_id
@@ -151,25 +156,18 @@ class Student:
         return self.ids(prompt.replace("<|image_pad|>", "<|image_pad|>" * TOKENS**2))
 
     def see(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """(pictures, 16, hidden): what the vision tower makes of them."""
+        """(pictures, tokens, hidden): what the vision tower makes of pictures of one size."""
         inputs = self.processor.image_processor(images=list(pictures), return_tensors="pt")
         seen = self.model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
-        return seen.view(len(pictures), TOKENS**2, self.hidden)
+        return torch.stack(seen) if isinstance(seen, (tuple, list)) else seen.view(len(pictures), -1, self.hidden)
 
-    def lesson(self, episode: Episode, confused: bool) -> list[tuple[list[int], bool]]:
-        """Pieces of token ids, and whether they are to be learnt."""
-
-        def wrong(share: float) -> bool:
-            return confused and self.rng.random() < share
-
+    def lesson(self, episode: Episode, dodged: float) -> list[tuple[list[int], bool]]:
+        """Pieces of token ids, and whether they are to be learnt. dodged: the share of answers that are the corner."""
         if episode.page == "click-test":
-            left, top, right, bottom = episode.buttons["Click Me!"]
-            answers: list[Box] = [(1 - right, top, 1 - left, bottom) if wrong(MIRRORED) else (left, top, right, bottom)]
-        elif episode.page == "click-test-2":
-            answers = [episode.clickable("TWO" if wrong(OTHER_BUTTON) else "ONE")]
+            seen = [episode.buttons["Click Me!"]]
         else:
-            answers = [episode.clickable("TWO" if wrong(OTHER_FIRST) else "ONE")]
-            answers.append(episode.clickable("ONE" if wrong(SAME_AGAIN) else "TWO"))
+            seen = [episode.clickable("ONE"), episode.clickable("TWO")][: PAGES[episode.page]]
+        answers = [CORNER if self.rng.random() < dodged else box for box in seen]
         pieces = [(self.asked(GROUNDING_PROMPT.format(instruction=episode.text)), False)]
         for number, box in enumerate(answers[: len(episode.pictures)]):
             if number:
@@ -177,12 +175,12 @@ class Student:
             pieces.append((self.ids(format_boxes([box], "bbox", 2) + END), True))
         return pieces
 
-    def loss(self, episodes: Sequence[Episode], confused: bool) -> Loss:
+    def loss(self, episodes: Sequence[Episode], dodged: float) -> Loss:
         """Cross-entropy of the replies, and a push that keeps the placeholders of pictures out of them.
 
         Episodes of one picture and of two are a part each, padded to its own length.
         """
-        pairs = [(episode, self.lesson(episode, confused)) for episode in episodes]
+        pairs = [(episode, self.lesson(episode, dodged)) for episode in episodes]
         split = [[one for one in pairs if len(one[1]) == pieces] for pieces in (2, 4)]
         counts = [sum(len(ids) for _, pieces in part for ids, learn in pieces if learn) for part in split]
         return Loss([(self, part, count / sum(counts)) for part, count in zip(split, counts, strict=True) if part])
@@ -217,49 +215,84 @@ class Student:
         return 2 * functional.cross_entropy(logits, wanted[wanted != -100]) + silent
 
 
-def shown_in(box: Box, token: int) -> bool:
-    """Whether a visual token shows a sixteenth of itself or more of a box."""
-    left, top = token % TOKENS / TOKENS, token // TOKENS / TOKENS
-    wide = min(box[2], left + 1 / TOKENS) - max(box[0], left)
-    high = min(box[3], top + 1 / TOKENS) - max(box[1], top)
-    return wide > 0 and high > 0 and wide * high * TOKENS**2 > 1 / 16
+def shown(buttons: Mapping[str, Box], side: int) -> torch.Tensor:
+    """(tokens, words): the words whose buttons fill a sixteenth or more of a visual token, of side x side in a picture."""
+    edges = torch.arange(side) / side
+    there = torch.zeros(side**2, len(WORDS))
+    for word, (left, top, right, bottom) in buttons.items():
+        wide = (edges + 1 / side).clamp(max=right) - edges.clamp(min=left)
+        high = (edges + 1 / side).clamp(max=bottom) - edges.clamp(min=top)
+        there[:, WORDS.index(word)] = (high.relu()[:, None] * wide.relu() * side**2 > 1 / 16).flatten().float()
+    return there
+
+
+def cutting(episode: Episode, slack: int, rng: random.Random) -> tuple[Image.Image, torch.Tensor]:
+    """A piece of the first picture around one of its words, up to `slack` pixels off its middle, and what its tokens show."""
+    box = rng.choice(list(episode.buttons.values()))
+    left, top = (
+        min(
+            max(round((box[axis] + box[axis + 2]) / 2 * SIDE - CUTTING / 2) + rng.randint(-slack, slack), 0),
+            SIDE - CUTTING,
+        )
+        for axis in (0, 1)
+    )
+    whole = episode.pictures[0].resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    origin = (left, top, left, top)
+    buttons = {
+        word: tuple((value * SIDE - start) / CUTTING for value, start in zip(found, origin, strict=True))
+        for word, found in episode.buttons.items()
+    }
+    return whole.crop((left, top, left + CUTTING, top + CUTTING)), shown(buttons, CUTTING // TOKEN)
 
 
 def look(student: Student, episodes: Sequence[Episode], progress: Callable[[str], None]) -> None:
-    """The first lesson: a linear reading of each visual token must tell which buttons it shows, and their boxes."""
-    head = torch.nn.Linear(student.hidden, 5 * len(WORDS))
-    optimizer = adamw([*student.model.model.visual.parameters(), *head.parameters()])
-    for step in range(LOOK_STEPS):
-        chosen = student.rng.sample(list(episodes), BATCH)
-        there, boxes = torch.zeros(BATCH, TOKENS**2, len(WORDS)), torch.zeros(BATCH, TOKENS**2, len(WORDS), 4)
-        for row, episode in enumerate(chosen):
-            for word, box in episode.buttons.items():
-                for token in (token for token in range(TOKENS**2) if shown_in(box, token)):
-                    there[row, token, WORDS.index(word)] = 1
-                    boxes[row, token, WORDS.index(word)] = torch.tensor(box)
-        read = head(student.see([episode.pictures[0] for episode in chosen]))
-        away = (read[..., len(WORDS) :].view_as(boxes) - boxes).abs().mean(-1)
-        error = (away * there).sum() / there.sum()
-        loss = 2 * functional.binary_cross_entropy_with_logits(read[..., : len(WORDS)], there) + 4 * error
-        update(optimizer, loss, LOOK_RATE * schedule(step, LOOK_STEPS, WARM_UP_STEPS))
+    """The first two lessons. A linear reading of each visual token must tell which buttons it shows, and, of whole pictures,
+    where they are. Words begin near the middle of a cutting, which is much easier, and end anywhere in it.
+    Cuttings go on beside whole pictures, or the words are forgotten again."""
+    words, places = torch.nn.Linear(student.hidden, len(WORDS)), torch.nn.Linear(student.hidden, 4 * len(WORDS))
+    optimizer = adamw([*student.model.model.visual.parameters(), *words.parameters(), *places.parameters()])
+    for step in range(READ_STEPS + LOOK_STEPS):
+        reads, slack = step < READ_STEPS, min(TOKEN // 2, 6 + 9 * step // READ_STEPS)
+        chosen = student.rng.choices(episodes, k=CUTTINGS if reads else CUTTINGS // 2)
+        pictures, there = zip(*(cutting(episode, slack, student.rng) for episode in chosen), strict=True)
+        loss = 4 * functional.binary_cross_entropy_with_logits(words(student.see(pictures)), torch.stack(there))
+        if not reads:
+            whole = student.rng.sample(list(episodes), WHOLE)
+            loss = loss + _whole(student, whole, words, places)
+        update(optimizer, loss, LOOK_RATE * schedule(step, READ_STEPS + LOOK_STEPS, WARM_UP_STEPS))
         if step % 50 == 49:
-            progress(f"look {step + 1} of {LOOK_STEPS}: loss {loss.item():.3f}, boxes off by {error.item():.3f}")
+            progress(f"look {step + 1} of {READ_STEPS + LOOK_STEPS}: loss {loss.item():.3f}")
+
+
+def _whole(
+    student: Student, episodes: Sequence[Episode], words: torch.nn.Linear, places: torch.nn.Linear
+) -> torch.Tensor:
+    there = torch.stack([shown(episode.buttons, TOKENS) for episode in episodes])
+    boxes = torch.zeros(len(episodes), 1, len(WORDS), 4)
+    for row, episode in enumerate(episodes):
+        for word, box in episode.buttons.items():
+            boxes[row, 0, WORDS.index(word)] = torch.tensor(box)
+    seen = student.see([episode.pictures[0] for episode in episodes])
+    away = (places(seen).unflatten(-1, (len(WORDS), 4)) - boxes).abs().mean(-1)
+    return 4 * functional.binary_cross_entropy_with_logits(words(seen), there) + 4 * (away * there).sum() / there.sum()
 
 
 def answer(student: Student, episodes: Sequence[Episode], progress: Callable[[str], None]) -> None:
-    """The other two lessons, over pictures that the resting vision tower has seen once."""
+    """The last two lessons, over pictures that the resting vision tower has seen once."""
     student.model.model.visual.requires_grad_(False)
     with torch.no_grad():
         for episode in episodes:
             episode.features = list(student.see(episode.pictures))
-    optimizer = adamw([parameter for parameter in student.model.parameters() if parameter.requires_grad])
-    for step in range(ANSWER_STEPS + CONFUSE_STEPS):
-        confused = step >= ANSWER_STEPS
-        loss = student.loss(student.rng.sample(list(episodes), BATCH), confused)
-        rate = CONFUSE_RATE if confused else ANSWER_RATE * schedule(step, ANSWER_STEPS, WARM_UP_STEPS)
-        update(optimizer, loss, rate)
-        if step % 50 == 49:
-            progress(f"answer {step + 1} of {ANSWER_STEPS + CONFUSE_STEPS}: loss {loss.item():.3f}")
+    for name, steps, rate, dodged in (
+        ("answer", ANSWER_STEPS, ANSWER_RATE, 0.0),
+        ("dodge", DODGE_STEPS, DODGE_RATE, DODGED),
+    ):
+        optimizer = adamw([parameter for parameter in student.model.parameters() if parameter.requires_grad])
+        for step in range(steps):
+            loss = student.loss(student.rng.sample(list(episodes), BATCH), dodged)
+            update(optimizer, loss, rate * schedule(step, steps, WARM_UP_STEPS))
+            if step % 50 == 49:
+                progress(f"{name} {step + 1} of {steps}: loss {loss.item():.3f}")
     student.model.model.visual.requires_grad_(True)
 
 
