@@ -27,6 +27,7 @@ from vision_rl.run.log import ROLLOUTS, read_jsonl
 ROOT = Path(__file__).resolve().parents[1]
 WARM_START = ROOT / "scripts" / "tiny_models" / "browser_checkpoint"
 MARK = "VISION_RL_TEST_OF_BROWSERS"
+ACTOR = "actor_rollout_ref.actor"
 SHORT = ["app.sight.val_rows=0", "trainer.save_freq=-1"]
 
 pytestmark = [
@@ -74,12 +75,13 @@ def browsers() -> list[int]:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The arguments of a short run, from the warm start: one page, on which a word has to be read."""
+    """The arguments of a short run with the demo's settings: one page, on which a word has to be read."""
     folder = tmp_path_factory.mktemp("episodes")
     envs = ("--envs", "click-test-2:1", "--option", "shade=true")
     command("data_utils.py", "episodes", "miniwob", *envs, "--train", 384, "--val", 64, "--output", folder)
     data = ["--data-path", str(folder / "train.parquet"), "--val-data-path", str(folder / "val.parquet")]
-    settings = ["agent.answer_format=bbox", "data.max_prompt_length=256"]
+    settings = ["agent.answer_format=bbox", "data.max_prompt_length=256", "data.train_batch_size=8"]
+    settings += [f"{ACTOR}.ppo_mini_batch_size=8", f"{ACTOR}.freeze_vision_tower=true", f"{ACTOR}.optim.lr=2.0e-4"]
     return ["train_agent.py", "--task", "miniwob", "--model", str(WARM_START), *data, *settings]
 
 
