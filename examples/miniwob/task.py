@@ -187,7 +187,7 @@ class MiniWoB(Environment):
     def _look(self) -> Image.Image:
         """The task's area as it is drawn now."""
         top, width, height = self._area
-        # Chromium cuts out a part by laying the page out twice, which costs more than the rest of a screenshot.
+        # The whole page, cut here: a part of it takes Chromium twice the core time.
         shot = self.browser().call(
             "Page.captureScreenshot", format="png", optimizeForSpeed=True, captureBeyondViewport=False
         )
