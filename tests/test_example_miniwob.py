@@ -128,6 +128,21 @@ def test_a_flight_is_a_larger_page_of_its_own(page: Any) -> None:
     assert reset(page, "click-test").pictures[0].size == (160, 160)
 
 
+def test_a_page_stays_open_until_four_others_were_asked_for(page: Any) -> None:
+    """To load one takes ten times as long as an episode on it."""
+    others = ["click-test", "click-button", "focus-text", "enter-text"]
+    first = reset(page, "click-test-2", 7).pictures[0]
+    page.browser().evaluate("window.mark = 1")
+    for env in others[:3]:
+        assert reset(page, env).pictures[0] != first
+    assert reset(page, "click-test-2", 7).pictures[0].tobytes() == first.tobytes()
+    assert page.browser().evaluate("window.mark") == 1
+    for env in others:
+        reset(page, env)
+    assert reset(page, "click-test-2", 7).pictures[0].tobytes() == first.tobytes()
+    assert page.browser().evaluate("window.mark") is None
+
+
 def test_an_unknown_page_is_refused_by_name(page: Any) -> None:
     with pytest.raises(UserError, match="no page 'click-tset'"):
         reset(page, "click-tset")
