@@ -102,7 +102,7 @@ class Browser:
         if page is None:
             while len(self._pages) >= PAGES:
                 self.leave(next(iter(self._pages)))
-            # A window each: Chromium does not draw a tab that stands behind another.
+            # A window each, so that none stands behind another when it is to be drawn.
             target = self.call("Target.createTarget", url="about:blank", newWindow=True)["targetId"]
             session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         else:
