@@ -113,7 +113,8 @@ def _run_api(
 
     overrides = overrides_for(task, list(by_task), [*served_pixels(args.served_pixels), *args.overrides])
     settings = agent_settings(task, overrides, cpu=False, model_dir=None, trained_as=None, transport="data")
-    output = output_of(args, task, list(by_task), data, args.model)
+    # Not evaluate_agent.py's folder of the same model (--model tiny after --tiny): pictures are sent smaller here.
+    output = output_of(args, task, list(by_task), data, f"api-{args.model}")
     budget = PictureBudget(output / "pictures", args.image_bytes, args.image_side)
     prices = Prices(args.price_in, args.price_out)
     rows = by_task[task]

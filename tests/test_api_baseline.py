@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import evaluate_agent
 from baselines import api_baseline
 from baselines.budget import PictureBudget, Prices, picture_tokens
 from baselines.constant import CENTRE, constant_reply
@@ -95,6 +96,19 @@ def test_a_run_reports_its_cost(tasks: Any, tmp_path: Path, capsys: pytest.Captu
     shown = capsys.readouterr()
     assert "8 rows, 8 pictures" in shown.err and f"cost {summary['cost']:.4f}" in shown.out
     assert {body["max_tokens"] for body in fake.requests} == {summary["settings"]["max_tokens"]}
+
+
+def test_a_baseline_and_an_evaluation_of_one_model_keep_apart(
+    tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ("--model", MODEL, "--data", tasks["vqa"]["test"], "--limit", 2)
+    with fake_openai("red") as fake:
+        with pytest.raises(SystemExit) as exit_:
+            evaluate_agent.main([str(word) for word in (*asked, "--endpoint", fake.url)])
+        assert not exit_.value.code and run(*asked, "--base-url", fake.url) == 0
+    made = sorted(path.name for path in (tmp_path / "runs" / "evaluations").iterdir())
+    assert len(made) == 2, made
 
 
 def test_a_dry_run_sends_and_writes_nothing(tasks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
