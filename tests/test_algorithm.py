@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +58,17 @@ def test_a_defect_is_one_sentence_and_its_traceback_is_kept(
     assert ("--resume (from global_step_7)" in message) == checkpoint
     kept = (tmp_path / "logs" / TRACEBACK).read_text()
     assert "in raised" in kept and "KeyError: 'rm_scores'" in kept, "the lines of the code are in the file"
+
+
+def test_a_request_that_is_longer_than_the_model_names_the_setting(algorithm: VisionVERL) -> None:
+    """As `--variant tools` with the tiny model; the sentence is verl's own."""
+    said = "max_model_len ({}) should be less than or equal to max_position_embeddings ({})"
+    message = str(message_of(algorithm, raised(ValueError(said.format(6168, 4096)))))
+    assert "6168 tokens" in message and "4096 positions" in message and "lower data.max_prompt_length" in message
+    assert "defect" not in message
+    [folder] = find_spec("verl").submodule_search_locations  # type: ignore[union-attr, misc]
+    server = (Path(folder) / "workers" / "rollout" / "vllm_rollout" / "vllm_async_server.py").read_text()
+    assert all(part in server for part in (") should be less than or equal to ", '"max_position_embeddings ('))
 
 
 def test_a_full_disk_does_not_hide_the_error(

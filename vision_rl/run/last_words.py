@@ -20,6 +20,8 @@ FAILED_STARTS = {
     "init_model()": "the model could not be loaded",
 }
 """What has failed, by a call as Ray names it in the traceback that it brings along."""
+_TOO_LONG = re.compile(r"max_model_len \((\d+)\) should be less than or equal to max_position_embeddings \((\d+)\)")
+"""verl's own words for a request that is longer than the model."""
 
 
 def last_error(traceback: str) -> str:
@@ -39,6 +41,11 @@ def to_user_error(error: Exception, logs: Path, how_to_go_on: str) -> UserError:
         (logs / TRACEBACK).write_text(f"{error}\n", encoding="utf-8")
     if getattr(cause, "actor_init_failed", None) is False:  # Ray's ActorDiedError, of one that had started
         return UserError(_actor_died_message(cause, logs, how_to_go_on))
+    if found := _TOO_LONG.search(str(error)):
+        return UserError(
+            f"a request may take {found[1]} tokens (data.max_prompt_length and data.max_response_length), and the model has "
+            f"{found[2]} positions; lower data.max_prompt_length, or name a model with more by --model"
+        )
     for call, failure in FAILED_STARTS.items():
         if call in str(error):
             return UserError(_startup_message(failure, error, logs))
