@@ -47,6 +47,7 @@ NOT_RUN = (
         r"--max-steps (14|20)|training_steps=6",
         "the README's command with more steps, for a figure of docs/benchmarks.md",
     ),
+    (r"--variant tools\b", "needs a model with more positions than the tiny one's 4,096"),
     (r"export\.internvl", "needs a model of the hub; tests/test_export_internvl.py"),
     (r"^python (-X|-c|-m compileall)", "is a command of Python, not of this project"),
 )
