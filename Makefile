@@ -56,8 +56,9 @@ demo-browser: install $(BROWSER)/config.json
 	$(RUN) train_agent.py --task miniwob --model $(BROWSER) --run-dir runs/demo-browser --overwrite --n-runners 4 \
 	  --data-path data/miniwob/train.parquet --val-data-path data/miniwob/val.parquet --max-steps 30 \
 	  agent.answer_format=bbox data.max_prompt_length=256 trainer.test_freq=15 app.sight.val_rows=24 \
-	  data.train_batch_size=8 actor_rollout_ref.actor.ppo_mini_batch_size=8 \
-	  actor_rollout_ref.actor.freeze_vision_tower=true actor_rollout_ref.actor.optim.lr=2.0e-4
+	  data.train_batch_size=12 actor_rollout_ref.actor.ppo_mini_batch_size=12 actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=48 \
+	  actor_rollout_ref.actor.freeze_vision_tower=true actor_rollout_ref.actor.optim.lr=3.0e-4 \
+	  actor_rollout_ref.actor.optim.lr_scheduler_type=cosine actor_rollout_ref.actor.optim.min_lr_ratio=0.1
 
 test: install lint test-fast test-slow test-e2e
 
