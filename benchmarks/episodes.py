@@ -7,8 +7,8 @@ theirs). A group is eight episodes of one seed. "shared" is what a run does: a g
 its picture, and their page is put into that state while the model thinks. "each" is without that. All lines ask one server, in
 turn, and each begins with two groups that do not count.
 
-With `--trl` the same episodes are played under TRL's `environment_factory` too (`trl_episodes.py`), which makes a browser for
-each rollout of a step and resets them one after the other; its first step, which starts them, does not count.
+With `--trl` as many episodes of that page are played under TRL's `environment_factory` (`trl_episodes.py`), which makes a browser
+for each rollout of a step and resets them one after the other; its first step, which starts them, does not count.
 """
 
 from __future__ import annotations

@@ -43,8 +43,9 @@ def to_user_error(error: Exception, logs: Path, how_to_go_on: str) -> UserError:
         return UserError(_actor_died_message(cause, logs, how_to_go_on))
     if found := _TOO_LONG.search(str(error)):
         return UserError(
-            f"a request may take {found[1]} tokens (data.max_prompt_length and data.max_response_length), and the model has "
-            f"{found[2]} positions; lower data.max_prompt_length, or name a model with more by --model"
+            f"a request may take {found[1]} tokens (data.max_prompt_length + data.max_response_length, or what "
+            f"actor_rollout_ref.rollout.max_model_len says), and the model has {found[2]} positions; lower "
+            "data.max_prompt_length, or name a model with more by --model"
         )
     for call, failure in FAILED_STARTS.items():
         if call in str(error):
