@@ -271,8 +271,8 @@ def test_a_browser_that_dies_or_hangs_is_a_sentence_and_is_cleared_away(
     profile = page.browser().profile
     for pid in of_profile(profile):
         os.kill(pid, number)
-    monkeypatch.setattr(example.Browser.calls, "__defaults__", (1.0,))
-    with pytest.raises(example.BrowserError, match=r"has ended|does not answer"):
+    with monkeypatch.context() as impatient, pytest.raises(example.BrowserError, match=r"has ended|does not answer"):
+        impatient.setattr(example.Browser.calls, "__defaults__", (1.0,))
         page.step(Action("click", (0.5, 0.5)))
     page.close()
     assert gone(profile)
