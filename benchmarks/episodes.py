@@ -24,7 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from against_trl import run, trl_folder
+from against_trl import trl_folder
+from beside import run
 
 from vision_rl.agent.keeper import close_all
 from vision_rl.data.schema import normalise_row
@@ -67,11 +68,11 @@ def under_trl(groups: int, first: int, version: str | None, steps: int = 3) -> s
     given = {"model": str(MODEL), "groups": groups, "group": GROUP, "first": first, "steps": steps}
     with tempfile.TemporaryDirectory() as output:
         command = [sys.executable, "benchmarks/trl_episodes.py", json.dumps(given)]
-        printed, memory = run(command, Path(output), [folder, ROOT])
+        printed, watch = run(command, Path(output), [folder, ROOT])
     found = json.loads(printed.splitlines()[-1])
     rate = groups * GROUP / statistics.median(found["seconds"][1:])
     seen = f"{found['pictures']} pictures of {groups * steps} seeds"
-    return f"| {groups * GROUP} | TRL {version}, {seen}, {memory:.1f} GiB | {rate:.1f} | - | - |"
+    return f"| {groups * GROUP} | TRL {version}, {seen}, {watch.gib:.1f} GiB | {rate:.1f} | - | - |"
 
 
 def main() -> None:

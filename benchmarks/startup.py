@@ -23,12 +23,11 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
+from processes import Watched, name_of
 from rich.console import Console
 from rich.table import Table
 
@@ -47,38 +46,6 @@ TO_THE_FIRST_STEP = [
     "trainer.save_freq=-1",
 ]
 _IMPORT = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s*(\S+)")
-
-
-@dataclass
-class Watched:
-    """A process of the run: when it began (s after the start), and (time, its core seconds so far) at every look."""
-
-    name: str
-    began: float
-    looks: list[tuple[float, float]] = field(default_factory=list)
-    peak_mib: float = 0.0
-
-    def used(self, start: float, end: float) -> float:
-        """Core seconds between two moments, which may lie between two looks."""
-        times, work = zip((self.began, 0.0), *self.looks, strict=True)
-        first, last = np.interp([start, end], times, work)
-        return float(last - first)
-
-
-def name_of(process: psutil.Process, main: int) -> str:
-    """What a process is to the run. A Ray actor's title names its class; forks of the main process are the runners."""
-    command = " ".join(process.cmdline()) or process.name()
-    if process.pid == main:
-        return "main"
-    if command.startswith("ray::"):
-        return command[5:].split(".")[0].strip()
-    if "train_agent.py" in command:
-        return "runners"
-    if "proxy_server" in command:
-        return "LLM proxy"
-    if "fork_template" in command:
-        return "template"
-    return "Ray's daemons"
 
 
 def watch(run: subprocess.Popen[bytes], run_dir: Path, started: float) -> dict[int, Watched]:
