@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +117,22 @@ def test_the_picture_carries_rows_and_p(tmp_path: Path, monkeypatch: pytest.Monk
     wrong, right = answered([False] * 20), answered([True] * 20)
     runs = load([evaluation(tmp_path / "first", wrong), evaluation(tmp_path / "second", right)])
     texts: list[str] = []
-    annotate = Axes.annotate
+    ticks: list[float] = []
+    annotate, set_ticks = Axes.annotate, Axes.set_xticks
 
     def noted(self: Axes, text: str, *args: Any, **options: Any) -> Any:
         texts.append(text)
         return annotate(self, text, *args, **options)
 
+    def ticked(self: Axes, shown: Sequence[float]) -> Any:
+        ticks.extend(shown)
+        return set_ticks(self, shown)
+
     monkeypatch.setattr(Axes, "annotate", noted)
+    monkeypatch.setattr(Axes, "set_xticks", ticked)
     draw_comparison(compare(runs), tmp_path / "comparison.png")
     assert texts == ["0.000, n = 20", "1.000, n = 20, p < 0.001"]
+    assert ticks and min(ticks) >= 0, "no share is below 0"
     assert shown_p(0.0234) == "= 0.023"
 
 

@@ -181,6 +181,11 @@ def draw_comparison(result: Mapping[str, Any], path: Path) -> None:
         axis.set_yticks(range(len(labels)), labels if index == 0 else [""] * len(labels))
         axis.set_ylim(len(labels) - 0.4, -0.7)
         axis.margins(x=0.3)
+        if all(result["measures"][name][label]["value"] >= 0 for label in labels):
+            left, right = axis.get_xlim()
+            ticks = [tick for tick in axis.get_xticks() if 0 <= tick <= right]  # what lies left of 0 is margin
+            axis.set_xticks(ticks)
+            axis.set_xlim(left, right)
         axis.set_title(f"{name}: 95 % interval, p against {result['reference']}", fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     with replacing(path) as temporary:
