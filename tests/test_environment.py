@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +61,17 @@ def test_what_the_user_has_set_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert run_environment(False)["NCCL_DEBUG"] == "INFO" and run_environment(True)["OMP_NUM_THREADS"] == "7"
     assert run_environment(True).keys() > COMMON.keys() < run_environment(False).keys()
+
+
+@pytest.mark.slow
+def test_the_actors_threads_do_not_spin() -> None:
+    """Asked of the OpenMP that torch brings: another one may read other variables."""
+    shown = {}
+    for name, variables in (("run", run_environment(True)), ("plain", {})):
+        environment = {**os.environ, "OMP_DISPLAY_ENV": "verbose", **variables}
+        done = subprocess.run([sys.executable, "-c", "import torch"], capture_output=True, text=True, env=environment)
+        [shown[name]] = re.findall(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr)
+    assert shown["run"] == "0" != shown["plain"]
 
 
 @pytest.mark.e2e

@@ -36,6 +36,9 @@ MEGATRON_ONLY = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}  # its overlap of communica
 
 CPU_ONLY = {
     "OMP_NUM_THREADS": "1",  # with Dynamo off: 13 requests/s instead of 3 on two cores
+    # Threads of the actor that wait for each other sleep. Those that spin hold the core that the other one needs as soon as
+    # anything else on the machine runs: one background process made an update take five to ten times as long.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # no binding, of any rank
     "VLLM_CPU_KVCACHE_SPACE": "1",
