@@ -30,6 +30,7 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from vision_rl.actor import shared_prompt
 from vision_rl.actor.engine import VisionEngine, mend_positions
+from vision_rl.actor.patches import patch_verl
 
 SHAPES = {  # hidden, intermediate, heads, key heads, vocabulary, layers that are run (of the real model)
     "tiny": (128, 256, 4, 2, 586, 3),
@@ -80,6 +81,7 @@ def main() -> None:
 
 def made(shape: str) -> Any:
     """A `VisionEngine` around a model of this shape, without process groups and optimizer."""
+    patch_verl()
     hidden, intermediate, heads, key_heads, vocabulary, layers = SHAPES[shape]
     width = hidden // heads // 2
     section = [width - 2 * (3 * width // 8), 3 * width // 8, 3 * width // 8]

@@ -90,6 +90,21 @@ def imported(path: Path) -> Iterator[str]:
             yield ast.unparse(node).split("sys.executable, '-m', '")[1].split("'")[0]
 
 
+def patched(path: Path) -> list[str]:
+    """What a module writes into modules that it imports, when it is imported itself."""
+    found, level = [], list(ast.parse(path.read_text(encoding="utf-8")).body)
+    known = {alias.asname or alias.name.split(".")[0] for node in level for alias in getattr(node, "names", ())}
+    while level:
+        node = level.pop()
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            level += [inner for inner in ast.iter_child_nodes(node) if isinstance(inner, ast.stmt)]
+        for target in getattr(node, "targets", ()):
+            written = ast.unparse(target)
+            if isinstance(target, ast.Attribute | ast.Subscript) and re.split(r"\W", written)[0] in known:
+                found.append(written)
+    return found
+
+
 def is_command(path: Path) -> bool:
     return path.name == "__main__.py" or "if __name__ ==" in path.read_text(encoding="utf-8")
 

@@ -19,6 +19,7 @@ from scripts.tiny_models.families import build
 from tests.actor import actor, log_probs
 from vision_rl.actor.engine import BLOCK, VisionEngine, freeze_vision_tower, log_probs_by_block
 from vision_rl.actor.model_patches import sharded_layers
+from vision_rl.actor.patches import patch_verl
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.training.rows import RowBuilder
@@ -62,6 +63,7 @@ def test_no_embedding_of_a_tower_is_sharded_by_itself(family: str, tmp_path: Pat
 
 def test_the_work_of_a_glm_is_counted(tmp_path: Path) -> None:
     """verl looks for its sizes in the wrong part of the configuration, and ends the run after the first update."""
+    patch_verl()
     config = AutoConfig.from_pretrained(build("GLM-4.1V", tmp_path / "model"))
     flops, _ = FlopsCounter(config).estimate_flops([100, 50], 1.0)
     layers = config.text_config.num_hidden_layers * 4 * config.text_config.hidden_size**2
@@ -134,6 +136,7 @@ def test_the_separate_trainer_can_tell_that_it_starts() -> None:
     """verl 0.9.1 hands `flush` to logging there, which is a TypeError where the line is logged."""
     from vision_rl.training import separate
 
+    separate.quiet_verl()
     logger = logging.getLogger(separate.PPOTrainerSeparateAsync.__module__)
     logger.info("said once it has started", flush=True)  # type: ignore[call-arg]
 

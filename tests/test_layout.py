@@ -31,6 +31,14 @@ def test_commands_reach_every_line_of_the_package() -> None:
     assert reached.unreached() == []
 
 
+def test_no_import_changes_another_module() -> None:
+    """A patch of a library is applied by one named call where a process begins: else the order of imports decides behaviour."""
+    known = {"vision_rl": ["sys.excepthook"]}  # the first import of any command
+    known["vision_rl.serving.vllm_server"] = ["vllm_async_server.get_vision_placeholder_token_ids"]
+    changed = {name: found for name, path in imports.modules().items() if (found := imports.patched(path))}
+    assert {name: found for name, found in changed.items() if name.startswith(imports.PACKAGE)} == known
+
+
 @pytest.mark.parametrize("framework", imports.FRAMEWORKS)
 def test_a_framework_is_known_to_its_rooms_only(framework: str) -> None:
     assert imports.users_of(framework) == imports.FRAMEWORKS[framework]

@@ -9,13 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import verl.utils.fsdp_utils as fsdp_utils
 import verl.utils.torch_functional as torch_functional
 import verl.workers.engine.fsdp.transformer_impl as fsdp_engine
 from tensordict.tensorclass import NonTensorData, NonTensorStack
 from verl.utils import tensordict_utils as tu
-from verl.utils.device import get_device_name
-from verl.utils.flops_counter import ESTIMATE_FUNC
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
@@ -24,12 +21,10 @@ from vision_rl.actor.model_patches import (
     VISION_TOWERS,
     EveryRankSees,
     SharedPictures,
-    count_glm_flops,
     mend,
     merge_pictures,
     packed_pixels,
     server_weights,
-    sharded_layers,
     token_types,
 )
 from vision_rl.errors import UserError
@@ -43,6 +38,10 @@ _verls_micro_batches = fsdp_engine.prepare_micro_batches
 _verls_log_probs = fsdp_engine.logprobs_from_logits
 
 
+@EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")
+@EngineRegistry.register(
+    model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=["nvidia", "amd"]
+)
 class VisionEngine(FSDPEngineWithLMHead):
     """`FSDPEngineWithLMHead` for models that see.
 
@@ -86,10 +85,6 @@ class VisionEngine(FSDPEngineWithLMHead):
         return module
 
     def _build_fsdp_module(self, module: Any) -> Any:
-        if get_device_name() == "cpu":
-            # FSDP2 keeps a model without updates in pinned memory (transformer_impl.py:462), which only an accelerator has.
-            # On a CPU there is nothing to offload from. test_backends.py builds a reference model and fails without this line.
-            fsdp_engine.CPUOffloadPolicy = lambda **_kwargs: None
         wrapped = super()._build_fsdp_module(module)
         self.every_rank_sees = EveryRankSees(module.get_base_model() if hasattr(module, "get_base_model") else module)
         return wrapped
@@ -306,14 +301,3 @@ def freeze_vision_tower(module: Any) -> int:
             f"freeze_vision_tower=true, but {type(module).__name__} has no part named {', '.join(VISION_TOWERS)}"
         )
     return frozen
-
-
-if not torch_functional.FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE:
-    fsdp_engine.logprobs_from_logits = log_probs_by_block
-fsdp_engine.prepare_micro_batches = micro_batches
-fsdp_engine.extract_multi_modal_inputs = merge_pictures
-fsdp_utils._select_fsdp2_wrap_targets = sharded_layers
-ESTIMATE_FUNC["glm4v"] = count_glm_flops
-_register = EngineRegistry.register
-_register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")(VisionEngine)
-_register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=["nvidia", "amd"])(VisionEngine)

@@ -21,6 +21,7 @@ import vision_rl.actor.losses  # noqa: F401 (registers them)
 from vision_rl.actor.engine import VisionEngine, mend_positions
 from vision_rl.actor.on_policy import OnPolicy
 from vision_rl.actor.papo import papo_loss
+from vision_rl.actor.patches import patch_verl
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import load_processor
@@ -36,6 +37,7 @@ class VisionTrainingWorker(TrainingWorker):
     device named twice (utils/distributed.py:89)."""
 
     def __init__(self, config: Any) -> None:
+        patch_verl()
         workers_meet_by_file()
         if get_device_name() == "cpu" and not torch.distributed.is_initialized():
             torch.distributed.init_process_group(

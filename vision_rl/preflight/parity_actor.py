@@ -46,7 +46,9 @@ def bare_engine(model: Any, pixels: Pixels, banned: Sequence[int] = ()) -> Any:
     from vision_rl.actor import shared_prompt
     from vision_rl.actor.engine import VisionEngine
     from vision_rl.actor.model_patches import SharedPictures
+    from vision_rl.actor.patches import patch_verl
 
+    patch_verl()
     engine = VisionEngine.__new__(VisionEngine)
     engine.use_ulysses_sp, engine.pad_to_length = False, None
     engine.module, engine.pixels, engine.pictures = model, pixels, SharedPictures(model)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 
 from vision_rl.actor.rank import VisionWorker
 from vision_rl.training.trainer import VisionTrainer
-
-# verl 0.9.1 hands `flush` to logging (trainer_separate_async.py:181), a TypeError wherever it tells that line; test_backends.py.
-logging.getLogger(PPOTrainerSeparateAsync.__module__).setLevel(logging.WARNING)
 
 
 class VisionDetachedWorker(VisionWorker, DetachActorWorker):
@@ -22,6 +20,10 @@ class VisionTrainerSeparate(VisionTrainer, PPOTrainerSeparateAsync):
     """verl's `separate_async` (`trainer.v1.trainer_mode`), over Agent Lightning's rollouts."""
 
     worker_class = VisionDetachedWorker
+
+    def __init__(self, *given: Any) -> None:
+        quiet_verl()
+        super().__init__(*given)
 
     def _server_addresses(self) -> list[str]:
         return list(self.standalone_server_manager.server_addresses)
@@ -37,3 +39,8 @@ class VisionTrainerSeparate(VisionTrainer, PPOTrainerSeparateAsync):
 
     def clear_sticky_cache(self) -> dict[str, int]:
         return {}
+
+
+def quiet_verl() -> None:
+    """verl 0.9.1 hands `flush` to logging (trainer_separate_async.py:181), a TypeError wherever it tells that line."""
+    logging.getLogger(PPOTrainerSeparateAsync.__module__).setLevel(logging.WARNING)
