@@ -6,17 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.reward_attacks import TOOL_ATTACKS, Outcome, all_outcomes, guessing_rows, insert, tables
 from vision_rl.errors import UserError
-from vision_rl.preflight.attack_cases import (
-    GROUNDING_ATTACKS,
-    TOOL_ATTACKS,
-    VQA_ATTACKS,
-    Outcome,
-    all_outcomes,
-    guessing_rows,
-    insert,
-    tables,
-)
+from vision_rl.preflight.attack_cases import GROUNDING_ATTACKS, VQA_ATTACKS
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from vision_rl.agent.grounding_prompts import RANKED, request
 from vision_rl.answers.boxes import Box
 from vision_rl.answers.coordinates import FAMILIES
 from vision_rl.answers.formats import FORMATS
-from vision_rl.answers.parsing import POINT_FORMATS, BoxReading, format_boxes, read_boxes
+from vision_rl.answers.parsing import BoxReading, format_boxes, read_boxes
 from vision_rl.answers.space import AnswerSpace
 from vision_rl.errors import UserError
 from vision_rl.rewards.grounding import grounding_reward
@@ -181,7 +181,7 @@ def test_written_forms_are_read_back(fmt: str) -> None:
     assert read_boxes(format_boxes([], fmt), fmt) == BoxReading([], 0, True)
 
 
-@pytest.mark.parametrize("fmt", POINT_FORMATS)
+@pytest.mark.parametrize("fmt", [name for name, row in FORMATS.items() if row.points])
 def test_the_point_minus_one_says_that_there_is_nothing(fmt: str) -> None:
     refusal = format_boxes([(-1, -1, -1, -1)], fmt)
     assert read_boxes(refusal, fmt) == BoxReading([], 0, True)

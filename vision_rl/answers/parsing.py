@@ -24,8 +24,6 @@ from vision_rl.answers.coordinates import FAMILIES
 from vision_rl.answers.formats import FORMATS, OWN, AnswerFormat
 from vision_rl.errors import UserError
 
-POINT_FORMATS = tuple(name for name, row in FORMATS.items() if row.points)
-
 MAX_CALL_CHARS = 10_000
 """A tool call with a longer body is an error: no tool takes that much, and JSON of that size costs time."""
 

@@ -1,7 +1,7 @@
 """Rewards: pure functions from a reply and the truth to a `Reward`. Any text goes in; finite numbers come out.
 
 vqa.py and grounding.py score replies by a metric of metrics.py, tools.py the use of tools, calibration.py stated
-confidences; judge.py asks a model and is the only one that talks to a server. preflight/attack_cases.py tries to game them all.
+confidences; judge.py asks a model and is the only one that talks to a server. preflight/attack.py tries to game them.
 """
 
 from __future__ import annotations
