@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from benchmarks import parity_sglang as sglang_server
 from benchmarks.parity_modes import MODES, compare_modes
 from scripts.tiny_models.families import build
 from tests.actor import actor
@@ -28,7 +29,6 @@ from vision_rl.actor.model_patches import (
 from vision_rl.models.pixels import Pixels, join
 from vision_rl.models.processor import image_token_id, load_processor, medium_text
 from vision_rl.models.table import TABLE
-from vision_rl.preflight import parity_sglang as sglang_server
 from vision_rl.preflight.parity import LIMIT, SHARED, TOGETHER, Job, Result, compare
 from vision_rl.preflight.parity_actor import load_model
 from vision_rl.preflight.parity_cells import VIDEO, cells

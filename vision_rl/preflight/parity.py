@@ -112,7 +112,7 @@ def compare(jobs: Sequence[Job], folder: Path, server: Server = "vllm") -> list[
 
 def served_by_sglang(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str, Any]]:
     """As `served`, by SGLang's server of a run, one job after the other."""
-    from vision_rl.preflight.parity_sglang import answers
+    from benchmarks.parity_sglang import answers
 
     updated = [_synced(job, folder / f"{n}.synced") if job.updated else None for n, job in enumerate(jobs)]
     return [answers(job.model, new, cells) for job, new, cells in zip(jobs, updated, asked, strict=True)]
