@@ -30,11 +30,12 @@ from parity_docs import write_docs
 from safetensors.torch import load_file, save_file
 
 from benchmarks.parity_modes import MODES, compare_modes
+from benchmarks.parity_sglang import SGLANG
 from scripts.tiny_models.families import BUILDERS, build
 from vision_rl.errors import UserError, cli_errors
 from vision_rl.models.table import LOW_RESULTS, PARITY_RESULTS, TABLE
 from vision_rl.preflight.low_precision import prove
-from vision_rl.preflight.parity import Job, Result, Server, compare
+from vision_rl.preflight.parity import Job, Result, compare
 from vision_rl.preflight.parity_cells import VIDEO
 
 RESULTS = Path(__file__).with_name("results")
@@ -140,17 +141,17 @@ def _rounded(folder: Path) -> Path:
     return folder
 
 
-def measure(families: list[str], folder: Path, engine: Server) -> list[Result]:
+def measure(families: list[str], folder: Path, engine: str) -> list[Result]:
     """Build the tiny models of `families` in `folder` and compare both sides on them."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
         Job(family, build(family, folder / f"{n}"), build(family, folder / f"{n}.updated", seed=1))
         for n, family in enumerate(families)
     ]
-    return compare(jobs, folder, engine)
+    return compare(jobs, folder, SGLANG if engine == "sglang" else None)
 
 
-def record(results: list[Result], into: Path, engine: Server) -> None:
+def record(results: list[Result], into: Path, engine: str) -> None:
     """Replace the rows of the measured families in a results file; those of the others stay."""
     packages = (engine, "transformers", "verl", "torch")
     stamp = {

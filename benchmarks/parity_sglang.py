@@ -11,12 +11,22 @@ import httpx
 
 from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
+from vision_rl.preflight.parity import Job, Server, synced
 from vision_rl.preflight.parity_cells import Cell, conversation
 from vision_rl.preflight.parity_server import CANDIDATES, REPLY_TOKENS, openai_part
 from vision_rl.serving.serve import serve_sglang
 
 _SETTINGS = ("data.max_prompt_length=1536", "data.max_response_length=64", "agent.image_transport=data")
 _SECONDS = 300.0
+
+
+def served_by_sglang(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str, Any]]:
+    """As `parity.served`, by SGLang's server of a run on the CPU, one job after the other, without its `engine` and `adapter`."""
+    updated = [synced(job, folder / f"{n}.synced") if job.updated else None for n, job in enumerate(jobs)]
+    return [answers(job.model, new, cells) for job, new, cells in zip(jobs, updated, asked, strict=True)]
+
+
+SGLANG = Server("SGLang", served_by_sglang, videos=False, masks=True)
 
 
 def answers(model: Path, updated: Path | None, cells: Sequence[Cell]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def prove(jobs: Sequence[Job], folder: Path, controls: Mapping[str, str] | None 
     controls: by family, the one among the jobs that is its yardstick; others are their own. Job.precision is theirs.
     """
     every = cells(folder, jobs[0].scale)
-    asked = [[cell for cell in every if _has(job, cell, "vllm")] for job in jobs]
+    asked = [[cell for cell in every if _has(job, cell)] for job in jobs]
     answers = served(jobs, asked, folder)
     measured = {
         job.family: _measure(job, chosen, replies) for job, chosen, replies in zip(jobs, asked, answers, strict=True)

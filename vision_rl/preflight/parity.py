@@ -7,10 +7,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -19,7 +19,6 @@ from vision_rl.preflight.parity_cells import VIDEO, Cell, cells, conversation
 
 LIMIT = 1e-4
 """The largest |actor - server| log-probability, in nats, that float32 on both sides may show."""
-_SERVERS = {"vllm": "vLLM", "sglang": "SGLang"}
 TOGETHER = "one micro-batch"
 SHARED = "shared prompt"
 """Each prompt computed once for two replies; only of families whose configuration allows it (`actor/shared_prompt.py`)."""
@@ -92,17 +91,22 @@ def parity_cells(model: str | Path, *, cpu: bool, videos: bool) -> list[Result]:
         return (compare if precision == "float32" else prove)([job], Path(folder))
 
 
-Server = Literal["vllm", "sglang"]
+@dataclass(frozen=True)
+class Server:
+    """A model server to compare with. ask: as `served`. masks: it leaves the banned tokens out before it answers."""
+
+    name: str
+    ask: Callable[[Sequence[Job], Sequence[Sequence[Cell]], Path], list[dict[str, Any]]]
+    videos: bool
+    masks: bool
 
 
-def compare(jobs: Sequence[Job], folder: Path, server: Server = "vllm") -> list[Result]:
-    """Results of every job's cells. Pictures, logs and the server's answers stay in `folder`.
-
-    SGLang is asked on the CPU, without `Job.engine` and `Job.adapter`.
-    """
+def compare(jobs: Sequence[Job], folder: Path, server: Server | None = None) -> list[Result]:
+    """Results of every job's cells. Pictures, logs and the server's answers stay in `folder`. server: None for vLLM."""
+    server = server or Server("vLLM", served, videos=True, masks=False)
     every = cells(folder, jobs[0].scale)
-    asked = [[cell for cell in every if _has(job, cell, server)] for job in jobs]
-    answers = (served if server == "vllm" else served_by_sglang)(jobs, asked, folder)
+    asked = [[cell for cell in every if _has(job, cell, videos=server.videos)] for job in jobs]
+    answers = server.ask(jobs, asked, folder)
     return [
         result
         for job, chosen, replies in zip(jobs, asked, answers, strict=True)
@@ -110,25 +114,16 @@ def compare(jobs: Sequence[Job], folder: Path, server: Server = "vllm") -> list[
     ]
 
 
-def served_by_sglang(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str, Any]]:
-    """As `served`, by SGLang's server of a run, one job after the other."""
-    from benchmarks.parity_sglang import answers
-
-    updated = [_synced(job, folder / f"{n}.synced") if job.updated else None for n, job in enumerate(jobs)]
-    return [answers(job.model, new, cells) for job, new, cells in zip(jobs, updated, asked, strict=True)]
-
-
-def _has(job: Job, cell: Cell, server: Server) -> bool:
-    """Whether a cell is asked of a model: the update only with other weights, a video where its processor takes one, and of vLLM
-    only, as in a run."""
+def _has(job: Job, cell: Cell, *, videos: bool = True) -> bool:
+    """Whether a cell is asked of a model: the update only with other weights, a video where its processor takes one. videos: the
+    server takes them."""
     from vision_rl.models.processor import load_processor
 
     if cell.after_update and not job.updated:
         return False
-    has_video = (
-        job.videos and server == "vllm" and getattr(load_processor(str(job.model)), "video_processor", None) is not None
-    )
-    return has_video or not cell.shows_video
+    if not cell.shows_video:
+        return True
+    return job.videos and videos and getattr(load_processor(str(job.model)), "video_processor", None) is not None
 
 
 def served(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str, Any]]:
@@ -158,7 +153,7 @@ def served(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -
         specs.append(
             {
                 "model": str(job.model),
-                "update": str(_synced(job, folder / f"{number}.synced")) if job.updated else None,
+                "update": str(synced(job, folder / f"{number}.synced")) if job.updated else None,
                 "engine": engine,
                 "adapter": str(job.adapter) if job.adapter else None,
                 "cells": [cell.to_json() for cell in asked[number]],
@@ -179,7 +174,7 @@ def served(jobs: Sequence[Job], asked: Sequence[Sequence[Cell]], folder: Path) -
     return [json.loads(answer.read_text()) if answer.exists() else died for answer in answers]
 
 
-def _synced(job: Job, folder: Path) -> Path:
+def synced(job: Job, folder: Path) -> Path:
     """The weights of `job.updated` as a run sends them to its server, under the names that verl and this project give them."""
     from safetensors.torch import save_file
     from verl.utils.model import convert_weight_keys
@@ -206,10 +201,9 @@ def _job_results(job: Job, asked: Sequence[Cell], replies: dict[str, Any], serve
     from vision_rl.serving.banned_tokens import banned_tokens
     from vision_rl.training.rows import RowBuilder
 
-    name = _SERVERS[server]
     replies = {cell.name: replies.get(cell.name, replies) for cell in asked}  # one error stands for all of them
     refused = [
-        Result(job.family, cell.name, None, None, None, "refused", f"{name}: {replies[cell.name]['error']}")
+        Result(job.family, cell.name, None, None, None, "refused", f"{server.name}: {replies[cell.name]['error']}")
         for cell in asked
         if "error" in replies[cell.name]
     ]
@@ -219,7 +213,7 @@ def _job_results(job: Job, asked: Sequence[Cell], replies: dict[str, Any], serve
     pixels = Pixels(processor, job.model, limits=job.limits)
     builder = RowBuilder(processor, pixels, max_prompt_length=10**6, max_response_length=10**6)
     no_video = model_info(job.model).family.no_video
-    banned = banned_tokens(str(job.model), processor) if server == "sglang" else []  # vLLM is asked without that mask
+    banned = banned_tokens(str(job.model), processor) if server.masks else []
     results = refused
     for path, after in ((job.model, False), (job.updated, True)):
         chosen = [cell for cell in asked if cell.after_update is after and "error" not in replies[cell.name]]
