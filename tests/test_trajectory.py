@@ -21,6 +21,7 @@ from vision_rl.actor.mismatch import mismatch_metrics
 from vision_rl.actor.rank import VisionTrainingWorker
 from vision_rl.agent.grounding_prompts import system_text
 from vision_rl.agent.tools import TOOLS
+from vision_rl.config.derived import sample_limits
 from vision_rl.models.pixels import Pixels
 from vision_rl.rollout.trace import Turn
 from vision_rl.run.failures import RolloutFailure
@@ -28,7 +29,6 @@ from vision_rl.training.advantages import rollout_advantages
 from vision_rl.training.rollouts import FinishedRollout
 from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample, trajectory_samples, transition_samples
-from vision_rl.training.step_metrics import sample_limits
 
 LONG = {"max_prompt_length": 512, "max_response_length": 512}
 REPLIES = ["red", "blue square", "2"]

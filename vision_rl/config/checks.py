@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vision_rl.answers.space import AnswerSpace
+from vision_rl.config.derived import sample_limits
 from vision_rl.config.ranges import check_ranges
 from vision_rl.errors import UserError
 from vision_rl.models.table import ModelInfo, check_pairing
@@ -183,7 +184,7 @@ def _lengths(verl: Mapping[str, Any]) -> None:
             "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz must be what actor_rollout_ref.actor.use_dynamic_bsz is; "
             "set the latter alone"
         )
-    longest = _longest_sample(verl)
+    longest = sum(sample_limits(verl))
     for key, tokens in (
         ("actor.ppo_max_token_len_per_gpu", actor["ppo_max_token_len_per_gpu"]),
         ("rollout.log_prob_max_token_len_per_gpu", rollout["log_prob_max_token_len_per_gpu"]),
@@ -198,14 +199,6 @@ def _sequence_parallel(actor: Mapping[str, Any]) -> int:
     if actor["strategy"] == "megatron":
         return int(actor["megatron"]["context_parallel_size"])
     return int(actor["ulysses_sequence_parallel_size"])
-
-
-def _longest_sample(verl: Mapping[str, Any]) -> int:
-    data, level = verl["data"], verl["agentlightning"]["trace_aggregator"]
-    if level["level"] != "trajectory":
-        return int(data["max_prompt_length"] + data["max_response_length"])
-    longest = max(data["max_prompt_length"], level["trajectory_max_prompt_length"])
-    return int(longest + level["trajectory_max_response_length"])
 
 
 def _modes(verl: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,18 @@ LIMIT_OF_ROUNDING, LEAST, UNMEASURED = 3.0, 0.05, 0.1
 """The mean mismatch that stops a run in bfloat16: times the rounding of the family's tiny model, but no fewer nats than that,
 because random weights may round less than trained ones (Gemma 3's limit would be 0.017); or nats where nobody has measured it.
 A trainer that does not see is off by more (test_evidence.py)."""
+
+
+def sample_limits(verl: Mapping[str, Any] | DictConfig) -> tuple[int, int]:
+    """(prompt, response) lengths in tokens above which a sample is dropped, or its response cut, at the level in use.
+
+    At the "trajectory" level a turn that cannot be merged brings its whole prompt: `data.max_prompt_length` bounds it too.
+    """
+    data, level = verl["data"], verl["agentlightning"]["trace_aggregator"]
+    if level["level"] != "trajectory":
+        return data["max_prompt_length"], data["max_response_length"]
+    longest = max(level["trajectory_max_prompt_length"], data["max_prompt_length"])
+    return longest, level["trajectory_max_response_length"]
 
 
 class Derivation:
@@ -159,14 +172,6 @@ class Derivation:
                 key = f"actor_rollout_ref.{role}.fsdp_config.wrap_policy.transformer_layer_cls_to_wrap"
                 self.put(key, [_DECODER_LAYERS[text_type]], f"the text part is a {text_type}")
 
-    def longest_sample(self) -> tuple[int, int]:
-        """(prompt, response) limits of one training sample in tokens, at the level of aggregation in use."""
-        prompt, response = self.get("data.max_prompt_length"), self.get("data.max_response_length")
-        level = self.get("agentlightning.trace_aggregator")
-        if level.level != "trajectory":
-            return prompt, response
-        return max(prompt, level.trajectory_max_prompt_length), level.trajectory_max_response_length
-
     def _lengths(self) -> None:
         """Tokens of a request and of a micro-batch; verl's own are the model's 128k, and a number that fits no GPU in
         particular."""
@@ -175,7 +180,7 @@ class Derivation:
         room = min(request + request // 2, max(request, self._positions()))
         reason = "data.max_prompt_length + data.max_response_length, with room for a prompt over its limit"
         self.put(f"{_ROLLOUT}.max_model_len", room, reason)
-        longest = sum(self.longest_sample())
+        longest = sum(sample_limits(self.tree))
         for key, micro in (
             (f"{_ACTOR}.ppo_max_token_len_per_gpu", f"{_ACTOR}.ppo_micro_batch_size_per_gpu"),
             (f"{_ROLLOUT}.log_prob_max_token_len_per_gpu", f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu"),
@@ -194,7 +199,7 @@ class Derivation:
         """Dr. GRPO divides by a constant; without one verl divides by the longest response of each micro-batch
         (core_algos.agg_loss)."""
         if self.get(f"{_ACTOR}.loss_agg_mode") == "seq-mean-token-sum-norm":
-            limit = self.longest_sample()[1]
+            limit = sample_limits(self.tree)[1]
             self.put(f"{_ACTOR}.loss_scale_factor", limit, "the response limit, as Dr. GRPO divides by a constant")
         component = _TASK_COMPONENT.get(self.get("agent.reward"))
         if self.get("algorithm.adv_estimator") == "gdpo" and component:

@@ -1,4 +1,4 @@
-"""Figures of a step's batch: whether it is one update, its token limits, and how often they are met."""
+"""Figures of a step's batch: whether it is one update, and how often its token limits are met."""
 
 from __future__ import annotations
 
@@ -50,15 +50,3 @@ def clip_ratios(batch: KVBatchMeta, limits: tuple[int, int]) -> dict[str, float]
     }
     names = {**ratios, "response_length_non_aborted": ratios["response_length"]}
     return {f"{name}/clip_ratio": ratio for name, ratio in names.items()}
-
-
-def sample_limits(config: Any) -> tuple[int, int]:
-    """(prompt, response) lengths in tokens above which a sample is dropped, or its response cut, at the level in use.
-
-    At the "trajectory" level a turn that cannot be merged brings its whole prompt: `data.max_prompt_length` bounds it too.
-    """
-    level = config.agentlightning.trace_aggregator
-    if level.level != "trajectory":
-        return config.data.max_prompt_length, config.data.max_response_length
-    longest = max(level.trajectory_max_prompt_length, config.data.max_prompt_length)
-    return longest, level.trajectory_max_response_length

@@ -31,6 +31,7 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from vision_rl.actor.mismatch import check_mismatch, mismatch_metrics, reference_metrics
 from vision_rl.actor.rank import VisionWorker
+from vision_rl.config.derived import sample_limits
 from vision_rl.data.mix import per_source
 from vision_rl.models.pixels import Pixels
 from vision_rl.models.processor import check_template_shows_pictures, load_processor
@@ -51,7 +52,7 @@ from vision_rl.training.rollout_manager import RolloutManager
 from vision_rl.training.rollouts import rollout_metrics
 from vision_rl.training.rows import RowBuilder, RowKey
 from vision_rl.training.sight import SightGauge
-from vision_rl.training.step_metrics import clip_ratios, one_update, sample_limits, updates_of_a_batch
+from vision_rl.training.step_metrics import clip_ratios, one_update, updates_of_a_batch
 from vision_rl.training.steps import StepRecords
 from vision_rl.training.supervisor import Supervisor
 from vision_rl.training.tracking import tracking

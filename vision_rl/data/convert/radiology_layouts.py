@@ -25,15 +25,11 @@ SPECK = 16
 """Pixels. A smaller part of a mask is an artefact of drawing."""
 
 
-def ms_cxr(source: Source) -> Unfold:
+def ms_cxr(record: Record) -> list[Record]:
     """The patient stands in the path: files/p10/p10000032/s50414267/....jpg."""
-
-    def unfold(record: Record) -> list[Record]:
-        parts = [part for part in str(record.get("path", "")).split("/") if part[:1] == "p" and len(part) == 9]
-        patient = record.get("subject_id") or (parts[0][1:] if parts else None)
-        return [record | ({} if patient is None else {"patient": str(patient)})]
-
-    return unfold
+    parts = [part for part in str(record.get("path", "")).split("/") if part[:1] == "p" and len(part) == 9]
+    patient = record.get("subject_id") or (parts[0][1:] if parts else None)
+    return [record | ({} if patient is None else {"patient": str(patient)})]
 
 
 def padchest_gr(source: Source) -> Unfold:
@@ -63,49 +59,33 @@ def padchest_gr(source: Source) -> Unfold:
     return unfold
 
 
-def rsna_pneumonia(source: Source) -> Unfold:
+def rsna_pneumonia(record: Record) -> list[Record]:
     """stage_2_train_labels.csv: a line per box, Target 0 without one; a patient has one picture, named by patientId."""
-
-    def unfold(record: Record) -> list[Record]:
-        label = "Lung Opacity" if str(record["Target"]) == "1" else "No finding"
-        box: Record = {name: record[name] for name in ("x", "y", "width", "height") if name in record}
-        return [{"image": record["patientId"], "patient": record["patientId"], "label": label, **box}]
-
-    return unfold
+    label = "Lung Opacity" if str(record["Target"]) == "1" else "No finding"
+    box: Record = {name: record[name] for name in ("x", "y", "width", "height") if name in record}
+    return [{"image": record["patientId"], "patient": record["patientId"], "label": label, **box}]
 
 
-def nih_boxes(source: Source) -> Unfold:
+def nih_boxes(record: Record) -> list[Record]:
     """BBox_List_2017.csv, whose header `Bbox [x,y,w,h],,,` falls apart at its commas; "Infiltrate" is "Infiltration"."""
-
-    def unfold(record: Record) -> list[Record]:
-        name, label = record["Image Index"], record["Finding Label"]
-        box: Record = dict(zip("xywh", (record[column] for column in ("Bbox [x", "y", "w", "h]")), strict=True))
-        label = "Infiltration" if label == "Infiltrate" else label
-        return [{"image": name, "patient": name.split("_")[0], "label": label, **box}]
-
-    return unfold
+    name, label = record["Image Index"], record["Finding Label"]
+    box: Record = dict(zip("xywh", (record[column] for column in ("Bbox [x", "y", "w", "h]")), strict=True))
+    label = "Infiltration" if label == "Infiltrate" else label
+    return [{"image": name, "patient": name.split("_")[0], "label": label, **box}]
 
 
-def chestx_det(source: Source) -> Unfold:
+def chestx_det(record: Record) -> list[Record]:
     """One record a picture: syms (labels), boxes (x1, y1, x2, y2) and polygons, one each."""
-
-    def unfold(record: Record) -> list[Record]:
-        shapes = {"polygons": record["polygons"]} if record["boxes"] else {}
-        return [{"image": record["file_name"], "labels": record["syms"], "boxes": record["boxes"], **shapes}]
-
-    return unfold
+    shapes = {"polygons": record["polygons"]} if record["boxes"] else {}
+    return [{"image": record["file_name"], "labels": record["syms"], "boxes": record["boxes"], **shapes}]
 
 
-def vindr_mammo(source: Source) -> Unfold:
+def vindr_mammo(record: Record) -> list[Record]:
     """finding_annotations.csv: pictures lie in a folder for each study; a box may have several categories."""
-
-    def unfold(record: Record) -> list[Record]:
-        label = ", ".join(ast.literal_eval(record["finding_categories"]))
-        kept = {name: value for name, value in record.items() if name not in ("image_id", "finding_categories")}
-        image = f"{record['study_id']}/{record['image_id']}"
-        return [kept | {"image": image, "patient": record["study_id"], "label": label}]
-
-    return unfold
+    label = ", ".join(ast.literal_eval(record["finding_categories"]))
+    kept = {name: value for name, value in record.items() if name not in ("image_id", "finding_categories")}
+    image = f"{record['study_id']}/{record['image_id']}"
+    return [kept | {"image": image, "patient": record["study_id"], "label": label}]
 
 
 def by_picture(value: Mapping[str, Any]) -> list[Record]:
@@ -135,43 +115,33 @@ def chexlocalize(source: Source) -> Unfold:
     return unfold
 
 
-def siim_acr(source: Source) -> Unfold:
+def siim_acr(record: Record) -> list[Record]:
     """train-rle.csv: run lengths relative to the end of the run before, down the columns of 1024 x 1024; -1 is none."""
-
-    def unfold(record: Record) -> list[Record]:
-        record = {name.strip(): value for name, value in record.items()}
-        runs = [int(number) for number in str(record["EncodedPixels"]).split()]
-        if runs != [-1] and (len(runs) % 2 or min(runs) < 0 or sum(runs) > SIIM_SIDE**2):
-            raise UserError(f"its EncodedPixels are no run lengths of {SIIM_SIDE} x {SIIM_SIDE} pixels; correct it")
-        flat = np.zeros(SIIM_SIDE**2, np.uint8)
-        place = 0
-        for gap, length in zip(runs[::2], runs[1::2], strict=False):
-            flat[place + gap : place + gap + length] = 1
-            place += gap + length
-        boxes, polygons = shapes_of(flat.reshape(SIIM_SIDE, SIIM_SIDE).T)
-        shapes = {"polygons": polygons} if boxes else {}
-        shared = {"image": record["ImageId"], "image_width": SIIM_SIDE, "image_height": SIIM_SIDE}
-        return [shared | {"label": "Pneumothorax" if boxes else "No finding", "boxes": boxes, **shapes}]
-
-    return unfold
+    record = {name.strip(): value for name, value in record.items()}
+    runs = [int(number) for number in str(record["EncodedPixels"]).split()]
+    if runs != [-1] and (len(runs) % 2 or min(runs) < 0 or sum(runs) > SIIM_SIDE**2):
+        raise UserError(f"its EncodedPixels are no run lengths of {SIIM_SIDE} x {SIIM_SIDE} pixels; correct it")
+    flat = np.zeros(SIIM_SIDE**2, np.uint8)
+    place = 0
+    for gap, length in zip(runs[::2], runs[1::2], strict=False):
+        flat[place + gap : place + gap + length] = 1
+        place += gap + length
+    boxes, polygons = shapes_of(flat.reshape(SIIM_SIDE, SIIM_SIDE).T)
+    shapes = {"polygons": polygons} if boxes else {}
+    shared = {"image": record["ImageId"], "image_width": SIIM_SIDE, "image_height": SIIM_SIDE}
+    return [shared | {"label": "Pneumothorax" if boxes else "No finding", "boxes": boxes, **shapes}]
 
 
-def verl_boxes(source: Source) -> Unfold:
+def verl_boxes(record: Record) -> list[Record]:
     """verl's columns with boxes as the truth: prompt, reward_model.ground_truth (unit xyxy), extra_info.image_path."""
-
-    def unfold(record: Record) -> list[Record]:
-        extra, prompt = record.get("extra_info") or {}, record["prompt"]
-        said = [part["content"] for part in prompt if part["role"] == "user"] if isinstance(prompt, list) else [prompt]
-        truth = record["reward_model"]["ground_truth"]
-        boxes = json.loads(truth) if isinstance(truth, str) else truth
-        image = record["images"][0] if record.get("images") else extra["image_path"]
-        flat = {"image": image, "question": "\n".join(said).replace("<image>", "").strip(), "boxes": boxes}
-        kept = {name: extra[name] for name in ("split", "patient") if extra.get(name)}
-        return [
-            flat | kept | {"label": record["reward_model"].get("label") or "", "data_source": record["data_source"]}
-        ]
-
-    return unfold
+    extra, prompt = record.get("extra_info") or {}, record["prompt"]
+    said = [part["content"] for part in prompt if part["role"] == "user"] if isinstance(prompt, list) else [prompt]
+    truth = record["reward_model"]["ground_truth"]
+    boxes = json.loads(truth) if isinstance(truth, str) else truth
+    image = record["images"][0] if record.get("images") else extra["image_path"]
+    flat = {"image": image, "question": "\n".join(said).replace("<image>", "").strip(), "boxes": boxes}
+    kept = {name: extra[name] for name in ("split", "patient") if extra.get(name)}
+    return [flat | kept | {"label": record["reward_model"].get("label") or "", "data_source": record["data_source"]}]
 
 
 def shapes_of(mask: NDArray[Any]) -> tuple[list[list[float]], list[list[list[float]]]]:
