@@ -19,7 +19,6 @@ from tests.dicom_files import dicom_bytes, radiograph, write_dicom
 from tests.radiology_samples import siim_runs
 from vision_rl.answers.boxes import Box, iou_pair
 from vision_rl.answers.space import AnswerSpace
-from vision_rl.data.convert.data_set import Source
 from vision_rl.data.convert.radiology_layouts import shapes_of, siim_acr
 from vision_rl.data.convert.readers import fuse
 from vision_rl.data.schema import read_rows, write_rows
@@ -250,8 +249,7 @@ def test_bad_input_names_file_and_row_and_is_left_out(
 
 
 def test_run_lengths_become_boxes_and_outlines() -> None:
-    unfold = siim_acr(Source(Path("x.csv"), None, Path(), "siim-acr"))
-    (flat,) = unfold({"ImageId": "a", " EncodedPixels": siim_runs(100, 50, 300, 90)})
+    (flat,) = siim_acr({"ImageId": "a", " EncodedPixels": siim_runs(100, 50, 300, 90)})
     assert flat["boxes"] == [[100, 50, 300, 90]]
     mask = np.zeros((100, 200), np.uint8)
     mask[10:40, 20:60], mask[50:90, 100:140], mask[0, 0] = 1, 1, 1

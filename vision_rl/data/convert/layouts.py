@@ -79,11 +79,15 @@ def scienceqa(record: Record) -> Iterable[Record]:
 def verl(record: Record) -> Iterable[Record]:
     """The question is extra_info's, which has no instructions for a format, else what the user says in `prompt`."""
     extra = record.get("extra_info") or {}
-    prompt = record["prompt"]
-    said = [part["content"] for part in prompt if part["role"] == "user"] if isinstance(prompt, list) else [prompt]
-    question = extra.get("question") or "\n".join(said)
+    question = extra.get("question") or said(record["prompt"])
     kept = {name: value for name, value in record.items() if name not in ("prompt", "reward_model", "extra_info")}
     return [{**kept, "question": question, "answer": record["reward_model"]["ground_truth"]}]
+
+
+def said(prompt: Any) -> str:
+    """What the user says in verl's `prompt`, a text or a list of messages."""
+    parts = [part["content"] for part in prompt if part["role"] == "user"] if isinstance(prompt, list) else [prompt]
+    return "\n".join(parts)
 
 
 def verl_metric(record: Record) -> str:

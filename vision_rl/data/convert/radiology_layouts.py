@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision_rl.data.convert.data_set import Source
+from vision_rl.data.convert.layouts import said
 from vision_rl.data.convert.records import Record
 from vision_rl.errors import UserError
 
@@ -134,12 +135,11 @@ def siim_acr(record: Record) -> list[Record]:
 
 def verl_boxes(record: Record) -> list[Record]:
     """verl's columns with boxes as the truth: prompt, reward_model.ground_truth (unit xyxy), extra_info.image_path."""
-    extra, prompt = record.get("extra_info") or {}, record["prompt"]
-    said = [part["content"] for part in prompt if part["role"] == "user"] if isinstance(prompt, list) else [prompt]
+    extra = record.get("extra_info") or {}
     truth = record["reward_model"]["ground_truth"]
     boxes = json.loads(truth) if isinstance(truth, str) else truth
     image = record["images"][0] if record.get("images") else extra["image_path"]
-    flat = {"image": image, "question": "\n".join(said).replace("<image>", "").strip(), "boxes": boxes}
+    flat = {"image": image, "question": said(record["prompt"]).replace("<image>", "").strip(), "boxes": boxes}
     kept = {name: extra[name] for name in ("split", "patient") if extra.get(name)}
     return [flat | kept | {"label": record["reward_model"].get("label") or "", "data_source": record["data_source"]}]
 

@@ -16,20 +16,22 @@ _ALL_FINDINGS = "Locate every finding in this image. The findings looked for are
 
 def _boxes(
     name: str,
-    unfold: Callable[[Source], layouts.Unfold] | None = None,
+    unfold: layouts.Unfold = lambda record: [record],
     *,
+    of_source: Callable[[Source], layouts.Unfold] | None = None,
     marks: tuple[str, ...] = ("image_id",),
     nested: bool = False,
     question: str = _ALL_FINDINGS,
     **options: Any,
 ) -> DataSet:
-    """A set that is a table of boxes. marks: see `source_files`; nested: pictures lie in folders that the table does not name.
+    """A set that is a table of boxes. of_source: makes `unfold` where it needs more than a record. marks: see `source_files`;
+    nested: pictures lie in folders that the table does not name.
 
     options: of `BoxOptions`. A file whose records name their split needs --split if they are of several.
     """
 
     def read(source: Source, on_bad: OnBad | None) -> Iterator[Record]:
-        own = unfold(source) if unfold else lambda record: [record]
+        own = of_source(source) if of_source else unfold
         places = (
             {file.stem: str(file.absolute()) for file in source.directory.rglob("*") if file.is_file()}
             if nested
@@ -72,7 +74,14 @@ RADIOLOGY_SETS: tuple[DataSet, ...] = (
         question_field="label_text",
         split_column=True,
     ),
-    _boxes("padchest-gr", layouts.padchest_gr, marks=("findings",), space="unit", box_format="xyxy", split_column=True),
+    _boxes(
+        "padchest-gr",
+        of_source=layouts.padchest_gr,
+        marks=("findings",),
+        space="unit",
+        box_format="xyxy",
+        split_column=True,
+    ),
     _boxes(
         "rsna-pneumonia",
         layouts.rsna_pneumonia,
@@ -82,7 +91,7 @@ RADIOLOGY_SETS: tuple[DataSet, ...] = (
     _boxes("nih-boxes", layouts.nih_boxes, marks=("Image Index",), nested=True),
     _boxes("chestx-det", layouts.chestx_det, marks=("syms",), box_format="xyxy"),
     _boxes("vindr-mammo", layouts.vindr_mammo, marks=("finding_categories",), split_column=True),
-    _boxes("chexlocalize", layouts.chexlocalize, box_format="xyxy", unpack=layouts.by_picture),
+    _boxes("chexlocalize", of_source=layouts.chexlocalize, box_format="xyxy", unpack=layouts.by_picture),
     _boxes(
         "siim-acr",
         layouts.siim_acr,
