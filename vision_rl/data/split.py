@@ -102,20 +102,15 @@ def write_splits(
 
 def connected_groups(image_keys: Sequence[Sequence[str]]) -> list[int]:
     """A group number per row: equal for rows that share an image directly or through other rows."""
-    parent = list(range(len(image_keys)))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
     first_row: dict[str, int] = {}
-    for row, keys in enumerate(image_keys):
-        for key in keys:
-            one, other = root(first_row.setdefault(key, row)), root(row)
-            parent[max(one, other)] = min(one, other)
-    return [root(row) for row in range(len(image_keys))]
+    pairs = [(first_row.setdefault(key, row), row) for row, keys in enumerate(image_keys) for key in keys]
+    rows = len(image_keys)
+    shared = coo_array(([1] * len(pairs), tuple(zip(*pairs, strict=True)) or ((), ())), shape=(rows, rows))
+    groups: list[int] = connected_components(shared, directed=False)[1].tolist()
+    return groups
 
 
 def parse_shares(text: str) -> dict[str, float]:

@@ -49,11 +49,9 @@ def mean_interval(
     values: Sequence[float],
     clusters: Sequence[Hashable] | None = None,
     *,
-    level: float = 0.95,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> tuple[float, float] | None:
-    """The percentile interval of the mean; None where resampling has nothing to say.
+    """The 95 % percentile interval of the mean; None where resampling has nothing to say.
 
     That is so for fewer than two clusters, and for values that are all equal: no hit in ten rows does not mean that the
     true rate is between 0 and 0.
@@ -61,6 +59,5 @@ def mean_interval(
     distinct = len(values) if clusters is None else len(set(clusters))
     if distinct < 2 or min(values) == max(values):
         return None
-    means = resampled_means(values, clusters, resamples=resamples, seed=seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(resampled_means(values, clusters, resamples=resamples), [0.025, 0.975])
     return float(low), float(high)

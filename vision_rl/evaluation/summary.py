@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def summarise(
         "scored": len(metrics.scored(kept)),
         "failed": len(failures),
         "missing": rows - len(kept),
-        "failures": _counted(record["failure"] for record in failures),
+        "failures": dict(Counter(record["failure"] for record in failures).most_common(10)),
         "protocol": protocol(identity),
         "metrics": metrics.overall(task, kept),
         "truncated": metrics.truncated(kept),
@@ -247,13 +248,6 @@ def _calibration_lines(calibration: Mapping[str, Any] | None) -> list[str]:
         f"{calibration['mean_outcome']:.3f}. Expected calibration error {calibration['ece']:.3f}, Brier score "
         f"{calibration['brier']:.3f}, correlation with the score {calibration['correlation']:.3f}.",
     ]
-
-
-def _counted(texts: Iterable[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for text in texts:
-        counts[text] = counts.get(text, 0) + 1
-    return dict(sorted(counts.items(), key=lambda pair: -pair[1])[:10])
 
 
 def _cell(text: str) -> str:

@@ -15,7 +15,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from vision_rl.report.cards import Card
-from vision_rl.report.charts import Key
+from vision_rl.report.charts import Key, component_label
 
 
 class Cell(NamedTuple):
@@ -145,6 +145,5 @@ def cell(value: Row) -> Cell:
 
 
 def components(reward: Mapping[str, float]) -> list[tuple[str, float]]:
-    """(part, value) of a reward, zeros too, without the reward itself; `length` is marked as characters."""
-    named = ("length (characters)" if name == "length" else name for name in reward)
-    return [(name, value) for name, value in zip(named, reward.values(), strict=True) if name != "reward"]
+    """(part, value) of a reward, zeros too, without the reward itself."""
+    return [(component_label(name), value) for name, value in reward.items() if name != "reward"]

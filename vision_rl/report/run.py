@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -339,14 +340,10 @@ def phase_table(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, fl
 
 def dropped(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Samples left out of training batches, and replies cut off, by reason."""
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for line in steps:
-        for name, value in line.items():
-            if name.startswith("train/dropped/") and value:
-                counts[name.removeprefix("train/dropped/")] = counts.get(name.removeprefix("train/dropped/"), 0) + int(
-                    value
-                )
-    return counts
+        counts.update({name: int(value) for name, value in line.items() if name.startswith("train/dropped/") and value})
+    return {name.removeprefix("train/dropped/"): count for name, count in counts.items()}
 
 
 def event_lines(run: RecordedRun) -> list[tuple[str, str]]:

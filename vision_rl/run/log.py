@@ -34,17 +34,16 @@ class RunLog:
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """One line per training step or validation: numbers only."""
-        self._append(
-            METRICS, [{"step": step, "time": time.time(), **{key: _number(value) for key, value in values.items()}}]
-        )
+        line = {"step": step, "time": time.time(), **{key: _number(value) for key, value in values.items()}}
+        append_lines(self.run_dir / METRICS, [line])
 
     def rollouts(self, records: Iterable[Mapping[str, Any]]) -> None:
         """One line per rollout: what was asked, answered and rewarded, or why it failed."""
-        self._append(ROLLOUTS, records)
+        append_lines(self.run_dir / ROLLOUTS, records)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Something that the operator should see: a phase of the start, a warning, the end."""
-        self._append(EVENTS, [{"time": time.time(), "kind": kind, **fields}])
+        append_lines(self.run_dir / EVENTS, [{"time": time.time(), "kind": kind, **fields}])
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics and rollouts of later steps: a resumed run does them again, and no line may stand twice.
@@ -59,9 +58,6 @@ class RunLog:
             kept = [line for line in read_jsonl(self.run_dir / name)[0] if line["step"] <= step]
             with replacing(self.run_dir / name) as temporary, open(temporary, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-
-    def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
-        append_lines(self.run_dir / name, records)
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
