@@ -74,7 +74,7 @@ def test_banned_tokens_have_no_probability_in_the_actor(rows: list[dict[str, Any
     """verl's server never samples them; unless the actor takes them out too, every other token is too improbable there."""
     worker = actor()
     free = log_probs(worker, rows, None)
-    worker.engine.banned_tokens = torch.arange(20, 200)
+    worker.engine.banned_tokens = torch.arange(100, 450)  # a third and more of the probability of each place
     banned = log_probs(worker, rows, None)
     assert (banned > free).all()
     gain = (banned - free)[0]
@@ -88,7 +88,7 @@ def test_banned_tokens_have_no_probability_in_the_actor(rows: list[dict[str, Any
 def test_banned_tokens_leave_the_entropy_a_number(temperature: float, rows: list[dict[str, Any]]) -> None:
     """It is computed after the division by the temperature, and an entropy term of NaN is a loss of NaN."""
     worker = actor()
-    worker.engine.banned_tokens = torch.arange(20, 200)
+    worker.engine.banned_tokens = torch.arange(100, 450)  # a third and more of the probability of each place
     entropy = log_probs(worker, rows, None, temperature=temperature, what="entropy")
     assert entropy.isfinite().all() and (entropy >= 0).all()
 
