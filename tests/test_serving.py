@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,9 +14,14 @@ import httpx
 import psutil
 import pytest
 
+from scripts.tiny_models.families import build
+from tests.dummy_buffers import PLANTED
+from tests.test_e2e_families import TRAINED
 from vision_rl.errors import UserError
+from vision_rl.platform.environment import run_environment
 from vision_rl.serving import serve as serving
 
+ROOT = Path(__file__).resolve().parents[1]
 SERVE = """
 import sys
 from vision_rl.serving import serve as serving
@@ -98,3 +104,20 @@ def test_a_models_own_sampling_defaults_do_not_change_what_is_scored(tmp_path: P
         assert greedy == replies(1, temperature=0, repetition_penalty=1.0, top_k=-1)
         assert greedy != replies(1, temperature=0, repetition_penalty=9.0), "the penalty would make no difference here"
         assert len(set(replies(16, temperature=2.0))) > 1
+
+
+@pytest.mark.e2e
+@pytest.mark.long
+def test_a_weight_sync_restores_all_that_a_dummy_load_fills(tmp_path: Path) -> None:
+    """What is neither in the checkpoint nor restored stays random, and nothing is printed: the server answers blind."""
+    names = [row.name for row in TRAINED]
+    models = [build(name, tmp_path / str(number)) for number, name in enumerate(names)]
+    left_out = "model.visual.patch_embed.proj.weight"
+    asked = [*map(str, models), f"{models[names.index('Qwen3-VL')]}@{left_out}"]
+    command = [sys.executable, "-m", "tests.dummy_buffers", *asked]
+    environment = {**os.environ, **run_environment(True)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    *kept, control = json.loads(done.stdout.splitlines()[-1])
+    assert {name: missed for name, missed in zip(names, kept, strict=True) if missed} == {}
+    assert control == [PLANTED, left_out.removeprefix("model.")]
