@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+import vision_rl.serving
 from scripts.tiny_models.zoom import zoom_checkpoint_dir
 from vision_rl.agent.tools import TOOLS, ToolBox, tools_text
 from vision_rl.answers.boxes import iou_pair
@@ -254,15 +255,25 @@ def test_mapping_has_an_inverse_and_changes_no_iou(a: Any, b: Any, part: Any) ->
 
 @pytest.mark.slow
 def test_vllm_reads_the_calls_that_qwen3_5_writes() -> None:
-    """A parser of calls knows the types of the arguments from the tools' schema: a list stays a list, a number a number."""
+    """A parser of calls knows the types of the arguments from the tools' schema: a list stays a list, a number a number. What the
+    model thought stays marked as such; the template has opened the thoughts in the prompt."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.tool_parsers import ToolParserManager
 
     request = ChatCompletionRequest(model="m", messages=[{"role": "user", "content": "x"}], tools=TOOLS)
+    ToolParserManager.import_tool_parser(str(Path(vision_rl.serving.__file__).with_name("vllm_thoughts.py")))
     kind = ToolParserManager.get_tool_parser(model_info("Qwen/Qwen3.5-4B").family.parser_of("vllm"))
     parser = kind(load_processor(str(zoom_checkpoint_dir())).tokenizer, request.tools)
     said = {"region": [0.1, 0.2, 0.5, 0.6], "zoom_factor": 2}
     parts = "".join(f"<parameter={name}>\n{json.dumps(value)}\n</parameter>\n" for name, value in said.items())
-    called = f"Let me look.<tool_call>\n<function=zoom_ui_element>\n{parts}</function>\n</tool_call>"
-    [call] = parser.extract_tool_calls(called, request).tool_calls
-    assert (call.function.name, json.loads(call.function.arguments)) == ("zoom_ui_element", said)
+    written = f"<tool_call>\n<function=zoom_ui_element>\n{parts}</function>\n</tool_call>"
+    for before, content in (
+        ("", None),
+        ("Let me look.", "Let me look."),
+        ("It is at [1, 2].\n</think>\n\n", "It is at [1, 2].\n</think>"),
+        ("<think>\nHm.\n</think>\n\nLet me look.", "<think>\nHm.\n</think>\n\nLet me look."),
+    ):
+        found = parser.extract_tool_calls(before + written, request)
+        [call] = found.tool_calls
+        assert (call.function.name, json.loads(call.function.arguments)) == ("zoom_ui_element", said)
+        assert found.content == content

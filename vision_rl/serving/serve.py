@@ -31,6 +31,8 @@ PLAIN_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_pen
 """What a request does not say, as verl has it in training (vllm_async_server.py:213). A model's generation_config.json would
 else take part: Qwen2.5-VL's asks for a repetition penalty, Qwen2-VL's for one candidate whatever the temperature."""
 
+_THOUGHTFUL = ("--tool-parser-plugin", str(Path(__file__).with_name("vllm_thoughts.py")))
+
 
 @contextmanager
 def serve(
@@ -63,7 +65,7 @@ def serve(
         *("--media-io-kwargs", json.dumps({"video": {"num_frames": -1}})),
         *("--override-generation-config", json.dumps(PLAIN_SAMPLING)),
         *("--logprobs-mode", "processed_logprobs"),  # of what was sampled from, as in training
-        *(("--enable-auto-tool-choice", "--tool-call-parser", tool_parser) if tool_parser else ()),
+        *(("--enable-auto-tool-choice", "--tool-call-parser", tool_parser, *_THOUGHTFUL) if tool_parser else ()),
         *(_cpu_options(model) if cpu else ()),
     ]
     with _running("vLLM", command, cpu) as (server, log):

@@ -6,6 +6,7 @@ import argparse
 import functools
 import os
 import signal
+from importlib import import_module
 from typing import Any
 
 import ray
@@ -48,6 +49,7 @@ class VisionHttpServer(vllm_async_server.vLLMHttpServer):
     def begin(self, **kwargs: Any) -> None:
         os.environ["VLLM_MEDIA_CONNECTOR"] = vllm_pictures.NAME
         register_models()
+        import_module("vision_rl.serving.vllm_thoughts")
         if cpu_build():
             fork_engine()
             vllm_meets_by_file()
