@@ -5,17 +5,18 @@ from __future__ import annotations
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+from tests.trainers import new_context
+from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
 from vision_rl.run.directory import STOP_FILE
 from vision_rl.run.last_words import TRACEBACK, to_user_error
-from vision_rl.settings import AppSettings
-from vision_rl.training.algorithm import VisionVERL
+from vision_rl.tiny import checkpoint_dir
+from vision_rl.training.algorithm import Launch, VisionVERL
 
 
 def raised(error: Exception) -> RayError:
@@ -29,10 +30,8 @@ def raised(error: Exception) -> RayError:
 
 @pytest.fixture
 def algorithm(tmp_path: Path) -> VisionVERL:
-    made = VisionVERL.__new__(VisionVERL)
-    context: Any = SimpleNamespace(run_dir=tmp_path, app=AppSettings())
-    made.launch = SimpleNamespace(context=context)  # type: ignore[assignment]
-    return made
+    resolved = resolve("cpu", [], task="vqa", model=str(checkpoint_dir()))
+    return VisionVERL(Launch(resolved, new_context(tmp_path), environment={}, cpu=True, watch=lambda: None))
 
 
 def message_of(algorithm: VisionVERL, error: RayError) -> UserError:

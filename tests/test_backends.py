@@ -17,11 +17,13 @@ from verl.utils.torch_functional import logprobs_from_logits
 
 from scripts.tiny_models.families import build
 from tests.actor import actor, log_probs
+from tests.trainers import SEPARATE, new_trainer
 from vision_rl.actor.engine import BLOCK, VisionEngine, freeze_vision_tower, log_probs_by_block
 from vision_rl.actor.model_patches import sharded_layers
 from vision_rl.actor.patches import patch_verl
 from vision_rl.errors import UserError
 from vision_rl.models.pixels import Pixels
+from vision_rl.settings import AppSettings
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.samples import Sample
 
@@ -157,7 +159,7 @@ def test_a_model_without_a_tower_cannot_freeze_it() -> None:
 
 
 @pytest.mark.slow
-def test_no_load_balancer_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_load_balancer_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """verl's is an actor that imports vLLM and verl for a question that nobody asks."""
     import asyncio
 
@@ -165,21 +167,18 @@ def test_no_load_balancer_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     from verl.workers.rollout.llm_server import LLMServerManager
 
     from vision_rl.serving.vllm_server import register
-    from vision_rl.training.separate import VisionTrainerSeparate
 
     def refused(*_: Any, **__: Any) -> None:
         raise AssertionError("an actor is started, or asked")
 
     register()
-    manager = LLMServerManager.__new__(LLMServerManager)
-    manager.config = manager.rollout_config = None
+    trainer = new_trainer(tmp_path, AppSettings(), *SEPARATE)
+    manager = LLMServerManager(trainer.config)
     manager.server_addresses, manager.server_handles = ["127.0.0.1:1"], [None]
-    manager._load_balancer_cls = None
     monkeypatch.setattr(ray, "remote", refused)
     monkeypatch.setattr(ray, "get", refused)
     asyncio.run(manager._init_global_load_balancer())
     assert manager.get_client()._load_balancer is None
-    trainer = VisionTrainerSeparate.__new__(VisionTrainerSeparate)
     trainer._enable_hybrid_replicas, trainer.standalone_server_manager = True, manager
     trainer.llm_server_manager = manager
     trainer.add_replicas_to_balancer()
@@ -193,7 +192,7 @@ def test_a_server_that_a_sync_does_not_restore_keeps_its_weights_while_it_sleeps
 
     from vision_rl.serving.vllm_server import VisionHttpServer
 
-    server = VisionHttpServer.__new__(VisionHttpServer)
+    server = VisionHttpServer()
     server.config = SimpleNamespace(mtp=None)
     server.model_config = SimpleNamespace(
         hf_config=SimpleNamespace(model_type=model_type), lora_rank=0, lora={"rank": 0, "merge": True}
@@ -209,7 +208,7 @@ def test_the_model_server_may_fetch_nothing() -> None:
 
     from vision_rl.serving.vllm_server import VisionHttpServer
 
-    server = VisionHttpServer.__new__(VisionHttpServer)
+    server = VisionHttpServer()
     server.config = SimpleNamespace(tensor_model_parallel_size=1)
     arguments: dict[str, Any] = {}
     server._preprocess_engine_kwargs(arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,14 +23,15 @@ from verl.workers.utils.losses import ppo_loss
 
 from tests.actor import actor, log_probs, weights
 from tests.test_rows import builder, make_sample, rows_of  # noqa: F401  (fixtures)
+from tests.trainers import new_trainer
 from vision_rl.actor.on_policy import OnPolicy
 from vision_rl.config.resolve import resolve
 from vision_rl.errors import UserError
 from vision_rl.settings import AppSettings, Integrity
 from vision_rl.tiny import checkpoint_dir
-from vision_rl.training.modes import VisionTrainerSync
 from vision_rl.training.rows import RowBuilder
 from vision_rl.training.step_metrics import one_update
+from vision_rl.training.trainer import VisionTrainer
 
 ADVANTAGES = [1.0, -0.5, 0.25]
 _ACTOR = "actor_rollout_ref.actor"
@@ -266,21 +268,16 @@ def test_which_steps_are_one_update(override: str, expected: bool) -> None:
 
 
 @pytest.fixture
-def trainer(monkeypatch: pytest.MonkeyPatch) -> VisionTrainerSync:
-    made = VisionTrainerSync.__new__(VisionTrainerSync)
-    made.run = SimpleNamespace(app=AppSettings(integrity=Integrity(logprob_mismatch_max=0.1)))  # type: ignore[assignment]
-    made.config = OmegaConf.create(resolve("cpu", [], task="vqa", model=str(checkpoint_dir())).verl)
-    made.global_steps = 4
+def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VisionTrainer:
+    made: VisionTrainer = new_trainer(tmp_path, AppSettings(integrity=Integrity(logprob_mismatch_max=0.1)))
+    made.global_steps, made.actor_rollout_wg = 4, None
     made.sight = SimpleNamespace(look=lambda *_: {})  # type: ignore[assignment]
-    made.local_trigger_step, made.actor_rollout_wg = 0, None
     made.records = SimpleNamespace(own_sampling=Counter)  # type: ignore[assignment]
     monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda *_: pytest.fail("a pass of its own"))
     return made
 
 
-def test_what_the_update_tells_is_logged_and_watched(
-    trainer: VisionTrainerSync, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_update_tells_is_logged_and_watched(trainer: VisionTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"actor/mismatch/logprob_max": 0.05, "actor/mismatch/logprob_mean": 0.01, "actor/entropy_loss": 2.0}
     monkeypatch.setattr(PPOTrainer, "_update_actor", lambda self, batch, metrics: metrics.update(said) or batch)
     batch = KVBatchMeta(partition_id="train", keys=["a_0_0"], tags=[{}])
@@ -295,7 +292,7 @@ def test_what_the_update_tells_is_logged_and_watched(
         trainer._update_actor(batch, metrics)
 
 
-def test_a_step_with_a_look_at_black_pictures_has_no_pass_of_its_own(trainer: VisionTrainerSync) -> None:
+def test_a_step_with_a_look_at_black_pictures_has_no_pass_of_its_own(trainer: VisionTrainer) -> None:
     """The gauge computes the few rows that it looks at itself (`VisionTrainingWorker.sight`)."""
     asked: list[int] = []
     trainer.sight = SimpleNamespace(look=lambda batch, workers, temperature, step: asked.append(step) or {})  # type: ignore

@@ -10,23 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 from transformers import AutoConfig
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from tests.trainers import new_trainer
 from vision_rl.models.tokens import forbidden_token_ids
-from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.directory import STOP_FILE
-from vision_rl.run.log import METRICS, RunLog, read_jsonl
+from vision_rl.run.log import METRICS, read_jsonl
 from vision_rl.settings import AgentSettings, AppSettings, Validation
 from vision_rl.training import checkpointing
 from vision_rl.training import trainer as trainer_module
 from vision_rl.training.health import ModelDied
-from vision_rl.training.modes import VisionTrainerSync
 from vision_rl.training.step_metrics import clip_ratios
-from vision_rl.training.supervisor import Supervisor
 from vision_rl.training.trainer import VisionTrainer
 
 
@@ -50,23 +47,15 @@ class Harm:
 
 @pytest.fixture
 def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VisionTrainer:
-    """A trainer at step 4 of 10, without the parts that need processes."""
-    made = VisionTrainerSync.__new__(VisionTrainerSync)
+    """A trainer at step 4 of 10, with stand-ins for the parts that need processes."""
+    steps = ("trainer.test_freq=5", "trainer.save_freq=5")
+    lengths = ("data.max_prompt_length=64", "data.max_response_length=24")
     app = AppSettings(validation=Validation(patience=1))
-    made.run = SimpleNamespace(app=app, run_dir=tmp_path)  # type: ignore[assignment]
-    made.log = RunLog(tmp_path)
-    made.checkpoints = Checkpoints(tmp_path / "checkpoints", app.checkpoints)
-    made.supervisor = Supervisor(app, made.log, made.checkpoints, saves=True)
-    lengths = {"max_prompt_length": 64, "max_response_length": 24}
-    level = {"trace_aggregator": {"level": "transition"}}
-    tree = {"trainer": {"test_freq": 5, "save_freq": 5}, "data": lengths, "agentlightning": level}
-    made.config = OmegaConf.create(tree)
-    made.global_steps, made.total_training_steps, made.trainer_mode = 4, 10, "sync"
+    made: VisionTrainer = new_trainer(tmp_path, app, *steps, *lengths, val=["{}"])
+    made.global_steps, made.total_training_steps = 4, 10
     made.actor_rollout_wg = Workers()
     made.train_dataloader = SimpleNamespace(state_dict=lambda: {"rows": made.global_steps})
-    made.gpu = SimpleNamespace(read=dict)  # type: ignore[assignment]
     made.tracking = SimpleNamespace(log=lambda **_: None)
-    made.tasks = {"train": [], "val": ["{}"]}
     monkeypatch.setattr(PPOTrainer, "_compute_metrics", lambda *_args, **_kwargs: None)
     monkeypatch.setattr(VisionTrainer, "_validate", lambda self: {"val/reward": 0.5})
     return made
@@ -85,8 +74,7 @@ def test_the_sight_gauge_looks_at_the_runs_own_temperature(
     trainer.sight = SimpleNamespace(due=lambda step: True, look=look)  # type: ignore[assignment]
     trainer.rollouts = SimpleNamespace(version=0)  # type: ignore[assignment]
     trainer.records = SimpleNamespace(own_sampling=dict)  # type: ignore[assignment]
-    trainer.local_trigger_step = 0
-    trainer.config.actor_rollout_ref = {"actor": {}, "rollout": {"temperature": 0.7}}
+    trainer.config.actor_rollout_ref.rollout.temperature = 0.7
     monkeypatch.setattr(trainer_module, "one_update", lambda *_: False)
     monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda self, batch, metrics: batch)
     monkeypatch.setattr(VisionTrainer, "_padded", lambda *_: None)
@@ -151,14 +139,13 @@ def test_the_actor_is_given_what_the_server_never_samples(
         open_pictures=lambda folder, limits, **more: opened.update(more, folder=folder, limits=limits)
     )
     trainer.processor, trainer.tokenizer = tiny_processor, tiny_processor.tokenizer
-    agent, app = AgentSettings(min_pixels=3136, max_pixels=50176), replace(trainer.run.app, blank_pixels=True)
-    trainer.run = SimpleNamespace(agent=agent, app=app, run_dir=trainer.run.run_dir)  # type: ignore[assignment]
-    trainer.config.actor_rollout_ref = {"model": {"path": str(tiny_dir)}}
+    agents = {"vqa": AgentSettings(min_pixels=3136, max_pixels=50176)}
+    trainer.run = replace(trainer.run, agents=agents, app=replace(trainer.run.app, blank_pixels=True))
+    trainer.config.actor_rollout_ref.model.path = str(tiny_dir)
     served: list[Any] = []
     monkeypatch.setattr(PPOTrainerSync, "on_init_end", lambda self: served.append("weights"))
     monkeypatch.setattr(VisionTrainer, "_rollout_manager", lambda self: SimpleNamespace(serve=served.append, version=0))
     trainer.llm_server_manager = SimpleNamespace(server_addresses=["host:1"])
-    trainer.replay_buffer = SimpleNamespace()
     trainer.on_init_end()
     length = len(tiny_processor.tokenizer)
     vocabulary = AutoConfig.from_pretrained(tiny_dir).get_text_config().vocab_size

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,15 +23,15 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from tests.test_engine_small import ALGORITHM, TASK, TURN, batch_of
+from tests.trainers import ASYNCHRONOUS, new_rank, new_trainer
 from vision_rl.actor import rank as worker_module
 from vision_rl.actor.mismatch import reference_metrics
-from vision_rl.actor.rank import VisionWorker, fit_micro_batches
+from vision_rl.actor.rank import fit_micro_batches
 from vision_rl.errors import UserError
 from vision_rl.models import pixels as pixels_module
 from vision_rl.models.pixels import Pixels, join
 from vision_rl.rollout.trace import Turn
 from vision_rl.run.best import judged
-from vision_rl.run.checkpoints import Checkpoints
 from vision_rl.run.failures import RolloutFailure
 from vision_rl.run.log import METRICS, ROLLOUTS, RunLog, read_jsonl
 from vision_rl.settings import AppSettings, Integrity
@@ -38,11 +39,9 @@ from vision_rl.training import checkpointing, modes
 from vision_rl.training import trainer as trainer_module
 from vision_rl.training.advantages import group_metrics, rollout_advantages
 from vision_rl.training.health import Health, ModelDied
-from vision_rl.training.modes import VisionTrainerOneStepOff, VisionTrainerSync
 from vision_rl.training.rollout_manager import Group
 from vision_rl.training.rollouts import FinishedRollout, rollout_metrics
 from vision_rl.training.steps import StepRecords
-from vision_rl.training.supervisor import Supervisor
 from vision_rl.training.trainer import VisionTrainer, task_loader
 
 SECOND = Turn([1, 2, 3, 4, 5, 6], [7, 8, 9], [-0.1] * 3, ["file:///a.png"], "no", "length")
@@ -217,15 +216,16 @@ def rows_of(rewards: list[float], lengths: list[int]) -> list[dict[str, Any]]:
     ]
 
 
+def at_step_4(run_dir: Path, *overrides: str, train: Sequence[str] = ()) -> VisionTrainer:
+    app = AppSettings(integrity=Integrity(logprob_mismatch_max=0.1))
+    made: VisionTrainer = new_trainer(run_dir, app, *overrides, train=train)
+    made.global_steps, made.rollouts = 4, SimpleNamespace(version=2)  # type: ignore[assignment]
+    return made
+
+
 @pytest.fixture
 def trainer(tmp_path: Path) -> VisionTrainer:
-    made = VisionTrainerSync.__new__(VisionTrainerSync)
-    made.run = SimpleNamespace(app=AppSettings(integrity=Integrity(logprob_mismatch_max=0.1)), run_dir=tmp_path)  # type: ignore
-    made.log = RunLog(tmp_path)
-    made.global_steps, made.trainer_mode, made.parameter_sync_step = 4, "sync", 1
-    made.rollouts = SimpleNamespace(version=2)  # type: ignore[assignment]
-    made.checkpoints = Checkpoints(tmp_path / "checkpoints", made.run.app.checkpoints)
-    return made
+    return at_step_4(tmp_path)
 
 
 def test_advantages_go_back_to_the_queue_row_by_row(trainer: VisionTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,8 +233,8 @@ def test_advantages_go_back_to_the_queue_row_by_row(trainer: VisionTrainer, monk
     queue = Queue(rows_of([1.0, 1.0, 0.0], [2, 3, 1]))
     monkeypatch.setattr(trainer_module, "tq", queue)
     correction = {"rollout_is": "token", "rollout_is_threshold": 1.1, "rollout_rs": None, "rollout_rs_threshold": None}
-    algorithm = {"adv_estimator": "grpo", "norm_adv_by_std_in_grpo": False, "rollout_correction": correction}
-    trainer.config = OmegaConf.create({"algorithm": algorithm})
+    algorithm = trainer.config.algorithm
+    algorithm.norm_adv_by_std_in_grpo, algorithm.rollout_correction = False, correction
     noted: list[Any] = []
     trainer.records = SimpleNamespace(note_advantages=lambda *given: noted.append(given))  # type: ignore[assignment]
     batch = KVBatchMeta(partition_id="train", keys=["g_0_0", "g_0_1", "g_1_0"], tags=[{}] * 3)
@@ -245,7 +245,6 @@ def test_advantages_go_back_to_the_queue_row_by_row(trainer: VisionTrainer, monk
     assert [len(row) for row in queue.put["rollout_is_weights"]] == [2, 3, 1]
     assert metrics["train/groups_equal"] == 0.0 and len(noted) == 1
     del algorithm["rollout_correction"]
-    trainer.config = OmegaConf.create({"algorithm": algorithm})
     trainer._compute_advantage(batch, metrics)
     assert set(queue.put) == {"advantages", "returns"}
 
@@ -258,7 +257,7 @@ def test_only_what_the_weights_of_now_have_sampled_can_end_a_run(
     monkeypatch.setattr(trainer_module, "tq", Queue(rows_of([1.0], [2])))
     monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda self, batch, metrics: batch)
     monkeypatch.setattr(trainer_module, "one_update", lambda config: False)
-    trainer.config = OmegaConf.create({"actor_rollout_ref": {"actor": {"calculate_sum_pi_squared": True}}})
+    trainer.config.actor_rollout_ref.actor.calculate_sum_pi_squared = True
     trainer.local_trigger_step = 1  # the sight gauge looks at the first of a sync's updates only
     trainer.records = SimpleNamespace(own_sampling=lambda: {})  # type: ignore[assignment]
     batch = KVBatchMeta(partition_id="train", keys=["g_0_0"], tags=[{"min_global_steps": version}])
@@ -285,10 +284,6 @@ def test_records_are_written_whatever_ends_a_step_or_a_run(
         trainer._step_once({}, {}, 8)
     assert written == ["step"]
     monkeypatch.setattr(PPOTrainer, "fit", fails)
-    trainer.config = OmegaConf.create(
-        {"trainer": {"val_before_train": True, "logger": ["console"], "project_name": "p", "experiment_name": "e"}}
-    )
-    trainer.gpu = trainer_module.GpuMeter()
     with pytest.raises(UserError):
         trainer.fit()
     assert written == ["step", "rest"]
@@ -302,21 +297,11 @@ def test_new_weights_are_reported_after_they_are_there(trainer: VisionTrainer, m
     assert order == ["sent", "version counted"]
 
 
-@pytest.mark.parametrize(
-    ("mode", "filters", "batch"), [("sync", False, 4), ("sync", True, 1), ("colocate_async", False, 1)]
-)
-def test_the_loader_counts_the_steps(mode: str, filters: bool, batch: int, trainer: VisionTrainer) -> None:
-    """Ten rows in batches of four are two steps an epoch; dynamic sampling and the asynchronous modes draw one by one."""
-    trainer.trainer_mode = mode
-    trainer.tasks = {"train": [str(number) for number in range(10)], "val": []}
-    optimizer = {"actor": {"optim": {"total_training_steps": -1}}}
-    tree = {
-        "data": {"train_batch_size": 4, "shuffle": False, "seed": 1, "sampler": None, "gen_batch_size": None},
-        "trainer": {"total_training_steps": None, "total_epochs": 3},
-        "algorithm": {"filter_groups": {"enable": filters}},
-        "actor_rollout_ref": optimizer,
-    }
-    trainer.config = OmegaConf.create(tree)
+@pytest.mark.parametrize(("overrides", "batch"), [((), 16), (("app.filter_groups.enable=true",), 1), (ASYNCHRONOUS, 1)])
+def test_the_loader_counts_the_steps(overrides: Sequence[str], batch: int, tmp_path: Path) -> None:
+    """Forty rows in batches of sixteen are two steps an epoch; dynamic sampling and the asynchronous modes draw one by one."""
+    steps = ("trainer.total_training_steps=null", "trainer.total_epochs=3")
+    trainer = at_step_4(tmp_path, *steps, *overrides, train=[str(number) for number in range(40)])
     trainer._init_dataloader()
     assert (trainer.steps_per_epoch, trainer.total_training_steps) == (2, 6)
     assert trainer.config.actor_rollout_ref.actor.optim.total_training_steps == 6
@@ -324,15 +309,14 @@ def test_the_loader_counts_the_steps(mode: str, filters: bool, batch: int, train
     assert len(next(iter(trainer.train_dataloader))["raw_prompt"]) == batch
 
 
-@pytest.mark.parametrize("kind", [VisionTrainerSync, VisionTrainerOneStepOff])
+@pytest.mark.parametrize("mode", [(), ASYNCHRONOUS])
 def test_a_checkpoint_brings_everything_back(
-    kind: type[VisionTrainer], trainer: VisionTrainer, monkeypatch: pytest.MonkeyPatch
+    mode: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Step, order of the data, random states of three libraries, weights; the queue in the asynchronous modes."""
     queue = Queue([])
     monkeypatch.setattr(checkpointing, "tq", queue)
-    trainer.__class__ = kind  # type: ignore[assignment]
-    trainer.trainer_mode = "sync" if kind is VisionTrainerSync else "colocate_async"
+    trainer = at_step_4(tmp_path, *mode, "trainer.save_freq=5")
     loaded: list[str] = []
 
     def save(folder: str, _remote: None, _step: int) -> None:
@@ -354,8 +338,7 @@ def test_a_checkpoint_brings_everything_back(
     expected = (next(stream)["raw_prompt"], random.random(), np.random.random(), torch.rand(1).item())
     trainer.train_dataloader = task_loader([str(number) for number in range(8)], data, 2)
     trainer.queue_is_up = lambda: None
-    trainer.config = OmegaConf.create({"trainer": {"resume_mode": "auto"}})
-    trainer.supervisor = Supervisor(trainer.run.app, trainer.log, trainer.checkpoints, saves=True)
+    trainer.config.trainer.resume_mode = "auto"
     trainer.log.metrics(4, {"train/reward": 0.5})
     trainer.log.metrics(5, {"train/reward": 0.5})
     trainer._load_checkpoint()
@@ -381,13 +364,10 @@ def test_actor_and_reference_both_get_pictures_and_banned_tokens(
 ) -> None:
     ranks = [SimpleNamespace(engine=SimpleNamespace()) for _ in range(2)]
     loss = SimpleNamespace(keywords={"config": SimpleNamespace(entropy_coeff=0.0)})
-    worker: Any = SimpleNamespace(
-        config=OmegaConf.create({"model": {"path": str(tiny_dir)}}), actor=ranks[0], ref=ranks[1], loss_fn=loss
-    )
+    worker: Any = new_rank(f"actor_rollout_ref.model.path={tiny_dir}")
+    worker.actor, worker.ref, worker.loss_fn = *ranks, loss
     limits = {"max_pixels": 3136}
-    VisionWorker.open_pictures(
-        worker, str(tmp_path), limits, app=AppSettings(blank_pixels=True), banned_tokens=[7, 9], alone=False
-    )
+    worker.open_pictures(str(tmp_path), limits, app=AppSettings(blank_pixels=True), banned_tokens=[7, 9], alone=False)
     for rank in ranks:
         assert rank.engine.banned_tokens.tolist() == [7, 9]
         assert (
@@ -408,7 +388,7 @@ def test_a_server_that_takes_no_weights_ends_in_a_sentence(monkeypatch: pytest.M
     monkeypatch.setattr(worker_module.ActorRolloutRefWorker, "update_weights", never)
     monkeypatch.setattr(zmq.Context, "instance", lambda: SimpleNamespace(setsockopt=lambda *given: asked.append(given)))
     monkeypatch.setattr(worker_module, "WEIGHT_SECONDS", 2.0)
-    worker = VisionWorker.__new__(VisionWorker)
+    worker = new_rank()
     with pytest.raises(UserError, match="did not take the new weights within 2 s"):
         asyncio.run(worker.update_weights(global_steps=1))
     assert asked == [(zmq.RCVTIMEO, 2000)]
