@@ -112,8 +112,6 @@ def render_markdown(summary: Mapping[str, Any]) -> str:
     lines += ["| measure | value | 95 % interval | rows |", "|---|---|---|---|"]
     for name, figure in all_figures(summary).items():
         lines.append(f"| {name} | {show(name, figure['value'])} | {show_interval(name, figure)} | {figure['n']} |")
-    for name, figure in {**summary.get("by_metric", {}), **summary.get("detection", {})}.items():
-        lines.append(f"| {name} | {show(name, figure['value'])} | {show_interval(name, figure)} | {figure['n']} |")
     for name, mean in summary.get("cell_means", {}).items():
         of = f"{name}, mean over the {mean['number']} cells of {mean['cells']}"
         lines.append(f"| {of} | {show(name, mean['value'])} | - | {summary['scored']} |")
@@ -145,9 +143,9 @@ def render_markdown(summary: Mapping[str, Any]) -> str:
 
 
 def all_figures(summary: Mapping[str, Any]) -> dict[str, Figure]:
-    """The figures of all rows, and how many replies the length limit cut off."""
+    """The figures of all rows, how many replies the length limit cut off, and those of one metric's rows or of boxes."""
     cut = {CUT: summary["truncated"]} if summary.get("truncated") else {}  # older evaluations did not count
-    return {**summary["metrics"], **cut}
+    return {**summary["metrics"], **cut, **summary.get("by_metric", {}), **summary.get("detection", {})}
 
 
 def coverage(summary: Mapping[str, Any]) -> str:
