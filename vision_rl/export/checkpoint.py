@@ -15,6 +15,7 @@ import yaml
 
 from vision_rl.errors import UserError
 from vision_rl.models.chat_templates import check_template_files
+from vision_rl.models.checks import stored_tensors
 from vision_rl.run.directory import CONFIG
 
 MERGED = "merged"
@@ -81,10 +82,7 @@ def written_dtype(folder: Path) -> str | None:
     config.json does not tell: verl's own merger writes bfloat16 weights beside the dtype of the model it started from.
     """
     for path in sorted(folder.glob("*.safetensors")):
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        header.pop("__metadata__", None)
-        stored = {tensor["dtype"] for tensor in header.values()}
+        stored = {tensor["dtype"] for tensor in stored_tensors(path)[1].values()}
         return "float32" if stored == {"F32"} else "bfloat16"
     return None
 

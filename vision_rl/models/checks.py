@@ -134,14 +134,21 @@ def asks_for_code(file: Path) -> str:
 def cut_off(file: Path) -> str:
     """What is wrong with the size of a safetensors file, by its own header; "" for a whole one."""
     size = file.stat().st_size
-    with file.open("rb") as opened:
-        header_size = int.from_bytes(opened.read(8), "little")
-        try:
-            header = json.loads(opened.read(min(header_size, size)))
-            end = max(
-                (tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0
-            )
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return f"{file.name} has no readable header"
-    whole = 8 + header_size + end
+    try:
+        start, tensors = stored_tensors(file)
+        whole = start + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return f"{file.name} has no readable header"
     return "" if size == whole else f"{file.name} has {size} bytes of {whole}"
+
+
+def stored_tensors(file: Path) -> tuple[int, dict[str, Any]]:
+    """Of a safetensors file: the byte at which its numbers begin, and name -> {dtype, shape, data_offsets} of its tensors.
+
+    Eight bytes of length, then a JSON header. Of what is no such file anything may be raised, or come back.
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header: dict[str, Any] = json.loads(opened.read(min(length, file.stat().st_size)))
+    header.pop("__metadata__", None)
+    return 8 + length, header

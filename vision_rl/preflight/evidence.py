@@ -17,6 +17,7 @@ from typing import Any
 
 from vision_rl.errors import UserError
 from vision_rl.files import write_text
+from vision_rl.models.checks import stored_tensors
 from vision_rl.models.family import Precision
 from vision_rl.models.table import ModelInfo, image_processor_file
 from vision_rl.preflight.parity import Result
@@ -36,9 +37,7 @@ def fingerprint(folder: Path) -> str:
     processor = image_processor_file(folder)
     digest.update(processor.read_bytes() if processor else b"")
     for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as opened:  # eight bytes of length, then a JSON header of names, types and shapes
-            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-        digest.update(json.dumps(sorted(header.keys() - {"__metadata__"})).encode())
+        digest.update(json.dumps(sorted(stored_tensors(file)[1])).encode())
     return digest.hexdigest()
 
 
