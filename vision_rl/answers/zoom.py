@@ -70,18 +70,18 @@ class View:
         return [(n - (x, y)[i % 2]) / (right - x, bottom - y)[i % 2] for i, n in enumerate(polygon)]
 
 
-def crop_box(region: Box, size: Size, least: int, max_aspect: float = MAX_ASPECT) -> tuple[int, int, int, int]:
+def crop_box(region: Box, size: Size, least: int) -> tuple[int, int, int, int]:
     """The pixels (left, top, right, bottom; right and bottom exclusive) that show a region of a picture of `size`.
 
     region: xyxy in unit space with x1 < x2 and y1 < y2; what lies outside of the picture is cut off. Each side is at
-    least `least` pixels and the aspect ratio at most `max_aspect`, both as far as the picture allows; a region that is
+    least `least` pixels and the aspect ratio at most `MAX_ASPECT`, both as far as the picture allows; a region that is
     too small or too thin grows around its centre, and moves inwards at a border.
     """
     spans = [_clamped(region[axis] * size[axis], region[axis + 2] * size[axis], size[axis]) for axis in (0, 1)]
     sides = [min(max(end - start, least), limit) for (start, end), limit in zip(spans, size, strict=True)]
     longest = max(sides)
-    sides = [min(max(side, longest / max_aspect), limit) for side, limit in zip(sides, size, strict=True)]
-    sides = [min(side, max_aspect * min(sides)) for side in sides]
+    sides = [min(max(side, longest / MAX_ASPECT), limit) for side, limit in zip(sides, size, strict=True)]
+    sides = [min(side, MAX_ASPECT * min(sides)) for side in sides]
     (left, right), (top, bottom) = (
         _pixels(span, side, limit) for span, side, limit in zip(spans, sides, size, strict=True)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from vision_rl.answers.choices import choice_letter, choice_list, choices_of
-from vision_rl.errors import UserError
+from vision_rl.errors import UserError, near
 from vision_rl.rewards.metrics import METRICS
 from vision_rl.tasks import Task, episode_of, get_task
 
@@ -169,8 +168,8 @@ def resolve_aliases(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
 
 
 def _suggestion(name: Any, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f", expected one of {', '.join(filter(None, known))}"
+    nearest = near(str(name), known)
+    return f"; did you mean {nearest!r}?" if nearest else f", expected one of {', '.join(filter(None, known))}"
 
 
 def given(value: Any, default: Any) -> Any:

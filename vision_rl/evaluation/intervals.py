@@ -18,7 +18,7 @@ _CELLS = 4_000_000  # of one block of draws: 32 MB
 
 
 def resampled_means(
-    values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, resamples: int = RESAMPLES
 ) -> NDArray[np.float64]:
     """Means of `resamples` bootstrap samples, shape (resamples,); whole clusters are drawn with replacement.
 
@@ -35,7 +35,7 @@ def resampled_means(
         places = np.fromiter((index[key] for key in clusters), dtype=np.int64, count=len(numbers))
         sums = np.bincount(places, weights=numbers, minlength=len(index))
         sizes = np.bincount(places, minlength=len(index))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     count = len(sums)
     block = max(1, _CELLS // count)
     means = []

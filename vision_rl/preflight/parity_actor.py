@@ -17,9 +17,7 @@ from vision_rl.training.rows import Drop, RowBuilder
 from vision_rl.training.samples import Sample
 
 
-def load_model(
-    path: str, *, cpu: bool = True, trust_remote_code: bool = False, dtype: torch.dtype | None = None
-) -> Any:
+def load_model(path: str, *, cpu: bool = True, dtype: torch.dtype | None = None) -> Any:
     """The model as verl 0.9.1 builds it (workers/engine/fsdp/transformer_impl.py, `_build_module`).
 
     dtype: of weights and computation; by default float32 on a CPU, bfloat16 on a GPU.
@@ -30,11 +28,10 @@ def load_model(
 
     from vision_rl.actor.model_patches import mend
 
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, attn_implementation="sdpa")
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False, attn_implementation="sdpa")
     dtype, device = dtype or (torch.float32 if cpu else torch.bfloat16), "cpu" if cpu else "cuda"
-    model = get_hf_auto_model_class(config).from_pretrained(
-        path, dtype=dtype, config=config, trust_remote_code=trust_remote_code
-    )
+    kind = get_hf_auto_model_class(config)
+    model = kind.from_pretrained(path, dtype=dtype, config=config, trust_remote_code=False)
     apply_monkey_patch(model, use_remove_padding=False)
     model.to(device, dtype)
     mend(model)

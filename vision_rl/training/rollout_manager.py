@@ -280,11 +280,9 @@ class RolloutManager:
                     keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id="train"
                 )
             # verl's asynchronous modes draw every "failure" anew, without a bound: one rollout must not cost its group.
-            await self._tell(group.uid, "finished" if fields else "failure")
+            tag = {"status": "finished" if fields else "failure"}
+            await tq.async_kv_put(key=group.uid, partition_id="train", tag=tag)
         self.group_done.set()
-
-    async def _tell(self, uid: str, status: str) -> None:
-        await tq.async_kv_put(key=uid, partition_id="train", tag={"status": status})
 
     def _rows(self, group: Group) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         rollouts = list(group.finished.values())

@@ -16,7 +16,7 @@ from vision_rl.errors import UserError
 MANY = 0.5
 
 
-def with_empty(rows: Iterable[Record], rule: str, seed: int = 0) -> Iterator[Record]:
+def with_empty(rows: Iterable[Record], rule: str) -> Iterator[Record]:
     """The rows, those without boxes kept ("keep"), left out ("drop") or drawn down to a share of all ("share=0.1").
 
     Rows of other tasks pass. Says on stderr how much a constant refusal earns where that is more than half. Raises
@@ -35,7 +35,7 @@ def with_empty(rows: Iterable[Record], rule: str, seed: int = 0) -> Iterator[Rec
     if isinstance(kept, list):
         empty = [number for number, row in enumerate(kept) if _is_empty(row)]
         allowed = round(most / (1 - most) * (len(kept) - len(empty)))
-        leave_out = set(random.Random(seed).sample(empty, max(0, len(empty) - allowed)))
+        leave_out = set(random.Random(0).sample(empty, max(0, len(empty) - allowed)))
     written = without = 0
     for number, row in enumerate(kept):
         if number in leave_out or (rule == "drop" and _is_empty(row)):
