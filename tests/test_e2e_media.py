@@ -73,13 +73,18 @@ def copy_of(data: Path) -> Path:
     return Path(shutil.copy(data, data.with_name(f"val-{data.name}")))
 
 
+def even(data: Path) -> Path:
+    """The same rows with frames of one size; native videos of several are refused."""
+    *others, uneven = read_rows(data)
+    uneven["image_paths"], uneven["image_sizes"] = others[-1]["image_paths"], others[-1]["image_sizes"]
+    write_rows(data.with_name("even.parquet"), [*others, uneven])
+    return data.with_name("even.parquet")
+
+
 def test_native_videos_beside_pictures_train_and_agree(data: Path, tmp_path: Path) -> None:
     """A tiny Qwen3-VL, whose tower joins two frames; pictures and videos share micro-batches."""
     model = build("Qwen3-VL", tmp_path / "model")
-    *others, uneven = read_rows(data)
-    uneven["image_paths"], uneven["image_sizes"] = others[-1]["image_paths"], others[-1]["image_sizes"]
-    data = data.with_name("even.parquet")  # frames of several sizes are refused
-    write_rows(data, [*others, uneven])
+    data = even(data)
     rows = {row["id"]: row for row in read_rows(data)}
     files = [
         "--data-path",
