@@ -92,6 +92,7 @@ def test_rows_with_a_metric_of_their_own_are_summed_up_under_its_name() -> None:
     rows[0]["components"] = vqa_reward("helo", ["hello"], metric="anls").components
     summary = summary_of(rows, "vqa")
     assert summary["by_metric"]["anls"]["value"] == pytest.approx(0.8) and summary["by_metric"]["anls"]["n"] == 1
+    assert "anls" in [name for name, *_ in page_of(summary, rows).tables[0].rows]
     assert summary["metrics"]["accuracy"]["value"] == 0.5
     assert "| anls | 80.00 % |" in render_markdown(summary)
 
