@@ -28,9 +28,8 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.utils.torch_functional import entropy_from_logits
 from verl.workers.utils.padding import no_padding_2_padding
 
-from vision_rl.actor import shared_prompt
-from vision_rl.actor.engine import VisionEngine, mend_positions
-from vision_rl.actor.patches import patch_verl
+from vision_rl.actor.engine import mend_positions
+from vision_rl.preflight.parity_actor import bare_engine
 
 SHAPES = {  # hidden, intermediate, heads, key heads, vocabulary, layers that are run (of the real model)
     "tiny": (128, 256, 4, 2, 586, 3),
@@ -81,7 +80,6 @@ def main() -> None:
 
 def made(shape: str) -> Any:
     """A `VisionEngine` around a model of this shape, without process groups and optimizer."""
-    patch_verl()
     hidden, intermediate, heads, key_heads, vocabulary, layers = SHAPES[shape]
     width = hidden // heads // 2
     section = [width - 2 * (3 * width // 8), 3 * width // 8, 3 * width // 8]
@@ -95,13 +93,9 @@ def made(shape: str) -> Any:
     config = Qwen2_5_VLConfig(text_config=text, vision_config=tower, tie_word_embeddings=True)
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").train()
-    engine = VisionEngine.__new__(VisionEngine)
-    engine.module, engine.unshared = model, shared_prompt.why_not(model.config)
-    engine.use_ulysses_sp, engine.pad_to_length = False, None
+    engine = bare_engine(model, None)
     engine.compute_entropy_from_logits = entropy_from_logits
     engine.engine_config = SimpleNamespace(entropy_checkpointing=False, entropy_from_logits_with_chunking=False)
-    shared_prompt.use_shared_attention(model)
-    model.get_output_embeddings().register_forward_pre_hook(engine._select)
     return engine
 
 

@@ -38,8 +38,11 @@ def load_model(path: str, *, cpu: bool = True, dtype: torch.dtype | None = None)
     return model.eval()
 
 
-def bare_engine(model: Any, pixels: Pixels, banned: Sequence[int] = ()) -> Any:
-    """A `VisionEngine` around `model`, without process groups and optimizer; `banned` tokens have no probability."""
+def bare_engine(model: Any, pixels: Pixels | None, banned: Sequence[int] = ()) -> Any:
+    """A `VisionEngine` around `model`, without process groups and optimizer; `banned` tokens have no probability.
+
+    pixels: None for rows of text.
+    """
     from vision_rl.actor import shared_prompt
     from vision_rl.actor.engine import VisionEngine
     from vision_rl.actor.model_patches import SharedPictures
