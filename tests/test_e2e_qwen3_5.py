@@ -31,6 +31,8 @@ BYTES = "data.max_prompt_length=1024"  # the tiny tokenizer counts bytes
 MOVES = "actor_rollout_ref.actor.entropy_coeff=0.01"
 EIGHT = ["data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
 LAST = 30
+ROUNDING = 0.03
+"""Nats on average: measured are 0.014 (docs/models.md) to 0.02; without the weight sync it is 0.04 in the third step."""
 CALL = ToolCall("zoom_ui_element", ARGUMENTS)
 TURNS = [
     *("--max-steps", "2", "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1"),
@@ -52,8 +54,7 @@ def check(run_dir: Path, summary: dict[str, Any], steps: int) -> None:
     assert summary["rollouts_failed"] == 0
     assert all(line["actor/grad_norm"] > 0 for line in lines)
     assert max(line["mismatch/share_of_limit"] for line in lines) < 1
-    first, *later = [line["mismatch/logprob_mean"] for line in lines]
-    assert max(later) <= 1.5 * first, "rounding, as before the first update"
+    assert max(line["mismatch/logprob_mean"] for line in lines) <= ROUNDING
 
 
 @pytest.fixture(scope="module")
