@@ -73,12 +73,9 @@ test-fast: install
 test-slow: install
 	$(RUN) -m pytest -m "slow and not e2e" -n 2
 
-# The tests of servers need a core each and run side by side; those of training want both cores.
-SERVERS := tests/test_e2e_groups.py tests/test_environment.py tests/test_evaluation_runner.py tests/test_parity.py tests/test_serving.py
-
+# Two at a time: a start keeps one core busy, and a file's tests share its runs.
 test-e2e: install
-	$(RUN) -m pytest -m "e2e and not long" -n 2 --dist loadfile $(SERVERS)
-	$(RUN) -m pytest -m "e2e and not long" --durations 12 $(SERVERS:%=--ignore %)
+	$(RUN) -m pytest -m "e2e and not long" -n 2 --dist loadfile --durations 12
 
 test-long: install
 	$(RUN) -m pytest -m "e2e and long"

