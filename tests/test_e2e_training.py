@@ -1,7 +1,6 @@
-"""The user's own command on the real stack: it runs, it sees, it learns; and the two controls that must not.
+"""The user's own command on the real stack: it runs, it sees, it learns. `test_e2e_controls.py` has the runs that must not.
 
-Each test starts Ray, vLLM, the proxy and the runners. The controls stand beside what they control, so that nobody can lose
-the fix unnoticed: without pixels in the actor nothing is learnt, and Agent Lightning's own batch shows a mismatch.
+Each test starts Ray, vLLM, the proxy and the runners.
 """
 
 from __future__ import annotations
@@ -131,51 +130,6 @@ def test_the_page_shows_all_that_a_step_spends_its_time_on(demo: tuple[Path, dic
     written = {name for line in metrics_of(demo[0]) for name in line}
     everywhere = {next(iter(plan.metrics)) for plan in PLANS if plan.title not in ELSEWHERE}
     assert everywhere <= written
-
-
-def test_a_blind_actor_does_not_learn(tmp_path: Path) -> None:
-    """The same run with black pictures in the actor only; the policy that answers still sees. In half the steps a seeing actor
-    has learnt most of it (`test_the_demo_learns`)."""
-    blank = ["app.blank_pixels=true", "app.sight.min_kl=null", *NO_LIMITS]
-    summary = run(tmp_path / "blind", "--task", "vqa", "--max-steps", "15", *blank)
-    assert summary["val_after"] - summary["val_before"] <= 0.05
-    assert summary["logprob_mismatch_max"] > 0.1
-
-
-def test_a_blind_actor_ends_its_run(tmp_path: Path) -> None:
-    """With the mismatch limits off nothing else would: its loss and its rollouts' rewards look as they should."""
-    run_dir = tmp_path / "run"
-    soon = ["app.sight.every=1", "app.sight.time=1", "app.sight.patience=2", "app.sight.val_rows=0"]
-    arguments = ["--task", "vqa", *QUICK, "--max-steps", "4", "app.blank_pixels=true", *soon, *NO_LIMITS]
-    ended = subprocess.run(
-        command(run_dir, *arguments),
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=1200,
-    )  # fmt: skip
-    assert ended.returncode != 0
-    assert "step 2: the actor answers the same with black pictures" in ended.stderr + ended.stdout
-    assert [line["step"] for line in metrics_of(run_dir)] == [1]
-    assert metrics_of(run_dir)[0]["sight/kl"] == 0
-
-
-def test_an_actor_without_pixels_shows_itself(tmp_path: Path) -> None:
-    """Agent Lightning 0.3.0's own batch has none, and its trainer runs without an error; the mismatch tells."""
-    summary = run(
-        tmp_path / "run", "--task", "vqa", *QUICK, *NO_LIMITS, f"{MODEL}.external_lib=tests.control_no_pixels"
-    )
-    assert summary["steps"] == 2
-    assert summary["logprob_mismatch_max"] >= 0.1
-
-
-@pytest.mark.parametrize("control", [False, True], ids=["caches are emptied", "caches are kept"])
-def test_pictures_that_come_again_are_seen_with_the_new_weights(control: bool, tmp_path: Path) -> None:
-    """Eight pictures in every one of four steps. With all three caches on and not emptied, the server answers from
-    embeddings and prefixes of its old weights."""
-    keep = [f"{MODEL}.external_lib=tests.control_no_reset"] if control else []
-    batch = ["app.max_train_samples=8", "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
-    moves = ["actor_rollout_ref.actor.optim.lr=1e-3", "actor_rollout_ref.actor.entropy_coeff=0.01"]
-    summary = run(tmp_path / "run", "--task", "vqa", *QUICK, "--max-steps", "4", *batch, *moves, *NO_LIMITS, *keep)
-    largest = summary["logprob_mismatch_max"]
-    assert largest > 0.01 if control else largest <= 1e-4
 
 
 def test_an_agent_of_ones_own_is_trained_stopped_and_resumed(tmp_path: Path) -> None:
