@@ -10,7 +10,6 @@ import json
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partialmethod
@@ -277,41 +276,6 @@ def test_a_group_shares_a_picture_where_the_environment_repeats(monkeypatch: pyt
         monkeypatch.setattr(Squares, "restore", lambda self, *, seed, options: 1 / 0)
         [failed] = asyncio.run(several(fake.url, [row(5)]))
     assert "ZeroDivisionError" in str(failed), "what fails while the model thinks fails the episode"
-
-
-def test_rollouts_of_a_known_page_wait_for_the_model_without_an_instance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or no more rollouts than there are browsers would ask the model at a time."""
-    use(monkeypatch, instances=1)
-    monkeypatch.setattr(Squares, "repeats", lambda self, options: True)
-    with fake_openai(seeing) as fake:
-        assert asyncio.run(several(fake.url, [row(5)])) == [1.0]
-    together = threading.Barrier(4)
-
-    def all_at_once(body: dict[str, Any]) -> str:
-        together.wait(timeout=20)
-        return seeing(body)
-
-    with fake_openai(all_at_once) as fake:
-        assert asyncio.run(several(fake.url, [row(5)] * 4)) == [1.0] * 4
-    assert Squares.made == 1
-
-
-def test_an_instance_that_does_not_restore_a_page_is_replaced_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, instances=1)
-    restored: list[int] = []
-
-    def restore(self: Squares, **episode: Any) -> None:
-        restored.append(1)
-        if len(restored) == 2:  # the first is of the rollout that has the idle instance
-            raise RuntimeError("the browser has ended")
-        self.reset(**episode)
-
-    monkeypatch.setattr(Squares, "repeats", lambda self, options: True)
-    monkeypatch.setattr(Squares, "restore", restore)
-    with fake_openai(seeing) as fake:
-        assert asyncio.run(several(fake.url, [row(5)])) == [1.0]
-        assert asyncio.run(several(fake.url, [row(5)] * 2)) == [1.0] * 2
-    assert len(restored) == 3 and Squares.made == 2
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from vision_rl.agent.client import client_for, thinking, was_cut
-from vision_rl.agent.keeper import Keeper, Lease, keeper_of
+from vision_rl.agent.keeper import Instance, Keeper, keeper_of
 from vision_rl.agent.media import size_limits
 from vision_rl.agent.messages import picture_url, reply_text, user_message
 from vision_rl.answers.actions import READERS, Reader
@@ -165,8 +165,8 @@ class Environments:
         """
         seed, options = episode_of(task)
         started = time.monotonic()
-        async with self.keeper().episode(seed, options) as (lease, observation):
-            return await _Episode(task, self, lease, observation, time.monotonic() - started).play(llm)
+        async with self.keeper().episode(seed, options) as (instance, observation):
+            return await _Episode(task, self, instance, observation, time.monotonic() - started).play(llm)
 
 
 @dataclass
@@ -175,7 +175,7 @@ class _Episode:
 
     task: Mapping[str, Any]
     setup: Environments
-    lease: Lease
+    instance: Instance
     seen: Observation
     spent: float
     messages: list[Any] = field(default_factory=list)
@@ -212,7 +212,7 @@ class _Episode:
             if self.done:
                 break
         else:
-            self.rewards[-1] += float(await self.lease.call("out_of_turns"))
+            self.rewards[-1] += float(await self.instance.call("out_of_turns"))
         return self.reply, self._reward()
 
     @property
@@ -232,7 +232,7 @@ class _Episode:
             self._say(f"{UNREAD} {how}", ())
             return
         started = time.monotonic()
-        step: Step = await self.lease.call("last_step" if last else "step", action)
+        step: Step = await self.instance.call("last_step" if last else "step", action)
         self.spent += time.monotonic() - started
         self.rewards.append(float(step.reward))
         self.components |= {name: float(value) for name, value in step.components.items()}

@@ -103,57 +103,6 @@ class Instance:
                 future.set_exception(error)
 
 
-class Lease:
-    """One rollout's episode: on an instance of its own from the moment that it needs one until its end."""
-
-    def __init__(self, keeper: Keeper, seed: int, options: Mapping[str, Any]) -> None:
-        self._keeper, self._begins = keeper, {"seed": seed, "options": options}
-        self._episode = json.dumps([seed, options], sort_keys=True, default=str)
-        self._instance: Instance | None = None
-
-    async def first(self) -> Any:
-        """The first observation.
-
-        One that is remembered needs no instance: a group's rollouts share one picture. While the model looks at it an
-        instance that is idle restores the page; where all are lent, the rollout takes one when its reply is there.
-        """
-        known = self._keeper.remembered(self._episode)
-        if known is None:
-            known = await self._begin("reset")
-            if self._taken.environment.repeats(self._begins["options"]):
-                self._keeper.remember(self._episode, known)
-        elif (idle := self._keeper.take_idle()) is not None:
-            self._instance, idle.pending = idle, idle.submit("restore", **self._begins)
-        return known
-
-    async def call(self, method: str, *arguments: Any) -> Any:
-        """What a method of the environment gives. Raises `EnvironmentFailed`."""
-        if self._instance is None:
-            await self._begin("restore")
-        return await self._taken.call(method, *arguments)
-
-    def end(self) -> None:
-        """Give the instance back; one that broke is not lent again."""
-        if self._instance is not None:
-            self._keeper.give_back(self._instance)
-            self._instance = None
-
-    @property
-    def _taken(self) -> Instance:
-        assert self._instance is not None
-        return self._instance
-
-    async def _begin(self, how: str) -> Any:
-        """Take an instance and reset or restore it; one that breaks in that is replaced once."""
-        self._instance = await self._keeper.take()
-        try:
-            return await self._instance.call(how, **self._begins)
-        except EnvironmentFailed:
-            self.end()
-            self._instance = await self._keeper.take()
-            return await self._instance.call(how, **self._begins)
-
-
 class Keeper:
     """Up to `most` instances of one kind of environment in this process. seconds: the longest call."""
 
@@ -166,31 +115,42 @@ class Keeper:
         self._first: OrderedDict[str, Any] = OrderedDict()  # episode -> its first observation
 
     @asynccontextmanager
-    async def episode(self, seed: int, options: Mapping[str, Any]) -> AsyncIterator[tuple[Lease, Any]]:
-        """(the episode on one of the instances, its first observation). Raises `EnvironmentFailed`."""
-        lease = Lease(self, seed, options)
+    async def episode(self, seed: int, options: Mapping[str, Any]) -> AsyncIterator[tuple[Instance, Any]]:
+        """(an instance for one rollout, the episode's first observation); waits while all instances are lent.
+
+        An instance that breaks is closed and not lent again; one that breaks before the episode has begun is replaced once.
+        Raises `EnvironmentFailed`.
+        """
+        instance = await self._take()
         try:
-            yield lease, await lease.first()
+            try:
+                observation = await self._begin(instance, seed, options)
+            except EnvironmentFailed:
+                self._give_back(instance)
+                instance = await self._take()
+                observation = await self._begin(instance, seed, options)
+            yield instance, observation
         finally:
-            lease.end()
+            self._give_back(instance)
 
-    def remembered(self, episode: str) -> Any:
-        """The first observation of an episode that can be restored; None where it has to be looked at."""
-        return self._first.get(episode)
+    async def _begin(self, instance: Instance, seed: int, options: Mapping[str, Any]) -> Any:
+        """The first observation of an episode.
 
-    def remember(self, episode: str, observation: Any) -> None:
-        """Keep an episode's first observation for the rest of its group."""
+        One that is remembered, and that the environment can repeat, is restored while the model looks at what was seen
+        before: a group's rollouts share one picture, and none of them waits for its page.
+        """
+        episode = json.dumps([seed, options], sort_keys=True, default=str)
+        known = self._first.get(episode)
+        if known is not None and instance.environment is not None and instance.environment.repeats(options):
+            instance.pending = instance.submit("restore", seed=seed, options=options)
+            return known
+        observation = await instance.call("reset", seed=seed, options=options)
         self._first[episode] = observation
         if len(self._first) > _REMEMBERED:
             self._first.popitem(last=False)
+        return observation
 
-    def take_idle(self) -> Instance | None:
-        """An instance that nobody has or waits for, if there is one."""
-        with self._lock:
-            return self._idle.pop() if self._idle else None
-
-    async def take(self) -> Instance:
-        """An instance for one rollout; waits while all are lent."""
+    async def _take(self) -> Instance:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
@@ -205,8 +165,7 @@ class Keeper:
         self._all.add(instance)
         return instance
 
-    def give_back(self, instance: Instance) -> None:
-        """Lend it to whoever waits. One that is broken is closed, and who waits gets a new one."""
+    def _give_back(self, instance: Instance) -> None:
         with self._lock:
             if instance.broken:
                 self._all.discard(instance)
